@@ -1,0 +1,86 @@
+"""Every error a user can meet.
+
+    LorakitError
+    ├── InputError            the user can mend it; the command line prints it and exits with 2
+    │   ├── ConfigError       an unknown key or flag, a value out of range
+    │   ├── DataError         a file or row that cannot be read or bears no loss
+    │   ├── ModelError        an unknown model, broken weights, remote code not allowed
+    │   ├── TargetError       a target that matches nothing or cannot be adapted
+    │   ├── AdapterError      a missing, extra or misshapen tensor; a foreign or pickled file
+    │   │   └── BaseMismatchError  the adapter was trained on another base
+    │   └── OutputError       a folder that is not empty, a disk that is full
+    ├── DivergedError         a loss or gradient is not finite; its batch was saved
+    ├── CertificateError      a merged model answers differently from its adapter
+    └── InterruptedRunError   Ctrl-C; a checkpoint was written
+
+Each message says where (file, line, key), what was found, and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LorakitError(Exception):
+    """Root of the tree; its text is one clear message for a person."""
+
+
+class InputError(LorakitError):
+    """Something the user gave cannot be used. Exit code 2."""
+
+
+class ConfigError(InputError):
+    """An unknown key or flag, or a value out of range."""
+
+
+class DataError(InputError):
+    """A file or a row cannot be read, or no token of it bears loss."""
+
+
+class ModelError(InputError):
+    """A model is unknown, its files are broken, or it wants to run remote code."""
+
+
+class TargetError(InputError):
+    """A target pattern matches nothing, or a module that cannot be adapted."""
+
+
+class AdapterError(InputError):
+    """An adapter's files do not fit their description or the model."""
+
+
+class BaseMismatchError(AdapterError):
+    """The adapter was trained on another base model."""
+
+
+class OutputError(InputError):
+    """The output cannot be written where it should go."""
+
+
+class DivergedError(LorakitError):
+    """A loss or a gradient stopped being finite. The message names the saved batch."""
+
+
+class CertificateError(LorakitError):
+    """A merged model differs from its adapter by more than the tolerance."""
+
+
+class InterruptedRunError(LorakitError):
+    """The run was interrupted and saved; the message says how to go on."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """A clause that names the valid names nearest to `name`, or lists all where none is near.
+
+    >>> did_you_mean("rnak", ["rank", "alpha"])
+    "did you mean 'rank'?"
+    >>> did_you_mean("zzz", ["rank", "alpha"])
+    "known: 'alpha', 'rank'"
+    """
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    if not names:
+        return "there are none"
+    shown = ", ".join(repr(n) for n in names[:12])
+    return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")

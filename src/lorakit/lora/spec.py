@@ -1,0 +1,81 @@
+"""What to adapt and how: one frozen description, small, strict at its boundary."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lorakit.errors import ConfigError
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Which modules get a pair (A, B), of which rank, scaled by what.
+
+    The adapted layer computes ``W x + s · B (A x)`` with ``s = alpha / rank``, or
+    ``alpha / sqrt(rank)`` with `rslora` (arXiv 2312.03732).
+
+    A pattern in `targets` and `exclude` is one of: ``all-linear`` (every linear layer of the
+    blocks, not the output head); a name such as ``q_proj`` or ``mlp.up_proj``, which matches
+    whole path components at the end of a module's path; a glob such as ``*.layers.3.*``; or
+    ``re:`` and a regular expression for the full path. Keys of `rank_pattern` and
+    `alpha_pattern` are peft's: the regular expression ``(.*\\.)?(key)$`` on the path, first hit
+    wins.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    rank: int = field(default=8, metadata={"help": "Rank r of every pair A (r x in), B (out x r)."})
+    alpha: float = field(
+        default=32.0,
+        metadata={"help": "Numerator of the scale s = alpha / rank on the low-rank path."},
+    )
+    rslora: bool = field(
+        default=False, metadata={"help": "Scale by alpha / sqrt(rank) instead (rsLoRA)."}
+    )
+    targets: tuple[str, ...] = field(
+        default=(ALL_LINEAR,),
+        metadata={
+            "help": "What to adapt: 'all-linear', names (q_proj,v_proj), globs, or re:REGEX."
+        },
+    )
+    exclude: tuple[str, ...] = field(
+        default=(), metadata={"help": "What to leave out, by the same patterns."}
+    )
+    layers: str | None = field(
+        default=None, metadata={"help": "Only these blocks, such as 0-5,8 (from 0, ends included)."}
+    )
+    rank_pattern: Mapping[str, int] = field(
+        default_factory=dict, metadata={"help": "Another rank for some modules: {pattern: rank}."}
+    )
+    alpha_pattern: Mapping[str, float] = field(
+        default_factory=dict, metadata={"help": "Another alpha for some modules: {pattern: alpha}."}
+    )
+    dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the input of the low-rank path while training."}
+    )
+    init: Literal["kaiming", "gaussian"] = field(
+        default="kaiming",
+        metadata={"help": "How A starts: kaiming (uniform, a = sqrt 5) or gaussian (std 1/r)."},
+    )
+
+    def __post_init__(self) -> None:
+        _positive_whole("rank", self.rank)
+        for key, rank in self.rank_pattern.items():
+            _positive_whole(f"rank_pattern[{key!r}]", rank)
+        for name, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
+            if not alpha > 0:
+                raise ConfigError(f"alpha must be above 0; {name} is {alpha}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must lie in [0, 1); it is {self.dropout}")
+        if not self.targets:
+            raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
+        if self.init not in ("kaiming", "gaussian"):
+            raise ConfigError(f"init must be 'kaiming' or 'gaussian'; it is {self.init!r}")
+
+
+def _positive_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1; it is {value!r}")
