@@ -1,0 +1,72 @@
+"""Swap the layers of a plan for adapted ones, and back."""
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from lorakit.errors import TargetError
+from lorakit.lora.kinds import Geometry
+from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
+from lorakit.lora.plan import Plan, plan
+from lorakit.lora.spec import LoraSpec
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_LAYERS: dict[str, type[LoraLayer]] = {
+    "linear": LoraLinear,
+    "conv1d": LoraLinear,
+    "embedding": LoraEmbedding,
+    "conv": LoraConv,
+}
+
+
+def make_layer(
+    base: nn.Module, geometry: Geometry, rank: int, scale: float, dropout: float = 0.0
+) -> LoraLayer:
+    """The adapted layer for a base module of this geometry, A and B at zero."""
+    return _LAYERS[geometry.kind](base, geometry, rank, scale, dropout)
+
+
+def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
+    """Freeze the model and put a pair (A, B) beside every target, in place.
+
+    Nothing that the model computes changes until B is trained away from zero. The same seed
+    gives the same A on every device.
+
+    Args:
+        model: any module; its own weights are neither copied nor changed.
+        what: a spec, or the plan made from it for this model.
+        seed: of A's start.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TargetError: see `plan`; or the model has pairs already.
+    """
+    if lora_layers(model):
+        raise TargetError("this model has an adapter attached already: detach it first")
+    chosen = what if isinstance(what, Plan) else plan(model, what)
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for target in chosen.targets:
+        base = model.get_submodule(target.path)
+        layer = make_layer(
+            base, target.geometry, target.rank, target.scale, chosen.spec.dropout
+        ).train(base.training)
+        layer.reset(chosen.spec.init, generator)
+        model.set_submodule(target.path, layer)
+    return model
+
+
+def detach(model: Model) -> Model:
+    """Put the base layers back where they were, in place; their bytes were never changed."""
+    for path, layer in lora_layers(model).items():
+        model.set_submodule(path, layer.base)
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The adapted layers of a model by path, in the order of its modules."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLayer)}

@@ -1,0 +1,135 @@
+"""Which modules can be adapted, and the geometry of each: one table.
+
+Classes are known by their qualified name along the inheritance, so that the method needs no
+import of transformers to know its `Conv1D`, nor of a quantization library whose linear layers
+derive from `torch.nn.Linear`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from lorakit.errors import TargetError
+
+_KINDS = {
+    "torch.nn.modules.linear.Linear": "linear",
+    "transformers.pytorch_utils.Conv1D": "conv1d",
+    "torch.nn.modules.sparse.Embedding": "embedding",
+    "torch.nn.modules.conv.Conv1d": "conv",
+    "torch.nn.modules.conv.Conv2d": "conv",
+    "torch.nn.modules.conv.Conv3d": "conv",
+}
+_PLAIN = {
+    "torch.nn.modules.linear.Linear",
+    "transformers.pytorch_utils.Conv1D",
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of an adaptable module.
+
+    Attributes:
+        kind: linear, conv1d (GPT-2's transposed linear), embedding or conv.
+        in_features: width of x; the vocabulary for an embedding; channels for a convolution.
+        out_features: width of y.
+        kernel: kernel size of a convolution, () elsewhere.
+        groups: groups of a convolution, 1 elsewhere.
+        plain: the weight is an ordinary matrix, so the fused path may read it.
+    """
+
+    kind: str
+    in_features: int
+    out_features: int
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
+    plain: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is kept as (in, out)."""
+        return self.kind == "conv1d"
+
+    def weight(self, base: nn.Module) -> Tensor:
+        """The module's frozen weight."""
+        return cast(Tensor, base.weight)
+
+    def bias(self, base: nn.Module) -> Tensor | None:
+        """The module's frozen bias, or None."""
+        return None if self.kind == "embedding" else cast("Tensor | None", base.bias)
+
+    def pair_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of A and B at a rank."""
+        ones = (1,) * len(self.kernel)
+        # peft's B is a grouped convolution: each group of outputs reads its share of the rank.
+        return (
+            (rank, self.in_features, *self.kernel),
+            (self.out_features, rank // self.groups, *ones),
+        )
+
+    def trainable(self, rank: int) -> int:
+        """Numbers in A and B together."""
+        return sum(_product(shape) for shape in self.pair_shapes(rank))
+
+    def largest_rank(self) -> int:
+        """min(in, out): a pair of higher rank spans nothing more."""
+        return min(self.in_features * _product(self.kernel), self.out_features)
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The kind of an adaptable module, None for every other."""
+    return next((_KINDS[name] for name in _qualified_names(module) if name in _KINDS), None)
+
+
+def geometry_of(module: nn.Module, path: str) -> Geometry:
+    """The geometry of the module at `path`.
+
+    Raises:
+        TargetError: the module is of no adaptable kind, or a convolution pads otherwise than
+            with zeros.
+    """
+    kind = kind_of(module)
+    plain = next(_qualified_names(module)) in _PLAIN
+    match module:
+        case nn.Linear():
+            return Geometry("linear", module.in_features, module.out_features, plain=plain)
+        case nn.Embedding():
+            if type(module) is not nn.Embedding:
+                raise TargetError(
+                    f"{path} is a {type(module).__name__}, an embedding that changes what it looks "
+                    "up (gemma's scales it): a pair beside it would not merge; leave it out"
+                )
+            return Geometry("embedding", module.num_embeddings, module.embedding_dim)
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            if module.padding_mode != "zeros":
+                raise TargetError(
+                    f"{path} pads with {module.padding_mode!r}; only zero padding can be adapted: "
+                    "leave it out with exclude"
+                )
+            return Geometry(
+                "conv",
+                module.in_channels,
+                module.out_channels,
+                tuple(module.kernel_size),
+                module.groups,
+            )
+    if kind == "conv1d":
+        rows, columns = module.get_parameter("weight").shape
+        return Geometry("conv1d", rows, columns, plain=plain)
+    raise TargetError(
+        f"{path} is a {type(module).__name__}, which has no low-rank form here: "
+        "linear layers, embeddings and convolutions have"
+    )
+
+
+def _qualified_names(module: nn.Module) -> Iterator[str]:
+    return (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

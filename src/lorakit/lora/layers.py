@@ -1,0 +1,222 @@
+"""One frozen base layer and exactly one pair (A, B, s) beside it.
+
+    LoraLayer
+    ├── LoraLinear      torch.nn.Linear and its quantized kin, transformers' Conv1D (GPT-2)
+    ├── LoraEmbedding   torch.nn.Embedding
+    └── LoraConv        torch.nn.Conv1d, Conv2d, Conv3d, groups included
+
+No method here changes a weight. A and B are float32 (float64 over a float64 base), whatever the
+base is kept in; the low-rank path computes in the dtype of the activations.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lorakit.errors import TargetError
+from lorakit.lora import equations, fused
+from lorakit.lora.kinds import Geometry
+
+
+class LoraLayer(nn.Module, ABC):
+    """A frozen `base` module with the pair A, B and the scale s.
+
+    Attributes:
+        base: the module that was there before; its parameters need no gradient.
+        A: (rank, in_features), or (rank, in_channels, *kernel).
+        B: (out_features, rank), or (out_channels, rank, 1, …).
+        scale: s, a plain number.
+        dropout: probability with which an input of the low-rank path is dropped in training.
+    """
+
+    kind: ClassVar[str]
+    A: nn.Parameter
+    B: nn.Parameter
+
+    def __init__(
+        self, base: nn.Module, geometry: Geometry, rank: int, scale: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.geometry = geometry
+        self.rank = rank
+        self.scale = scale
+        self.dropout = dropout
+        weight = geometry.weight(base)
+        kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
+        dtype = torch.promote_types(kept, torch.float32)
+        shape_A, shape_B = geometry.pair_shapes(rank)
+        self.A = nn.Parameter(torch.zeros(shape_A, dtype=dtype, device=weight.device))
+        self.B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
+
+    @abstractmethod
+    def reset(self, how: str, generator: torch.Generator) -> None:
+        """Start A and B so that s·B·A = 0. Draws on the CPU: the same seed, the same bits."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own frozen weight: some model code reads a layer's weight directly."""
+        return self.geometry.weight(self.base)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own frozen bias, or None."""
+        return self.geometry.bias(self.base)
+
+    def delta(self) -> Tensor:
+        """s·B·A in the layout of the base's weight, float32 (float64 over a float64 base)."""
+        return equations.delta(self.A, self.B, self.scale)
+
+    def merged_base(self) -> nn.Module:
+        """A new plain module with W + s·B·A, added in float32, in the base's dtype.
+
+        Raises:
+            TargetError: the base is quantized, or its layout cannot hold the product.
+        """
+        weight = self.weight
+        if not weight.dtype.is_floating_point:
+            raise TargetError(
+                f"a {type(self.base).__name__} of dtype {weight.dtype} cannot take s·B·A: "
+                "load the base unquantized to merge"
+            )
+        update = self.delta()
+        merged = copy.deepcopy(self.base)
+        merged.weight = nn.Parameter(
+            (weight.to(update.dtype) + update).to(weight.dtype), requires_grad=False
+        )
+        return merged
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows beside the base."""
+        return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+    def _start_A_at_random(self, how: str, generator: torch.Generator) -> None:
+        if self.A.is_meta:
+            return
+        draw = torch.empty(self.A.shape, dtype=self.A.dtype)
+        if how == "gaussian":
+            draw.normal_(0.0, 1.0 / self.rank, generator=generator)
+        else:
+            bound = equations.kaiming_bound(self.A[0].numel())
+            draw.uniform_(-bound, bound, generator=generator)
+        with torch.no_grad():
+            self.A.copy_(draw)
+            self.B.zero_()
+
+
+class LoraLinear(LoraLayer):
+    """y = W x + b + s · B (A x) over a linear base layer.
+
+    The hand-written path of `fused` runs over bases whose weight is a plain matrix; any other
+    (quantized, subclassed) computes its own W x and the low-rank product is added.
+    """
+
+    kind = "linear"
+
+    def reset(self, how: str, generator: torch.Generator) -> None:
+        """A Kaiming-uniform (a = sqrt 5) or gaussian (std 1/r), B zero."""
+        self._start_A_at_random(how, generator)
+
+    @property
+    def in_features(self) -> int:
+        """Width of x."""
+        return self.geometry.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Width of y."""
+        return self.geometry.out_features
+
+    def delta(self) -> Tensor:
+        """s·B·A, transposed where the base keeps its weight as (in, out), as GPT-2 does."""
+        update = super().delta()
+        return update.t().contiguous() if self.geometry.transposed else update
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in_features) -> (…, out_features)."""
+        dropping = self.training and self.dropout > 0.0
+        if self.geometry.plain and not dropping:
+            weight = self.weight.t() if self.geometry.transposed else self.weight
+            return fused.lora_linear(x, weight, self.bias, self.A, self.B, self.scale)
+        low = F.dropout(x, self.dropout) if dropping else x
+        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
+        return self.base(x) + equations.low_rank(low, A, B, self.scale)
+
+
+class LoraEmbedding(LoraLayer):
+    """y[t] = E[id_t] + s · B A[:, id_t] over an embedding; A: (rank, vocabulary), B: (dim, rank).
+
+    Dropout does not apply: the input is an index. A starts at zero and B normal, as in loralib
+    and peft, so that only the rows of A that were seen ever move.
+    """
+
+    kind = "embedding"
+    base: nn.Embedding
+
+    def reset(self, how: str, generator: torch.Generator) -> None:
+        """A zero, B standard normal (loralib's start for embeddings; `how` is for A of others)."""
+        if self.A.is_meta:
+            return
+        with torch.no_grad():
+            self.A.zero_()
+            self.B.copy_(torch.empty(self.B.shape, dtype=self.B.dtype).normal_(generator=generator))
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of y."""
+        return self.geometry.out_features
+
+    @property
+    def num_embeddings(self) -> int:
+        """Size of the vocabulary."""
+        return self.geometry.in_features
+
+    def delta(self) -> Tensor:
+        """s·(B·A)ᵀ: (vocabulary, dim), the layout of an embedding's weight."""
+        return super().delta().t().contiguous()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…) ids -> (…, dim)."""
+        y = self.base(ids)
+        h = F.embedding(ids, self.A.t(), padding_idx=self.base.padding_idx)
+        return y + (h @ self.B.t()).mul(self.scale).to(y.dtype)
+
+
+class LoraConv(LoraLayer):
+    """y = conv(x; W) + s · conv1(conv(x; A); B), conv1 having kernel 1 and the base's groups.
+
+    A sees every input channel even where the base is grouped, as in peft's format; such a pair
+    has no equal in the base's layout and so cannot be merged.
+    """
+
+    kind = "conv"
+    base: nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+    def reset(self, how: str, generator: torch.Generator) -> None:
+        """A Kaiming-uniform (a = sqrt 5) or gaussian (std 1/r), B zero."""
+        self._start_A_at_random(how, generator)
+
+    def delta(self) -> Tensor:
+        """s·B·A: (out_channels, in_channels, *kernel).
+
+        Raises:
+            TargetError: the base is grouped.
+        """
+        if self.base.groups > 1:
+            raise TargetError(
+                f"a convolution with groups={self.base.groups} cannot take s·B·A: A mixes all "
+                "input channels and the base's weight has no place for that; keep it unmerged"
+            )
+        return super().delta()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, *size) -> (N, out_channels, *size')."""
+        base = self.base
+        conv = (F.conv1d, F.conv2d, F.conv3d)[base.weight.dim() - 3]
+        low = F.dropout(x, self.dropout, training=self.training)
+        h = conv(low, self.A.to(x.dtype), None, base.stride, base.padding, base.dilation)
+        return base(x) + self.scale * conv(h, self.B.to(x.dtype), groups=base.groups)

@@ -1,0 +1,233 @@
+"""What a spec would adapt in a model: shapes, counts, what is left out and why. Pure."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from torch import nn
+
+from lorakit.errors import ConfigError, TargetError, did_you_mean
+from lorakit.lora import equations
+from lorakit.lora.kinds import Geometry, geometry_of, kind_of
+from lorakit.lora.spec import ALL_LINEAR, LoraSpec
+from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
+
+_LINEAR = ("linear", "conv1d")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module that gets a pair.
+
+    Attributes:
+        path: where it is in the model.
+        geometry: its kind and shape.
+        rank, alpha, scale: of its own pair; scale is alpha/rank or alpha/sqrt(rank).
+        frozen: parameters of the module itself, its bias included.
+        tied_to: paths of other modules that share its weight tensor.
+    """
+
+    path: str
+    geometry: Geometry
+    rank: int
+    alpha: float
+    scale: float
+    frozen: int
+    tied_to: tuple[str, ...] = ()
+
+    @property
+    def trainable(self) -> int:
+        """Numbers in A and B together."""
+        return self.geometry.trainable(self.rank)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A module with weights that gets no pair, and why."""
+
+    path: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be adapted, in the order of the model's modules, and what would not."""
+
+    spec: LoraSpec
+    targets: tuple[Target, ...]
+    skipped: tuple[Skipped, ...]
+    total_parameters: int
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of all pairs."""
+        return sum(target.trainable for target in self.targets)
+
+    def __str__(self) -> str:
+        share = self.trainable / self.total_parameters
+        return (
+            f"{len(self.targets)} modules, {self.trainable:,} trainable parameters "
+            f"({share:.2%} of {self.total_parameters:,})"
+        )
+
+
+def plan(model: nn.Module, spec: LoraSpec) -> Plan:
+    """Say what `spec` would adapt in `model`, without touching it; the meta device will do.
+
+    Raises:
+        TargetError: a pattern matches nothing, or only what cannot be adapted; a rank exceeds
+            its module's size; a module stands at two paths.
+        ConfigError: a regular expression or layer range is malformed, or a key of rank_pattern
+            or alpha_pattern means no target.
+    """
+    modules = {path: module for path, module in model.named_modules() if path}
+    candidates = [path for path, module in modules.items() if kind_of(module)]
+    reasons = _reasons_to_skip(modules, candidates, spec)
+    chosen = [path for path in candidates if path not in reasons]
+    if not chosen:
+        why = sorted(set(reasons.values()))
+        raise TargetError(
+            f"nothing is left to adapt with targets {list(spec.targets)}: " + "; ".join(why)
+        )
+    _check_shared(model, chosen)
+    _check_patterns(spec, chosen)
+    sharing = _sharing(modules)
+    targets = tuple(_target(path, modules[path], spec, sharing[path]) for path in chosen)
+    skipped = [Skipped(path, type(modules[path]).__name__, why) for path, why in reasons.items()]
+    skipped += _unsupported(modules, candidates)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Plan(spec, targets, tuple(skipped), total)
+
+
+def _reasons_to_skip(
+    modules: dict[str, nn.Module], candidates: list[str], spec: LoraSpec
+) -> dict[str, str]:
+    in_blocks = _inside_blocks(modules)
+    blocks = layer_range(spec.layers) if spec.layers is not None else None
+    if blocks is not None and not blocks & {block_of(path) for path in candidates}:
+        have = sorted({b for b in map(block_of, candidates) if b is not None})
+        span = f"{have[0]} to {have[-1]}" if have else "none"
+        raise TargetError(f"layers {spec.layers!r} names no block of this model; it has {span}")
+    hits: dict[str, list[str]] = {pattern: [] for pattern in (*spec.targets, *spec.exclude)}
+
+    def is_hit(pattern: str, path: str) -> bool:
+        if pattern == ALL_LINEAR:
+            hit = kind_of(modules[path]) in _LINEAR and path in in_blocks
+        else:
+            hit = matches(pattern, path)
+        if hit:
+            hits[pattern].append(path)
+        return hit
+
+    reasons: dict[str, str] = {}
+    for path in candidates:
+        wanted = [is_hit(pattern, path) for pattern in spec.targets]
+        unwanted = [pattern for pattern in spec.exclude if is_hit(pattern, path)]
+        if not any(wanted):
+            head = kind_of(modules[path]) in _LINEAR and path not in in_blocks
+            reasons[path] = "outside the blocks (output head)" if head else "no target names it"
+        elif unwanted:
+            reasons[path] = f"excluded by {unwanted[0]!r}"
+        elif blocks is not None and block_of(path) not in blocks:
+            reasons[path] = f"outside layers {spec.layers}"
+    for pattern, found in hits.items():
+        if not found:
+            raise TargetError(_no_hit(pattern, pattern in spec.exclude, modules, candidates))
+    return reasons
+
+
+def _no_hit(pattern: str, excluding: bool, modules: dict[str, nn.Module], known: list[str]) -> str:
+    option = "exclude" if excluding else "targets"
+    others = [path for path in modules if pattern != ALL_LINEAR and matches(pattern, path)]
+    if others:
+        kinds = sorted({type(modules[path]).__name__ for path in others})
+        return (
+            f"{option} {pattern!r} matches only {', '.join(kinds)} (such as {others[0]}), which "
+            "cannot be adapted; name linear layers, embeddings or convolutions inside it"
+        )
+    names = {path.rsplit(".", 1)[-1] for path in known}
+    return f"{option} {pattern!r} matches no module; {did_you_mean(pattern, names)}"
+
+
+def _inside_blocks(modules: dict[str, nn.Module]) -> set[str]:
+    """Paths inside the repeated blocks: the elements of a ModuleList.
+
+    A model without any (a plain stack of layers) is one block, less its last linear layer.
+    """
+    lists = [path + "." for path, module in modules.items() if isinstance(module, nn.ModuleList)]
+    inside = {path for path in modules if any(path.startswith(prefix) for prefix in lists)}
+    if any(kind_of(modules[path]) in _LINEAR for path in inside):
+        return inside
+    linear = [path for path, module in modules.items() if kind_of(module) in _LINEAR]
+    return set(linear[:-1]) if len(linear) > 1 else set(linear)
+
+
+def _check_shared(model: nn.Module, chosen: list[str]) -> None:
+    paths: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+    for same in paths.values():
+        if len(same) > 1 and set(same) & set(chosen):
+            raise TargetError(
+                f"one module stands at {' and '.join(same)}; a pair would count at each of them: "
+                "exclude it, or give the model separate modules"
+            )
+
+
+def _check_patterns(spec: LoraSpec, chosen: list[str]) -> None:
+    for option, pattern_map in (
+        ("rank_pattern", spec.rank_pattern),
+        ("alpha_pattern", spec.alpha_pattern),
+    ):
+        for key in pattern_map:
+            if not pattern_hits(key, chosen):
+                names = {path.rsplit(".", 1)[-1] for path in chosen}
+                raise ConfigError(
+                    f"{option} {key!r} means none of the targets; {did_you_mean(key, names)}"
+                )
+
+
+def _sharing(modules: dict[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for path, module in modules.items():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight":
+                owners[id(parameter)].append(path)
+    others: dict[str, tuple[str, ...]] = defaultdict(tuple)
+    for paths in owners.values():
+        for path in paths:
+            others[path] = tuple(other for other in paths if other != path)
+    return others
+
+
+def _target(path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...]) -> Target:
+    geometry = geometry_of(module, path)
+    rank = first_hit(spec.rank_pattern, path, spec.rank)
+    alpha = first_hit(spec.alpha_pattern, path, spec.alpha)
+    if rank > geometry.largest_rank():
+        name = path.rsplit(".", 1)[-1]
+        raise TargetError(
+            f"rank {rank} is above {geometry.largest_rank()}, the smaller side of {path} "
+            f"({geometry.out_features} x {geometry.in_features}): lower rank, or set "
+            f"rank_pattern: {{{name}: {geometry.largest_rank()}}}"
+        )
+    if rank % geometry.groups:
+        raise TargetError(
+            f"rank {rank} of {path} is not a multiple of its {geometry.groups} groups: "
+            "set a rank_pattern for it"
+        )
+    scale = equations.scale(alpha, rank, rslora=spec.rslora)
+    frozen = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return Target(path, geometry, rank, alpha, scale, frozen, tied_to)
+
+
+def _unsupported(modules: dict[str, nn.Module], candidates: list[str]) -> list[Skipped]:
+    """Modules that keep matrices of their own in no known form, such as fused experts."""
+    known = set(candidates)
+    return [
+        Skipped(path, type(module).__name__, f"keeps a bare {p.dim()}-D parameter {name!r}")
+        for path, module in modules.items()
+        if path not in known
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() >= 2
+    ]
