@@ -1,0 +1,192 @@
+"""Rows of tokens -> the batches of a step, without padding, and the order of the steps.
+
+A padding-free batch lays its sequences end to end in one line of T tokens:
+
+    rows      [a b c] [d e]
+    ids_T      a b c   d e
+    positions  0 1 2   0 1
+    weight_T   0 w w   0 w      nothing predicts the first token of a sequence
+    predict_L  0 1     3        the hidden state at t predicts the token at t + 1
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorakit.data.table import Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S sequences, T tokens together, L of them bearing loss.
+
+    ids_T: int64 (T,). positions_T: int64 (T,), from 0 in every sequence. weight_T: float32 (T,),
+    1 where the token bears loss. lengths_S: tokens of each sequence. rows_S: their row indices.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    weight_T: Tensor
+    lengths_S: tuple[int, ...]
+    rows_S: tuple[int, ...]
+
+    @cached_property
+    def predict_L(self) -> Tensor:
+        """Positions whose hidden state predicts a loss-bearing token: int64 (L,), ascending.
+
+        Never crosses into the next sequence, whose first token has weight 0.
+        """
+        return torch.nonzero(self.weight_T).flatten() - 1
+
+    @cached_property
+    def labels_L(self) -> Tensor:
+        """The token to be predicted at each of `predict_L`: int64 (L,)."""
+        return self.ids_T[self.predict_L + 1]
+
+    @property
+    def token_count(self) -> int:
+        """L, the number of loss-bearing tokens: the divisor of the loss."""
+        return self.predict_L.numel()
+
+    @property
+    def tokens(self) -> int:
+        """T, every token the model reads."""
+        return self.ids_T.numel()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        moved = replace(
+            self,
+            ids_T=self.ids_T.to(device),
+            positions_T=self.positions_T.to(device),
+            weight_T=self.weight_T.to(device),
+        )
+        # nonzero() on a GPU waits for it, because its result's size is unknown. Taking the indices
+        # along spares every step that wait.
+        moved.__dict__["predict_L"] = self.predict_L.to(device)
+        return moved
+
+
+def micro_batches(
+    encoded: Sequence[Encoded], rows: Sequence[int], batch_tokens: int
+) -> list[Batch]:
+    """Split one step's rows into batches of at most `batch_tokens` tokens.
+
+    Every row comes exactly once. Rows are sorted by length, so that rows of like length share a
+    batch; a row longer than the budget gets a batch of its own. The same rows give the same
+    batches whatever their order in `rows`.
+
+    encoded: a `TokenTable` or any sequence of `Encoded`.
+    rows: indices into it. batch_tokens: tokens, at least 1.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1; it is {batch_tokens}")
+    batches: list[Batch] = []
+    chosen: list[tuple[int, Encoded]] = []
+    used = 0
+    for row, item in sorted(((r, encoded[r]) for r in rows), key=lambda p: (len(p[1].ids), p[0])):
+        if chosen and used + len(item.ids) > batch_tokens:
+            batches.append(_pack(chosen))
+            chosen, used = [], 0
+        chosen.append((row, item))
+        used += len(item.ids)
+    if chosen:
+        batches.append(_pack(chosen))
+    return batches
+
+
+def _pack(chosen: list[tuple[int, Encoded]]) -> Batch:
+    lengths = tuple(len(item.ids) for _, item in chosen)
+    weight_T = np.concatenate([item.weight for _, item in chosen]).astype(np.float32)
+    weight_T[np.cumsum((0, *lengths[:-1]))] = 0.0
+    return Batch(
+        ids_T=torch.from_numpy(np.concatenate([item.ids for _, item in chosen]).astype(np.int64)),
+        positions_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+        weight_T=torch.from_numpy(weight_T),
+        lengths_S=lengths,
+        rows_S=tuple(row for row, _ in chosen),
+    )
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """A `Batch` as a rectangle, padded on the right: B sequences, T the longest of them.
+
+    ids_BT, positions_BT, attention_mask_BT: int64; weight_BT: float32, 0 on padding. What a model
+    gives back for it, ``hidden_BTD[attention_mask_BT.bool()]``, lies in the order of `ids_T`, so
+    that `predict_L` and `labels_L` of the batch apply to it unchanged.
+    """
+
+    ids_BT: Tensor
+    positions_BT: Tensor
+    attention_mask_BT: Tensor
+    weight_BT: Tensor
+
+
+def padded(batch: Batch, pad_id: int = 0) -> PaddedBatch:
+    """The batch as a rectangle, for models whose attention cannot be packed.
+
+    pad_id: any valid token id; it is masked and bears no loss.
+    """
+    lengths = torch.tensor(batch.lengths_S, device=batch.ids_T.device)
+    mask_BT = torch.arange(max(batch.lengths_S), device=lengths.device)[None] < lengths[:, None]
+
+    def fill(value_T: Tensor, empty: int) -> Tensor:
+        out = value_T.new_full(mask_BT.shape, empty)
+        out[mask_BT] = value_T
+        return out
+
+    return PaddedBatch(
+        ids_BT=fill(batch.ids_T, pad_id),
+        positions_BT=fill(batch.positions_T, 0),
+        attention_mask_BT=mask_BT.long(),
+        weight_BT=fill(batch.weight_T, 0),
+    )
+
+
+def total_steps(
+    n: int, batch_size: int, *, epochs: float | None = None, steps: int | None = None
+) -> int:
+    """How many steps `order` yields: `steps`, or ``ceil(epochs * ceil(n / batch_size))``."""
+    if (epochs is None) == (steps is None):
+        raise ValueError("give either epochs or steps")
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size must be at least 1; they are {n} and {batch_size}")
+    if steps is not None:
+        return steps
+    assert epochs is not None
+    return math.ceil(epochs * math.ceil(n / batch_size))
+
+
+def order(
+    n: int,
+    batch_size: int,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seed: int,
+    start_step: int = 0,
+) -> Iterator[tuple[int, ...]]:
+    """The row indices of each step, from `start_step` on.
+
+    Each epoch is its own permutation of the n rows; its last step holds what is left over and may
+    be smaller. Step k depends on (n, batch_size, seed, k) alone, so a resumed run starts at any
+    step without replaying the ones before.
+
+    The permutation sorts the rows by 64 raw bits of numpy's PCG64 seeded with (seed, epoch). Raw
+    bits, because numpy keeps that stream the same for ever and its `permutation` only for a while.
+    """
+    total = total_steps(n, batch_size, epochs=epochs, steps=steps)
+    per_epoch = math.ceil(n / batch_size)
+    rows, drawn_for = np.empty(0, np.int64), -1
+    for step in range(start_step, total):
+        epoch, k = divmod(step, per_epoch)
+        if epoch != drawn_for:
+            keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
+            rows, drawn_for = np.argsort(keys, kind="stable"), epoch
+        yield tuple(rows[k * batch_size : (k + 1) * batch_size].tolist())

@@ -1,0 +1,121 @@
+"""Which rows to learn from and how they become tokens: one frozen description."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from lorakit.errors import ConfigError, did_you_mean
+
+TooLong = Literal["error", "drop", "cut"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where the rows are, how their columns are read, and what bears loss.
+
+    Raises:
+        ConfigError: a value is out of its range, or two options contradict each other.
+    """
+
+    data: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Training rows: files (.jsonl .json .csv .tsv .parquet, each also .gz .zst "
+            ".bz2), folders of them, or Hugging Face dataset ids (id, id:split, id:config:split)."
+        },
+    )
+    eval_data: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Held-out rows, from the same kinds of sources. Without it, a seeded share "
+            "of the training rows is held out (see eval_share)."
+        },
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "How to write a row's prompt from its columns, such as 'Question: {question}'. "
+            "{a.b} reads inside a nested value, lists and objects are written as JSON, {{ and }} "
+            "are literal braces. Needs completion too."
+        },
+    )
+    completion: str | None = field(
+        default=None,
+        metadata={
+            "help": "How to write the answer to learn from a row's columns, such as '{answer}'."
+        },
+    )
+    system: str | None = field(
+        default=None,
+        metadata={
+            "help": "A system message put before every row that has none of its own (chat only)."
+        },
+    )
+    template: str = field(
+        default="auto",
+        metadata={
+            "help": "How a prompt is put to the model: auto (the model's chat template where it "
+            "has one, raw otherwise), chat, raw (the prompt as it stands), or a file holding a "
+            "Jinja chat template."
+        },
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest row in tokens, template included. Default: what the model can read."
+        },
+    )
+    too_long: TooLong = field(
+        default="error",
+        metadata={
+            "help": "What to do with rows longer than that: error (stop and say how many), drop "
+            "(leave them out), or cut (keep the beginning)."
+        },
+    )
+    max_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "Read only the first N training rows (before any share of them is held out)."
+        },
+    )
+    max_eval_rows: int | None = field(
+        default=None, metadata={"help": "Hold out at most N rows: the first N of eval_data."}
+    )
+    eval_share: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the training rows held out where eval_data is not given; 0 holds "
+            "none out. Rows with the same prompt always stay on the same side."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("data", "eval_data"):
+            sources = getattr(self, name)
+            if isinstance(sources, str) or not all(isinstance(s, str) and s for s in sources):
+                raise ConfigError(f"{name} must be a list of file names or ids; it is {sources!r}")
+        for name in ("max_length", "max_rows", "max_eval_rows"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
+                raise ConfigError(f"{name} must be a whole number of at least 1; it is {value!r}")
+        if self.max_length == 1:
+            raise ConfigError("max_length is 1, but a row needs 2 tokens for one to be predicted")
+        if self.too_long not in get_args(TooLong):
+            known = did_you_mean(str(self.too_long), get_args(TooLong))
+            raise ConfigError(f"too_long is {self.too_long!r}; {known}")
+        if not 0.0 <= self.eval_share < 1.0:
+            raise ConfigError(f"eval_share must lie in [0, 1); it is {self.eval_share}")
+        if (self.prompt is None) != (self.completion is None):
+            given, missing = ("prompt", "completion")[:: 1 if self.completion is None else -1]
+            raise ConfigError(
+                f"{given} is given without {missing}: both are needed to map the columns of a row, "
+                f"for example prompt '{{question}}' and completion '{{answer}}'"
+            )
+        if not self.template:
+            raise ConfigError("template is empty: give auto, chat, raw or the name of a file")
+        if self.system and self.template == "raw":
+            raise ConfigError(
+                "system has no place in template 'raw': write it into prompt, for example "
+                "prompt '" + self.system[:30] + " {question}'"
+            )
