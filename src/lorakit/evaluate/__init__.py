@@ -1,1 +1,14 @@
-"""TODO"""
+"""How good answers are: scores of generated text, and how sure one can be of them."""
+
+from lorakit.evaluate.bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from lorakit.evaluate.metrics import METRICS, MetricScore, Scores, score
+
+__all__ = [
+    "METRICS",
+    "Interval",
+    "MetricScore",
+    "Scores",
+    "bootstrap_difference",
+    "bootstrap_mean",
+    "score",
+]
