@@ -1,1 +1,18 @@
-"""TODO"""
+"""Training: a loss, an optimizer, one loop, and checkpoints to go on from."""
+
+from lorakit.train.loop import Event, FitResult, fit
+from lorakit.train.loss import Loss, held_out_loss, make_loss
+from lorakit.train.optimizer import auto_learning_rate, learning_rate_at
+from lorakit.train.spec import TrainSpec
+
+__all__ = [
+    "Event",
+    "FitResult",
+    "Loss",
+    "TrainSpec",
+    "auto_learning_rate",
+    "fit",
+    "held_out_loss",
+    "learning_rate_at",
+    "make_loss",
+]

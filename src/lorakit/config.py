@@ -1,0 +1,197 @@
+"""The run file (YAML) and the flags -> the frozen specs of each room.
+
+Every option is declared once, as a field of the spec of the room that reads it. This file only
+composes them: one flat namespace, strict, where flags win over the file.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from lorakit.data.spec import DataSpec
+from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora.spec import LoraSpec
+from lorakit.models.spec import ModelSpec
+from lorakit.train.spec import TrainSpec
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What a run leaves behind.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    out: str = field(default="runs/train", metadata={"help": "The run folder; it must be empty."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest checkpoint in the run folder."}
+    )
+    samples: int = field(
+        default=8,
+        metadata={"help": "Held-out prompts answered and scored before and after; 0 for none."},
+    )
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "Longest answer to such a prompt, in tokens."}
+    )
+    tensorboard: bool = field(
+        default=False, metadata={"help": "Also write TensorBoard events into the run folder."}
+    )
+    force: bool = field(
+        default=False,
+        metadata={"help": "Go on where a check of the base or its template says no."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ConfigError("out is empty: name a folder for the run")
+        if self.samples < 0 or self.max_new_tokens < 1:
+            raise ConfigError("samples must be at least 0 and max_new_tokens at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: one frozen spec for each room."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    output: OutputSpec = field(default_factory=OutputSpec)
+
+    def to_flat(self) -> dict[str, Any]:
+        """All options by name, complete, as plain values for YAML and JSON."""
+        return {
+            option.name: _plain(getattr(getattr(self, option.section), option.name))
+            for option in options()
+        }
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the run file, and the flag of the same name."""
+
+    name: str
+    section: str
+    kind: Any
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """--batch-size for batch_size."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is a switch without a value."""
+        return self.kind is bool
+
+
+def options() -> tuple[Option, ...]:
+    """Every option, in the order of the sections."""
+    found: list[Option] = []
+    for section in fields(RunConfig):
+        spec = section.type
+        assert isinstance(spec, type)
+        hints = get_type_hints(spec)
+        default = spec()
+        found += [
+            Option(
+                f.name, section.name, hints[f.name], getattr(default, f.name), f.metadata["help"]
+            )
+            for f in fields(spec)
+        ]
+    return tuple(found)
+
+
+def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """The configuration in a YAML file, with `flags` (by option name) over it.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown (the nearest is named), or a value
+            is not of its kind.
+    """
+    from_file: Mapping[str, Any] = {}
+    if path is not None:
+        try:
+            from_file = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"{path} does not exist") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{path} is a folder; give the config.yaml in it") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+        if not isinstance(from_file, Mapping):
+            raise ConfigError(f"{path} must hold 'name: value' lines, one for each option")
+    config = _apply(RunConfig(), from_file, str(path))
+    return _apply(config, flags, "the command line")
+
+
+def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    known = {option.name: option for option in options()}
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        option = known.get(str(name))
+        if option is None:
+            raise ConfigError(f"{source}: unknown key {name!r}; {did_you_mean(str(name), known)}")
+        changes.setdefault(option.section, {})[option.name] = _parsed(option, value, source)
+    sections: dict[str, Any] = {
+        section: replace(getattr(config, section), **changed)
+        for section, changed in changes.items()
+    }
+    return replace(config, **sections)
+
+
+def _parsed(option: Option, value: Any, source: str) -> Any:
+    origin = get_origin(option.kind)
+    if origin is tuple and isinstance(value, str):
+        value = _split(value)
+    elif origin is not None and issubclass_mapping(origin) and isinstance(value, str):
+        value = yaml.safe_load(value)
+    try:
+        parsed = TypeAdapter(option.kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise ConfigError(
+            f"{source}: {option.name} is {value!r}; it must be {describe(option.kind)} ({problem})"
+        ) from None
+    return dict(parsed) if isinstance(parsed, Mapping) else parsed
+
+
+def _split(text: str) -> tuple[str, ...]:
+    # A regular expression may hold commas of its own.
+    if text.startswith("re:"):
+        return (text,)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def issubclass_mapping(origin: Any) -> bool:
+    """Whether a type's origin is a mapping."""
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def describe(kind: Any) -> str:
+    """A type in words: 'a whole number', 'auto or a number', 'error, drop or cut'."""
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if kind in names:
+        return names[kind]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments if a is not type(None))
+    if origin is tuple:
+        return "a list, or texts with commas between"
+    if origin is not None and issubclass_mapping(origin):
+        return "a mapping such as {q_proj: 4}"
+    return " or ".join(repr(a) for a in arguments)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value

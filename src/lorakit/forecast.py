@@ -1,0 +1,197 @@
+"""What a run needs before it starts: parameters, FLOPs, bytes, seconds.
+
+FLOPs of one training token, with N block weights, r·P adapter parameters, H head weights, L
+layers of width d, mean sequence length s and share c of loss-bearing tokens:
+
+    F_lora = 4 N + 6 P r + 7 s d L + 4 H c        F_full = 6 N + 7 s d L + 6 H c
+
+A frozen weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
+The head runs on loss-bearing tokens only. Time is tokens · F over the matmul rate measured on
+this machine at the model's own shapes, over the share of it that training reaches.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.lora import Plan
+from lorakit.lora.kinds import geometry_of, kind_of
+
+# Share of the measured matmul rate that a step reaches on a CPU; the rest is element-wise work
+# and attention. From benchmarks/train_speed.py.
+EFFICIENCY = 0.6
+# The interpreter, torch, transformers and tokenizers before any weight is loaded.
+RUNTIME_BYTES = 600_000_000
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a model that FLOPs and bytes depend on.
+
+    Attributes:
+        block_parameters: N, weights of linear layers inside the blocks.
+        head_parameters: H, weights of the output head, tied or not.
+        layers, width: L and d.
+        vocabulary: rows of the head.
+        total_parameters: all, a tied weight counted once.
+        shapes: distinct (out, in) of the block linears, with how often each occurs.
+        activation_floats: numbers kept for the backward pass for each token.
+    """
+
+    block_parameters: int
+    head_parameters: int
+    layers: int
+    width: int
+    vocabulary: int
+    total_parameters: int
+    shapes: tuple[tuple[int, int, int], ...]
+    activation_floats: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run, before it starts.
+
+    Attributes:
+        trainable_parameters: of the adapter (or the model, for full fine-tuning).
+        flops_per_token: F, training FLOPs of one real token.
+        tokens: real tokens of the whole run.
+        peak_memory_bytes: largest resident size of the process.
+        seconds: of the steps, evaluations left out.
+        matmul_flops: measured rate, FLOP/s, at the model's shapes.
+    """
+
+    trainable_parameters: int
+    flops_per_token: float
+    tokens: int
+    peak_memory_bytes: int
+    seconds: float
+    matmul_flops: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for result.json."""
+        return asdict(self)
+
+
+def shape_of(model: nn.Module) -> ModelShape:
+    """Read the shape off a model without an adapter; the meta device will do."""
+    counts: dict[tuple[int, int], int] = {}
+    blocks: set[str] = set()
+    head = vocabulary = width = 0
+    kept = 0
+    for path, module in model.named_modules():
+        if kind_of(module) not in ("linear", "conv1d"):
+            continue
+        geometry = geometry_of(module, path)
+        size = (geometry.out_features, geometry.in_features)
+        numbers = [part for part in path.split(".") if part.isdecimal()]
+        if numbers:
+            blocks.add(numbers[0])
+            counts[size] = counts.get(size, 0) + 1
+            kept += geometry.in_features + geometry.out_features
+        else:
+            head, vocabulary = size[0] * size[1], size[0]
+            width = geometry.in_features
+    return ModelShape(
+        block_parameters=sum(o * i * n for (o, i), n in counts.items()),
+        head_parameters=head,
+        layers=len(blocks),
+        width=width,
+        vocabulary=vocabulary,
+        total_parameters=sum(p.numel() for p in model.parameters()),
+        shapes=tuple((o, i, n) for (o, i), n in counts.items()),
+        activation_floats=kept,
+    )
+
+
+def flops_per_token(
+    shape: ModelShape, trainable: int, mean_length: float, loss_share: float, *, full: bool = False
+) -> float:
+    """F, as above.
+
+    Args:
+        shape: of the model.
+        trainable: P·r, parameters of the adapter; not read for full fine-tuning.
+        mean_length: s, of the sequences, weighted by token: Σ s² / Σ s.
+        loss_share: c, loss-bearing tokens over all tokens.
+        full: for full fine-tuning.
+    """
+    attention = 7 * mean_length * shape.width * shape.layers
+    if full:
+        return 6 * shape.block_parameters + attention + 6 * shape.head_parameters * loss_share
+    frozen = 4 * shape.block_parameters + 4 * shape.head_parameters * loss_share
+    return frozen + 6 * trainable + attention
+
+
+def matmul_rate(
+    shape: ModelShape, dtype: torch.dtype, device: torch.device, *, tokens: int = 1024
+) -> float:
+    """FLOP/s of this machine on the block's own matmuls, forward and input gradient, best of 3.
+
+    Every distinct (tokens × in) · (in × out) is timed with its transpose; the rate is total
+    FLOPs over total time, weighted by how often the model does each.
+    """
+    flops = seconds = 0.0
+    for out_features, in_features, count in shape.shapes:
+        x = torch.randn(tokens, in_features, device=device, dtype=dtype)
+        weight = torch.randn(out_features, in_features, device=device, dtype=dtype)
+        y = torch.randn(tokens, out_features, device=device, dtype=dtype)
+        best = min(_seconds(x, weight, y) for _ in range(4))
+        flops += count * 4.0 * tokens * in_features * out_features
+        seconds += count * best
+    return flops / seconds
+
+
+def _seconds(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> float:
+    started = time.perf_counter()
+    x @ weight.t()
+    y @ weight
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - started
+
+
+def forecast(
+    shape: ModelShape,
+    plan: Plan,
+    lengths: Sequence[int],
+    loss_tokens: int,
+    *,
+    epochs_tokens: int,
+    batch_tokens: int,
+    dtype: torch.dtype,
+    rate: float,
+) -> Forecast:
+    """What training this plan on rows of these lengths will need.
+
+    Args:
+        shape: of the base.
+        plan: of the adapter.
+        lengths: tokens of each row.
+        loss_tokens: loss-bearing tokens among them.
+        epochs_tokens: real tokens of the whole run.
+        batch_tokens: tokens of the largest forward pass.
+        dtype: of the base.
+        rate: FLOP/s, see `matmul_rate`.
+    """
+    total = sum(lengths)
+    mean = sum(n * n for n in lengths) / total
+    flops = flops_per_token(shape, plan.trainable, mean, loss_tokens / total)
+    size = dtype.itemsize
+    # What is kept of a token: the inputs and outputs of its linears, and about as much again
+    # for norms, rotary embeddings and the activation. Measured in benchmarks/growth.py.
+    activations = 2 * shape.activation_floats * size * batch_tokens
+    head = 2 * 512 * shape.vocabulary * 4
+    memory = RUNTIME_BYTES + shape.total_parameters * size + 16 * plan.trainable
+    return Forecast(
+        trainable_parameters=plan.trainable,
+        flops_per_token=flops,
+        tokens=epochs_tokens,
+        peak_memory_bytes=memory + activations + head,
+        seconds=epochs_tokens * flops / (rate * EFFICIENCY),
+        matmul_flops=rate,
+    )

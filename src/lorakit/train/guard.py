@@ -1,0 +1,68 @@
+"""After the first step: what should move has moved, and the base has not."""
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.errors import DivergedError
+from lorakit.lora import lora_layers
+
+_SAMPLE = 1024
+
+
+class FirstStepGuard:
+    """Remembers the model before its first step, and looks at it after.
+
+    The base is compared on an even sample of each tensor, since a 7-billion-parameter base
+    should not be copied for a check; the tests compare every byte.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._frozen = {
+            name: _sample(p).clone() for name, p in model.named_parameters() if not p.requires_grad
+        }
+        self._trained = {
+            name: _sample(p).clone() for name, p in model.named_parameters() if p.requires_grad
+        }
+        self._B = {path: layer.B.detach().clone() for path, layer in lora_layers(model).items()}
+
+    def check(self, learning_rate: float) -> list[str]:
+        """Notes on pairs that the first step did not reach.
+
+        Raises:
+            DivergedError: nothing moved, or a frozen weight did.
+        """
+        parameters = dict(self._model.named_parameters())
+        moved = [
+            n for n, old in self._frozen.items() if not torch.equal(_sample(parameters[n]), old)
+        ]
+        if moved:
+            raise DivergedError(
+                f"after the first step the frozen weight {moved[0]} has changed "
+                f"({len(moved)} in all): something outside the adapter writes to the base"
+            )
+        if self._B:
+            layers = lora_layers(self._model)
+            still = [path for path, old in self._B.items() if torch.equal(layers[path].B, old)]
+            everything = len(self._B)
+        else:
+            still = [
+                n for n, old in self._trained.items() if torch.equal(_sample(parameters[n]), old)
+            ]
+            everything = len(self._trained)
+        if len(still) == everything:
+            raise DivergedError(
+                f"after the first step (learning rate {learning_rate:g}) nothing has moved: no "
+                "gradient reaches the trained parameters"
+            )
+        if still:
+            return [
+                f"the first step reached {everything - len(still)} of {everything} trained "
+                f"modules; not {still[0]}" + (f" and {len(still) - 1} more" if still[1:] else "")
+            ]
+        return []
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLE)]

@@ -1,0 +1,127 @@
+"""The loss of a batch: negative log-likelihood in nats, summed over the tokens that bear it.
+
+    nll_sum = Σ_t  -log p(token_t | tokens before it in its own sequence)
+
+A loss returns the sum and the count; the loop divides once, by the count of the whole step, so
+that how a step was split into batches cannot change its gradient. The output head sees only the
+positions that predict a loss-bearing token.
+
+Legend: T tokens of a batch, L loss-bearing tokens, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lorakit.data.batches import Batch, padded
+from lorakit.models import attention
+
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+
+# 512 rows of a 49,152-word vocabulary are 100 MB of float32 logits: large enough for a matmul at
+# full speed, small beside the activations.
+HEAD_CHUNK = 512
+
+
+def make_loss(model: Any) -> Loss:
+    """The fastest loss that is right for this model, found by trying it on a few tokens.
+
+    Sequences go end to end without padding where the model's attention allows it, and through
+    its own padded forward otherwise; the head runs in chunks with its gradient formed in the
+    forward pass where it is a plain matrix, and through the model's own forward (softcaps,
+    scales) otherwise.
+    """
+    if not attention.supports_packing(model):
+        return padded_loss
+    return chunked_loss if attention.head_is_plain(model) else packed_loss
+
+
+def padded_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
+    """Through the model's own forward on a padded rectangle: right for every causal LM."""
+    ids_BT, mask_BT, weight_BT = padded(batch)
+    logits_BTV = attention.padded_logits(model, ids_BT, mask_BT)
+    bears = weight_BT[:, 1:] > 0
+    labels_L = ids_BT[:, 1:][bears]
+    nll = F.cross_entropy(logits_BTV[:, :-1][bears].float(), labels_L, reduction="sum")
+    return nll, int(labels_L.numel())
+
+
+def packed_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
+    """Sequences end to end; logits of loss-bearing positions by the model's own head."""
+    logits_LV = attention.packed_logits(
+        model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L
+    )
+    return F.cross_entropy(logits_LV.float(), batch.labels_L, reduction="sum"), batch.token_count
+
+
+def chunked_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
+    """Sequences end to end; a plain head in chunks, its gradient formed in the forward pass."""
+    hidden_TD = attention.packed_hidden(model, batch.ids_T, batch.positions_T, batch.lengths_S)
+    head = model.get_output_embeddings()
+    hidden_LD = hidden_TD.index_select(0, batch.predict_L)
+    nll = cast(Tensor, _ChunkedHead.apply(hidden_LD, head.weight, head.bias, batch.labels_L))
+    return nll, batch.token_count
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Σ cross-entropy(h Wᵀ + b, labels) without ever holding the (L, V) logits.
+
+    Both gradients, (softmax - onehot) W and (softmax - onehot)ᵀ h, are formed chunk by chunk
+    while the logits are there; the backward only scales them. A frozen W gets none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_LD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_L: Tensor
+    ) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden_LD) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
+        grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden_LD.device)
+        for start in range(0, hidden_LD.shape[0], HEAD_CHUNK):
+            part = slice(start, start + HEAD_CHUNK)
+            logits = F.linear(hidden_LD[part], weight_VD, bias_V)
+            # float32 at least, whatever the base is kept in: the sum runs over the vocabulary.
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            labels = labels_L[part, None]
+            log_norm = logits.logsumexp(dim=1, keepdim=True)
+            total += (log_norm - logits.gather(1, labels)).sum(dtype=torch.float64)
+            if not any((wants_hidden, wants_weight, wants_bias)):
+                continue
+            probability = logits.sub_(log_norm).exp_()
+            probability.scatter_add_(1, labels, torch.full_like(labels, -1.0, dtype=logits.dtype))
+            slope = probability.to(hidden_LD.dtype)
+            if grad_hidden is not None:
+                torch.mm(slope, weight_VD, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(slope.t(), hidden_LD[part])
+            if grad_bias is not None:
+                grad_bias.add_(slope.sum(0))
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total.to(torch.promote_types(hidden_LD.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None)
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> float:
+    """Mean loss in nats per loss-bearing token, in eval mode; the model's mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        total, tokens = 0.0, 0
+        for batch in batches:
+            nll, count = loss(model, batch)
+            total += float(nll)
+            tokens += count
+    finally:
+        model.train(was_training)
+    return total / tokens
