@@ -109,9 +109,9 @@ def test_agrees_with_sacrebleu_on_the_command_line(metric: str, tmp_path: Path) 
         file = tmp_path / name
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         files.append(str(file))
+    options = ["-m", metric, "--score-only", "--width", "6"]
     printed = subprocess.run(
-        [sys.executable, "-m", "sacrebleu", *files[:2], "-i", files[2]]
-        + f"-m {metric} --score-only --width 6".split(),
+        [sys.executable, "-m", "sacrebleu", *files[:2], "-i", files[2], *options],
         capture_output=True,
         text=True,
         check=True,
