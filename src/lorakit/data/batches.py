@@ -8,6 +8,7 @@ A padding-free batch lays its sequences end to end in one line of T tokens:
     weight_T   0 w w   0 w      nothing predicts the first token of a sequence
     predict_L  0 1     3        the hidden state at t predicts the token at t + 1
 """
+# ruff: noqa: N815  (the fields carry their shapes in their names)
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,207 @@
+"""Where rows lie: a source's name -> files; a file, compressed or not -> lines of text."""
+
+import bz2
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import zstandard
+
+from lorakit.errors import DataError, did_you_mean
+
+Format = Literal["jsonl", "json", "csv", "tsv", "parquet"]
+
+FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of rows: what its name says about its format and compression."""
+
+    path: Path
+    format: Format
+    compression: str
+
+    @property
+    def name(self) -> str:
+        """The path as the user gave it."""
+        return str(self.path)
+
+
+def kind_of(path: Path) -> DataFile | None:
+    """What a file's name says it is, or None where it names no known format."""
+    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+    inner = Path(path.stem) if compression else path
+    format_ = FORMATS.get(inner.suffix.lower())
+    return DataFile(path, format_, compression) if format_ else None
+
+
+def files_of(source: str) -> list[DataFile] | None:
+    """The files that a source names: itself, or those of a folder in the order of their names.
+
+    None where it is no path here and may be the id of a dataset on the Hugging Face hub.
+
+    Raises:
+        DataError: the file is missing, of no known format, or the folder holds none.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        found = [f for f in map(kind_of, inside) if f]
+        if not found:
+            names = ", ".join(repr(p.name) for p in inside[:8]) or "no files"
+            raise DataError(f"{source}: no rows in this folder ({names}); {_known_formats()}")
+        return found
+    if path.exists():
+        file = kind_of(path)
+        if file is None:
+            raise DataError(
+                f"{source}: the format {path.suffix!r} is not known; {_known_formats()}"
+            )
+        return [file]
+    if (
+        kind_of(path)
+        or path.is_absolute()
+        or source.startswith((".", "~"))
+        or source.count("/") > 1
+    ):
+        raise DataError(f"{source}: no such file; {nearest_file(path)}")
+    if "/" in source and path.parent.is_dir():
+        raise DataError(f"{source}: no such file or folder; {nearest_file(path)}")
+    return None
+
+
+def _known_formats() -> str:
+    return f"known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS)}"
+
+
+def nearest_file(path: Path) -> str:
+    """A clause with the names in a missing file's folder that are nearest to its own."""
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    if folder != path.parent:
+        return f"the folder {path.parent} does not exist either"
+    try:
+        names = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        return f"and its folder cannot be read ({error.strerror})"
+    return f"in {folder}: {did_you_mean(path.name, names)}"
+
+
+class _ZstdReader(io.RawIOBase):
+    """zstandard's own reader ends quietly where a file was cut short; this one raises."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._ready = raw, b""
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._inside = False
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            rest = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._inside = False
+            rest = rest or self._raw.read(1 << 16)
+            if not rest:
+                if self._inside:
+                    raise EOFError("the last frame is not complete")
+                return 0
+            self._inside = True
+            self._ready = self._frame.decompress(rest)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+
+def open_bytes(file: DataFile) -> BinaryIO:
+    """The file's decompressed bytes as a stream.
+
+    Raises:
+        DataError: the file is empty or cannot be opened.
+    """
+    try:
+        if file.path.stat().st_size == 0:
+            raise DataError(f"{file.name}: the file is empty")
+        raw = file.path.open("rb")
+    except OSError as error:
+        raise DataError(f"{file.name}: cannot be opened ({error.strerror})") from None
+    if file.compression == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if file.compression == ".bz2":
+        return cast(BinaryIO, bz2.BZ2File(raw))
+    if file.compression == ".zst":
+        return io.BufferedReader(_ZstdReader(raw), 1 << 16)
+    return raw
+
+
+def decompression_error(file: DataFile, error: Exception, line: int) -> DataError:
+    """What to tell the user when a compressed stream ends early or is damaged."""
+    after = f"after line {line}" if line else "before the first line"
+    if isinstance(error, EOFError):
+        return DataError(
+            f"{file.name}:{line + 1}: the compressed data ends early, {after}: the file was cut "
+            "short; copy or download it again"
+        )
+    return DataError(
+        f"{file.name}:{line + 1}: the {file.compression or 'file'} data is damaged {after} ({error})"
+    )
+
+
+# What the decompressors raise on damaged input. EOFError: cut short.
+DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+
+
+def lines(file: DataFile) -> Iterator[str]:
+    """The file's lines with their line ends, decoded from UTF-8 one at a time.
+
+    Raises:
+        DataError: naming the line, where the bytes are not UTF-8 or the compressed data is broken.
+    """
+    number = 0
+    with open_bytes(file) as stream:
+        try:
+            # Lines are split on \n alone, as bytes: str.splitlines would also split at U+2028 and
+            # its like, which JSON allows inside a string.
+            for raw in stream:
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(_wrong_encoding(file, number + 1, line, error)) from None
+                yield text
+                number += 1
+        except DAMAGED as error:
+            raise decompression_error(file, error, number) from None
+
+
+def _wrong_encoding(file: DataFile, number: int, line: bytes, error: UnicodeDecodeError) -> str:
+    if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        guess, why = "UTF-16", "the file starts with a UTF-16 mark"
+    else:
+        guess = "WINDOWS-1252"
+        why = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+    return (
+        f"{file.name}:{number}: not UTF-8 ({why}). Convert it, for example: "
+        f"iconv -f {guess} -t UTF-8 {file.path.name}"
+    )
