@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from lorakit.errors import TargetError
-from lorakit.lora.kinds import Geometry
 from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
-from lorakit.lora.plan import Plan, plan
+from lorakit.lora.plan import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,11 +20,9 @@ _LAYERS: dict[str, type[LoraLayer]] = {
 }
 
 
-def make_layer(
-    base: nn.Module, geometry: Geometry, rank: int, scale: float, dropout: float = 0.0
-) -> LoraLayer:
-    """The adapted layer for a base module of this geometry, A and B at zero."""
-    return _LAYERS[geometry.kind](base, geometry, rank, scale, dropout)
+def make_layer(base: nn.Module, target: Target, spec: LoraSpec) -> LoraLayer:
+    """The adapted layer for the base module of a target, A and B at zero."""
+    return _LAYERS[target.geometry.kind](base, target, spec)
 
 
 def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
@@ -52,9 +49,7 @@ def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
     generator = torch.Generator().manual_seed(seed)
     for target in chosen.targets:
         base = model.get_submodule(target.path)
-        layer = make_layer(
-            base, target.geometry, target.rank, target.scale, chosen.spec.dropout
-        ).train(base.training)
+        layer = make_layer(base, target, chosen.spec).train(base.training)
         layer.reset(chosen.spec.init, generator)
         model.set_submodule(target.path, layer)
     return model

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lorakit.errors import TargetError
 from lorakit.lora import equations, fused
-from lorakit.lora.kinds import Geometry
+from lorakit.lora.plan import Target
+from lorakit.lora.spec import LoraSpec
 
 
 class LoraLayer(nn.Module, ABC):
@@ -27,6 +28,8 @@ class LoraLayer(nn.Module, ABC):
 
     Attributes:
         base: the module that was there before; its parameters need no gradient.
+        target: what the plan says of it: path, geometry, rank, alpha, scale.
+        spec: the description that the whole adapter was made from; what is saved with it.
         A: (rank, in_features), or (rank, in_channels, *kernel).
         B: (out_features, rank), or (out_channels, rank, 1, …).
         scale: s, a plain number.
@@ -37,19 +40,19 @@ class LoraLayer(nn.Module, ABC):
     A: nn.Parameter
     B: nn.Parameter
 
-    def __init__(
-        self, base: nn.Module, geometry: Geometry, rank: int, scale: float, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, base: nn.Module, target: Target, spec: LoraSpec) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.geometry = geometry
-        self.rank = rank
-        self.scale = scale
-        self.dropout = dropout
-        weight = geometry.weight(base)
+        self.target = target
+        self.spec = spec
+        self.geometry = target.geometry
+        self.rank = target.rank
+        self.scale = target.scale
+        self.dropout = spec.dropout
+        weight = self.geometry.weight(base)
         kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
         dtype = torch.promote_types(kept, torch.float32)
-        shape_A, shape_B = geometry.pair_shapes(rank)
+        shape_A, shape_B = self.geometry.pair_shapes(self.rank)
         self.A = nn.Parameter(torch.zeros(shape_A, dtype=dtype, device=weight.device))
         self.B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
 
