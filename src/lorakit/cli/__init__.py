@@ -1,1 +1,1 @@
-"""TODO"""
+"""The command line: one short file a command; rendering only."""

@@ -1,0 +1,41 @@
+# Every target does its own set-up in .venv; a fresh machine needs Python 3.11, make and pip.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Where real data lies for benchmarks; never needed by `make test`.
+DATA ?= data
+
+.PHONY: help install demo test check format bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## Set up .venv with everything that demo and test need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install ## Train on a small task with the built-in model and show what happened
+	$(BIN)/lorakit demo
+
+test: install ## Run the tests
+	$(BIN)/python -m pytest
+
+check: install ## Format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## Measure training speed against a plain peft loop: make bench DATA=folder
+	$(BIN)/python benchmarks/train_speed.py --data $(DATA)
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

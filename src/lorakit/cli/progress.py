@@ -1,0 +1,109 @@
+"""A run's events as bars and lines on the terminal."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from lorakit.cli.show import console, count, duration, left_out, plan_table, say, size, warn
+
+STAGES = {
+    "load": "loading the model and the rows",
+    "train": "training",
+    "save": "saving",
+    "before": "answers before training",
+    "after": "answers after training",
+    "download": "fetching the built-in model",
+    "convert": "converting the built-in model",
+}
+
+
+class TrainingWatcher:
+    """Shows what `run_training` reports; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "TrainingWatcher":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        match event["kind"]:
+            case "stage":
+                self._stage(event["name"], event.get("steps"))
+            case "progress":
+                self._update(completed=event["done"], total=event["total"])
+            case "prepared":
+                show_prepared(event["prepared"])
+            case "train":
+                rate, loss = event["real_tokens_per_second"], event["loss"]
+                self._update(completed=event["step"], detail=f"loss {loss:.3f}  {rate:,.0f} tok/s")
+            case "eval":
+                where = f"step {event['step']}" if event["step"] else "before training"
+                self._progress.console.print(
+                    f"  {where}: held-out loss {event['loss']:.4f} nats per token"
+                )
+            case "resume":
+                self._progress.console.print(f"  going on after step {event['step']}")
+                self._update(completed=event["step"])
+            case "note":
+                warn(event["text"])
+
+    def _stage(self, name: str, total: int | None) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(STAGES.get(name, name), total=total, detail="")
+
+    def _update(self, **fields: Any) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, **fields)
+
+
+def show_prepared(prepared: Any) -> None:
+    """The rows, the plan and the forecast of a run that is about to start."""
+    data, forecast, model = prepared.data, prepared.forecast, prepared.session.model
+    say(data.notes)
+    rows = f"{count(len(data.train))} rows to learn from, {count(len(data.eval))} held out"
+    share = data.train.loss_tokens / data.train.tokens
+    say([f"{rows}; {count(data.train.tokens)} tokens, {share:.0%} of them bear loss"])
+    console.print(plan_table(prepared.plan))
+    say(left_out(prepared.plan))
+    dtype = str(model.dtype).removeprefix("torch.")
+    say(
+        [
+            f"{prepared.steps} steps at learning rate {prepared.learning_rate:g}, base in {dtype} "
+            f"on {model.device}",
+            f"forecast: {size(forecast.peak_memory_bytes)} of memory, "
+            f"{duration(forecast.seconds)} of training, "
+            f"{forecast.flops_per_token / 1e6:,.0f} MFLOP a token at "
+            f"{forecast.matmul_flops / 1e9:,.0f} GFLOP/s",
+        ]
+    )

@@ -1,0 +1,94 @@
+"""Small renderings that several commands share."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lorakit.errors import LorakitError
+from lorakit.lora import Plan
+
+console = Console(highlight=False)
+
+
+def count(number: float) -> str:
+    """1234567 -> 1,234,567."""
+    return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes for a person: 9,768,960 -> 9.8 MB."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= power:
+            return f"{number / power:.1f} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: 3,725 -> 1 h 02 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print sentences as they are, without markup."""
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """One warning on standard error."""
+    Console(stderr=True, highlight=False).print(f"[yellow]note:[/] {message}", soft_wrap=True)
+
+
+def plan_table(plan: Plan) -> Table:
+    """The targets of a plan, alike ones in one row, and what is left out and why."""
+    table = Table(title=str(plan), title_justify="left", box=None, pad_edge=False)
+    for name in ("module", "how many", "shape", "rank", "scale", "trainable"):
+        table.add_column(name, justify="left" if name == "module" else "right")
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for target in plan.targets:
+        shape = f"{target.geometry.out_features} x {target.geometry.in_features}"
+        name = ".".join("*" if part.isdecimal() else part for part in target.path.split("."))
+        key = (name, shape, target.rank, target.scale)
+        groups.setdefault(key, []).append(target.trainable)
+    for (name, shape, rank, scale), sizes in groups.items():
+        table.add_row(name, str(len(sizes)), shape, str(rank), f"{scale:g}", count(sum(sizes)))
+    return table
+
+
+def left_out(plan: Plan) -> list[str]:
+    """One sentence for each reason why modules are left out, and one for tied weights."""
+    reasons: dict[str, list[str]] = {}
+    for skipped in plan.skipped:
+        reasons.setdefault(skipped.reason, []).append(skipped.path)
+    lines = [
+        f"left out: {paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "") + f": {why}"
+        for why, paths in reasons.items()
+    ]
+    tied = [t for t in plan.targets if t.tied_to]
+    return lines + [
+        f"{t.path} shares its weight with {', '.join(t.tied_to)}: only {t.path} is adapted, and "
+        "merging unties them"
+        for t in tied
+    ]
+
+
+def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """Scores side by side."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, value in after.items():
+        table.add_row(name.replace("_", " "), f"{before.get(name, float('nan')):.3f}", f"{value:.3f}")
+    return table
+
+
+def fail(error: LorakitError) -> str:
+    """The text of an error for places that go on after it."""
+    return str(error)

@@ -1,0 +1,126 @@
+"""`lorakit train`."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import TrainingWatcher
+from lorakit.cli.show import console, count, duration, say, scores_table, size
+from lorakit.config import RunConfig, load_config
+from lorakit.errors import InterruptedRunError
+from lorakit.run.folder import CONFIG
+
+
+def train(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A run file (YAML); flags win over it. RUN/config.yaml repeats a run."),
+    ] = None,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Teach a model your task: a file of rows in, a trained adapter out.
+
+    The model stays frozen; a pair of small matrices beside each weight is trained. Try:
+
+    `lorakit train --data rows.jsonl --out runs/first`
+
+    `lorakit train --data rows.csv --prompt '{question}' --completion '{answer}'`
+
+    The run folder then holds `adapter/` (peft's format), `report.html`, `result.json`,
+    `metrics.jsonl`, and `config.yaml`, which repeats the run.
+    """
+    command = shlex.join(["lorakit", *sys.argv[1:]])
+    start_training(resolve(config, flatten(flags)), command)
+
+
+command = with_options(train)
+
+
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
+    """The run's configuration; with --resume and no run file, the one in the run folder."""
+    if flags.get("resume") and path is None and "out" in flags:
+        kept = Path(str(flags["out"])) / CONFIG
+        path = kept if kept.is_file() else None
+    return load_config(path, flags)
+
+
+def start_training(config: RunConfig, command: str) -> dict[str, Any]:
+    """Train with bars on the terminal, write the report, and say what came out."""
+    from lorakit.report import write_report
+    from lorakit.run.training import run_training
+
+    out = Path(config.output.out)
+    with stop_at_ctrl_c() as stop, TrainingWatcher() as watcher:
+        try:
+            result = run_training(
+                config, report=watcher, should_stop=stop.is_set, command=command
+            )
+        except InterruptedRunError as error:
+            again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
+            raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None
+    report = write_report(out)
+    summarise(result, out, report)
+    return result
+
+
+def summarise(result: Mapping[str, Any], out: Path, report: Path) -> None:
+    """A run's figures, for a person."""
+    if result["eval_loss"] is not None:
+        before = result["eval_loss_before"]
+        console.print(
+            f"\nheld-out loss [bold]{before:.4f}[/] before, [bold]{result['eval_loss']:.4f}[/] "
+            f"after (nats per token, step {result['best_step']})"
+        )
+    if result["scores_after"]:
+        console.print(scores_table(result["scores_before"], result["scores_after"]))
+    expected = result["forecast"]
+    trained = sum(f.stat().st_size for f in (out / "adapter").iterdir())
+    say(
+        [
+            f"{count(result['trainable_parameters'])} parameters trained in "
+            f"{duration(result['train_seconds'])} (forecast {duration(expected['seconds'])}), "
+            f"{size(result['peak_memory_bytes'])} of memory "
+            f"(forecast {size(expected['peak_memory_bytes'])})",
+            f"{result['real_tokens_per_second']:,.0f} real tokens/s, "
+            f"{result['fraction_of_limit']:.0%} of what the matmuls here allow",
+            f"adapter: {out / 'adapter'} ({size(trained)})",
+            f"report:  {report}",
+            f"ask it:  lorakit generate --adapter {out / 'adapter'} 'your prompt'",
+            *(f"note: {note}" for note in result["notes"] if "reached" in note),
+        ]
+    )
+
+
+@contextmanager
+def stop_at_ctrl_c() -> Iterator[Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second Ctrl-C ends at once."""
+    event = Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+        console.print("\nstopping after this step; Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def with_output(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with other output options."""
+    return replace(config, output=replace(config.output, **changes))

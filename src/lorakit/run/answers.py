@@ -1,0 +1,58 @@
+"""Held-out prompts put to a model, and its answers scored: before and after."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.data import Example, encode_prompt
+from lorakit.evaluate.metrics import Scores, score
+from lorakit.models.generate import Generation, generate
+from lorakit.run.session import Session
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Scores of two sets of answers to the same prompts, and the answers side by side."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+def ask(session: Session, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
+    """Greedy answers of the session's model to the prompts of examples that have an answer."""
+    prompts = [
+        encode_prompt(example, session.tokenizer, session.template)
+        for example in with_answers(examples)
+    ]
+    if not prompts:
+        return []
+    made: list[Generation] = generate(
+        session.model, session.tokenizer, prompts, max_new_tokens=max_new_tokens
+    )
+    return [answer.text.strip() for answer in made]
+
+
+def with_answers(examples: Sequence[Example]) -> list[Example]:
+    """Those that ask something and know the answer; plain text does neither."""
+    return [example for example in examples if example.answer is not None]
+
+
+def score_answers(examples: Sequence[Example], answers: Sequence[str], metrics: Any) -> Scores:
+    """Scores of answers to the prompts of these examples."""
+    references = [str(example.answer).strip() for example in with_answers(examples)]
+    return score(list(answers), references, metrics)
+
+
+def compare(examples: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> Compared:
+    """Both sets scored alike, with each prompt, reference and pair of answers."""
+    asked = with_answers(examples)
+    if not asked:
+        return Compared({}, {}, [])
+    samples = [
+        {"prompt": e.question, "reference": str(e.answer).strip(), "before": b, "after": a}
+        for e, b, a in zip(asked, before, after, strict=True)
+    ]
+    scored = [score_answers(examples, answers, "auto") for answers in (before, after)]
+    old, new = ({name: m.value for name, m in s.metrics.items()} for s in scored)
+    return Compared(old, new, samples)

@@ -1,0 +1,97 @@
+"""A run's folder: what is in it, and how each file comes to be there whole."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorakit.errors import OutputError
+
+CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
+
+
+def open_folder(path: Path, *, resume: bool) -> Path:
+    """Make the run folder, or check that it is one to resume.
+
+    Raises:
+        OutputError: it holds something and `resume` is off; or nothing to resume from.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file; --out needs a folder")
+    inside = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    if inside and not resume:
+        has = (path / "checkpoints").is_dir()
+        hint = "go on with --resume, or " if has else ""
+        raise OutputError(
+            f"{path} is not empty (it holds {', '.join(inside[:4])}): {hint}give another --out"
+        )
+    if resume and not (path / CONFIG).is_file():
+        raise OutputError(f"{path} holds no run to resume: there is no {CONFIG} in it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror}") from None
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside the file and rename: a reader finds the old text or the new, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with a newline at its end, written by `write_text`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """YAML in the order given, written by `write_text`."""
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+class MetricsFile:
+    """metrics.jsonl: one line an event, flushed as it comes.
+
+    On resuming, lines after the checkpoint's step are dropped: those steps will be done again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Append an event."""
+        if event["kind"] == "resume":
+            self._forget_after(event["step"])
+            return
+        self._file.write(json.dumps(dict(event)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _forget_after(self, step: int) -> None:
+        self._file.close()
+        kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The events of a metrics.jsonl; a last line cut short by a kill is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events

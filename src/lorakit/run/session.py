@@ -1,0 +1,70 @@
+"""A base model made ready: tokenizer, identity, template, and an adapter if one is asked for."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.data import Dataset, DataSpec, Template, load_data, resolve_template
+from lorakit.errors import AdapterError
+from lorakit.models import ModelSpec, identify, load_model
+from lorakit.models.fingerprint import BaseIdentity
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every command that runs a model holds.
+
+    Attributes:
+        model, tokenizer: ready and frozen; the adapter's pairs attached where there is one.
+        identity: fingerprint of the base.
+        template: how a prompt is put to the model.
+        adapter: what was attached, or None.
+    """
+
+    model: Any
+    tokenizer: Any
+    identity: BaseIdentity
+    template: Template
+    adapter: AdapterInfo | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence that the model reads, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+
+def open_base(spec: ModelSpec, data: DataSpec | None = None) -> Session:
+    """Load a base model and what belongs to it."""
+    model, tokenizer = load_model(spec)
+    template = resolve_template(data or DataSpec(), tokenizer)
+    return Session(model, tokenizer, identify(spec), template)
+
+
+def open_adapted(
+    spec: ModelSpec, adapter: Path | None, data: DataSpec | None = None, *, force: bool = False
+) -> Session:
+    """Load a base and attach an adapter to it; its own template is used unless one is asked for.
+
+    Raises:
+        AdapterError, BaseMismatchError: see `lorakit.adapters.load_adapter`.
+    """
+    if adapter is None:
+        return open_base(spec, data)
+    known = read_adapter(adapter)
+    session = open_base(spec, data)
+    info = load_adapter(session.model, adapter, identity=session.identity, force=force)
+    recorded = known.provenance.get("template") if known.provenance else None
+    if recorded and (data is None or data.template == "auto"):
+        try:
+            session = replace(session, template=Template.from_dict(recorded))
+        except (KeyError, ValueError) as error:
+            raise AdapterError(f"{adapter}: its recorded template is damaged: {error}") from None
+    return replace(session, adapter=info)
+
+
+def load_rows(session: Session, spec: DataSpec, seed: int) -> Dataset:
+    """Read, encode and split the rows with the session's tokenizer and template."""
+    return load_data(
+        spec, session.tokenizer, seed=seed, template=session.template, model_limit=session.max_length
+    )

@@ -1,0 +1,238 @@
+"""`lorakit train`: a configuration -> a trained adapter and all that a run leaves behind."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit import forecast as forecasting
+from lorakit.adapters import save_adapter
+from lorakit.config import RunConfig
+from lorakit.data import Dataset, micro_batches, order, total_steps
+from lorakit.errors import DataError
+from lorakit.lora import Plan, attach, plan
+from lorakit.models.attention import packed_attention
+from lorakit.run import answers, folder as folders
+from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.session import Session, load_rows, open_base
+from lorakit.train import auto_learning_rate, fit, held_out_loss, make_loss
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: everything loaded and checked, nothing attached yet.
+
+    Attributes:
+        session: base model, tokenizer, identity, template.
+        data: training and held-out rows as tokens.
+        plan: what would be adapted.
+        steps: optimizer steps.
+        learning_rate: the peak, 'auto' resolved.
+        forecast: parameters, memory and time expected.
+    """
+
+    session: Session
+    data: Dataset
+    plan: Plan
+    steps: int
+    learning_rate: float
+    forecast: forecasting.Forecast
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load and check all that a run depends on, and forecast what it will need."""
+    session = open_base(config.model)
+    data = load_rows(session, config.data, config.train.seed)
+    if not len(data.train):
+        raise DataError("no training row is left: see --eval-share, --max-rows and --too-long")
+    chosen = plan(session.model, config.lora)
+    spec = config.train
+    limit = {"steps": spec.max_steps} if spec.max_steps else {"epochs": spec.epochs}
+    steps = total_steps(len(data.train), spec.batch_size, **limit)
+    rate = spec.learning_rate
+    if rate == "auto":
+        text = session.model.config.get_text_config()
+        rate = auto_learning_rate(text.hidden_size, steps, family=text.model_type)
+    shape = forecasting.shape_of(session.model)
+    lengths = data.train.lengths
+    tokens_a_step = min(spec.batch_size, len(lengths)) * float(lengths.mean())
+    expected = forecasting.forecast(
+        shape,
+        chosen,
+        lengths.tolist(),
+        data.train.loss_tokens,
+        epochs_tokens=int(steps * tokens_a_step),
+        batch_tokens=int(min(spec.batch_tokens, tokens_a_step * 1.3)),
+        dtype=session.model.dtype,
+        rate=forecasting.matmul_rate(shape, session.model.dtype, session.model.device),
+    )
+    return Prepared(session, data, chosen, steps, rate, expected)
+
+
+def run_training(
+    config: RunConfig,
+    *,
+    report: Report = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Train as the configuration says and return what `result.json` holds.
+
+    Args:
+        config: the whole run.
+        report: told of each stage and step, as flat mappings with a "kind".
+        should_stop: asked between steps; see `lorakit.train.fit`.
+        command: how to repeat the run, for the result.
+
+    Raises:
+        InputError: something given cannot be used; nothing was trained.
+        DivergedError, InterruptedRunError: see `lorakit.train.fit`.
+    """
+    started = time.perf_counter()
+    folder = folders.open_folder(Path(config.output.out), resume=config.output.resume)
+    report({"kind": "stage", "name": "load"})
+    ready = prepare(config)
+    session, data = ready.session, ready.data
+    model, spec = session.model, config.train
+    report({"kind": "prepared", "prepared": ready})
+    folders.write_yaml(folder / folders.CONFIG, config.to_flat())
+
+    # Asked before anything is attached: what the base itself answers.
+    asked = data.eval_examples[: config.output.samples]
+    before = answers.ask(session, asked, config.output.max_new_tokens, report, "before")
+
+    attach(model, ready.plan, seed=spec.seed)
+    loss = make_loss(model)
+    if spec.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    held_out = micro_batches(data.eval, range(len(data.eval)), spec.batch_tokens)
+    device = model.device
+    evaluate = None
+    if held_out:
+        evaluate = partial(_evaluate, model, [b.to(device) for b in held_out], loss)
+    rows_of = _rows_of(len(data.train), spec.batch_size, ready.steps, spec.seed)
+    log = folders.MetricsFile(folder / folders.METRICS)
+    watchers: list[Report] = [log, report]
+    if config.output.tensorboard:
+        from lorakit.run.tensorboard import TensorBoard
+
+        watchers.append(TensorBoard(folder))
+
+    report({"kind": "stage", "name": "train", "steps": ready.steps})
+    model.train()
+    try:
+        with packed_attention(model):
+            fitted = fit(
+                model,
+                lambda step: [
+                    batch.to(device)
+                    for batch in micro_batches(data.train, rows_of(step), spec.batch_tokens)
+                ],
+                ready.steps,
+                spec,
+                loss=loss,
+                learning_rate=ready.learning_rate,
+                evaluate=evaluate,
+                report=lambda event: [watch(event) for watch in watchers] and None,
+                should_stop=should_stop,
+                folder=folder,
+                run=run_hash(config, session, data),
+                resume=config.output.resume,
+            )
+    finally:
+        log.close()
+    model.eval()
+
+    report({"kind": "stage", "name": "save"})
+    after = answers.ask(session, asked, config.output.max_new_tokens, report, "after")
+    scores = answers.compare(asked, before, after)
+    folders.write_json(folder / folders.SAMPLES, scores.samples)
+    rate = fitted.tokens / fitted.seconds
+    result: dict[str, Any] = {
+        "command": command,
+        "model": session.identity.name,
+        "adapter": str(folder / "adapter"),
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "targets": list(config.lora.targets),
+        "learning_rate": ready.learning_rate,
+        "seed": spec.seed,
+        "rows": len(data.train),
+        "eval_rows": len(data.eval),
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        "stopped_early": fitted.stopped_early,
+        "train_loss": fitted.train_loss,
+        "eval_loss": fitted.eval_loss,
+        "eval_loss_before": fitted.eval_loss_before,
+        "scores_before": scores.before,
+        "scores_after": scores.after,
+        "trainable_parameters": ready.plan.trainable,
+        "total_parameters": ready.plan.total_parameters,
+        "optimizer_state_bytes": fitted.state_bytes,
+        "tokens": fitted.tokens,
+        "real_tokens_per_second": rate,
+        "fraction_of_limit": rate * ready.forecast.flops_per_token / ready.forecast.matmul_flops,
+        "peak_memory_bytes": peak_memory(device),
+        "train_seconds": fitted.seconds,
+        "seconds": time.perf_counter() - started,
+        "forecast": ready.forecast.to_dict(),
+        "template": session.template.to_dict(),
+        "data_sha256": data.sha256,
+        "versions": versions(),
+        "machine": machine(device),
+        "notes": [*data.notes, *fitted.notes],
+    }
+    save_adapter(
+        model,
+        folder / "adapter",
+        identity=session.identity,
+        provenance={
+            "template": session.template.to_dict(),
+            "data_sha256": data.sha256,
+            "config": config.to_flat(),
+            "versions": result["versions"],
+            "metrics": {
+                name: result[name] for name in ("train_loss", "eval_loss", "eval_loss_before")
+            }
+            | {"scores": scores.after},
+        },
+        overwrite=True,
+    )
+    folders.write_json(folder / folders.RESULT, result)
+    return result
+
+
+def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
+    """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
+    flat = config.to_flat()
+    for name in ("out", "resume", "samples", "max_new_tokens", "tensorboard", "force"):
+        flat.pop(name)
+    parts = [flat, session.identity.to_dict(), data.sha256, str(session.model.dtype)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _evaluate(model: torch.nn.Module, batches: list[Any], loss: Any) -> float:
+    return held_out_loss(model, batches, loss)
+
+
+def _rows_of(rows: int, batch_size: int, steps: int, seed: int) -> Callable[[int], tuple[int, ...]]:
+    """The rows of any step; steps asked for in turn cost one draw an epoch."""
+    iterator, at = order(rows, batch_size, steps=steps, seed=seed), 0
+
+    def rows_of(step: int) -> tuple[int, ...]:
+        nonlocal iterator, at
+        if step != at:
+            iterator, at = order(rows, batch_size, steps=steps, seed=seed, start_step=step), step
+        at += 1
+        return next(iterator)
+
+    return rows_of

@@ -1,0 +1,241 @@
+"""The loop on small models with a loss of our own: what it promises, without transformers."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lorakit.data.batches import micro_batches
+from lorakit.data.table import Encoded, TokenTable
+from lorakit.errors import DivergedError, InterruptedRunError, OutputError
+from lorakit.lora import LoraSpec, attach
+from lorakit.train import TrainSpec, fit
+from lorakit.train.loss import Loss
+
+VOCABULARY, WIDTH = 11, 6
+
+
+class Reader(nn.Module):
+    """Predicts the next token from this one, through two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids_T):
+        x = self.embedding(ids_T)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.head(x)
+
+
+def nll(model, batch):
+    logits = model(batch.ids_T)[batch.predict_L]
+    return nn.functional.cross_entropy(logits, batch.labels_L, reduction="sum"), batch.token_count
+
+
+def adapted(dropout: float = 0.0) -> Reader:
+    torch.manual_seed(0)
+    model = Reader().double()
+    return attach(model, LoraSpec(rank=2, dropout=dropout), seed=1).train()
+
+
+def rows(count: int = 8) -> TokenTable:
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for i in range(count):
+        ids = torch.randint(0, VOCABULARY, (3 + i,), generator=generator).int().numpy()
+        weight = (torch.arange(3 + i) > i // 2).to(torch.uint8).numpy()
+        made.append(Encoded(ids, weight, f"rows.jsonl:{i + 1}"))
+    return TokenTable.build(made)
+
+
+def run(model, *, steps=6, batch_tokens=10_000, loss: Loss = nll, spec=None, **options):
+    table = rows()
+    return fit(
+        model,
+        lambda step: micro_batches(table, range(8), batch_tokens),
+        steps,
+        spec or TrainSpec(warmup=0.0, clip=0.0),
+        loss=loss,
+        learning_rate=0.05,
+        **options,
+    )
+
+
+def trained(model) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+
+
+def test_one_batch_of_eight_equals_eight_of_one_with_uneven_lengths():
+    together, apart = adapted(), adapted()
+    run(together)
+    run(apart, batch_tokens=1)
+    assert len(micro_batches(rows(), range(8), 1)) == 8
+    torch.testing.assert_close(trained(together), trained(apart), rtol=0, atol=1e-10)
+
+
+def test_equals_a_plain_loop_with_torch_adamw():
+    ours, theirs = adapted(), adapted()
+    run(ours, spec=TrainSpec(warmup=0.0, clip=1.0, schedule="linear"))
+    parameters = [p for p in theirs.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.0)
+    table = rows()
+    for step in range(6):
+        total, count = 0.0, 0
+        for row in table:
+            ids = torch.tensor(row.ids).long()
+            labels = [(t, int(ids[t + 1])) for t in range(len(ids) - 1) if row.weight[t + 1]]
+            log_p = theirs(ids).log_softmax(-1)
+            total = total - sum(log_p[t, label] for t, label in labels)
+            count += len(labels)
+        adam.zero_grad()
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in adam.param_groups:
+            group["lr"] = 0.05 * (1 - step / 6)
+        adam.step()
+    torch.testing.assert_close(trained(ours), trained(theirs), rtol=0, atol=1e-8)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first, second, third = adapted(0.5), adapted(0.5), adapted(0.5)
+    run(first)
+    run(second)
+    run(third, spec=TrainSpec(warmup=0.0, clip=0.0, seed=5))
+    assert torch.equal(trained(first), trained(second))
+    assert not torch.equal(trained(first), trained(third))
+
+
+def test_the_base_keeps_every_byte():
+    model = adapted()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    run(model)
+    after = dict(model.named_parameters())
+    assert before
+    assert all(torch.equal(after[name], old) for name, old in before.items())
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_killed_and_resumed_gives_the_same_bits(tmp_path):
+    spec = TrainSpec(warmup=0.0, checkpoint_every=2, eval_every=2)
+    losses = iter([3.0, 2.0, 2.5, 1.0, 9.0])
+    whole = adapted(0.3)
+    expected = run(whole, spec=spec, evaluate=lambda: next(losses))
+
+    seen = []
+
+    def die_at_five(event):
+        seen.append(event)
+        if event["kind"] == "train" and event["step"] == 5:
+            raise KilledError
+
+    stopped, again = adapted(0.3), adapted(0.3)
+    losses = iter([3.0, 2.0, 2.5])
+    with pytest.raises(KilledError):
+        run(stopped, spec=spec, evaluate=lambda: next(losses), folder=tmp_path, report=die_at_five)
+    losses = iter([1.0, 9.0])
+    result = run(again, spec=spec, evaluate=lambda: next(losses), folder=tmp_path, resume=True)
+    assert torch.equal(trained(whole), trained(again))
+    same = ("steps", "train_loss", "eval_loss", "eval_loss_before", "best_step", "tokens")
+    assert [getattr(result, name) for name in same] == [getattr(expected, name) for name in same]
+
+
+def test_the_best_parameters_are_kept_and_patience_ends_the_run():
+    model, kept = adapted(), []
+    losses = iter([9.0, 5.0, 6.0, 7.0, 1.0])
+
+    def evaluate():
+        kept.append(trained(model).clone())
+        return next(losses)
+
+    spec = TrainSpec(warmup=0.0, eval_every=1, patience=2)
+    result = run(model, spec=spec, evaluate=evaluate)
+    assert (result.best_step, result.eval_loss, result.eval_loss_before) == (1, 5.0, 9.0)
+    assert result.stopped_early
+    assert result.steps == 3
+    assert torch.equal(trained(model), kept[1])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(tmp_path):
+    calls = []
+
+    def breaks(model, batch):
+        total, count = nll(model, batch)
+        calls.append(count)
+        return (total * math.nan if len(calls) == 3 else total), count
+
+    model, good = adapted(), adapted()
+    constant = TrainSpec(warmup=0.0, clip=0.0, schedule="constant")
+    with pytest.raises(DivergedError, match=r"step 3: the loss is nan.*learning-rate"):
+        run(model, loss=breaks, folder=tmp_path, spec=constant)
+    saved = json.loads((tmp_path / "diverged-step-3.json").read_text())
+    assert saved["rows"] == list(range(8))
+    run(good, steps=2, spec=constant)
+    assert torch.equal(trained(model), trained(good))
+
+
+def test_a_base_that_changes_is_noticed_after_the_first_step():
+    def writes_to_the_base(model, batch):
+        with torch.no_grad():
+            model.head.weight.add_(1.0)
+        return nll(model, batch)
+
+    with pytest.raises(DivergedError, match=r"frozen weight head\.weight has changed"):
+        run(adapted(), loss=writes_to_the_base)
+
+
+def test_a_gradient_that_reaches_nothing_is_noticed():
+    def reaches_nothing(model, batch):
+        return sum(0.0 * p.sum() for p in model.parameters() if p.requires_grad), 1
+
+    with pytest.raises(DivergedError, match="nothing has moved"):
+        run(adapted(), loss=reaches_nothing)
+
+
+def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
+    steps = []
+    model = adapted()
+    with pytest.raises(InterruptedRunError, match="after step 2 of 6"):
+        run(
+            model,
+            folder=tmp_path,
+            report=lambda e: steps.append(e["step"]) if e["kind"] == "train" else None,
+            should_stop=lambda: len(steps) == 2,
+        )
+    again, whole = adapted(), adapted()
+    run(again, folder=tmp_path, resume=True)
+    run(whole)
+    assert torch.equal(trained(again), trained(whole))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    spec = TrainSpec(checkpoint_every=1)
+    run(adapted(), steps=2, spec=spec, folder=tmp_path, run="one")
+    with pytest.raises(OutputError, match="other data, model or settings"):
+        run(adapted(), steps=2, spec=spec, folder=tmp_path, run="two", resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    spec = TrainSpec(checkpoint_every=1)
+    run(adapted(), steps=2, spec=spec, folder=tmp_path)
+    (state,) = tmp_path.glob("checkpoints/step-*/state.safetensors")
+    state.write_bytes(state.read_bytes()[:50])
+    with pytest.raises(OutputError, match="damaged"):
+        run(adapted(), steps=2, spec=spec, folder=tmp_path, resume=True)
+
+
+def test_full_training_is_the_same_loop():
+    torch.manual_seed(0)
+    model = Reader().double()
+    before = trained(model).clone()
+    result = run(model)
+    assert result.state_bytes == 2 * 8 * before.numel()
+    assert float((trained(model) - before).abs().max()) > 0
