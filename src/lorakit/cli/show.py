@@ -85,7 +85,9 @@ def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Tab
     for name in ("", "before", "after"):
         table.add_column(name, justify="right" if name else "left")
     for name, value in after.items():
-        table.add_row(name.replace("_", " "), f"{before.get(name, float('nan')):.3f}", f"{value:.3f}")
+        table.add_row(
+            name.replace("_", " "), f"{before.get(name, float('nan')):.3f}", f"{value:.3f}"
+        )
     return table
 
 

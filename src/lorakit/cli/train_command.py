@@ -63,9 +63,7 @@ def start_training(config: RunConfig, command: str) -> dict[str, Any]:
     out = Path(config.output.out)
     with stop_at_ctrl_c() as stop, TrainingWatcher() as watcher:
         try:
-            result = run_training(
-                config, report=watcher, should_stop=stop.is_set, command=command
-            )
+            result = run_training(config, report=watcher, should_stop=stop.is_set, command=command)
         except InterruptedRunError as error:
             again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
             raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None

@@ -75,8 +75,10 @@ class MetricsFile:
         self._file.write(json.dumps(dict(event)) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def _forget_after(self, step: int) -> None:

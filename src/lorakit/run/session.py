@@ -66,5 +66,9 @@ def open_adapted(
 def load_rows(session: Session, spec: DataSpec, seed: int) -> Dataset:
     """Read, encode and split the rows with the session's tokenizer and template."""
     return load_data(
-        spec, session.tokenizer, seed=seed, template=session.template, model_limit=session.max_length
+        spec,
+        session.tokenizer,
+        seed=seed,
+        template=session.template,
+        model_limit=session.max_length,
     )

@@ -5,25 +5,20 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lorakit import forecast as forecasting
 from lorakit.adapters import save_adapter
 from lorakit.config import RunConfig
-from lorakit.data import Dataset, micro_batches, order, total_steps
+from lorakit.data import Dataset
 from lorakit.errors import DataError
 from lorakit.lora import Plan, attach, plan
-from lorakit.models.attention import packed_attention
-from lorakit.run import answers, folder as folders
+from lorakit.run import answers
+from lorakit.run import folder as folders
+from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session, load_rows, open_base
-from lorakit.train import auto_learning_rate, fit, held_out_loss, make_loss
-
-Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,7 @@ def prepare(config: RunConfig) -> Prepared:
         raise DataError("no training row is left: see --eval-share, --max-rows and --too-long")
     chosen = plan(session.model, config.lora)
     spec = config.train
-    limit = {"steps": spec.max_steps} if spec.max_steps else {"epochs": spec.epochs}
-    steps = total_steps(len(data.train), spec.batch_size, **limit)
-    rate = spec.learning_rate
-    if rate == "auto":
-        text = session.model.config.get_text_config()
-        rate = auto_learning_rate(text.hidden_size, steps, family=text.model_type)
+    steps = steps_of(len(data.train), spec)
     shape = forecasting.shape_of(session.model)
     lengths = data.train.lengths
     tokens_a_step = min(spec.batch_size, len(lengths)) * float(lengths.mean())
@@ -74,7 +64,7 @@ def prepare(config: RunConfig) -> Prepared:
         dtype=session.model.dtype,
         rate=forecasting.matmul_rate(shape, session.model.dtype, session.model.device),
     )
-    return Prepared(session, data, chosen, steps, rate, expected)
+    return Prepared(session, data, chosen, steps, peak_rate(session.model, steps, spec), expected)
 
 
 def run_training(
@@ -89,12 +79,12 @@ def run_training(
     Args:
         config: the whole run.
         report: told of each stage and step, as flat mappings with a "kind".
-        should_stop: asked between steps; see `lorakit.train.fit`.
+        should_stop: asked between steps; see `lorakit.training.fit`.
         command: how to repeat the run, for the result.
 
     Raises:
         InputError: something given cannot be used; nothing was trained.
-        DivergedError, InterruptedRunError: see `lorakit.train.fit`.
+        DivergedError, InterruptedRunError: see `lorakit.training.fit`.
     """
     started = time.perf_counter()
     folder = folders.open_folder(Path(config.output.out), resume=config.output.resume)
@@ -103,22 +93,15 @@ def run_training(
     session, data = ready.session, ready.data
     model, spec = session.model, config.train
     report({"kind": "prepared", "prepared": ready})
-    folders.write_yaml(folder / folders.CONFIG, config.to_flat())
+    if not config.output.resume:
+        folders.write_yaml(folder / folders.CONFIG, config.to_flat())
 
     # Asked before anything is attached: what the base itself answers.
     asked = data.eval_examples[: config.output.samples]
-    before = answers.ask(session, asked, config.output.max_new_tokens, report, "before")
+    report({"kind": "stage", "name": "before"})
+    before = answers.ask(session, asked, config.output.max_new_tokens)
 
     attach(model, ready.plan, seed=spec.seed)
-    loss = make_loss(model)
-    if spec.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    held_out = micro_batches(data.eval, range(len(data.eval)), spec.batch_tokens)
-    device = model.device
-    evaluate = None
-    if held_out:
-        evaluate = partial(_evaluate, model, [b.to(device) for b in held_out], loss)
-    rows_of = _rows_of(len(data.train), spec.batch_size, ready.steps, spec.seed)
     log = folders.MetricsFile(folder / folders.METRICS)
     watchers: list[Report] = [log, report]
     if config.output.tensorboard:
@@ -126,33 +109,28 @@ def run_training(
 
         watchers.append(TensorBoard(folder))
 
-    report({"kind": "stage", "name": "train", "steps": ready.steps})
-    model.train()
-    try:
-        with packed_attention(model):
-            fitted = fit(
-                model,
-                lambda step: [
-                    batch.to(device)
-                    for batch in micro_batches(data.train, rows_of(step), spec.batch_tokens)
-                ],
-                ready.steps,
-                spec,
-                loss=loss,
-                learning_rate=ready.learning_rate,
-                evaluate=evaluate,
-                report=lambda event: [watch(event) for watch in watchers] and None,
-                should_stop=should_stop,
-                folder=folder,
-                run=run_hash(config, session, data),
-                resume=config.output.resume,
-            )
-    finally:
-        log.close()
-    model.eval()
+    def tell(event: Mapping[str, Any]) -> None:
+        for watch in watchers:
+            watch(event)
 
-    report({"kind": "stage", "name": "save"})
-    after = answers.ask(session, asked, config.output.max_new_tokens, report, "after")
+    report({"kind": "stage", "name": "train", "steps": ready.steps})
+    with log:
+        fitted = fit_model(
+            model,
+            data.train,
+            data.eval,
+            spec,
+            steps=ready.steps,
+            learning_rate=ready.learning_rate,
+            report=tell,
+            should_stop=should_stop,
+            folder=folder,
+            run=run_hash(config, session, data),
+            resume=config.output.resume,
+        )
+
+    report({"kind": "stage", "name": "after"})
+    after = answers.ask(session, asked, config.output.max_new_tokens)
     scores = answers.compare(asked, before, after)
     folders.write_json(folder / folders.SAMPLES, scores.samples)
     rate = fitted.tokens / fitted.seconds
@@ -218,21 +196,3 @@ def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
         flat.pop(name)
     parts = [flat, session.identity.to_dict(), data.sha256, str(session.model.dtype)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _evaluate(model: torch.nn.Module, batches: list[Any], loss: Any) -> float:
-    return held_out_loss(model, batches, loss)
-
-
-def _rows_of(rows: int, batch_size: int, steps: int, seed: int) -> Callable[[int], tuple[int, ...]]:
-    """The rows of any step; steps asked for in turn cost one draw an epoch."""
-    iterator, at = order(rows, batch_size, steps=steps, seed=seed), 0
-
-    def rows_of(step: int) -> tuple[int, ...]:
-        nonlocal iterator, at
-        if step != at:
-            iterator, at = order(rows, batch_size, steps=steps, seed=seed, start_step=step), step
-        at += 1
-        return next(iterator)
-
-    return rows_of

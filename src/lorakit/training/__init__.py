@@ -1,9 +1,9 @@
 """Training: a loss, an optimizer, one loop, and checkpoints to go on from."""
 
-from lorakit.train.loop import Event, FitResult, fit
-from lorakit.train.loss import Loss, held_out_loss, make_loss
-from lorakit.train.optimizer import auto_learning_rate, learning_rate_at
-from lorakit.train.spec import TrainSpec
+from lorakit.training.loop import Event, FitResult, fit
+from lorakit.training.loss import Loss, held_out_loss, make_loss
+from lorakit.training.optimizer import auto_learning_rate, learning_rate_at
+from lorakit.training.spec import TrainSpec
 
 __all__ = [
     "Event",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
-from lorakit.train.spec import TrainSpec
+from lorakit.training.spec import TrainSpec
 
 _LLAMA_EXPONENT, _QWEN_EXPONENT = 0.781, 0.0775
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lorakit.errors import ConfigError
-from lorakit.train.optimizer import FlatAdamW, auto_learning_rate, learning_rate_at
-from lorakit.train.spec import TrainSpec
+from lorakit.training.optimizer import FlatAdamW, auto_learning_rate, learning_rate_at
+from lorakit.training.spec import TrainSpec
 
 
 def two_layers() -> nn.Sequential:

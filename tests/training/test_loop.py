@@ -11,8 +11,8 @@ from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import DivergedError, InterruptedRunError, OutputError
 from lorakit.lora import LoraSpec, attach
-from lorakit.train import TrainSpec, fit
-from lorakit.train.loss import Loss
+from lorakit.training import TrainSpec, fit
+from lorakit.training.loss import Loss
 
 VOCABULARY, WIDTH = 11, 6
 

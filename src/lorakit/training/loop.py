@@ -17,11 +17,11 @@ from torch import nn
 
 from lorakit.data.batches import Batch
 from lorakit.errors import DivergedError, InterruptedRunError
-from lorakit.train.checkpoint import Progress, flat_copy, load_checkpoint, save_checkpoint
-from lorakit.train.guard import FirstStepGuard
-from lorakit.train.loss import Loss
-from lorakit.train.optimizer import FlatAdamW, learning_rate_at
-from lorakit.train.spec import TrainSpec
+from lorakit.training.checkpoint import Progress, flat_copy, load_checkpoint, save_checkpoint
+from lorakit.training.guard import FirstStepGuard
+from lorakit.training.loss import Loss
+from lorakit.training.optimizer import FlatAdamW, learning_rate_at
+from lorakit.training.spec import TrainSpec
 
 Event = Mapping[str, Any]
 

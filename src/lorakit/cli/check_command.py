@@ -1,0 +1,47 @@
+"""`lorakit check`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import show_prepared
+from lorakit.cli.show import console, count, say, warn
+from lorakit.config import load_config
+
+
+def check(
+    config: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
+    rows: Annotated[int, typer.Option("--show", help="How many rows to show.")] = 3,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Show what `lorakit train` would do with the same options, before it does.
+
+    The recognised shape of the rows, their lengths, some rows with the loss-bearing tokens
+    coloured, what would be adapted, and the forecast of memory and time. Nothing is written.
+    """
+    from lorakit.data import preview
+    from lorakit.run.training import prepare
+
+    ready = prepare(load_config(config, flatten(flags)))
+    data, tokenizer = ready.data, ready.session.tokenizer
+    show_prepared(ready)
+    console.print("\n[bold]lengths in tokens[/]")
+    say(preview.histogram(data.train.lengths).lines())
+    for problem in preview.overlaps(data):
+        warn(problem)
+    console.print("\n[bold]rows[/] (the tokens that bear loss are [black on green]coloured[/])")
+    for i in range(min(rows, len(data.train))):
+        encoded = data.train[i]
+        console.print(f"[dim]{encoded.origin}, {count(len(encoded))} tokens[/]")
+        line = Text()
+        for piece, bears in preview.spans(encoded, tokenizer):
+            line.append(piece, style="black on green" if bears else "")
+        console.print(line)
+
+
+command = with_options(check)

@@ -1,0 +1,59 @@
+"""`lorakit eval`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorakit.cli.generate_command import Adapter
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.show import console, duration, say
+from lorakit.config import load_config
+
+OPTIONS = (
+    *("model", "revision", "device", "dtype", "trust_remote_code"),
+    *("data", "prompt", "completion", "system", "template", "max_length", "too_long", "max_rows"),
+    *("batch_tokens", "max_new_tokens", "force"),
+)
+
+
+def evaluate(
+    adapter: Adapter = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            "--metrics",
+            help="'auto' (by the answers), 'none' (loss only), or names: exact_match,f1.",
+        ),
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for result.json and answers.jsonl.")
+    ] = None,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Measure a model or an adapter on rows: loss, perplexity, and scores of greedy answers.
+
+    `lorakit eval --data test.jsonl --adapter runs/first/adapter`; leave `--adapter` out to
+    measure the base.
+    """
+    from lorakit.run.evaluation import run_evaluation
+
+    config = load_config(None, flatten(flags))
+    result = run_evaluation(config, adapter=adapter, metrics=metrics, out=out)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_row("loss (nats per token)", f"{result['eval_loss']:.4f}")
+    table.add_row("perplexity", f"{result['perplexity']:.3f}")
+    for name, value in result["scores"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}")
+    console.print(table)
+    say([*result["notes"], f"{result['rows']} rows in {duration(result['seconds'])}"])
+    if out:
+        say([f"written: {out / 'result.json'}"])
+
+
+command = with_options(evaluate, OPTIONS)

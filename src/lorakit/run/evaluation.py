@@ -1,0 +1,84 @@
+"""`lorakit eval`: rows and a model or adapter -> loss and scores."""
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.config import RunConfig
+from lorakit.data import micro_batches
+from lorakit.errors import DataError
+from lorakit.models.attention import packed_attention
+from lorakit.run import answers
+from lorakit.run import folder as folders
+from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.session import load_rows, open_adapted
+from lorakit.training import held_out_loss, make_loss
+
+
+def run_evaluation(
+    config: RunConfig, *, adapter: Path | None, metrics: str, out: Path | None
+) -> dict[str, Any]:
+    """Measure on every row of `config.data.data` and return what `result.json` holds.
+
+    Args:
+        config: model, rows and limits.
+        adapter: a folder, or None for the base.
+        metrics: 'auto', 'none', or names with commas between.
+        out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    started = time.perf_counter()
+    if not config.data.data:
+        raise DataError("no rows: give --data")
+    if out is not None:
+        folders.open_folder(out, resume=False)
+    session = open_adapted(config.model, adapter, config.data, force=config.output.force)
+    # Every row is measured: none is held out from an evaluation.
+    rows = load_rows(session, replace(config.data, eval_share=0.0, eval_data=()), seed=0)
+    device = session.model.device
+    batches = micro_batches(rows.train, range(len(rows.train)), config.train.batch_tokens)
+    with packed_attention(session.model):
+        loss = held_out_loss(
+            session.model, (batch.to(device) for batch in batches), make_loss(session.model)
+        )
+    scores: dict[str, float] = {}
+    notes = list(rows.notes)
+    asked = answers.with_answers(rows.train_examples)
+    made: list[str] = []
+    if metrics != "none" and asked:
+        made = answers.ask(session, asked, config.output.max_new_tokens)
+        chosen = "auto" if metrics == "auto" else metrics.split(",")
+        scored = answers.score_answers(asked, made, chosen)
+        scores = {metric.name: metric.value for metric in scored.metrics}
+        notes.append(scored.why)
+    result = {
+        "model": session.identity.name,
+        "adapter": str(adapter) if adapter else None,
+        "eval_loss": loss,
+        "perplexity": math.exp(loss),
+        "scores": scores,
+        "rows": len(rows.train),
+        "tokens": rows.train.tokens,
+        "loss_tokens": rows.train.loss_tokens,
+        "peak_memory_bytes": peak_memory(device),
+        "seconds": time.perf_counter() - started,
+        "template": session.template.to_dict(),
+        "data_sha256": rows.sha256,
+        "versions": versions(),
+        "machine": machine(device),
+        "notes": notes,
+    }
+    if out is not None:
+        lines = (
+            {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
+            for e, a in zip(asked, made, strict=False)
+        )
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        folders.write_text(out / "answers.jsonl", text)
+        folders.write_json(out / folders.RESULT, result)
+    return result
