@@ -1,1 +1,5 @@
-"""TODO"""
+"""Pages that a person reads: one self-contained report.html from the plain files of a run."""
+
+from lorakit.report.run_page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,132 @@
+"""Sample answers as the page shows them: judged, and JSON line by line against the reference."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorakit.report.numbers import is_number, percent
+
+Mark = Literal["", "wrong", "extra", "missing"]
+
+# A page is for reading: what is longer is cut here and whole in samples.json.
+_MOST_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of an answer, and how it stands to the reference."""
+
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer under its heading; `state` and `judgement` say the same, to CSS and to a reader."""
+
+    heading: str
+    lines: tuple[Line, ...]
+    code: bool
+    state: Literal["reference", "right", "partly", "wrong", "differs"]
+    judgement: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out row: its prompt and the answers to it."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+
+
+def sample(record: Mapping[str, Any]) -> Sample:
+    """A record of samples.json, ready to be shown; a missing text is left out."""
+    reference = _text(record.get("reference"))
+    wanted = _parse(reference)
+    answers = []
+    if reference is not None:
+        lines = _json_lines(wanted, None) if isinstance(wanted, dict) else _plain(reference)
+        answers.append(Answer("Reference", lines, wanted is not None, "reference", ""))
+    for key, heading in (("before", "Before"), ("after", "After")):
+        text = _text(record.get(key))
+        if text is not None:
+            answers.append(_answer(heading, text, reference, wanted, record.get(f"{key}_score")))
+    return Sample(_cut(_text(record.get("prompt")) or ""), tuple(answers))
+
+
+def _answer(heading: str, text: str, reference: str | None, wanted: Any, score: Any) -> Answer:
+    given = _parse(text)
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        lines = _json_lines(given, wanted)
+    else:
+        lines = _plain(text)
+    state, judgement = _judge(text, reference, given, wanted, score)
+    # What was meant as JSON and is cut short still reads best in a typewriter's letters.
+    code = given is not None or text.lstrip()[:1] in ("{", "[")
+    return Answer(heading, lines, code, state, judgement)
+
+
+def _judge(
+    text: str, reference: str | None, given: Any, wanted: Any, score: Any
+) -> tuple[Literal["right", "partly", "wrong", "differs"], str]:
+    if is_number(score):
+        if score >= 1:
+            return "right", "right"
+        if score <= 0:
+            return "wrong", "not JSON" if wanted is not None and given is None else "wrong"
+        return "partly", f"{percent(score, 0)} right"
+    if reference is None:
+        return "differs", ""
+    if text.strip() == reference.strip() or (wanted is not None and _same(given, wanted)):
+        return "right", "right"
+    if wanted is not None:
+        return "wrong", "not JSON" if given is None else "wrong"
+    # Free text that differs from one reference is not thereby wrong.
+    return "differs", "differs"
+
+
+def _json_lines(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> tuple[Line, ...]:
+    """One line for each field of the object; fields that the reference has besides come last."""
+    lines = [Line("{")]
+    for key, part in value.items():
+        mark: Mark = ""
+        if wanted is not None:
+            mark = "extra" if key not in wanted else "" if _same(part, wanted[key]) else "wrong"
+        shown = json.dumps(part, ensure_ascii=False)
+        lines.append(Line(_cut(f"  {json.dumps(key, ensure_ascii=False)}: {shown}"), mark))
+    missing = [key for key in wanted or () if key not in value]
+    lines += [Line(f"  {json.dumps(key, ensure_ascii=False)}", "missing") for key in missing]
+    return (*lines, Line("}"))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
+
+
+def _parse(text: str | None) -> Any:
+    """The JSON object or list that the text is, or None; a bare number or word is text."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def _plain(text: str) -> tuple[Line, ...]:
+    return (Line(_cut(text.strip())),)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]} […{len(text) - _MOST_CHARACTERS:,} more characters]"
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    # Several references: the page shows the first, as the scores take the best.
+    if isinstance(value, Sequence) and value and isinstance(value[0], str):
+        return str(value[0])
+    return json.dumps(value, ensure_ascii=False)

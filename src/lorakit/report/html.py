@@ -1,0 +1,47 @@
+"""Pages from templates: jinja2 with autoescape, written whole or not at all."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import OutputError
+from lorakit.report import numbers
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@cache
+def environment() -> "Environment":
+    """The templates of this room, with the filters of `numbers` under their own names.
+
+    Autoescape is on for every template; a name that a template misses is an error.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "loss", "count", "percent", "signed", "size", "duration"):
+        made.filters[name] = getattr(numbers, name)
+    return made
+
+
+def write_page(path: Path, template: str, **context: Any) -> Path:
+    """Render a template of this room into `path`: beside it first, then renamed.
+
+    Raises OutputError where it cannot be written.
+    """
+    text = environment().get_template(template).render(**context)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    return path
