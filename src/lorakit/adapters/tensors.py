@@ -1,11 +1,15 @@
 """Named tensors in a safetensors file: written whole or not at all, read with a clear error."""
 
+import errno
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from lorakit.errors import AdapterError
@@ -15,18 +19,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write contiguous CPU copies of the tensors, flushed to the disk before it returns.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, a full disk among the reasons.
     """
-    save_file(
-        {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
-        path,
-        metadata={"format": "pt"},
-    )
+    copies = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(copies, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise as_os_error(error) from error
+    path.chmod(mode)  # safetensors renames a file of its own into place, readable by the owner only
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def as_os_error(error: SafetensorError) -> OSError:
+    """safetensors writes in Rust and puts the system's error number into its text."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -40,4 +54,58 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise AdapterError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{path} is truncated or no safetensors file: {error}") from error
+        raise not_safetensors(path, error) from error
+
+
+def read_tensors_and_hash(path: Path) -> tuple[dict[str, Tensor], str]:
+    """All tensors of a file and the SHA-256 of the very bytes they came from.
+
+    Raises:
+        AdapterError: the file cannot be read, is truncated or no safetensors.
+    """
+    try:
+        content = path.read_bytes()
+        return load(content), hashlib.sha256(content).hexdigest()
+    except (SafetensorError, OSError) as error:
+        raise not_safetensors(path, error) from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a file's tensors from its header alone.
+
+    Raises:
+        AdapterError: the file is truncated or no safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise not_safetensors(path, error) from error
+
+
+def not_safetensors(path: Path, error: Exception) -> AdapterError:
+    """The error for a file that cannot be read as safetensors, saying what it looks like."""
+    if isinstance(error, OSError):
+        return AdapterError(f"{path} cannot be read: {error.strerror}")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02"):
+        return AdapterError(
+            f"{path} is a pickle (torch.save) under another name; reading one can run code: "
+            "convert it with torch.load(…, weights_only=True) and safetensors.torch.save_file"
+        )
+    size = path.stat().st_size
+    return AdapterError(f"{path} ({size:,} bytes) is truncated or no safetensors file: {error}")
+
+
+def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that every tensor holds ordinary numbers.
+
+    Raises:
+        AdapterError: a tensor of integers, or one with a NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point:
+            raise AdapterError(f"{path}: {name} is {tensor.dtype}, not a floating-point tensor")
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path}: {name} holds a NaN or an infinity; train it again")

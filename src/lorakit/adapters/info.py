@@ -1,0 +1,163 @@
+"""What an adapter folder says of itself, read without a model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.adapters.names import foreign, pair_names, pair_of, whole_weight_of
+from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config
+from lorakit.adapters.provenance import Record, read_record
+from lorakit.adapters.tensors import read_shapes
+from lorakit.errors import AdapterError, did_you_mean
+from lorakit.lora.spec import LoraSpec
+from lorakit.lora.targets import first_hit
+
+TENSORS = "adapter_model.safetensors"
+_PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter, without its numbers.
+
+    Attributes:
+        folder: where it is.
+        spec: ranks, alphas, targets; enough to plan the same adapter on a model.
+        ranks: rank of each adapted module by path, in the order of the file or the model.
+        trainable_parameters: numbers in all A and B.
+        base_name: the base it says it belongs to.
+        base: fingerprint of that base, as recorded; None in folders that lorakit did not write.
+        provenance: what was recorded of template, data, configuration and metrics, or None.
+        tensors_sha256: recorded hash of the tensors' file, or None.
+        notes: what was set aside while reading, one sentence each.
+    """
+
+    folder: Path
+    spec: LoraSpec
+    ranks: Mapping[str, int]
+    trainable_parameters: int
+    base_name: str | None
+    base: Mapping[str, Any] | None
+    provenance: Mapping[str, Any] | None
+    tensors_sha256: str | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the adapted modules."""
+        return tuple(self.ranks)
+
+
+def read_adapter(folder: str | Path) -> AdapterInfo:
+    """Read what an adapter folder says of itself: headers and JSON alone, no model.
+
+    Raises:
+        AdapterError: the folder is no adapter, a file is broken, a tensor is missing, or the
+            configuration and the tensors disagree.
+    """
+    folder = adapter_folder(folder)
+    config, record = read_config(folder), read_record(folder)
+    file = folder / TENSORS
+    shapes = read_shapes(file)
+    ranks: dict[str, int] = {}
+    count = 0
+    for path in pair_paths(file, shapes):
+        kind = "embedding" if pair_names(path, "embedding")[0] in shapes else "linear"
+        pair = [shapes.get(name) for name in pair_names(path, kind)]
+        if pair[0] is None or pair[1] is None:
+            lost = pair_names(path, kind)[pair.index(None)]
+            raise AdapterError(f"{file} lacks {lost}; its pair is there")
+        rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
+        if pair[0][0] != rank:
+            raise AdapterError(
+                f"{file}: A of {path} has rank {pair[0][0]}, but {CONFIG} says {rank}"
+            )
+        if not config.selects(path):
+            raise AdapterError(f"{file} has a pair for {path}, which {CONFIG} does not name")
+        ranks[path] = rank
+        count += _product(pair[0]) + _product(pair[1])
+    spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
+    return describe(folder, config, record, spec, ranks, count)
+
+
+def describe(
+    folder: Path,
+    config: PeftConfig,
+    record: Record | None,
+    spec: LoraSpec,
+    ranks: Mapping[str, int],
+    trainable_parameters: int,
+    notes: tuple[str, ...] = (),
+) -> AdapterInfo:
+    """Put an AdapterInfo together from what was read."""
+    return AdapterInfo(
+        folder,
+        spec,
+        ranks,
+        trainable_parameters,
+        config.base_name,
+        record.base if record else None,
+        record.provenance if record else None,
+        record.tensors_sha256 if record else None,
+        notes,
+    )
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """Check that a path is an adapter folder, as far as its file names tell.
+
+    Raises:
+        AdapterError: it is missing, is a file, holds pickled weights, or lacks a file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        if folder.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
+            raise AdapterError(_pickled(folder))
+        raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}")
+    if not folder.is_dir():
+        raise AdapterError(f"there is no adapter folder {folder}")
+    if not (folder / CONFIG).is_file():
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        hint = f"; did you mean the folder {' or '.join(inner)} inside it?" if inner else ""
+        raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}{hint}")
+    if not (folder / TENSORS).is_file():
+        for name in _PICKLES:
+            if (folder / name).is_file():
+                raise AdapterError(_pickled(folder / name))
+        raise AdapterError(f"{folder} lacks {TENSORS}")
+    return folder
+
+
+def pair_paths(file: Path, names: Iterable[str]) -> list[str]:
+    """Paths of the modules that a file has pairs for, in its order.
+
+    Raises:
+        AdapterError: a tensor that is neither of a pair nor a whole embedding; or no pair.
+    """
+    paths: dict[str, None] = {}
+    names = list(names)
+    for name in names:
+        if found := pair_of(name):
+            paths[found[0]] = None
+        elif whole_weight_of(name) is None:
+            near = did_you_mean(name, [other for other in names if pair_of(other)])
+            raise AdapterError(f"{file} holds {name}: {foreign(name)}; {near}")
+    if not paths:
+        raise AdapterError(f"{file} holds no pair: {len(names)} tensors, none is lora_A or lora_B")
+    return list(paths)
+
+
+def _pickled(path: Path) -> str:
+    return (
+        f"{path} is a pickle, and reading one can run code; convert it once: "
+        f"tensors = torch.load({path.name!r}, weights_only=True); "
+        f"safetensors.torch.save_file(tensors, {TENSORS!r}, metadata={{'format': 'pt'}})"
+    )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,189 @@
+"""An adapter folder -> pairs on a model, every tensor accounted for."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters.info import TENSORS, AdapterInfo, adapter_folder, describe, pair_paths
+from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
+from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets, read_config
+from lorakit.adapters.provenance import Identity, check_base, read_record
+from lorakit.adapters.tensors import read_tensors_and_hash, require_finite
+from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
+from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
+from lorakit.lora.kinds import kind_of
+from lorakit.lora.spec import ALL_LINEAR
+from lorakit.lora.targets import pattern_hits
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    identity: Identity | None = None,
+    force: bool = False,
+    trainable: bool = False,
+) -> AdapterInfo:
+    """Attach the adapter in a folder to a model, in place.
+
+    The tensors say which modules are adapted and the configuration has to agree. Everything is
+    checked before the model is touched: after an error it is as it was.
+
+    Args:
+        model: the base, without pairs.
+        folder: in peft's format, written by lorakit or by peft.
+        identity: the base's fingerprint; with it, an adapter of another base is refused.
+        force: skip that comparison.
+        trainable: let A and B take gradients, to train on.
+
+    Raises:
+        AdapterError: a missing, extra or misshapen tensor, with the nearest names; a foreign,
+            truncated, pickled or changed file; a variant that lorakit does not do.
+        BaseMismatchError: the base's weights, tokenizer or chat template are others.
+        TargetError: the model has pairs already.
+    """
+    if lora_layers(model):
+        raise TargetError("this model has an adapter attached already: detach it first")
+    folder = adapter_folder(folder)
+    config, record = read_config(folder), read_record(folder)
+    if not force:
+        check_base(folder, record, identity)
+    file = folder / TENSORS
+    tensors, digest = read_tensors_and_hash(file)
+    if record is not None and record.tensors_sha256 != digest:
+        raise AdapterError(
+            f"{file} is not the file that lorakit.json was written for (its SHA-256 differs): it "
+            "was damaged, or replaced; remove lorakit.json if that was meant"
+        )
+    require_finite(file, tensors)
+    paths = pair_paths(file, tensors)
+    notes: list[str] = []
+    made = _plan(model, file, config, paths, notes)
+    pairs = _account(model, file, made, tensors, notes)
+
+    attach(model, made)
+    with torch.no_grad():
+        for path, layer in lora_layers(model).items():
+            name_A, name_B = pair_names(path, layer.geometry.kind)
+            layer.A.copy_(pairs[name_A])
+            layer.B.copy_(pairs[name_B])
+            layer.A.requires_grad_(trainable)
+            layer.B.requires_grad_(trainable)
+    ranks = {target.path: target.rank for target in made.targets}
+    return describe(folder, config, record, made.spec, ranks, made.trainable, tuple(notes))
+
+
+def _plan(
+    model: nn.Module, file: Path, config: PeftConfig, paths: list[str], notes: list[str]
+) -> Plan:
+    """The plan for exactly these paths, once the configuration agrees with them."""
+    modules = dict(model.named_modules())
+    for path in paths:
+        if path not in modules:
+            raise AdapterError(
+                f"{file} has a pair for {path}, and the model has no such module; "
+                + did_you_mean(path, (known for known, m in modules.items() if kind_of(m)))
+            )
+    if config.target_modules != ALL_LINEAR:
+        selected = {path for path, m in modules.items() if kind_of(m) and config.selects(path)}
+        if lost := sorted(selected - set(paths)):
+            names = pair_names(lost[0], kind_of(modules[lost[0]]) or "linear")
+            raise AdapterError(
+                f"{file} lacks {names[0]} and {names[1]} ({len(lost)} of the modules that {CONFIG} "
+                f"names have no tensors); {did_you_mean(lost[0], paths)}"
+            )
+    for path in paths:
+        if not config.selects(path):
+            raise AdapterError(
+                f"{file} has a pair for {path}, which {CONFIG} does not name: target_modules is "
+                f"{config.target_modules!r}"
+            )
+    try:
+        return plan(model, _spec(config, paths, modules, notes))
+    except (TargetError, ConfigError) as error:
+        raise AdapterError(f"{file.parent} does not fit this model: {error}") from error
+
+
+def _spec(
+    config: PeftConfig, paths: list[str], modules: Mapping[str, nn.Module], notes: list[str]
+) -> LoraSpec:
+    named = describe_targets(paths, modules)
+    patterns = {
+        "rank_pattern": config.spec.rank_pattern,
+        "alpha_pattern": config.spec.alpha_pattern,
+    }
+    for option, pattern_map in patterns.items():
+        for key in pattern_map:
+            if not pattern_hits(key, paths):
+                notes.append(f"{option} {key!r} means none of the adapted modules; it is left out")
+    if not isinstance(config.target_modules, str):
+        for name in config.target_modules:
+            if not any(path == name or path.endswith("." + name) for path in modules):
+                notes.append(f"target_modules names {name!r}, which this model does not have")
+    return replace(
+        config.spec,
+        targets=("re:" + named,) if isinstance(named, str) else named,
+        rank_pattern={k: v for k, v in config.spec.rank_pattern.items() if pattern_hits(k, paths)},
+        alpha_pattern={
+            k: v for k, v in config.spec.alpha_pattern.items() if pattern_hits(k, paths)
+        },
+    )
+
+
+def _account(
+    model: nn.Module, file: Path, made: Plan, tensors: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """The tensors of the pairs, once every one of file and plan has found its place."""
+    expected = expected_shapes(made.targets)
+    for name in tensors:
+        if name in expected:
+            continue
+        path = whole_weight_of(name)
+        if path is None:
+            raise AdapterError(
+                f"{file} holds {name}, which has no place in the model; "
+                + did_you_mean(name, expected)
+            )
+        _check_copy(model, file, name, path, tensors[name])
+        notes.append(f"{name} is a copy of the base's own weight and was set aside")
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise AdapterError(f"{file} lacks {name}; " + did_you_mean(name, tensors))
+        if tuple(tensors[name].shape) != shape:
+            raise AdapterError(
+                f"{file}: {name} is {_by(tensors[name].shape)}, and the model and {CONFIG} make "
+                f"it {_by(shape)}"
+            )
+    return {name: tensors[name] for name in expected}
+
+
+def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tensor) -> None:
+    """peft keeps the whole embedding beside a pair on it; lorakit takes the base's own."""
+    own = _weights(model).get(path)
+    if own is None:
+        raise AdapterError(
+            f"{file} holds {name}, and the model has no weight at {path}; "
+            + did_you_mean(path, _weights(model))
+        )
+    same = saved.shape == own.shape and torch.equal(saved.to(own.device, own.dtype), own)
+    if not same:
+        raise AdapterError(
+            f"{file} holds {name} {_by(saved.shape)}, a whole weight that is not the base's own "
+            f"{_by(own.shape)}: tokens were added, or the base is another; lorakit keeps the "
+            "base as it is"
+        )
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name.removesuffix(".weight"): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name.endswith(".weight")
+    }
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)

@@ -1,0 +1,236 @@
+"""adapter_config.json, the description in peft's format, both ways."""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal
+from lorakit.errors import AdapterError, ConfigError
+from lorakit.lora.plan import Target
+from lorakit.lora.spec import ALL_LINEAR, LoraSpec
+from lorakit.lora.targets import first_hit
+
+CONFIG = "adapter_config.json"
+PEFT_VERSION = "0.21.2"  # the version whose format is written; peft is not needed for it
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What lorakit reads of a peft configuration.
+
+    Attributes:
+        spec: ranks, alphas, rsLoRA, dropout, start; its targets are `target_modules` where that
+            is a plain list, `all-linear` otherwise (then the tensors say which modules).
+        target_modules: names, or one regular expression for the whole path.
+        exclude: likewise.
+        layers: numbers of the blocks it is restricted to, or None.
+        layers_pattern: names of the module lists that the numbers count in; () for any.
+        base_name, revision: which base model it says it belongs to.
+    """
+
+    spec: LoraSpec
+    target_modules: tuple[str, ...] | str
+    exclude: tuple[str, ...] | str = ()
+    layers: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    base_name: str | None = None
+    revision: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether `target_modules` alone, as a list of names, says which modules are meant."""
+        return not isinstance(self.target_modules, str) and not self.exclude and not self.layers
+
+    def selects(self, path: str) -> bool:
+        """peft's rule (0.21, `check_target_module_exists`) for the module at `path`."""
+        if _named(self.exclude, path) or not _named(self.target_modules, path):
+            return False
+        exact = not isinstance(self.target_modules, str) and path in self.target_modules
+        if not self.layers or exact:
+            return True
+        patterns = self.layers_pattern or (r"[^.]*",)
+        start = r".*?\." if not self.layers_pattern else r"(?:^|.*?\.)"
+        for pattern in patterns:
+            if found := re.match(rf"{start}{pattern}\.(\d+)\.", path):
+                return int(found[1]) in self.layers
+        return False
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """Read and check an adapter's configuration.
+
+    Raises:
+        AdapterError: the file is missing or no JSON, a value is of the wrong kind, or it
+            describes something that lorakit does not do.
+    """
+    path = folder / CONFIG
+    config = read_json(path)
+    if reason := refusal(config):
+        raise AdapterError(f"{path}: {reason}")
+    try:
+        return _parse(config)
+    except (ConfigError, TypeError, ValueError, re.error) as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        AdapterError: the file is missing, no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AdapterError(f"{path} is broken JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def _parse(config: Mapping[str, Any]) -> PeftConfig:
+    for key in ("r", "lora_alpha", "target_modules"):
+        if config.get(key) in (None, [], ""):
+            raise ConfigError(f"{key} is missing")
+    targets, exclude = _names(config, "target_modules"), _names(config, "exclude_modules")
+    layers = config.get("layers_to_transform")
+    if isinstance(layers, int):
+        layers = [layers]
+    pattern = _names(config, "layers_pattern")
+    plain = not isinstance(targets, str) and not exclude and not layers
+    spec = LoraSpec(
+        rank=config["r"],
+        alpha=float(config["lora_alpha"]),
+        rslora=_flag(config, "use_rslora"),
+        targets=tuple(targets) if plain else (ALL_LINEAR,),
+        rank_pattern=dict(config.get("rank_pattern") or {}),
+        alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+        dropout=float(config.get("lora_dropout") or 0.0),
+        init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
+    )
+    return PeftConfig(
+        spec,
+        targets,
+        exclude,
+        tuple(int(number) for number in layers) if layers else None,
+        (pattern,) if isinstance(pattern, str) else pattern,
+        config.get("base_model_name_or_path"),
+        config.get("revision"),
+    )
+
+
+def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str:
+    value = config.get(key) or ()
+    if isinstance(value, str):
+        if value != ALL_LINEAR:
+            re.compile(value)
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{key} must be a list of names or a regular expression; it is {value!r}")
+    return tuple(value)
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} must be true or false; it is {value!r}")
+    return value
+
+
+def _named(wanted: tuple[str, ...] | str, path: str) -> bool:
+    if isinstance(wanted, str):
+        return wanted == ALL_LINEAR or re.fullmatch(wanted, path) is not None
+    return any(path == name or path.endswith("." + name) for name in wanted)
+
+
+def describe_targets(paths: Sequence[str], modules: Collection[str]) -> tuple[str, ...] | str:
+    """The shortest `target_modules` that selects exactly `paths` among all of a model's modules.
+
+    Last names where they will do, full paths where not, and one regular expression where even
+    a full path is the end of another module's.
+    """
+    wanted = set(paths)
+    for names in (tuple(sorted({p.rsplit(".", 1)[-1] for p in paths})), tuple(paths)):
+        if {path for path in modules if _named(names, path)} == wanted:
+            return names
+    return "|".join(re.escape(path) for path in paths)
+
+
+def write_config(
+    spec: LoraSpec,
+    targets: Sequence[Target],
+    modules: Collection[str],
+    *,
+    base_name: str | None,
+    revision: str | None,
+    task_type: str | None,
+    auto_mapping: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """Every key that peft 0.21 writes for a LoRA adapter, with this adapter's values.
+
+    Args:
+        spec: the numbers; which modules are adapted is taken from `targets`.
+        targets: what was adapted.
+        modules: paths of all modules of the base model.
+        base_name, revision: which base.
+        task_type: peft's name of the task, None for a model that is no language model.
+        auto_mapping: class and module of such a model.
+    """
+    named = describe_targets([target.path for target in targets], modules)
+    kinds = {target.geometry.kind for target in targets}
+    ranks = _pattern(spec.rank_pattern, spec.rank, {t.path: t.rank for t in targets})
+    alphas = _pattern(spec.alpha_pattern, spec.alpha, {t.path: t.alpha for t in targets})
+    config: dict[str, Any] = dict.fromkeys((*VARIANTS, *INFORMATIVE, *READ))
+    config |= {
+        "alpha_pattern": {key: _plain(alpha) for key, alpha in alphas.items()},
+        "auto_mapping": auto_mapping,
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "ensure_weight_tying": False,
+        # What peft sets for itself on GPT-2; one flag for all, so not beside other kinds.
+        "fan_in_fan_out": "conv1d" in kinds and not kinds & {"linear", "conv"},
+        "inference_mode": True,
+        "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
+        "loftq_config": {},
+        "lora_alpha": _plain(spec.alpha),
+        "lora_bias": False,
+        "lora_dropout": spec.dropout,
+        "megatron_core": "megatron.core",
+        "peft_type": "LORA",
+        "peft_version": PEFT_VERSION,
+        "qalora_group_size": 16,
+        "r": spec.rank,
+        "rank_pattern": ranks,
+        "revision": revision,
+        "target_modules": named if isinstance(named, str) else list(named),
+        "task_type": task_type,
+        "use_dora": False,
+        "use_qalora": False,
+        "use_rslora": spec.rslora,
+    }
+    return dict(sorted(config.items()))
+
+
+def _pattern(
+    given: Mapping[str, Number], default: Number, resolved: Mapping[str, Number]
+) -> dict[str, Number]:
+    """A pattern by which peft finds these values; its keys are sorted in the file.
+
+    Sorting can change which key hits first. Where it does, each module that departs from the
+    default gets a key of its own, anchored to its whole path.
+    """
+    ordered = dict(sorted(given.items()))
+    if all(first_hit(ordered, path, default) == value for path, value in resolved.items()):
+        return ordered
+    exact = {f"^{re.escape(path)}": v for path, v in resolved.items() if v != default}
+    return dict(sorted(exact.items()))
+
+
+def _plain(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value

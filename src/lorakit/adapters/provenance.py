@@ -1,0 +1,156 @@
+"""lorakit.json: which base, which data, which numbers an adapter came from.
+
+peft and other readers ignore the file; lorakit refuses another base by it.
+"""
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lorakit.adapters.peft_config import read_json
+from lorakit.errors import AdapterError, BaseMismatchError, ConfigError
+from lorakit.lora.spec import LoraSpec
+
+RECORD = "lorakit.json"
+FORMAT = 1
+_HASHES = {
+    "weights_sha256": "weights",
+    "tokenizer_sha256": "tokenizer",
+    "template_sha256": "chat template",
+}
+
+
+class Identity(Protocol):
+    """A base model's fingerprint, `lorakit.models.BaseIdentity`."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls the base."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the base on the hub."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """name, revision, weights_sha256, tokenizer_sha256, template_sha256."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of lorakit.json.
+
+    Attributes:
+        base: fingerprint of the base model, None where it was not known.
+        tensors_sha256: hash of adapter_model.safetensors.
+        spec: the LoraSpec as the user gave it.
+        provenance: what the caller said: template, data hash, configuration, metrics.
+        versions: of lorakit, torch, safetensors and Python when it was written.
+    """
+
+    base: dict[str, Any] | None
+    tensors_sha256: str
+    spec: dict[str, Any]
+    provenance: dict[str, Any] | None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def make_record(
+    spec: LoraSpec,
+    tensors_sha256: str,
+    identity: Identity | None,
+    provenance: Mapping[str, Any] | None,
+) -> Record:
+    """Gather a record.
+
+    Raises:
+        ConfigError: `provenance` holds something that JSON cannot.
+    """
+    base = identity.to_dict() if identity is not None else None
+    given = _json_ready(provenance, "provenance") if provenance is not None else None
+    return Record(base, tensors_sha256, _json_ready(asdict(spec), "spec"), given, _versions())
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write lorakit.json into a folder."""
+    content = {"format": FORMAT, **asdict(record)}
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in an adapter folder; None where there is none, as in peft's own folders.
+
+    Raises:
+        AdapterError: it is broken or of another format.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if content.pop("format", None) != FORMAT:
+        raise AdapterError(f"{path} is of another format than {FORMAT}; use a newer lorakit")
+    try:
+        record = Record(**content)
+    except TypeError as error:
+        raise AdapterError(f"{path} has other keys than lorakit writes: {error}") from error
+    for name in ("base", "provenance"):
+        if not isinstance(content[name], dict | None):
+            raise AdapterError(f"{path}: {name} must be an object; it is {content[name]!r}")
+    return record
+
+
+def check_base(folder: Path, record: Record | None, identity: Identity | None) -> None:
+    """Compare the base that an adapter was trained on with the one at hand.
+
+    Where either is not known, there is nothing to compare.
+
+    Raises:
+        BaseMismatchError: weights, tokenizer or chat template differ; the text has both names.
+    """
+    if record is None or record.base is None or identity is None:
+        return
+    theirs, ours = record.base, identity.to_dict()
+    differing = [key for key in _HASHES if theirs.get(key) != ours.get(key)]
+    if not differing:
+        return
+    parts = [
+        f"{_HASHES[key]} {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
+        for key in differing
+    ]
+    raise BaseMismatchError(
+        f"{folder} was trained on {theirs.get('name')!r}, and this base is {identity.name!r}, "
+        f"which differs ({'; '.join(parts)}): give the base it was trained on, or --force "
+        "if you know that the difference does not matter"
+    )
+
+
+def _short(digest: str | None) -> str:
+    return f"{digest[:12]}…" if digest else "none"
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("lorakit", "safetensors")}
+    return {**packages, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _json_ready(value: Any, where: str) -> Any:
+    """The value with JSON's own types; NaN and infinities, which JSON lacks, become words."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {str(key): _json_ready(item, f"{where}.{key}") for key, item in value.items()}
+        case list() | tuple():
+            return [_json_ready(item, f"{where}[{n}]") for n, item in enumerate(value)]
+        case Path():
+            return str(value)
+    raise ConfigError(f"{where} is a {type(value).__name__}, which lorakit.json cannot hold")

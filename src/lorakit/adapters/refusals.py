@@ -1,0 +1,95 @@
+"""What peft can write into adapter_config.json and lorakit does not do, each with its reason.
+
+Reading such an adapter as if it were plain LoRA would give other answers without a word, so
+each is refused by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+VARIANTS = {
+    "use_dora": "DoRA rescales every output by a learned magnitude",
+    "lora_bias": "a trained bias on B",
+    "modules_to_save": "modules trained and saved whole",
+    "trainable_token_indices": "single rows of the embedding trained whole",
+    "target_parameters": "pairs on bare parameters, such as fused experts",
+    "layer_replication": "layers repeated to make a deeper model",
+    "use_qalora": "QA-LoRA pools its input in groups",
+    "alora_invocation_tokens": "activated LoRA switches on at given tokens only",
+    "use_bdlora": "block-diagonal pairs",
+    "arrow_config": "Arrow routes between several adapters",
+    "kasa_config": "KaSA truncates the base's weight and adds a diagonal between A and B",
+    "monteclora_config": "MonteCLoRA samples its pairs",
+    "velora_config": "VeLoRA keeps projections of its own beside the pairs",
+    "megatron_config": "tensor-parallel layers of Megatron",
+    "ensure_weight_tying": "one pair shared by tied layers",
+}
+_INITS = {
+    "pissa": "PiSSA moves part of the base's weight into A and B",
+    "olora": "OLoRA moves part of the base's weight into A and B",
+    "corda": "CorDA moves part of the base's weight into A and B",
+    "lora_ga": "LoRA-GA subtracts its start from the base's weight",
+    "loftq": "LoftQ replaces the base by a quantized one and keeps the rest in A and B",
+    "mica": "MiCA is a variant of its own",
+}
+# Starts that leave the base alone: nothing of them matters once A and B are trained.
+HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
+# Kept for other readers, or read by peft while training starts; loading does not depend on them.
+INFORMATIVE = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+)
+READ = (
+    "alpha_pattern",
+    "bias",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+)
+
+
+def refusal(config: Mapping[str, Any]) -> str | None:
+    """Why lorakit cannot read an adapter with this configuration; None where it can."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        return f"peft_type is {kind!r}; lorakit reads 'LORA'"
+    for key, reason in VARIANTS.items():
+        if not _at_rest(config.get(key)):
+            return f"{key} is {config[key]!r} ({reason}); lorakit does not do that"
+    if config.get("bias", "none") != "none":
+        return f"bias is {config['bias']!r} (trained biases); lorakit trains A and B alone"
+    init = config.get("init_lora_weights", True)
+    if init not in HARMLESS_INITS:
+        reason = next((r for name, r in _INITS.items() if str(init).startswith(name)), "unknown")
+        return (
+            f"init_lora_weights is {init!r} ({reason}), so the adapter does not fit the untouched "
+            "base: save it from peft with path_initial_model_for_weight_conversion"
+        )
+    known = (*VARIANTS, *INFORMATIVE, *READ)
+    for key, value in config.items():
+        if key not in known and not _at_rest(value):
+            return f"the key {key!r} ({value!r}) is unknown, and may change what the adapter means"
+    return None
+
+
+def _at_rest(value: Any) -> bool:
+    return value is None or value is False or value in ({}, [], "")

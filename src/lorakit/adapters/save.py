@@ -1,0 +1,112 @@
+"""A model's pairs -> an adapter folder in peft's format."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from lorakit.adapters.card import model_card
+from lorakit.adapters.folders import write_folder
+from lorakit.adapters.info import TENSORS
+from lorakit.adapters.names import pair_names
+from lorakit.adapters.peft_config import CONFIG, write_config
+from lorakit.adapters.provenance import Identity, make_record, write_record
+from lorakit.adapters.tensors import write_tensors
+from lorakit.errors import AdapterError
+from lorakit.lora import lora_layers
+
+_GENERATES = "transformers.generation.utils.GenerationMixin"
+_TRANSFORMERS = "transformers.modeling_utils.PreTrainedModel"
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    identity: Identity | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the pairs of a model as an adapter folder that peft loads.
+
+    The folder holds adapter_model.safetensors (A and B in their own dtype, float32 over any
+    base below float64), adapter_config.json, README.md and lorakit.json. It is written beside
+    its place, flushed and renamed.
+
+    Args:
+        model: with pairs attached.
+        folder: where; missing or empty, unless `overwrite`.
+        identity: the base's fingerprint, recorded so that another base is refused.
+        provenance: what else to record, in JSON's types: template, data_sha256, config, metrics.
+        overwrite: replace what is there, once the new folder is whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: the model has no pairs.
+        OutputError: the folder holds something, or cannot be written (a full disk).
+        ConfigError: `provenance` holds something that JSON cannot.
+    """
+    folder = Path(folder)
+    layers = lora_layers(model)
+    if not layers:
+        raise AdapterError("this model has no adapter attached: there is nothing to save")
+    tensors = {}
+    for path, layer in layers.items():
+        name_A, name_B = pair_names(path, layer.geometry.kind)
+        tensors[name_A], tensors[name_B] = layer.A, layer.B
+    targets = [layer.target for layer in layers.values()]
+    spec = next(iter(layers.values())).spec
+    base_name = identity.name if identity is not None else _own_name(model)
+    task_type, auto_mapping = _task(model)
+    config = write_config(
+        spec,
+        targets,
+        _base_modules(model, layers),
+        base_name=base_name,
+        revision=identity.revision if identity is not None else None,
+        task_type=task_type,
+        auto_mapping=auto_mapping,
+    )
+    make_record(spec, "", identity, provenance)  # refuses what it cannot hold before any writing
+
+    def fill(partial: Path) -> None:
+        write_tensors(partial / TENSORS, tensors)
+        digest = hashlib.sha256((partial / TENSORS).read_bytes()).hexdigest()
+        write_record(partial, make_record(spec, digest, identity, provenance))
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        card = model_card(spec, targets, base_name, provenance)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+    return write_folder(folder, fill, overwrite=overwrite, what="adapter")
+
+
+def _base_modules(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
+    """Paths of the base model's own modules: all but what lies inside an adapted layer."""
+    inside = tuple(path + "." for path in layers)
+    return [path for path, _ in model.named_modules() if path and not path.startswith(inside)]
+
+
+def _ancestors(model: nn.Module) -> set[str]:
+    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
+
+
+def _own_name(model: nn.Module) -> str | None:
+    """Where transformers loaded the model from; None for any other model."""
+    if _TRANSFORMERS not in _ancestors(model):
+        return None
+    return cast(Any, model).config.name_or_path or None
+
+
+def _task(model: nn.Module) -> tuple[str | None, dict[str, str] | None]:
+    """peft's task_type for models that generate; the class by name for any other."""
+    if {_TRANSFORMERS, _GENERATES} <= _ancestors(model):
+        seq2seq = cast(Any, model).config.is_encoder_decoder
+        return ("SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM"), None
+    cls = type(model)
+    return None, {"base_model_class": cls.__name__, "parent_library": cls.__module__}
