@@ -17,7 +17,7 @@ from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec
 from lorakit.models.spec import ModelSpec
-from lorakit.train.spec import TrainSpec
+from lorakit.training.spec import TrainSpec
 
 
 @dataclass(frozen=True)

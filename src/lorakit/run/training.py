@@ -92,6 +92,7 @@ def run_training(
     ready = prepare(config)
     session, data = ready.session, ready.data
     model, spec = session.model, config.train
+    device = model.device
     report({"kind": "prepared", "prepared": ready})
     if not config.output.resume:
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())

@@ -92,7 +92,7 @@ def fit(
     """
     optimizer = FlatAdamW(model.parameters(), spec)
     checkpoints = folder / "checkpoints" if folder else None
-    eval_every = spec.eval_every or max(1, math.ceil(steps / 5))
+    eval_every = spec.eval_every or max(1, math.ceil(steps / 4))
     checkpoint_every = spec.checkpoint_every or eval_every
     progress, best, notes = Progress(), flat_copy(optimizer.flat), list[str]()
 

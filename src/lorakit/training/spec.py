@@ -45,7 +45,7 @@ class TrainSpec:
     )
     eval_every: int | None = field(
         default=None,
-        metadata={"help": "Steps between evaluations on held-out rows [default: a fifth of all]."},
+        metadata={"help": "Steps between evaluations on held-out rows [default: a quarter of all]."},
     )
     patience: int | None = field(
         default=None,
