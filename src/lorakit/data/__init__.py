@@ -1,1 +1,56 @@
-"""TODO"""
+"""A file of rows -> supervised tokens -> the batches of a step.
+
+    file or hub id   records.py   rows that know their file and line   (files.py opens them)
+    Row              shapes.py    Example: prompt + completion, messages, text (mapping.py: '{a.b}')
+    Example          encode.py    Encoded: ids and which of them bear loss
+                     template.py  by a chat template or raw, recorded with the adapter
+                     chat.py      where in a chat template's text the answers are
+    Encoded          table.py     TokenTable: all rows, 5 bytes a token
+    TokenTable       batches.py   the order of steps; padding-free batches within a token budget
+
+load.py goes the whole way: `load_data(spec, tokenizer)`; split.py holds rows out, notes.py says
+aloud what was decided, preview.py is what `lorakit check` shows, tickets.py makes the demo's rows.
+
+Uses torch, numpy, jinja2 (its errors), zstandard, and pyarrow or datasets where a source needs
+them. The tokenizer is passed in: nothing here imports transformers.
+"""
+
+from lorakit.data.batches import Batch, PaddedBatch, micro_batches, order, padded, total_steps
+from lorakit.data.encode import encode, encode_all, encode_prompt
+from lorakit.data.load import Dataset, load_data, load_rows
+from lorakit.data.notes import Report
+from lorakit.data.records import Row, read_rows
+from lorakit.data.shapes import Example, Message, Shape, recognise
+from lorakit.data.spec import DataSpec
+from lorakit.data.table import Encoded, TokenTable
+from lorakit.data.template import Template, Tokenizer, resolve_template
+from lorakit.data.tickets import write_tickets
+
+__all__ = [
+    "Batch",
+    "DataSpec",
+    "Dataset",
+    "Encoded",
+    "Example",
+    "Message",
+    "PaddedBatch",
+    "Report",
+    "Row",
+    "Shape",
+    "Template",
+    "TokenTable",
+    "Tokenizer",
+    "encode",
+    "encode_all",
+    "encode_prompt",
+    "load_data",
+    "load_rows",
+    "micro_batches",
+    "order",
+    "padded",
+    "read_rows",
+    "recognise",
+    "resolve_template",
+    "total_steps",
+    "write_tickets",
+]

@@ -97,6 +97,11 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) ->
     return np.array(ids, dtype=np.int32)
 
 
+def ends_turns(example: Example, tokenizer: Tokenizer, template: Template) -> bool:
+    """Whether the template ends this example's answer with a special token (else eos is added)."""
+    return _pieces(example, tokenizer, template, special_texts(tokenizer))[1]
+
+
 def tokenize(
     rows: Sequence[Sequence[str]], tokenizer: Tokenizer
 ) -> list[tuple[list[int], list[int]]]:

@@ -40,6 +40,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: Any, /, **kwargs: Any) -> Any:
         """A list of texts -> {"input_ids": …}."""
 
+    def decode(self, ids: Any, /, **kwargs: Any) -> Any:
+        """Ids -> text."""
+
     @property
     def apply_chat_template(self) -> Callable[..., Any]:
         """Messages -> text or ids."""

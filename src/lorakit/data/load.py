@@ -1,0 +1,226 @@
+"""The room's one entry: a DataSpec and a tokenizer -> training rows, held-out rows, what was done."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lorakit.data.encode import encode_all
+from lorakit.data.notes import (
+    Report,
+    folder_notes,
+    length_notes,
+    repeat_notes,
+    shape_note,
+    split_note,
+    template_notes,
+)
+from lorakit.data.records import read_rows
+from lorakit.data.shapes import Example, Shape, recognise
+from lorakit.data.spec import DataSpec
+from lorakit.data.split import held_out, prompt_key
+from lorakit.data.table import Encoded, TokenTable
+from lorakit.data.template import Template, Tokenizer, resolve_template
+from lorakit.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows as tokens; for each its content hash, its prompt's key, and its number as read."""
+
+    table: TokenTable
+    digests: tuple[bytes, ...]
+    keys: tuple[int, ...]
+    index: tuple[int, ...]
+    report: Report
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run learns from and is measured on.
+
+    eval_examples[i] is row i of `eval`, to be asked and compared. data_sha256: of the content of
+    the rows used, in their order, whatever file they came from. notes: sentences to say aloud.
+    """
+
+    train: TokenTable
+    eval: TokenTable
+    eval_examples: tuple[Example, ...]
+    template: Template
+    shape: Shape
+    data_sha256: str
+    train_report: Report
+    eval_report: Report
+    notes: tuple[str, ...]
+
+
+def load_data(
+    spec: DataSpec,
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 0,
+    context_length: int | None = None,
+    template: Template | None = None,
+) -> Dataset:
+    """Read, recognise, encode and split the rows of `spec`.
+
+    seed: of the held-out share. context_length: tokens the model can read, the limit where
+    ``spec.max_length`` is None. template: a recorded one, in place of ``spec.template``.
+
+    Raises:
+        DataError: a file or row cannot be read, is too long, or bears no loss.
+        ConfigError: no data is given, or the options contradict the model.
+    """
+    if not spec.data:
+        raise ConfigError("data is empty: name the file of rows to learn from")
+    limit = _limit(spec, context_length)
+    shape, first = _first(spec.data, spec)
+    template = template or resolve_template(spec, tokenizer, shape=shape)
+    notes = [*folder_notes((*spec.data, *spec.eval_data)), shape_note(shape)]
+    notes += template_notes(template, shape, first, tokenizer)
+
+    examples = _examples(spec.data, shape, spec.max_rows)
+    part = _encode(examples, tokenizer, template, limit, spec, seed)
+    if spec.max_rows is not None and part.report.read == spec.max_rows:
+        notes.append(f"Read the first {spec.max_rows:,} training rows (max_rows).")
+    notes += length_notes(part.report, "training rows", spec.too_long)
+    if spec.eval_data:
+        eval_shape, _ = _first(spec.eval_data, spec)
+        if eval_shape.description != shape.description:
+            notes.append(shape_note(eval_shape, "held-out"))
+        rows = list(_examples(spec.eval_data, eval_shape, spec.max_eval_rows))
+        held = _encode(iter(rows), tokenizer, template, limit, spec, seed)
+        notes += length_notes(held.report, "held-out rows", spec.too_long)
+        kept = tuple(rows[i] for i in held.index)
+    else:
+        out = held_out(part.keys, spec.eval_share, spec.max_eval_rows)
+        held, part = _take(part, np.flatnonzero(out)), _take(part, np.flatnonzero(~out))
+        wanted = set(held.index)
+        again = _examples(spec.data, shape, max(wanted, default=-1) + 1)
+        kept = tuple(e for i, e in enumerate(again) if i in wanted)
+        notes.append(split_note(len(part.table), len(held.table), spec, seed))
+    notes += repeat_notes(part.table, held.table)
+    return Dataset(
+        train=part.table,
+        eval=held.table,
+        eval_examples=kept,
+        template=template,
+        shape=shape,
+        data_sha256=hashlib.sha256(b"".join([*part.digests, b"|", *held.digests])).hexdigest(),
+        train_report=part.report,
+        eval_report=held.report,
+        notes=tuple(notes),
+    )
+
+
+def load_rows(
+    sources: Sequence[str],
+    spec: DataSpec,
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    limit: int | None = None,
+    context_length: int | None = None,
+) -> tuple[TokenTable, tuple[Example, ...], Report]:
+    """Rows to measure on, without any split: tokens, examples (one a row), and what was done.
+
+    limit: take the first N rows. Mapping, max_length and too_long are those of `spec`.
+
+    Raises:
+        DataError, ConfigError: as `load_data`.
+    """
+    shape, _ = _first(sources, spec)
+    rows = list(_examples(sources, shape, limit))
+    part = _encode(iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0)
+    return part.table, tuple(rows[i] for i in part.index), part.report
+
+
+def _limit(spec: DataSpec, context_length: int | None) -> int | None:
+    if spec.max_length and context_length and spec.max_length > context_length:
+        raise ConfigError(
+            f"max_length is {spec.max_length:,}, but the model reads at most {context_length:,} "
+            "tokens"
+        )
+    return spec.max_length or context_length
+
+
+def _first(sources: Sequence[str], spec: DataSpec) -> tuple[Shape, Example]:
+    row = next(read_rows(sources))
+    shape = recognise(row, spec)
+    return shape, shape.example(row)
+
+
+def _examples(sources: Sequence[str], shape: Shape, limit: int | None) -> Iterator[Example]:
+    return (shape.example(row) for row in read_rows(sources, limit))
+
+
+def _encode(
+    examples: Iterator[Example],
+    tokenizer: Tokenizer,
+    template: Template,
+    limit: int | None,
+    spec: DataSpec,
+    seed: int,
+) -> Part:
+    """Encode as the rows are read; of an example only its hash and its prompt's key are kept."""
+    digests: list[bytes] = []
+    keys: list[int] = []
+    index: list[int] = []
+    counts = {"read": 0, "too_long": 0, "dropped": 0, "cut": 0, "longest": 0}
+    worst: list[tuple[str, int]] = []
+
+    def noted() -> Iterator[Example]:
+        for example in examples:
+            digests.append(hashlib.blake2b(example.canonical(), digest_size=16).digest())
+            keys.append(prompt_key(example, seed))
+            yield example
+
+    def kept() -> Iterator[Encoded]:
+        for i, row in enumerate(encode_all(noted(), tokenizer, template)):
+            counts["read"] += 1
+            counts["longest"] = max(counts["longest"], len(row))
+            if limit is not None and len(row) > limit:
+                counts["too_long"] += 1
+                worst.append((row.origin, len(row)))
+                del worst[1:]
+                row = Encoded(row.ids[:limit], row.weight[:limit], row.origin)
+                if spec.too_long == "drop" or not row.weight.any():
+                    counts["dropped"] += 1
+                    continue
+                counts["cut"] += 1
+            index.append(i)
+            yield row
+
+    table = TokenTable.build(kept())
+    if counts["too_long"] and spec.too_long == "error":
+        origin, length = worst[0]
+        raise DataError(
+            f"{origin}: the row is {length:,} tokens long and the limit is {limit:,} (max_length, or "
+            f"what the model can read); {counts['too_long']:,} of {counts['read']:,} rows are "
+            f"longer, the longest has {counts['longest']:,}. Give a larger --max-length, or "
+            "--too-long drop to leave them out, or --too-long cut to keep their beginnings"
+        )
+    if not len(table):
+        raise DataError(
+            f"all {counts['read']:,} rows are longer than {limit:,} tokens and were dropped; the "
+            f"longest has {counts['longest']:,}: give a larger --max-length"
+        )
+    return Part(
+        table,
+        tuple(digests[i] for i in index),
+        tuple(keys[i] for i in index),
+        tuple(index),
+        Report(kept=len(table), limit=limit, **counts),
+    )
+
+
+def _take(part: Part, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Part:
+    chosen = rows.tolist()
+    return Part(
+        part.table.take(chosen),
+        tuple(part.digests[i] for i in chosen),
+        tuple(part.keys[i] for i in chosen),
+        tuple(part.index[i] for i in chosen),
+        replace(part.report, kept=len(chosen)),
+    )

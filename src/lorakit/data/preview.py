@@ -1,0 +1,110 @@
+"""What `lorakit check` shows of the rows before anything is trained. Pure functions."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorakit.data.table import Encoded, TokenTable
+from lorakit.data.template import Tokenizer
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long rows are, in tokens.
+
+    percentiles: {50: …, 90: …, 99: …}. counts[i] rows are edges[i] to edges[i + 1] - 1 long.
+    loss_share: loss-bearing tokens divided by all tokens.
+    """
+
+    rows: int
+    tokens: int
+    loss_tokens: int
+    shortest: int
+    longest: int
+    percentiles: dict[int, int]
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def loss_share(self) -> float:
+        """Loss-bearing tokens divided by all tokens."""
+        return self.loss_tokens / self.tokens if self.tokens else 0.0
+
+
+def lengths(table: TokenTable, bins: int = 12) -> Lengths:
+    """The histogram of row lengths, in at most `bins` bars of equal, round width."""
+    if not len(table):
+        return Lengths(0, 0, 0, 0, 0, dict.fromkeys((50, 90, 99), 0), (), ())
+    found = table.lengths
+    low, high = int(found.min()), int(found.max())
+    width = _round_up((high - low + 1) / bins)
+    start = low // width * width
+    edges = np.arange(start, high + width + 1, width)
+    counts, _ = np.histogram(found, bins=edges)
+    if counts[-1] == 0:
+        edges, counts = edges[:-1], counts[:-1]
+    return Lengths(
+        rows=len(table),
+        tokens=table.tokens,
+        loss_tokens=table.loss_tokens,
+        shortest=low,
+        longest=high,
+        percentiles={p: int(np.percentile(found, p, method="higher")) for p in (50, 90, 99)},
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+    )
+
+
+def _round_up(width: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, …"""
+    ten = 1
+    while True:
+        for step in (1, 2, 5):
+            if step * ten >= width:
+                return step * ten
+        ten *= 10
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The text of one token (of a few, where they share a character) and whether it bears loss."""
+
+    text: str
+    learnt: bool
+
+
+def fragments(encoded: Encoded, tokenizer: Tokenizer) -> list[Fragment]:
+    """A row token by token, as text to colour. Together the texts are the whole row."""
+    found: list[Fragment] = []
+    ids, shown = encoded.ids.tolist(), ""
+    for t in range(len(ids)):
+        # Decoded from the start each time: a token alone may lose its leading space, and a letter
+        # beyond ASCII may be spread over several tokens (until the last it decodes to U+FFFD).
+        text = tokenizer.decode(ids[: t + 1], clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and t + 1 < len(ids):
+            continue
+        found.append(Fragment(text[len(shown) :], bool(encoded.weight[t])))
+        shown = text
+    return found
+
+
+def _content(row: Encoded) -> bytes:
+    return hashlib.blake2b(row.ids.tobytes() + row.weight.tobytes(), digest_size=16).digest()
+
+
+def shared_rows(train: TokenTable, held_out: TokenTable) -> list[tuple[int, int]]:
+    """Rows that occur in both, token for token: (held-out row, first such training row)."""
+    seen: dict[bytes, int] = {}
+    for i, row in enumerate(train):
+        seen.setdefault(_content(row), i)
+    contents = ((i, _content(row)) for i, row in enumerate(held_out))
+    return [(i, seen[content]) for i, content in contents if content in seen]
+
+
+def repeated_rows(table: TokenTable) -> list[tuple[int, ...]]:
+    """Groups of rows that are the same, token for token; only groups of two and more."""
+    groups: dict[bytes, list[int]] = {}
+    for i, row in enumerate(table):
+        groups.setdefault(_content(row), []).append(i)
+    return [tuple(g) for g in groups.values() if len(g) > 1]
