@@ -1,0 +1,83 @@
+"""Tiny random-weight models of every family that is tested, and a small real tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 300
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+# Sliding windows are shorter than the test's sequences, so that they matter.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 5},
+    "gemma2": {
+        "sliding_window": 5,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "gemma3_text": {"sliding_window": 5, "query_pre_attn_scalar": 8},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi3": {},
+    "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 512},
+    "gpt_neox": {},
+}
+NOT_PACKABLE: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 6},
+    "mamba": {"state_size": 8},
+}
+
+
+def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
+    """A two-layer model in eval mode, float32, with weights large enough to tell tokens apart."""
+    settings = {**_COMMON, **FAMILIES.get(family, NOT_PACKABLE.get(family, {})), **changes}
+    if family in ("gpt2", "bloom", "mamba", "gpt_neox", "phi3"):
+        settings.pop("head_dim")
+    config = AutoConfig.for_model(family, **settings)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level, no merges: 256 bytes, then <s>, </s>, <pad>, <|im_end|> among the first ids."""
+    special = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    if chat:
+        made.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+    return made
+
+
+def saved(folder: Path, family: str = "llama", chat: bool = True) -> Path:
+    """A model folder as transformers writes one."""
+    tiny(family).save_pretrained(folder)
+    tokenizer(chat).save_pretrained(folder)
+    return folder
