@@ -89,12 +89,13 @@ def _judge(
 def _json_lines(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> tuple[Line, ...]:
     """One line for each field of the object; fields that the reference has besides come last."""
     lines = [Line("{")]
-    for key, part in value.items():
+    for index, (key, part) in enumerate(value.items(), start=1):
         mark: Mark = ""
         if wanted is not None:
             mark = "extra" if key not in wanted else "" if _same(part, wanted[key]) else "wrong"
         shown = json.dumps(part, ensure_ascii=False)
-        lines.append(Line(_cut(f"  {json.dumps(key, ensure_ascii=False)}: {shown}"), mark))
+        comma = "," if index < len(value) else ""
+        lines.append(Line(_cut(f"  {json.dumps(key, ensure_ascii=False)}: {shown}{comma}"), mark))
     missing = [key for key in wanted or () if key not in value]
     lines += [Line(f"  {json.dumps(key, ensure_ascii=False)}", "missing") for key in missing]
     return (*lines, Line("}"))

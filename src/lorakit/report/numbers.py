@@ -33,6 +33,8 @@ def number(value: Any, digits: int = 4) -> str:
             mantissa = mantissa.rstrip("0").rstrip(".")
         return f"{mantissa}e{int(exponent)}"
     text = f"{value:,.{max(0, digits - 1 - size)}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
     return text.replace("-", _MINUS)
 
 

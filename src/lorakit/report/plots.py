@@ -49,7 +49,7 @@ def learning_curve(
         axes.set_xlabel("step")
         _legend(figure, palette)
 
-    return Drawing(draw, width, round(240 + 0.1 * width))
+    return Drawing(draw, width, 330)
 
 
 def schedule(rates: Points, norms: Points) -> Drawing:
@@ -92,7 +92,7 @@ def throughput(speeds: Points) -> Drawing:
             dashes=(5, 3),
             label=f"median {median:,.0f}",
         )
-        axes.set_ylim(0, 1.05 * finite[-1])
+        axes.set_ylim(0, 1.05 * finite[-1] or 1)
         _dress(axes, palette, ylabel="real tokens per second")
         axes.set_xlabel("step")
         _legend(figure, palette)

@@ -95,7 +95,7 @@ def _title(result: Record, name: str) -> str:
     if not model:
         return name
     rank = result.get("rank")
-    return f"{model}, LoRA of rank {rank}" if rank else str(model)
+    return f"{model}, LoRA of rank {rank}" if is_number(rank) else str(model)
 
 
 # --- headline figures -------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def _figures(run: RunFiles, folder: Path) -> dict[str, Figure]:
         )
     speeds = _points(run.train, "real_tokens_per_second")
     if _any(speeds):
-        caption = "Real tokens (padding not counted) in each second of a step."
+        caption = "Real tokens per second of each step; padding is not counted."
         drawing = plots.throughput(speeds)
         made["throughput"] = _one(
             drawing, "throughput", "Throughput", _said(speeds, "Throughput"), caption, folder

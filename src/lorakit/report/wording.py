@@ -30,18 +30,22 @@ def score_name(name: str) -> str:
     return NAMES.get(name, name.replace("_", " "))
 
 
+def _is_share(name: str, *values: float) -> bool:
+    return name not in _POINTS and all(0 <= value <= 1 for value in values)
+
+
 def score_value(name: str, value: Any) -> str:
     """A score in its own unit: a share as percent, BLEU and chrF in points."""
-    if not is_number(value) or (name not in _POINTS and 0 <= value <= 1):
+    if not is_number(value) or _is_share(name, value):
         return percent(value)
     return f"{value:.1f}" if name in _POINTS else number(value)
 
 
 def score_change(name: str, before: Any, after: Any) -> str:
-    """The difference, in percentage points or points."""
+    """The difference: in percentage points for shares, else in the score's own points."""
     if not (is_number(before) and is_number(after)):
         return signed(None)
-    return signed((after - before) * (1 if name in _POINTS else 100))
+    return signed((after - before) * (100 if _is_share(name, before, after) else 1))
 
 
 def score_share(name: str, value: Any) -> float | None:
