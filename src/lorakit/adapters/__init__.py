@@ -14,8 +14,21 @@ certify.py      how far a merged model's logits are from its adapter's
 merge.py        W + s·B·A in a new model, and the ordinary model folder of it
 """
 
+from lorakit.adapters.certify import Certificate, Comparison, Tolerance, certify
 from lorakit.adapters.info import AdapterInfo, read_adapter
 from lorakit.adapters.load import load_adapter
+from lorakit.adapters.merge import merged_model, write_merged
 from lorakit.adapters.save import save_adapter
 
-__all__ = ["AdapterInfo", "load_adapter", "read_adapter", "save_adapter"]
+__all__ = [
+    "AdapterInfo",
+    "Certificate",
+    "Comparison",
+    "Tolerance",
+    "certify",
+    "load_adapter",
+    "merged_model",
+    "read_adapter",
+    "save_adapter",
+    "write_merged",
+]

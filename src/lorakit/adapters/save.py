@@ -96,16 +96,21 @@ def _ancestors(model: nn.Module) -> set[str]:
     return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
 
 
+def is_transformers(model: nn.Module) -> bool:
+    """Whether it is one of transformers' own models; this room does not import transformers."""
+    return _TRANSFORMERS in _ancestors(model)
+
+
 def _own_name(model: nn.Module) -> str | None:
     """Where transformers loaded the model from; None for any other model."""
-    if _TRANSFORMERS not in _ancestors(model):
+    if not is_transformers(model):
         return None
     return cast(Any, model).config.name_or_path or None
 
 
 def _task(model: nn.Module) -> tuple[str | None, dict[str, str] | None]:
     """peft's task_type for models that generate; the class by name for any other."""
-    if {_TRANSFORMERS, _GENERATES} <= _ancestors(model):
+    if is_transformers(model) and _GENERATES in _ancestors(model):
         seq2seq = cast(Any, model).config.is_encoder_decoder
         return ("SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM"), None
     cls = type(model)
