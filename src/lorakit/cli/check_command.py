@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import show_prepared
-from lorakit.cli.show import console, count, say, warn
+from lorakit.cli.show import console, count, say
 from lorakit.config import load_config
 
 
@@ -31,16 +31,22 @@ def check(
     data, tokenizer = ready.data, ready.session.tokenizer
     show_prepared(ready)
     console.print("\n[bold]lengths in tokens[/]")
-    say(preview.histogram(data.train.lengths).lines())
-    for problem in preview.overlaps(data):
-        warn(problem)
+    lengths = preview.lengths(data.train)
+    most = max(lengths.counts)
+    edges = zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False)
+    say(
+        f"  {low:>6,}-{high - 1:<6,} {'█' * round(32 * rows_here / most):<32} {count(rows_here)}"
+        for low, high, rows_here in edges
+    )
+    spread = ", ".join(f"{p} % up to {n:,}" for p, n in lengths.percentiles.items())
+    say([f"  {spread}, longest {lengths.longest:,}"])
     console.print("\n[bold]rows[/] (the tokens that bear loss are [black on green]coloured[/])")
     for i in range(min(rows, len(data.train))):
         encoded = data.train[i]
         console.print(f"[dim]{encoded.origin}, {count(len(encoded))} tokens[/]")
         line = Text()
-        for piece, bears in preview.spans(encoded, tokenizer):
-            line.append(piece, style="black on green" if bears else "")
+        for piece in preview.fragments(encoded, tokenizer):
+            line.append(piece.text, style="black on green" if piece.learnt else "")
         console.print(line)
 
 

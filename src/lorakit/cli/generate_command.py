@@ -59,7 +59,7 @@ def generate(
         for piece in stream(
             session.model,
             session.tokenizer,
-            encode_prompt(example, session.tokenizer, session.template),
+            encode_prompt(example, session.tokenizer, session.template).tolist(),
             max_new_tokens=config.output.max_new_tokens,
             temperature=temperature,
             top_p=top_p,

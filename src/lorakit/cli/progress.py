@@ -60,7 +60,8 @@ class TrainingWatcher:
             case "stage":
                 self._stage(event["name"], event.get("steps"))
             case "progress":
-                self._update(completed=event["done"], total=event["total"])
+                name, done, total = event["at"]
+                self._update(completed=done, total=total, description=STAGES.get(name, name))
             case "prepared":
                 show_prepared(event["prepared"])
             case "train":

@@ -22,7 +22,7 @@ class Compared:
 def ask(session: Session, examples: Sequence[Example], max_new_tokens: int) -> list[str]:
     """Greedy answers of the session's model to the prompts of examples that have an answer."""
     prompts = [
-        encode_prompt(example, session.tokenizer, session.template)
+        encode_prompt(example, session.tokenizer, session.template).tolist()
         for example in with_answers(examples)
     ]
     if not prompts:
@@ -54,5 +54,4 @@ def compare(examples: Sequence[Example], before: Sequence[str], after: Sequence[
         for e, b, a in zip(asked, before, after, strict=True)
     ]
     scored = [score_answers(examples, answers, "auto") for answers in (before, after)]
-    old, new = ({name: m.value for name, m in s.metrics.items()} for s in scored)
-    return Compared(old, new, samples)
+    return Compared(scored[0].values, scored[1].values, samples)

@@ -1,20 +1,22 @@
 """`lorakit eval`: rows and a model or adapter -> loss and scores."""
 
+import hashlib
 import json
 import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit.config import RunConfig
-from lorakit.data import micro_batches
+from lorakit.data import Example, load_rows, micro_batches
+from lorakit.data.notes import length_notes
 from lorakit.errors import DataError
 from lorakit.models.attention import packed_attention
 from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
-from lorakit.run.session import load_rows, open_adapted
+from lorakit.run.session import open_adapted
 from lorakit.training import held_out_loss, make_loss
 
 
@@ -38,17 +40,23 @@ def run_evaluation(
     if out is not None:
         folders.open_folder(out, resume=False)
     session = open_adapted(config.model, adapter, config.data, force=config.output.force)
-    # Every row is measured: none is held out from an evaluation.
-    rows = load_rows(session, replace(config.data, eval_share=0.0, eval_data=()), seed=0)
+    table, examples, report = load_rows(
+        config.data.data,
+        config.data,
+        session.tokenizer,
+        session.template,
+        limit=config.data.max_rows,
+        context_length=session.context_length,
+    )
     device = session.model.device
-    batches = micro_batches(rows.train, range(len(rows.train)), config.train.batch_tokens)
+    batches = micro_batches(table, range(len(table)), config.train.batch_tokens)
     with packed_attention(session.model):
         loss = held_out_loss(
             session.model, (batch.to(device) for batch in batches), make_loss(session.model)
         )
     scores: dict[str, float] = {}
-    notes = list(rows.notes)
-    asked = answers.with_answers(rows.train_examples)
+    notes = length_notes(report, "rows", config.data.too_long)
+    asked = answers.with_answers(examples)
     made: list[str] = []
     if metrics != "none" and asked:
         made = answers.ask(session, asked, config.output.max_new_tokens)
@@ -62,13 +70,13 @@ def run_evaluation(
         "eval_loss": loss,
         "perplexity": math.exp(loss),
         "scores": scores,
-        "rows": len(rows.train),
-        "tokens": rows.train.tokens,
-        "loss_tokens": rows.train.loss_tokens,
+        "rows": len(table),
+        "tokens": table.tokens,
+        "loss_tokens": table.loss_tokens,
         "peak_memory_bytes": peak_memory(device),
         "seconds": time.perf_counter() - started,
         "template": session.template.to_dict(),
-        "data_sha256": rows.sha256,
+        "data_sha256": content_hash(examples),
         "versions": versions(),
         "machine": machine(device),
         "notes": notes,
@@ -82,3 +90,11 @@ def run_evaluation(
         folders.write_text(out / "answers.jsonl", text)
         folders.write_json(out / folders.RESULT, result)
     return result
+
+
+def content_hash(examples: Sequence[Example]) -> str:
+    """SHA-256 of the content of rows in their order, whatever file they came from."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(hashlib.sha256(example.canonical()).digest())
+    return digest.hexdigest()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.config import load_config
-from lorakit.data import DataSpec, load_data, resolve_template
-from lorakit.errors import ConfigError, DataError, did_you_mean
+from lorakit.data import DataSpec, load_data
+from lorakit.errors import ConfigError, did_you_mean
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.training import FitResult, TrainSpec
 
@@ -62,11 +62,8 @@ def train(
             config.data,
             tokenizer,
             seed=config.train.seed,
-            template=resolve_template(config.data, tokenizer),
-            model_limit=int(model.config.get_text_config().max_position_embeddings),
+            context_length=int(model.config.get_text_config().max_position_embeddings),
         )
-    if not len(rows.train):
-        raise DataError("no training row is left")
     steps = steps_of(len(rows.train), config.train)
     return fit_model(
         model,

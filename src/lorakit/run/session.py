@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
-from lorakit.data import Dataset, DataSpec, Template, load_data, resolve_template
-from lorakit.errors import AdapterError
+from lorakit.data import DataSpec, Template, resolve_template
+from lorakit.errors import AdapterError, ConfigError
 from lorakit.models import ModelSpec, identify, load_model
+from lorakit.models.cache import Progress, no_progress
 from lorakit.models.fingerprint import BaseIdentity
 
 
@@ -29,14 +30,16 @@ class Session:
     adapter: AdapterInfo | None = None
 
     @property
-    def max_length(self) -> int:
+    def context_length(self) -> int:
         """Longest sequence that the model reads, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
 
-def open_base(spec: ModelSpec, data: DataSpec | None = None) -> Session:
+def open_base(
+    spec: ModelSpec, data: DataSpec | None = None, *, progress: Progress = no_progress
+) -> Session:
     """Load a base model and what belongs to it."""
-    model, tokenizer = load_model(spec)
+    model, tokenizer = load_model(spec, progress=progress)
     template = resolve_template(data or DataSpec(), tokenizer)
     return Session(model, tokenizer, identify(spec), template)
 
@@ -58,17 +61,6 @@ def open_adapted(
     if recorded and (data is None or data.template == "auto"):
         try:
             session = replace(session, template=Template.from_dict(recorded))
-        except (KeyError, ValueError) as error:
+        except ConfigError as error:
             raise AdapterError(f"{adapter}: its recorded template is damaged: {error}") from None
     return replace(session, adapter=info)
-
-
-def load_rows(session: Session, spec: DataSpec, seed: int) -> Dataset:
-    """Read, encode and split the rows with the session's tokenizer and template."""
-    return load_data(
-        spec,
-        session.tokenizer,
-        seed=seed,
-        template=session.template,
-        model_limit=session.max_length,
-    )

@@ -4,21 +4,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorakit import forecast as forecasting
 from lorakit.adapters import save_adapter
 from lorakit.config import RunConfig
-from lorakit.data import Dataset
-from lorakit.errors import DataError
+from lorakit.data import Dataset, load_data
 from lorakit.lora import Plan, attach, plan
 from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
-from lorakit.run.session import Session, load_rows, open_base
+from lorakit.run.session import Session, open_base
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,16 @@ class Prepared:
     forecast: forecasting.Forecast
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
-    session = open_base(config.model)
-    data = load_rows(session, config.data, config.train.seed)
-    if not len(data.train):
-        raise DataError("no training row is left: see --eval-share, --max-rows and --too-long")
+    session = open_base(config.model, progress=lambda *at: report({"kind": "progress", "at": at}))
+    data = load_data(
+        config.data,
+        session.tokenizer,
+        seed=config.train.seed,
+        context_length=session.context_length,
+    )
+    session = replace(session, template=data.template)
     chosen = plan(session.model, config.lora)
     spec = config.train
     steps = steps_of(len(data.train), spec)
@@ -89,7 +92,7 @@ def run_training(
     started = time.perf_counter()
     folder = folders.open_folder(Path(config.output.out), resume=config.output.resume)
     report({"kind": "stage", "name": "load"})
-    ready = prepare(config)
+    ready = prepare(config, report)
     session, data = ready.session, ready.data
     model, spec = session.model, config.train
     device = model.device
@@ -165,7 +168,7 @@ def run_training(
         "seconds": time.perf_counter() - started,
         "forecast": ready.forecast.to_dict(),
         "template": session.template.to_dict(),
-        "data_sha256": data.sha256,
+        "data_sha256": data.data_sha256,
         "versions": versions(),
         "machine": machine(device),
         "notes": [*data.notes, *fitted.notes],
@@ -176,7 +179,7 @@ def run_training(
         identity=session.identity,
         provenance={
             "template": session.template.to_dict(),
-            "data_sha256": data.sha256,
+            "data_sha256": data.data_sha256,
             "config": config.to_flat(),
             "versions": result["versions"],
             "metrics": {
@@ -195,5 +198,5 @@ def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
     flat = config.to_flat()
     for name in ("out", "resume", "samples", "max_new_tokens", "tensorboard", "force"):
         flat.pop(name)
-    parts = [flat, session.identity.to_dict(), data.sha256, str(session.model.dtype)]
+    parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorakit.data.batches import Batch, padded
+from lorakit.data.batches import Batch
 from lorakit.models import attention
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
@@ -42,12 +42,10 @@ def make_loss(model: Any) -> Loss:
 
 def padded_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     """Through the model's own forward on a padded rectangle: right for every causal LM."""
-    ids_BT, mask_BT, weight_BT = padded(batch)
-    logits_BTV = attention.padded_logits(model, ids_BT, mask_BT)
-    bears = weight_BT[:, 1:] > 0
-    labels_L = ids_BT[:, 1:][bears]
-    nll = F.cross_entropy(logits_BTV[:, :-1][bears].float(), labels_L, reduction="sum")
-    return nll, int(labels_L.numel())
+    logits_LV = attention.padded_logits(
+        model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L
+    )
+    return _cross_entropy(logits_LV, batch), batch.token_count
 
 
 def packed_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
@@ -55,7 +53,7 @@ def packed_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     logits_LV = attention.packed_logits(
         model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L
     )
-    return F.cross_entropy(logits_LV.float(), batch.labels_L, reduction="sum"), batch.token_count
+    return _cross_entropy(logits_LV, batch), batch.token_count
 
 
 def chunked_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
@@ -65,6 +63,12 @@ def chunked_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     hidden_LD = hidden_TD.index_select(0, batch.predict_L)
     nll = cast(Tensor, _ChunkedHead.apply(hidden_LD, head.weight, head.bias, batch.labels_L))
     return nll, batch.token_count
+
+
+def _cross_entropy(logits_LV: Tensor, batch: Batch) -> Tensor:
+    # float32 at least, whatever the base is kept in: the sum runs over the vocabulary.
+    wide = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
+    return F.cross_entropy(wide, batch.labels_L, reduction="sum")
 
 
 class _ChunkedHead(torch.autograd.Function):

@@ -69,7 +69,8 @@ class FlatAdamW:
         norm = float(torch.linalg.vector_norm(self.grad))
         if math.isfinite(norm):
             if clip and norm > clip:
-                self.grad.mul_(clip / norm)
+                # The guard against division by zero is torch's clip_grad_norm_'s.
+                self.grad.mul_(clip / (norm + 1e-6))
             for group in self._adam.param_groups:
                 group["lr"] = learning_rate
             self._adam.step()
