@@ -143,16 +143,15 @@ def open_bytes(file: DataFile) -> BinaryIO:
     try:
         if file.path.stat().st_size == 0:
             raise DataError(f"{file.name}: the file is empty")
+        # By path: given a file object, gzip and bz2 would leave it open.
+        if file.compression == ".gz":
+            return cast(BinaryIO, gzip.open(file.path))
+        if file.compression == ".bz2":
+            return cast(BinaryIO, bz2.open(file.path))
         raw = file.path.open("rb")
     except OSError as error:
         raise DataError(f"{file.name}: cannot be opened ({error.strerror})") from None
-    if file.compression == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    if file.compression == ".bz2":
-        return cast(BinaryIO, bz2.BZ2File(raw))
-    if file.compression == ".zst":
-        return io.BufferedReader(_ZstdReader(raw), 1 << 16)
-    return raw
+    return io.BufferedReader(_ZstdReader(raw), 1 << 16) if file.compression else raw
 
 
 def decompression_error(file: DataFile, error: Exception, line: int) -> DataError:

@@ -40,7 +40,8 @@ class Tokenizer(Protocol):
     def __call__(self, text: Any, /, **kwargs: Any) -> Any:
         """A list of texts -> {"input_ids": …}."""
 
-    def decode(self, ids: Any, /, **kwargs: Any) -> Any:
+    @property
+    def decode(self) -> Callable[..., Any]:
         """Ids -> text."""
 
     @property
