@@ -6,6 +6,7 @@ before they are opened.
 
 import logging
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from lorakit.errors import ModelError
 from lorakit.models import default, files
@@ -16,9 +17,12 @@ from lorakit.models.spec import ModelSpec, as_spec
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _log = logging.getLogger("lorakit.models")
+# Which spec a model was loaded from: what its identity is computed from (fingerprint.py).
+_sources: "WeakKeyDictionary[nn.Module, ModelSpec]" = WeakKeyDictionary()
 
 # In this order, what stands in for a missing pad token: never a new token, the end token last.
 _PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
@@ -71,7 +75,13 @@ def load_model(
     loaded.requires_grad_(False)
     loaded.eval()
     loaded.to(torch_device(spec))
+    _sources[loaded] = spec
     return loaded, tokenizer
+
+
+def source_of(model: "nn.Module") -> ModelSpec | None:
+    """The spec that `load_model` made this very model from; None for a model made elsewhere."""
+    return _sources.get(model)
 
 
 def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "PreTrainedModel":
