@@ -20,6 +20,7 @@ RESULT: dict[str, Any] = {
     "fraction_of_limit": 0.71,
     "peak_memory_bytes": 1_304_567_808,
     "seconds": 212.4,
+    "train_seconds": 190.0,
     "steps": 40,
     "rows": 160,
     "eval_rows": 20,

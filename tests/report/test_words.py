@@ -108,8 +108,11 @@ def judged(reference: Any, answer: str, score: Any = None) -> tuple[str, str]:
     ("reference", "answer", "score", "wanted"),
     [
         ('{"a": 1}', '{"a":1.0}', None, ("right", "right")),
-        ('{"a": 1}', '{"a": true}', None, ("right", "right")),  # nested: left to the scores
+        ('{"a": [1]}', '{"a": [true]}', None, ("wrong", "wrong")),
+        ('{"a": [1], "b": {}}', '{"b": {}, "a": [1]}', None, ("right", "right")),
+        ('{"a": 1}', '{"a": ' + "[" * 5000, None, ("wrong", "not JSON")),
         ('{"a": 1}', '{"a": 2}', None, ("wrong", "wrong")),
+        ('{"a": 1, "b": 2}', '{"a": 1, "c": 2}', None, ("partly", "1 of 3 fields right")),
         ('{"a": 1}', "{a", None, ("wrong", "not JSON")),
         ('{"a": 1}', '{"a": 2}', 0.0, ("wrong", "wrong")),
         ('{"a": 1}', '{"a": 2}', 0.25, ("partly", "25 % right")),

@@ -11,6 +11,7 @@ Mark = Literal["", "wrong", "extra", "missing"]
 
 # A page is for reading: what is longer is cut here and whole in samples.json.
 _MOST_CHARACTERS = 1500
+_MOST_BRACKETS = 200
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ def _judge(
         return "differs", ""
     if text.strip() == reference.strip() or (wanted is not None and _same(given, wanted)):
         return "right", "right"
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        right = sum(key in given and _same(given[key], part) for key, part in wanted.items())
+        fields = len(given.keys() | wanted.keys())
+        return ("partly", f"{right} of {fields} fields right") if right else ("wrong", "wrong")
     if wanted is not None:
         return "wrong", "not JSON" if given is None else "wrong"
     # Free text that differs from one reference is not thereby wrong.
@@ -102,14 +107,22 @@ def _json_lines(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> t
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Equal as JSON: the order of keys does not matter, 1 is 1.0, and true is not 1."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(part, b[key]) for key, part in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
 def _parse(text: str | None) -> Any:
     """The JSON object or list that the text is, or None; a bare number or word is text."""
+    # More brackets than this are too much to show field by field, and could exhaust the stack.
+    if not text or text.count("{") + text.count("[") > _MOST_BRACKETS:
+        return None
     try:
-        value = json.loads(text or "")
-    except (ValueError, RecursionError):
+        value = json.loads(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict | list) else None
 

@@ -30,6 +30,14 @@ class RunFiles:
     samples: tuple[Record, ...]
     config: str
 
+    @property
+    def held_out(self) -> tuple[Record, ...]:
+        """The evaluations; the one before training may stand in result.json alone."""
+        before = self.result.get("eval_loss_before")
+        if before is None or (self.evals and self.evals[0]["step"] == 0):
+            return self.evals
+        return ({"step": 0, "loss": before}, *self.evals)
+
 
 def read_run(folder: Path) -> RunFiles:
     """Read a run's folder.
