@@ -52,6 +52,9 @@ def test_a_seeded_share_is_held_out(train, chatml):
     assert one.data_sha256 == two.data_sha256 != other.data_sha256
     assert set(origins(one.eval)) != set(origins(other.eval))
     assert "Held out 10 of 40 rows (eval_share 0.25, seed 1)" in one.notes[-1]
+    few = load_data(DataSpec(data=(train,), eval_share=0.25, max_eval_rows=3), chatml)
+    assert "Held out 3 of 40 rows (eval_share 0.25, max_eval_rows 3, seed 0)" in few.notes[-1]
+    assert len(few.train) == 37
 
 
 def test_rows_with_the_same_prompt_stay_together(tmp_path, chatml):

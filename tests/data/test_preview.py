@@ -54,7 +54,14 @@ def test_rows_in_both_and_rows_that_repeat():
     train, held = table([1, 2], [3, 4], [1, 2], [5], [1, 2]), table([9], [3, 4], [1, 2])
     assert shared_rows(train, held) == [(1, 1), (2, 0)]
     assert repeated_rows(train) == [(0, 2, 4)]
-    assert shared_rows(train, table()) == []
+    assert shared_rows(train, table()) == shared_rows(table(), held) == []
+    assert repeated_rows(table()) == []
+    # in the order in which they begin, whatever their hashes
+    assert repeated_rows(table(*([i] for i in (1, 2, 3, 1, 3, 2, 2)))) == [
+        (0, 3),
+        (1, 5, 6),
+        (2, 4),
+    ]
 
 
 @given(

@@ -65,9 +65,9 @@ def test_held_out_pairs_never_meet_in_training():
                             found.add((phrase, product))
         return found
 
-    training, apart = seen(ROWS), seen(tickets(300, seed=3, held_out=True))
-    assert len(training) > 200
-    assert len(apart) > 60
+    training, apart = seen(ROWS[:200]), seen(tickets(100, seed=3, held_out=True))
+    assert len(training) > 80
+    assert len(apart) > 30
     assert not training & apart
     assert all(is_held_out(*pair) for pair in apart)
 

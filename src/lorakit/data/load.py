@@ -1,10 +1,12 @@
 """The room's one entry: a DataSpec and a tokenizer -> training rows, held-out rows, what was done."""
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.data.encode import encode_all
 from lorakit.data.notes import (
@@ -27,12 +29,16 @@ from lorakit.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Part:
-    """Rows as tokens; for each its content hash, its prompt's key, and its number as read."""
+    """S rows as tokens, and what is kept of each besides: 32 bytes.
+
+    digests: uint8 (S, 16), content hashes. keys: uint64 (S,), `prompt_key`s. index: int64 (S,),
+    how many rows were read before it.
+    """
 
     table: TokenTable
-    digests: tuple[bytes, ...]
-    keys: tuple[int, ...]
-    index: tuple[int, ...]
+    digests: NDArray[np.uint8]
+    keys: NDArray[np.uint64]
+    index: NDArray[np.int64]
     report: Report
 
 
@@ -96,7 +102,7 @@ def load_data(
     else:
         out = held_out(part.keys, spec.eval_share, spec.max_eval_rows)
         held, part = _take(part, np.flatnonzero(out)), _take(part, np.flatnonzero(~out))
-        wanted = set(held.index)
+        wanted = set(held.index.tolist())
         again = _examples(spec.data, shape, max(wanted, default=-1) + 1)
         kept = tuple(e for i, e in enumerate(again) if i in wanted)
         notes.append(split_note(len(part.table), len(held.table), spec, seed))
@@ -107,7 +113,7 @@ def load_data(
         eval_examples=kept,
         template=template,
         shape=shape,
-        data_sha256=hashlib.sha256(b"".join([*part.digests, b"|", *held.digests])).hexdigest(),
+        data_sha256=_hash(part, held),
         train_report=part.report,
         eval_report=held.report,
         notes=tuple(notes),
@@ -134,6 +140,10 @@ def load_rows(
     rows = list(_examples(sources, shape, limit))
     part = _encode(iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0)
     return part.table, tuple(rows[i] for i in part.index), part.report
+
+
+def _hash(train: Part, held: Part) -> str:
+    return hashlib.sha256(train.digests.tobytes() + b"|" + held.digests.tobytes()).hexdigest()
 
 
 def _limit(spec: DataSpec, context_length: int | None) -> int | None:
@@ -164,15 +174,13 @@ def _encode(
     seed: int,
 ) -> Part:
     """Encode as the rows are read; of an example only its hash and its prompt's key are kept."""
-    digests: list[bytes] = []
-    keys: list[int] = []
-    index: list[int] = []
+    digests, keys, index = bytearray(), array("Q"), array("q")
     counts = {"read": 0, "too_long": 0, "dropped": 0, "cut": 0, "longest": 0}
     worst: list[tuple[str, int]] = []
 
     def noted() -> Iterator[Example]:
         for example in examples:
-            digests.append(hashlib.blake2b(example.canonical(), digest_size=16).digest())
+            digests.extend(hashlib.blake2b(example.canonical(), digest_size=16).digest())
             keys.append(prompt_key(example, seed))
             yield example
 
@@ -206,21 +214,21 @@ def _encode(
             f"all {counts['read']:,} rows are longer than {limit:,} tokens and were dropped; the "
             f"longest has {counts['longest']:,}: give a larger --max-length"
         )
+    rows = np.frombuffer(index, np.int64)
     return Part(
         table,
-        tuple(digests[i] for i in index),
-        tuple(keys[i] for i in index),
-        tuple(index),
+        np.frombuffer(digests, np.uint8).reshape(-1, 16)[rows],
+        np.frombuffer(keys, np.uint64)[rows],
+        rows,
         Report(kept=len(table), limit=limit, **counts),
     )
 
 
-def _take(part: Part, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Part:
-    chosen = rows.tolist()
+def _take(part: Part, rows: NDArray[np.intp]) -> Part:
     return Part(
-        part.table.take(chosen),
-        tuple(part.digests[i] for i in chosen),
-        tuple(part.keys[i] for i in chosen),
-        tuple(part.index[i] for i in chosen),
-        replace(part.report, kept=len(chosen)),
+        part.table.take(rows),
+        part.digests[rows],
+        part.keys[rows],
+        part.index[rows],
+        replace(part.report, kept=len(rows)),
     )

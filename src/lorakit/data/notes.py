@@ -100,9 +100,10 @@ def length_notes(report: Report, rows: str, too_long: str) -> list[str]:
 def split_note(train: int, held: int, spec: DataSpec, seed: int) -> str:
     """How the held-out rows were chosen."""
     if held:
+        most = f", max_eval_rows {spec.max_eval_rows:,}" if held == spec.max_eval_rows else ""
         return (
-            f"Held out {held:,} of {train + held:,} rows (eval_share {spec.eval_share:g}, seed "
-            f"{seed}); rows with the same prompt stay on the same side."
+            f"Held out {held:,} of {train + held:,} rows (eval_share {spec.eval_share:g}{most}, "
+            f"seed {seed}); rows with the same prompt stay on the same side."
         )
     if spec.eval_share == 0:
         return "No rows are held out (eval_share 0), so nothing measures what was not learnt from."

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.data.template import Tokenizer
@@ -89,22 +90,32 @@ def fragments(encoded: Encoded, tokenizer: Tokenizer) -> list[Fragment]:
     return found
 
 
-def _content(row: Encoded) -> bytes:
-    return hashlib.blake2b(row.ids.tobytes() + row.weight.tobytes(), digest_size=16).digest()
+def _contents(table: TokenTable) -> NDArray[np.uint64]:
+    """A 64-bit hash of each row's tokens and weights, (S,)."""
+    found = np.empty(len(table), dtype=np.uint64)
+    for i, row in enumerate(table):
+        content = hashlib.blake2b(row.ids.tobytes() + row.weight.tobytes(), digest_size=8)
+        found[i] = int.from_bytes(content.digest(), "little")
+    return found
 
 
 def shared_rows(train: TokenTable, held_out: TokenTable) -> list[tuple[int, int]]:
     """Rows that occur in both, token for token: (held-out row, first such training row)."""
-    seen: dict[bytes, int] = {}
-    for i, row in enumerate(train):
-        seen.setdefault(_content(row), i)
-    contents = ((i, _content(row)) for i, row in enumerate(held_out))
-    return [(i, seen[content]) for i, content in contents if content in seen]
+    unique, first = np.unique(_contents(train), return_index=True)
+    asked = _contents(held_out)
+    at = np.searchsorted(unique, asked)
+    at[at == len(unique)] = 0
+    hits = np.flatnonzero(unique[at] == asked) if len(unique) else np.empty(0, dtype=np.intp)
+    return [(int(i), int(first[at[i]])) for i in hits]
 
 
 def repeated_rows(table: TokenTable) -> list[tuple[int, ...]]:
-    """Groups of rows that are the same, token for token; only groups of two and more."""
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(table):
-        groups.setdefault(_content(row), []).append(i)
-    return [tuple(g) for g in groups.values() if len(g) > 1]
+    """Groups of rows that are the same, token for token; only groups of two and more.
+
+    In the order in which the groups begin.
+    """
+    contents = _contents(table)
+    order = np.argsort(contents, kind="stable")
+    borders = np.flatnonzero(np.diff(contents[order])) + 1
+    groups = [tuple(g.tolist()) for g in np.split(order, borders) if len(g) > 1]
+    return sorted(groups)

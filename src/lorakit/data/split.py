@@ -18,7 +18,9 @@ def prompt_key(example: Example, seed: int) -> int:
     return int.from_bytes(key.digest(), "little")
 
 
-def held_out(keys: Sequence[int], share: float, most: int | None = None) -> NDArray[np.bool_]:
+def held_out(
+    keys: Sequence[int] | NDArray[np.uint64], share: float, most: int | None = None
+) -> NDArray[np.bool_]:
     """Which of n rows to hold out, bool (n,), given each row's `prompt_key`.
 
     Holds out about ``share * n`` rows (at least one, at most `most`), in the order of their keys,
