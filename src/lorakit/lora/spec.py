@@ -1,5 +1,6 @@
 """What to adapt and how: one frozen description, small, strict at its boundary."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,8 +67,8 @@ class LoraSpec:
         for key, rank in self.rank_pattern.items():
             _positive_whole(f"rank_pattern[{key!r}]", rank)
         for name, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
-            if not alpha > 0:
-                raise ConfigError(f"alpha must be above 0; {name} is {alpha}")
+            if not 0 < alpha < math.inf:
+                raise ConfigError(f"alpha must be above 0 and finite; {name} is {alpha}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in [0, 1); it is {self.dropout}")
         if not self.targets:
