@@ -60,7 +60,8 @@ def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     """Byte-level, no merges: 256 bytes, then <s>, </s>, <pad>, <|im_end|> among the first ids."""
     special = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    # Qwen's and GPT-2's tokenizer classes add <|endoftext|> where a vocabulary lacks it.
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet, "<|endoftext|>"])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

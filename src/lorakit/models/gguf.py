@@ -8,6 +8,7 @@ and a scheme that nobody here knows is an error, since wrong token ids train wit
 """
 
 import hashlib
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ CONVERSION = 1
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 # Those that transformers splits as llama.cpp does (its GGUF_PRE_TOKENIZER_SPLITS), or plain GPT-2.
 _SPLIT_BY_TRANSFORMERS = {
-    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "exaone4", "trillion"),
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"),
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     *("dbrx", "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "kormo", "megrez", "qwen35"),
     *("gpt-4o", "llama4", "kanana2", "minimax-m2"),
@@ -57,6 +58,8 @@ def read_header(path: Path) -> Header:
     Raises:
         ModelError: not a GGUF file, or cut short.
     """
+    from gguf import GGML_QUANT_SIZES
+
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -70,13 +73,19 @@ def read_header(path: Path) -> Header:
                 if value is not None:
                     metadata[key] = value
             types, last = {}, 0
+            sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
             for _ in range(tensors):
                 name = _string(file)
                 (dimensions,) = struct.unpack("<I", file.read(4))
-                file.seek(8 * dimensions, os.SEEK_CUR)
-                types[name], offset = struct.unpack("<IQ", file.read(12))
-                last = max(last, offset)
-            complete = file.tell() + last < size
+                shape = struct.unpack(f"<{dimensions}Q", file.read(8 * dimensions))
+                kind, offset = struct.unpack("<IQ", file.read(12))
+                if kind not in sizes:
+                    raise ModelError(f"{path}: tensor {name} is of ggml type {kind}: unknown here")
+                per_block, block_bytes = sizes[kind]
+                last = max(last, offset + math.prod(shape) // per_block * block_bytes)
+                types[name] = kind
+            step = metadata.get("general.alignment", 32)
+            complete = -(-file.tell() // step) * step + last <= size
         except (struct.error, UnicodeDecodeError, MemoryError, OverflowError):
             complete = False
     if not complete:
@@ -206,7 +215,10 @@ def _read_tokenizer(path: Path, header: Header) -> Any:
                 path.parent, gguf_file=path.name, local_files_only=True
             )
     except (ValueError, KeyError, ImportError, OSError) as error:
-        raise ModelError(f"the tokenizer in {path} cannot be read: {error}") from error
+        raise ModelError(
+            f"{path} (architecture {header.metadata.get('general.architecture')!r}): its tokenizer "
+            f"cannot be read: {error}"
+        ) from error
     if byte_level and scheme in _SINGLE_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [

@@ -64,6 +64,7 @@ def load_model(
                 config=config,
                 dtype=torch_dtype(spec),
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # so that the report names them, for `_account`
                 local_files_only=True,
                 trust_remote_code=spec.trust_remote_code,
                 output_loading_info=True,
@@ -72,6 +73,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"cannot load the model in {where.folder}: {error}") from error
     _account(report, where)
+    _check_ids(tokenizer, loaded, where)
     loaded.requires_grad_(False)
     loaded.eval()
     loaded.to(torch_device(spec))
@@ -232,10 +234,26 @@ def _give_pad(tokenizer: Any) -> None:
         raise ModelError("the tokenizer has neither a pad nor an end token; set eos_token in it")
 
 
+def _check_ids(tokenizer: Any, model: Any, where: Resolved) -> None:
+    """Say it when the tokenizer can give ids that the embedding has no row for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        _log.warning(
+            "the tokenizer in %s has %d tokens that the model has no embedding for (first: %r); "
+            "a text that holds one cannot be used",
+            where.folder,
+            len(beyond),
+            beyond[0],
+        )
+
+
 def _account(report: Any, where: Resolved) -> None:
     """Every tensor of the model came from the files, and what the files hold besides is said."""
     missing = sorted(report["missing_keys"])
-    wrong = sorted(report["mismatched_keys"])
+    wrong = [
+        f"{name} {tuple(held)} for {tuple(due)}" for name, held, due in report["mismatched_keys"]
+    ]
     extra = sorted(report["unexpected_keys"])
     if missing:
         raise ModelError(
@@ -244,7 +262,8 @@ def _account(report: Any, where: Resolved) -> None:
         )
     if wrong:
         raise ModelError(
-            f"tensors in {where.folder} have other shapes than config.json: {wrong[:3]}"
+            f"{len(wrong)} tensors in {where.folder} have other shapes than config.json asks for: "
+            f"{', '.join(sorted(wrong)[:3])}"
         )
     if extra:
         _log.warning(
