@@ -60,7 +60,7 @@ def count_parameters(
             *left_out(chosen),
             f"{len(chosen.targets)} modules of {config.model.model}",
             f"frozen     {count(chosen.total_parameters)}",
-            f"trainable  {count(chosen.trainable)}, {fewer:.1%} fewer",
+            f"trainable  {count(chosen.trainable)}, {100 * fewer:.1f} % fewer",
         ]
     )
 
@@ -81,7 +81,7 @@ def _count_weight(shape: str, rank: int) -> None:
     trainable = equations.trainable_parameters(in_features, out_features, rank)
     size_A, size_B = rank * in_features, out_features * rank
     change = 1 - trainable / frozen
-    said = f"{change:.0%} fewer" if change >= 0 else f"{-change:.0%} more: a lower rank would save"
+    said = f"{100 * change:.0f} % fewer" if change >= 0 else f"{-100 * change:.0f} % more than W"
     say(
         [
             f"frozen     {count(frozen)}  (W: {out_features} x {in_features})",

@@ -49,9 +49,13 @@ def compare(examples: Sequence[Example], before: Sequence[str], after: Sequence[
     asked = with_answers(examples)
     if not asked:
         return Compared({}, {}, [])
-    samples = [
+    samples: list[dict[str, Any]] = [
         {"prompt": e.question, "reference": str(e.answer).strip(), "before": b, "after": a}
         for e, b, a in zip(asked, before, after, strict=True)
     ]
     scored = [score_answers(examples, answers, "auto") for answers in (before, after)]
+    for name, scores in zip(("before_score", "after_score"), scored, strict=True):
+        best = scores.metrics[0]
+        for sample, value in zip(samples, best.rows or (), strict=False):
+            sample[name] = value
     return Compared(scored[0].values, scored[1].values, samples)

@@ -171,6 +171,16 @@ def run_training(
         "data_sha256": data.data_sha256,
         "versions": versions(),
         "machine": machine(device),
+        "layers": [
+            {
+                "path": target.path,
+                "in_features": target.geometry.in_features,
+                "out_features": target.geometry.out_features,
+                "rank": target.rank,
+                "trainable": target.trainable,
+            }
+            for target in ready.plan.targets
+        ],
         "notes": [*data.notes, *fitted.notes],
     }
     save_adapter(

@@ -22,7 +22,9 @@ class TrainSpec:
         default="auto",
         metadata={"help": "Peak rate, or 'auto': ten times full fine-tuning's, by model width."},
     )
-    epochs: float = field(default=2.0, metadata={"help": "Passes over the training rows."})
+    epochs: float = field(
+        default=1.0, metadata={"help": "Passes over the training rows; a fraction will do."}
+    )
     max_steps: int | None = field(
         default=None, metadata={"help": "Stop after this many steps, whatever epochs says."}
     )
@@ -45,7 +47,9 @@ class TrainSpec:
     )
     eval_every: int | None = field(
         default=None,
-        metadata={"help": "Steps between evaluations on held-out rows [default: a quarter of all]."},
+        metadata={
+            "help": "Steps between evaluations on held-out rows [default: a quarter of all]."
+        },
     )
     patience: int | None = field(
         default=None,
