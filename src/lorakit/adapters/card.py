@@ -39,6 +39,9 @@ def model_card(
     if numbers:
         lines += ["", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in numbers.items()]
+    dilated = [target.path for target in targets if target.geometry.dilated]
+    if dilated:
+        lines += ["", f"peft computes {', '.join(dilated)} otherwise: it drops the dilation."]
     lines += [
         "",
         "With lorakit, which checks that the base is the right one:",

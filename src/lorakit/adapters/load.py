@@ -62,6 +62,8 @@ def load_adapter(
     paths = pair_paths(file, tensors)
     notes: list[str] = []
     made = _plan(model, file, config, paths, notes)
+    if record is None:
+        _refuse_dilated(file, made)
     pairs = _account(model, file, made, tensors, notes)
 
     attach(model, made)
@@ -105,6 +107,17 @@ def _plan(
         return plan(model, _spec(config, paths, modules, notes))
     except (TargetError, ConfigError) as error:
         raise AdapterError(f"{file.parent} does not fit this model: {error}") from error
+
+
+def _refuse_dilated(file: Path, made: Plan) -> None:
+    """peft (0.21) runs A without the base's dilation: the same tensors mean something else."""
+    for target in made.targets:
+        if target.geometry.dilated:
+            raise AdapterError(
+                f"{file}: {target.path} is a convolution with dilation, and peft leaves the "
+                "dilation out beside such a base, so that its adapter is not W + s·B·A; lorakit "
+                "loads its own adapters on it only"
+            )
 
 
 def _spec(

@@ -37,6 +37,7 @@ class Geometry:
         out_features: width of y.
         kernel: kernel size of a convolution, () elsewhere.
         groups: groups of a convolution, 1 elsewhere.
+        dilated: a convolution whose kernel has gaps.
         plain: the weight is an ordinary matrix, so the fused path may read it.
     """
 
@@ -46,6 +47,7 @@ class Geometry:
     kernel: tuple[int, ...] = ()
     groups: int = 1
     plain: bool = False
+    dilated: bool = False
 
     @property
     def transposed(self) -> bool:
@@ -114,6 +116,10 @@ def geometry_of(module: nn.Module, path: str) -> Geometry:
                 module.out_channels,
                 tuple(module.kernel_size),
                 module.groups,
+                dilated=any(
+                    k > 1 and d > 1
+                    for k, d in zip(module.kernel_size, module.dilation, strict=True)
+                ),
             )
     if kind == "conv1d":
         rows, columns = module.get_parameter("weight").shape
