@@ -11,7 +11,7 @@ from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
-from lorakit.lora.targets import first_hit
+from lorakit.lora.targets import first_hit, pattern_hits
 
 CONFIG = "adapter_config.json"
 PEFT_VERSION = "0.21.2"  # the version whose format is written; peft is not needed for it
@@ -114,6 +114,8 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         dropout=float(config.get("lora_dropout") or 0.0),
         init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
     )
+    for key in (*spec.rank_pattern, *spec.alpha_pattern):
+        pattern_hits(key, [""])  # it has to compile
     return PeftConfig(
         spec,
         targets,

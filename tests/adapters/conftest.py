@@ -1,0 +1,42 @@
+"""A tiny base, the same with pairs, and its adapter folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_models import adapt, tiny_llama
+from transformers import LlamaForCausalLM
+
+from lorakit.adapters import save_adapter
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny products: handing them to several threads costs more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def base() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+@pytest.fixture
+def adapted() -> LlamaForCausalLM:
+    return adapt(tiny_llama(), targets=("q_proj", "up_proj"))
+
+
+@pytest.fixture
+def folder(adapted: LlamaForCausalLM, tmp_path: Path) -> Path:
+    return save_adapter(adapted, tmp_path / "adapter")
+
+
+@pytest.fixture
+def foreign(folder: Path) -> Path:
+    """The same adapter as peft would leave it: without lorakit.json."""
+    (folder / "lorakit.json").unlink()
+    return folder
