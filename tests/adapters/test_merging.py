@@ -236,6 +236,12 @@ class TestWriting:
         assert rounded <= on_disk.largest_logit_difference + 1e-4
         assert (tmp_path / "m" / "tokenizer.json").exists()
 
+    def test_files_have_ordinary_permissions(self, model, tmp_path):
+        write_merged(model, Words(), tmp_path / "m", probes_ids=PROBES)
+        (tmp_path / "plain").write_text("")
+        ordinary = (tmp_path / "plain").stat().st_mode
+        assert {path.stat().st_mode for path in (tmp_path / "m").iterdir()} == {ordinary}
+
     def test_the_certificate(self, model, tmp_path):
         made = write_merged(
             model,

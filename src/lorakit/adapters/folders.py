@@ -37,6 +37,7 @@ def write_folder(
     try:
         partial.mkdir(parents=True)
         fill(partial)
+        _open_up(partial)
         for file in sorted(partial.rglob("*")):
             _sync(file)
         _sync(partial)
@@ -47,6 +48,17 @@ def write_folder(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _open_up(partial: Path) -> None:
+    """Give every file the permissions of an ordinary new one; safetensors' own shut others out."""
+    probe = partial / ".permissions"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _swap(partial: Path, folder: Path) -> None:

@@ -25,6 +25,7 @@ from lorakit.adapters.save import is_transformers
 from lorakit.adapters.tensors import as_os_error
 from lorakit.errors import AdapterError, CertificateError, TargetError
 from lorakit.lora import lora_layers
+from lorakit.models.quiet import quiet
 
 CERTIFICATE = "certificate.json"
 Model = TypeVar("Model", bound=nn.Module)
@@ -124,12 +125,13 @@ def write_merged(
     made: list[Certificate] = []
 
     def fill(partial: Path) -> None:
-        try:
-            merged.save_pretrained(partial)
-        except SafetensorError as error:
-            raise as_os_error(error) from error
-        tokenizer.save_pretrained(partial)
-        again = type(merged).from_pretrained(partial, dtype=computing).to(device)
+        with quiet():
+            try:
+                merged.save_pretrained(partial)
+            except SafetensorError as error:
+                raise as_os_error(error) from error
+            tokenizer.save_pretrained(partial)
+            again = type(merged).from_pretrained(partial, dtype=computing).to(device)
         name = str(computing).removeprefix("torch.")
         read_back = compare(
             adapter_TV,
