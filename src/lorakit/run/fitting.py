@@ -57,7 +57,7 @@ def fit_model(
     rows_of = _rows_of(len(train), spec.batch_size, steps, spec.seed)
     kept = [b.to(device) for b in micro_batches(held_out, range(len(held_out)), spec.batch_tokens)]
     if spec.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     try:
         with packed_attention(model):
@@ -81,7 +81,7 @@ def fit_model(
     finally:
         model.eval()
         if spec.activation_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
 
 
 def _rows_of(rows: int, batch_size: int, steps: int, seed: int) -> Callable[[int], tuple[int, ...]]:
