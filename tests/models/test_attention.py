@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, NOT_PACKABLE, VOCABULARY, tiny
 
 from lorakit.errors import ModelError
-from lorakit.models import kernels
+from lorakit.models import blocked, kernels
 from lorakit.models.attention import (
     head_is_plain,
     own_attention,
@@ -146,8 +146,8 @@ def qkv(total, heads=4, key_heads=2, width=5, dtype=torch.float64):
 @pytest.mark.parametrize("keep", [0, 128])
 @pytest.mark.parametrize("block", [4, 64])
 def test_blocked_attention_is_the_formula(monkeypatch, window, softcap, keep, block):
-    monkeypatch.setattr(kernels, "KEEP", keep)
-    monkeypatch.setattr(kernels, "BLOCK", block)
+    monkeypatch.setattr(blocked, "KEEP", keep)
+    monkeypatch.setattr(blocked, "BLOCK", block)
     lengths = (3, 17, 1, 16)
     q, k, v = qkv(sum(lengths))
     where = layout(lengths, q.device)

@@ -7,7 +7,8 @@
     default.py      the built-in smollm2-135m: one checked download, offline ever after
     gguf.py         a GGUF file -> an ordinary model folder
     fingerprint.py  BaseIdentity: hashes of weights, tokenizer and chat template
-    attention.py    sequences laid end to end, attention within each
+    attention.py    sequences laid end to end through a model, attention within each
+    layout.py kernels.py blocked.py   the arithmetic of that attention, without transformers
     generate.py     batched and streaming generation
     cache.py quiet.py   the user's cache; transformers kept silent
 

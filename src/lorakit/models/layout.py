@@ -29,6 +29,45 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
+class HeadRows:
+    """How (T, H, D) and the padded groups laid one after another map onto each other.
+
+    Both are taken as rows of D numbers: row t·H + h of the first; in the second a group is
+    (n, H, M) rows. One `index_select` so moves all heads of all groups, transposition included.
+
+    `take` (P·H,): the row of the first for each place of the second; `back` (T·H,): the inverse;
+    `padding`: the places that hold no real token; `left_out`: rows of tokens in none of the
+    groups, whose entry in `back` means nothing.
+    """
+
+    take: Tensor
+    back: Tensor
+    padding: Tensor
+    left_out: Tensor
+
+
+@lru_cache(maxsize=256)
+def head_rows(groups: tuple[Group, ...], tokens: int, heads: int) -> HeadRows:
+    """The map for these groups of a row of so many tokens, with so many heads."""
+    device = groups[0].rows.device
+    head = torch.arange(heads, device=device)
+    back = torch.full((tokens, heads), -1, device=device)
+    take, padding, offset = [], [], 0
+    for group in groups:
+        n, length = group.count, group.length
+        place = torch.arange(n * heads * length, device=device).view(n, heads, length) + offset
+        take.append((group.rows.view(n, 1, length) * heads + head[:, None]).flatten())
+        by_token = place.transpose(1, 2).flatten(0, 1)
+        back[group.tokens] = by_token[group.real]
+        unreal = torch.ones(n * length, dtype=torch.bool, device=device)
+        unreal[group.real] = False
+        padding.append(by_token[unreal].flatten())
+        offset += n * heads * length
+    left_out = (back.flatten() < 0).nonzero()[:, 0]
+    return HeadRows(torch.cat(take), back.clamp_min(0).flatten(), torch.cat(padding), left_out)
+
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Where the sequences of a row of T tokens lie, and how attention groups them."""
 

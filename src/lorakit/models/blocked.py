@@ -1,0 +1,199 @@
+"""Causal attention by blocks of query rows, with its backward written out: the CPU's kernel.
+
+With S = s·QKᵀ + mask, P = softmax(S), O = P V (arXiv 2205.14135, appendix B.2)::
+
+    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P * (dP - rowsum(dO * O)),
+    dQ = s·dS K,  dK = s·dSᵀ Q
+
+Plain batched matmuls and one pass of softmax. Keys beyond a block's last row and before its
+window are not multiplied; sliding windows and soft caps, which torch's kernel does not know, are
+here (kernels.py has the times of both).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorakit.models.layout import Group, HeadRows, head_rows
+
+BLOCK = 64
+"""Query rows of a block: larger ones multiply more masked entries, smaller ones more often."""
+KEEP = 128
+"""Groups up to this many tokens keep P for the backward; beyond, it is computed again: P then
+outgrows Q, K, V and O together, and computing it costs a quarter more of the attention's time."""
+
+
+class Blocked(torch.autograd.Function):
+    """``Blocked.apply(q_THD, k_TKD, v_TKD, groups, scale, window, softcap) -> out_THD``.
+
+    Tokens that are in none of the groups get zeros. Inside, a group's queries are (n·K, G, M, D)
+    and its keys and values (n·K, M, D): one matmul serves the G query heads of a key head.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        q_THD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        groups: tuple[Group, ...],
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        by_query, by_key = _maps(q_THD, k_TKD, groups)
+        q, k, v = _take(q_THD, by_query), _take(k_TKD, by_key), _take(v_TKD, by_key)
+        o = torch.empty_like(q)
+        kept: list[Tensor] = []
+        for group, (q_g, o_g), (k_g, v_g) in _split(groups, (q, o), (k, v), k_TKD.shape[1]):
+            for block in _blocks(group.length, window):
+                p, _ = _probabilities(block.of(q_g) * scale, k_g, block, window, softcap)
+                block.put(o_g, torch.bmm(p, v_g[:, block.keys]))
+                if group.length <= KEEP and softcap is None:
+                    kept.append(p)
+        out_THD = _back(o, by_query, q_THD)
+        ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, *kept)
+        ctx.settings = groups, scale, window, softcap
+        return out_THD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        q_THD, k_TKD, v_TKD, out_THD, *kept = ctx.saved_tensors
+        groups, scale, window, softcap = ctx.settings
+        by_query, by_key = _maps(q_THD, k_TKD, groups)
+        q, k, v = _take(q_THD, by_query), _take(k_TKD, by_key), _take(v_TKD, by_key)
+        do = _take(grad_THD, by_query)
+        delta = _take((grad_THD * out_THD).sum(-1, keepdim=True), by_query)
+        # Padding repeats real rows; its outputs were never used, so it hands no gradient on.
+        do.index_fill_(0, by_query.padding, 0.0)
+        delta.index_fill_(0, by_query.padding, 0.0)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        left = iter(kept)
+        for group, (q_g, do_g, delta_g, dq_g), (k_g, v_g, dk_g, dv_g) in _split(
+            groups, (q, do, delta, dq), (k, v, dk, dv), k_TKD.shape[1]
+        ):
+            for block in _blocks(group.length, window):
+                q_b, do_b, keys = block.of(q_g) * scale, block.of(do_g), block.keys
+                slope = None
+                if group.length <= KEEP and softcap is None:
+                    p = next(left)
+                else:
+                    p, slope = _probabilities(q_b, k_g, block, window, softcap)
+                dv_g[:, keys] += torch.bmm(p.transpose(1, 2), do_b)
+                ds = torch.bmm(do_b, v_g[:, keys].transpose(1, 2))
+                ds.sub_(block.of(delta_g)).mul_(p)
+                if slope is not None:
+                    ds.mul_(slope)
+                block.put(dq_g, torch.bmm(ds, k_g[:, keys]).mul_(scale))
+                dk_g[:, keys] += torch.bmm(ds.transpose(1, 2), q_b)
+        dq_THD = _back(dq, by_query, q_THD)
+        dk_TKD, dv_TKD = _back(dk, by_key, k_TKD), _back(dv, by_key, v_TKD)
+        return dq_THD, dk_TKD, dv_TKD, None, None, None, None
+
+
+def _maps(q_THD: Tensor, k_TKD: Tensor, groups: tuple[Group, ...]) -> tuple[HeadRows, HeadRows]:
+    tokens = q_THD.shape[0]
+    return head_rows(groups, tokens, q_THD.shape[1]), head_rows(groups, tokens, k_TKD.shape[1])
+
+
+def _take(x_THD: Tensor, rows: HeadRows) -> Tensor:
+    """All heads of all groups as one (P·H, D)."""
+    return x_THD.reshape(-1, x_THD.shape[2]).index_select(0, rows.take)
+
+
+def _back(x: Tensor, rows: HeadRows, like_THD: Tensor) -> Tensor:
+    """The inverse of `_take`, with zeros for tokens that are in no group."""
+    out = x.index_select(0, rows.back)
+    if rows.left_out.numel():
+        out.index_fill_(0, rows.left_out, 0.0)
+    return out.view(like_THD.shape)
+
+
+def _split(
+    groups: tuple[Group, ...],
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    key_heads: int,
+) -> Iterator[tuple[Group, list[Tensor], list[Tensor]]]:
+    """Each group with its views of the (P·H, D): (n·K, G, M, D) of queries, (n·K, M, D) of keys."""
+    places = sum(group.count * group.length for group in groups)
+    shared = queries[0].shape[0] // (places * key_heads)
+    start = 0
+    for group in groups:
+        n, length = group.count * key_heads, group.length
+        size = n * length
+        yield (
+            group,
+            [
+                x[start * shared : (start + size) * shared].view(n, shared, length, x.shape[1])
+                for x in queries
+            ],
+            [x[start : start + size].view(n, length, x.shape[1]) for x in keys],
+        )
+        start += size
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Query rows [i0, i1) of a group and the keys [j0, i1) that any of them may see."""
+
+    i0: int
+    i1: int
+    j0: int
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.j0, self.i1)
+
+    def of(self, x_NGMD: Tensor) -> Tensor:
+        """The block's rows as (N, G·b, D), the form that one matmul takes."""
+        return x_NGMD[:, :, self.i0 : self.i1].flatten(1, 2)
+
+    def put(self, x_NGMD: Tensor, rows: Tensor) -> None:
+        """Write the block's rows, the inverse of `of`."""
+        place = x_NGMD[:, :, self.i0 : self.i1]
+        place.copy_(rows.view(place.shape))
+
+
+def _blocks(length: int, window: int | None) -> Iterator[_Block]:
+    # A last block of a few rows costs as many calls as a full one: spread the rows evenly.
+    size = math.ceil(length / max(1, round(length / BLOCK)))
+    for i0 in range(0, length, size):
+        yield _Block(i0, min(i0 + size, length), 0 if window is None else max(0, i0 - window + 1))
+
+
+def _probabilities(
+    q_b: Tensor, k: Tensor, block: _Block, window: int | None, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """P of a block, (N, G·b, keys), and the slope of the soft cap where there is one."""
+    s = torch.bmm(q_b, k[:, block.keys].transpose(1, 2))
+    slope = None
+    if softcap is not None:
+        t = torch.tanh(s / softcap)
+        s, slope = t * softcap, 1 - t * t
+    b, keys = block.i1 - block.i0, s.shape[2]
+    by_head = s.view(s.shape[0], s.shape[1] // b, b, keys)
+    if window is None:  # only the square at the end has anything to hide
+        by_head[..., keys - b :] += mask(0, b, 0, b, None, s)
+    else:
+        by_head += mask(block.i0, block.i1, block.j0, block.i1, window, s)
+    wide = torch.float64 if s.dtype == torch.float64 else torch.float32
+    return torch.softmax(s, dim=-1, dtype=wide).to(s.dtype), slope
+
+
+def mask(i0: int, i1: int, j0: int, j1: int, window: int | None, like: Tensor) -> Tensor:
+    """0 where query i of [i0, i1) may see key j of [j0, j1), -inf elsewhere."""
+    i = torch.arange(i0, i1, device=like.device)[:, None]
+    j = torch.arange(j0, j1, device=like.device)[None, :]
+    seen = j <= i
+    if window is not None:
+        seen &= j > i - window
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~seen, -math.inf
+    )
