@@ -85,11 +85,24 @@ def test_models_that_cannot_be_packed_are_found_and_run_padded(family):
         alone = torch.cat([model(part[None]).logits[0] for part in ids.split(LENGTHS)])
         padded = padded_logits(model, ids, positions, LENGTHS, every)
     assert (padded - alone).abs().max() < 2e-5 * alone.abs().max()
+    with packed_attention(model):
+        assert torch.equal(padded_logits(model, ids, positions, LENGTHS, every), padded)
+        with pytest.raises(ModelError, match="supports_packing"):
+            packed_hidden(model, ids, positions, LENGTHS)
 
 
 @pytest.mark.parametrize(("family", "plain"), [("llama", True), ("gpt2", True), ("gemma2", False)])
 def test_a_soft_cap_on_the_logits_is_seen(family, plain):
     assert head_is_plain(tiny(family)) is plain
+
+
+def test_the_trials_leave_every_modules_mode():
+    model = tiny("llama").train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert supports_packing(model)
+    assert head_is_plain(model)
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_the_attention_comes_back_even_after_an_error():

@@ -33,6 +33,7 @@ _KEYWORD = "lorakit_layout"
 _log = logging.getLogger("lorakit.models")
 # What a model's attention was before it was switched, for generation in the middle of training.
 _before: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+_packable: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def _attention(
@@ -85,11 +86,19 @@ AttentionInterface.register(NAME, _attention)
 def packed_attention(model: Any) -> Iterator[None]:
     """Within the block the model attends within sequences laid end to end; then as before.
 
-    Blocks may be nested. A backward with activation checkpointing belongs inside the block.
-
-    Raises:
-        ModelError: the model's attention cannot be switched.
+    A model that does not support packing is left as it is, for `padded_logits`. Blocks may be
+    nested. A backward with activation checkpointing belongs inside the block, since it runs
+    layers again.
     """
+    if not supports_packing(model):
+        yield
+        return
+    with _switched(model):
+        yield
+
+
+@contextlib.contextmanager
+def _switched(model: Any) -> Iterator[None]:
     old = _switch(model, NAME)
     if old != NAME:
         _before[model] = old
@@ -97,6 +106,18 @@ def packed_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         _switch(model, old)
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode within the block; then every module's own mode again."""
+    training: list[nn.Module] = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextlib.contextmanager
@@ -178,42 +199,46 @@ def padded_logits(
     return logits_SMV.flatten(0, 1).index_select(0, real[keep_L])
 
 
-@torch.no_grad()
 def supports_packing(model: Any) -> bool:
     """Whether sequences laid end to end give this model what each gives alone; found by trying.
 
     Two short random sequences must give, within the dtype's rounding, the logits of each alone;
     and the second's must not change when the first's tokens do. Recurrent models, and those
-    whose attention is not transformers' switchable one (ALiBi families), answer False.
+    whose attention is not transformers' switchable one (ALiBi families), answer False. The
+    answer is remembered for the model.
     """
+    known = _packable.get(model)
+    if known is None:
+        known = _packable[model] = _try_packing(model)
+    return known
+
+
+@torch.no_grad()
+def _try_packing(model: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().num_embeddings
     lengths = (7, 12)
-    ids = torch.randint(vocabulary, (2, sum(lengths)), generator=generator).to(model.device)
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(rows, (2, sum(lengths)), generator=generator).to(model.device)
     ids[1, lengths[0] :] = ids[0, lengths[0] :]
     positions = torch.cat([torch.arange(n) for n in lengths]).to(model.device)
     keep = torch.arange(sum(lengths), device=model.device)
-    training = model.training
-    model.eval()
     try:
-        with packed_attention(model):
-            first, other = (packed_logits(model, row, positions, lengths, keep) for row in ids)
-        with own_attention(model):
-            alone = [
-                model(input_ids=part[None], use_cache=False).logits[0]
-                for part in ids[0].split(lengths)
-            ]
+        with evaluating(model):
+            with _switched(model):
+                first, other = (packed_logits(model, row, positions, lengths, keep) for row in ids)
+            with own_attention(model):
+                alone = [
+                    model(input_ids=part[None], use_cache=False).logits[0]
+                    for part in ids[0].split(lengths)
+                ]
     except (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         _log.info("%s is run padded, not packed: %s", type(model).__name__, error)
         return False
-    finally:
-        model.train(training)
     expected = torch.cat(alone).float()
     scale = expected.abs().max().item()
-    tolerance = 2e-4 if first.dtype == torch.float32 else 5e-2
     apart = (first.float() - expected).abs().max().item() / scale
     leak = (first - other)[lengths[0] :].abs().max().item() / scale
-    fits = apart <= tolerance and leak <= 1e-6
+    fits = apart <= (2e-4 if first.dtype == torch.float32 else 5e-2) and leak <= 1e-6
     if not fits:
         _log.info(
             "%s is run padded: packed differs by %.1e, leaks %.1e",
@@ -234,19 +259,14 @@ def head_is_plain(model: Any) -> bool:
     head = model.get_output_embeddings()
     if head is None:
         return False
-    ids_1T = (
-        torch.arange(6, device=model.device)[None] % model.get_input_embeddings().num_embeddings
-    )
-    training = model.training
-    model.eval()
+    ids_1T = torch.arange(6, device=model.device)[None]
     handle = head.register_forward_hook(lambda _module, _inputs, output: output * 1000)
     try:
-        with own_attention(model):
+        with evaluating(model), own_attention(model):
             expected = head(model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state)
             logits = model(input_ids=ids_1T, use_cache=False).logits
     finally:
         handle.remove()
-        model.train(training)
     close = 1e-4 if logits.dtype == torch.float32 else 2e-2
     return bool((logits - expected).abs().max() <= close * expected.abs().max())
 
@@ -256,7 +276,8 @@ def _arguments(
 ) -> dict[str, Any]:
     if _implementation(model) != NAME:
         raise ModelError(
-            "sequences end to end need `with packed_attention(model):` around the step"
+            "sequences end to end need `with packed_attention(model):` around the step, and a "
+            "model that supports_packing"
         )
     _check_lengths(ids_T, lengths_S)
     return {

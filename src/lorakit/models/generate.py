@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorakit.errors import ConfigError, ModelError
-from lorakit.models.attention import own_attention
+from lorakit.models.attention import evaluating, own_attention
 from lorakit.models.quiet import quiet
 
 _MARK = "lorakit asks where an answer ends"
@@ -215,17 +215,13 @@ def _ready(model: Any, settings: Any) -> Iterator[None]:
     The settings are set on the model too, because transformers fills what they leave open (a
     repetition penalty, for one) from the model's.
     """
-    training: list[nn.Module] = [module for module in model.modules() if module.training]
     declared = model.generation_config
-    model.eval()
     model.generation_config = settings
     try:
-        with own_attention(model), quiet():
+        with evaluating(model), own_attention(model), quiet():
             yield
     finally:
         model.generation_config = declared
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -52,9 +52,9 @@ def attend(
     """Attention of each sequence on itself, (T, H, D).
 
     Args:
-        q_THD: queries; k_TKD, v_TKD: keys and values, K heads with H a multiple of K.
-        k_TKD: keys.
-        v_TKD: values.
+        q_THD: queries, H heads.
+        k_TKD: keys, K heads; H is a multiple of K.
+        v_TKD: values, K heads.
         where: the sequences, from `layout`.
         scale: the s of the formula.
         window: a token sees itself and the window - 1 tokens before it; None: all before it.

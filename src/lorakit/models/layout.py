@@ -46,7 +46,7 @@ class HeadRows:
     left_out: Tensor
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def head_rows(groups: tuple[Group, ...], tokens: int, heads: int) -> HeadRows:
     """The map for these groups of a row of so many tokens, with so many heads."""
     device = groups[0].rows.device
@@ -87,7 +87,7 @@ def layout(lengths_S: Sequence[int], device: torch.device) -> Layout:
     return _layout(lengths, device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _layout(lengths: tuple[int, ...], device: torch.device) -> Layout:
     starts = [0]
     for n in lengths:
