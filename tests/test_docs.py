@@ -82,14 +82,17 @@ def tree(page: Path) -> str | None:
 def drawn(block: str) -> set[Path]:
     """Files and folders that a tree names: what begins a line, up to the phrase beside it.
 
-    A name lies in the nearest folder above with less indent, or in one earlier in its line.
+    The phrase stands two spaces apart. A name lies in the nearest folder above with less indent;
+    files may also be listed right after their folder, in its line.
     """
     found, above = set(), {}
     for line in block.splitlines()[1:-1]:
         indent = len(line) - len(line.lstrip())
         parent = next((above[i] for i in sorted(above, reverse=True) if i < indent), ROOT)
+        listed, *beside = re.split(r" {2,}", line.strip())
+        names = listed.split() + (beside[0].split() if beside and listed.endswith("/") else [])
         first = True
-        for name in line.split():
+        for name in names:
             if not (name.endswith("/") or re.fullmatch(r"[\w.]+\.\w+", name)):
                 break
             found.add(parent / name)
