@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lorakit.adapters.info import TENSORS, AdapterInfo, adapter_folder, describe, pair_paths
 from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets, read_config
-from lorakit.adapters.provenance import Identity, check_base, read_record
+from lorakit.adapters.provenance import Identity, check_base, known_identity, read_record
 from lorakit.adapters.tensors import read_tensors_and_hash, require_finite
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
@@ -35,7 +35,8 @@ def load_adapter(
     Args:
         model: the base, without pairs.
         folder: in peft's format, written by lorakit or by peft.
-        identity: the base's fingerprint; with it, an adapter of another base is refused.
+        identity: the base's fingerprint, known without being given for a model that
+            `load_model` made; with it, an adapter of another base is refused.
         force: skip that comparison.
         trainable: let A and B take gradients, to train on.
 
@@ -50,7 +51,7 @@ def load_adapter(
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
     if not force:
-        check_base(folder, record, identity)
+        check_base(folder, record, known_identity(model, identity))
     file = folder / TENSORS
     tensors, digest = read_tensors_and_hash(file)
     if record is not None and record.tensors_sha256 != digest:

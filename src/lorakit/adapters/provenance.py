@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from lorakit.adapters.peft_config import read_json
 from lorakit.errors import AdapterError, BaseMismatchError, ConfigError
 from lorakit.lora.spec import LoraSpec
+from lorakit.models.fingerprint import identify
+from lorakit.models.load import source_of
 
 RECORD = "lorakit.json"
 FORMAT = 1
@@ -59,6 +62,14 @@ class Record:
     spec: dict[str, Any]
     provenance: dict[str, Any] | None
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def known_identity(model: nn.Module, given: Identity | None) -> Identity | None:
+    """The fingerprint given, or that of a base which `load_model` made; None for any other."""
+    if given is not None:
+        return given
+    source = source_of(model)
+    return None if source is None else identify(source)
 
 
 def make_record(

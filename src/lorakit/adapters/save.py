@@ -13,7 +13,7 @@ from lorakit.adapters.folders import write_folder
 from lorakit.adapters.info import TENSORS
 from lorakit.adapters.names import pair_names
 from lorakit.adapters.peft_config import CONFIG, write_config
-from lorakit.adapters.provenance import Identity, make_record, write_record
+from lorakit.adapters.provenance import Identity, known_identity, make_record, write_record
 from lorakit.adapters.tensors import write_tensors
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
@@ -39,7 +39,8 @@ def save_adapter(
     Args:
         model: with pairs attached.
         folder: where; missing or empty, unless `overwrite`.
-        identity: the base's fingerprint, recorded so that another base is refused.
+        identity: the base's fingerprint, recorded so that another base is refused; known
+            without being given for a model that `load_model` made.
         provenance: what else to record, in JSON's types: template, data_sha256, config, metrics.
         overwrite: replace what is there, once the new folder is whole.
 
@@ -52,6 +53,7 @@ def save_adapter(
         ConfigError: `provenance` holds something that JSON cannot.
     """
     folder = Path(folder)
+    identity = known_identity(model, identity)
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("this model has no adapter attached: there is nothing to save")

@@ -24,7 +24,9 @@ from lorakit.run.folder import CONFIG
 def train(
     config: Annotated[
         Path | None,
-        typer.Argument(help="A run file (YAML); flags win over it. RUN/config.yaml repeats a run."),
+        typer.Argument(
+            help="A run file (YAML); flags win over it. RUN/config.yaml with another --out repeats a run."
+        ),
     ] = None,
     *,
     flags: Mapping[str, Any],
@@ -38,7 +40,7 @@ def train(
     `lorakit train --data rows.csv --prompt '{question}' --completion '{answer}'`
 
     The run folder then holds `adapter/` (peft's format), `report.html`, `result.json`,
-    `metrics.jsonl`, and `config.yaml`, which repeats the run.
+    `metrics.jsonl`, and `config.yaml`, which repeats the run into another `--out`.
     """
     command = shlex.join(["lorakit", *sys.argv[1:]])
     start_training(resolve(config, flatten(flags)), command)

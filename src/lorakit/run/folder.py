@@ -61,11 +61,12 @@ class MetricsFile:
     """metrics.jsonl: one line an event, flushed as it comes.
 
     On resuming, lines after the checkpoint's step are dropped: those steps will be done again.
+    Without a checkpoint to go on from, all of them are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: bool) -> None:
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a" if keep else "w", encoding="utf-8")
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Append an event."""

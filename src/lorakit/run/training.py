@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -43,7 +44,9 @@ class Prepared:
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
-    session = open_base(config.model, progress=lambda *at: report({"kind": "progress", "at": at}))
+    session = open_base(
+        config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
+    )
     data = load_data(
         config.data,
         session.tokenizer,
@@ -56,14 +59,17 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     steps = steps_of(len(data.train), spec)
     shape = forecasting.shape_of(session.model)
     lengths = data.train.lengths
-    tokens_a_step = min(spec.batch_size, len(lengths)) * float(lengths.mean())
+    rows = min(spec.batch_size, len(lengths))
+    tokens_a_step = rows * float(lengths.mean())
+    # The largest step of a run lies about two standard deviations above the mean.
+    largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
     expected = forecasting.forecast(
         shape,
         chosen,
         lengths.tolist(),
         data.train.loss_tokens,
         epochs_tokens=int(steps * tokens_a_step),
-        batch_tokens=int(min(spec.batch_tokens, tokens_a_step * 1.3)),
+        batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
         dtype=session.model.dtype,
         rate=forecasting.matmul_rate(shape, session.model.dtype, session.model.device),
     )
@@ -106,7 +112,8 @@ def run_training(
     before = answers.ask(session, asked, config.output.max_new_tokens)
 
     attach(model, ready.plan, seed=spec.seed)
-    log = folders.MetricsFile(folder / folders.METRICS)
+    kept = config.output.resume and any((folder / "checkpoints").glob("step-*"))
+    log = folders.MetricsFile(folder / folders.METRICS, keep=kept)
     watchers: list[Report] = [log, report]
     if config.output.tensorboard:
         from lorakit.run.tensorboard import TensorBoard

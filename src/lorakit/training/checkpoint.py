@@ -30,7 +30,7 @@ class Progress:
     Attributes:
         step: steps done.
         tokens: real tokens seen in them.
-        seconds: time spent in them, evaluations included.
+        seconds: time spent in them, evaluations left out.
         best_step, best_loss: of the best evaluation; None before the first.
         stale: evaluations since then.
         before: held-out loss before the first step.
