@@ -82,6 +82,16 @@ def test_activation_checkpointing_changes_no_loss(train, tmp_path):
     )
 
 
+def test_a_base_in_bfloat16_under_pairs_in_float32(train, tmp_path):
+    from safetensors.torch import load_file
+
+    assert train("--dtype", "bfloat16", "--max-steps", 8, "--learning-rate", 0.01).code == 0
+    figures = result(tmp_path / "run")
+    assert figures["eval_loss"] < figures["eval_loss_before"]
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
 def test_check_shows_and_writes_nothing(lorakit, model_folder, rows_file, tmp_path):
     before = sorted(p.name for p in tmp_path.iterdir())
     outcome = lorakit("check", "--model", model_folder, "--data", rows_file, "--rank", 2)

@@ -13,6 +13,7 @@ from lorakit.cli.generate_command import (
     TopP,
 )
 from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
 from lorakit.cli.show import console
 from lorakit.config import load_config
 
@@ -35,7 +36,10 @@ def chat(
     from lorakit.run.session import open_adapted
 
     config = load_config(None, flatten(flags))
-    session = open_adapted(config.model, adapter, config.data, force=config.output.force)
+    with fetching() as progress:
+        session = open_adapted(
+            config.model, adapter, config.data, force=config.output.force, progress=progress
+        )
     console.print("[dim]/new starts over; an empty line or Ctrl-D ends[/]")
     turns: list[dict[str, str]] = []
     while True:

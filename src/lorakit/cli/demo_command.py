@@ -12,7 +12,7 @@ from rich.table import Table
 from lorakit.cli.show import console, say
 from lorakit.cli.train_command import start_training
 from lorakit.config import load_config
-from lorakit.run.folder import SAMPLES, open_folder
+from lorakit.run.folder import SAMPLES
 
 ROWS, HELD_OUT, SHOWN = 400, 40, 3
 
@@ -84,4 +84,4 @@ def _fresh(out: Path) -> Path:
     place, number = out, 2
     while place.exists() and any(place.iterdir()):
         place, number = out.with_name(f"{out.name}-{number}"), number + 1
-    return open_folder(place, resume=False)
+    return place

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lorakit.cli.generate_command import Adapter
 from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, duration, say
 from lorakit.config import load_config
 
@@ -42,7 +43,10 @@ def evaluate(
     from lorakit.run.evaluation import run_evaluation
 
     config = load_config(None, flatten(flags))
-    result = run_evaluation(config, adapter=adapter, metrics=metrics, out=out)
+    with fetching() as progress:
+        result = run_evaluation(
+            config, adapter=adapter, metrics=metrics, out=out, progress=progress
+        )
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")

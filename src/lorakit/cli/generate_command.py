@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
 from lorakit.config import load_config
 from lorakit.errors import DataError
 
@@ -51,7 +52,10 @@ def generate(
     if not asked or not all(prompt.strip() for prompt in asked):
         raise DataError("no prompt: give one as an argument, or '-' to read it from stdin")
     config = load_config(None, flatten(flags))
-    session = open_adapted(config.model, adapter, config.data, force=config.output.force)
+    with fetching() as progress:
+        session = open_adapted(
+            config.model, adapter, config.data, force=config.output.force, progress=progress
+        )
     for number, prompt in enumerate(asked, 1):
         if len(asked) > 1:
             typer.echo(f"[{number}] {prompt}")

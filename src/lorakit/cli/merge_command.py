@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
 from lorakit.config import load_config
 
@@ -31,7 +32,8 @@ def merge(
     from lorakit.run.merging import run_merge
 
     config = load_config(None, flatten(flags))
-    certificate = run_merge(config, adapter=adapter, out=out, dtype=dtype)
+    with fetching() as progress:
+        certificate = run_merge(config, adapter=adapter, out=out, dtype=dtype, progress=progress)
     say([*certificate.sentences(), f"merged model: {out}"])
 
 

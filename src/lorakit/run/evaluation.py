@@ -13,6 +13,7 @@ from lorakit.data import Example, load_rows, micro_batches
 from lorakit.data.notes import length_notes
 from lorakit.errors import DataError
 from lorakit.models.attention import packed_attention
+from lorakit.models.cache import Progress, no_progress
 from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
@@ -21,7 +22,12 @@ from lorakit.training import held_out_loss, make_loss
 
 
 def run_evaluation(
-    config: RunConfig, *, adapter: Path | None, metrics: str, out: Path | None
+    config: RunConfig,
+    *,
+    adapter: Path | None,
+    metrics: str,
+    out: Path | None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Measure on every row of `config.data.data` and return what `result.json` holds.
 
@@ -29,6 +35,7 @@ def run_evaluation(
         config: model, rows and limits.
         adapter: a folder, or None for the base.
         metrics: 'auto', 'none', or names with commas between.
+        progress: told of a download of the built-in model.
         out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
 
     Raises:
@@ -38,8 +45,10 @@ def run_evaluation(
     if not config.data.data:
         raise DataError("no rows: give --data")
     if out is not None:
-        folders.open_folder(out, resume=False)
-    session = open_adapted(config.model, adapter, config.data, force=config.output.force)
+        folders.check_folder(out, resume=False)
+    session = open_adapted(
+        config.model, adapter, config.data, force=config.output.force, progress=progress
+    )
     table, examples, report = load_rows(
         config.data.data,
         config.data,
@@ -82,6 +91,7 @@ def run_evaluation(
         "notes": notes,
     }
     if out is not None:
+        folders.make_folder(out)
         lines = (
             {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
             for e, a in zip(asked, made, strict=False)

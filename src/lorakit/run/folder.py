@@ -13,8 +13,8 @@ from lorakit.errors import OutputError
 CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
 
 
-def open_folder(path: Path, *, resume: bool) -> Path:
-    """Make the run folder, or check that it is one to resume.
+def check_folder(path: Path, *, resume: bool) -> None:
+    """Check that a run can be written here, or that there is one to resume.
 
     Raises:
         OutputError: it holds something and `resume` is off; or nothing to resume from.
@@ -30,11 +30,18 @@ def open_folder(path: Path, *, resume: bool) -> Path:
         )
     if resume and not (path / CONFIG).is_file():
         raise OutputError(f"{path} holds no run to resume: there is no {CONFIG} in it")
+
+
+def make_folder(path: Path) -> None:
+    """Make the run folder, and what it lies in.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {path}: {error.strerror}") from None
-    return path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from lorakit.adapters.certify import Certificate
 from lorakit.adapters.merge import write_merged
 from lorakit.config import RunConfig
 from lorakit.data import Example, encode_prompt
+from lorakit.models.cache import Progress, no_progress
 from lorakit.run.session import open_adapted
 
 # Texts that the certificate compares on: prose, code, numbers, another language, a list.
@@ -20,7 +21,14 @@ PROBES = (
 )
 
 
-def run_merge(config: RunConfig, *, adapter: Path, out: Path, dtype: str) -> Certificate:
+def run_merge(
+    config: RunConfig,
+    *,
+    adapter: Path,
+    out: Path,
+    dtype: str,
+    progress: Progress = no_progress,
+) -> Certificate:
     """Merge and write the folder; see `lorakit.adapters.merge.write_merged`.
 
     Args:
@@ -28,12 +36,13 @@ def run_merge(config: RunConfig, *, adapter: Path, out: Path, dtype: str) -> Cer
         adapter: folder.
         out: the new model folder, missing or empty.
         dtype: 'base' or a format of torch's.
+        progress: told of a download of the built-in model.
 
     Raises:
         CertificateError: the merged model differs by more than the tolerance.
         InputError: something given cannot be used.
     """
-    session = open_adapted(config.model, adapter, force=config.output.force)
+    session = open_adapted(config.model, adapter, force=config.output.force, progress=progress)
     probes = [
         encode_prompt(
             Example(origin=f"probe {i}", prompt=text), session.tokenizer, session.template

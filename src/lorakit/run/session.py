@@ -45,7 +45,12 @@ def open_base(
 
 
 def open_adapted(
-    spec: ModelSpec, adapter: Path | None, data: DataSpec | None = None, *, force: bool = False
+    spec: ModelSpec,
+    adapter: Path | None,
+    data: DataSpec | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = no_progress,
 ) -> Session:
     """Load a base and attach an adapter to it; its own template is used unless one is asked for.
 
@@ -53,9 +58,9 @@ def open_adapted(
         AdapterError, BaseMismatchError: see `lorakit.adapters.load_adapter`.
     """
     if adapter is None:
-        return open_base(spec, data)
+        return open_base(spec, data, progress=progress)
     known = read_adapter(adapter)
-    session = open_base(spec, data)
+    session = open_base(spec, data, progress=progress)
     info = load_adapter(session.model, adapter, identity=session.identity, force=force)
     recorded = known.provenance.get("template") if known.provenance else None
     if recorded and (data is None or data.template == "auto"):

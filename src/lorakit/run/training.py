@@ -5,13 +5,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lorakit import forecast as forecasting
 from lorakit.adapters import save_adapter
-from lorakit.config import RunConfig
+from lorakit.config import OutputSpec, RunConfig
 from lorakit.data import Dataset, load_data
 from lorakit.lora import Plan, attach, plan
 from lorakit.run import answers
@@ -19,6 +19,7 @@ from lorakit.run import folder as folders
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session, open_base
+from lorakit.training import FitResult
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,14 @@ def run_training(
         DivergedError, InterruptedRunError: see `lorakit.training.fit`.
     """
     started = time.perf_counter()
-    folder = folders.open_folder(Path(config.output.out), resume=config.output.resume)
+    folder = Path(config.output.out)
+    folders.check_folder(folder, resume=config.output.resume)
     report({"kind": "stage", "name": "load"})
     ready = prepare(config, report)
     session, data = ready.session, ready.data
     model, spec = session.model, config.train
-    device = model.device
     report({"kind": "prepared", "prepared": ready})
+    folders.make_folder(folder)
     if not config.output.resume:
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
 
@@ -144,52 +146,8 @@ def run_training(
     after = answers.ask(session, asked, config.output.max_new_tokens)
     scores = answers.compare(asked, before, after)
     folders.write_json(folder / folders.SAMPLES, scores.samples)
-    rate = fitted.tokens / fitted.seconds
-    result: dict[str, Any] = {
-        "command": command,
-        "model": session.identity.name,
-        "adapter": str(folder / "adapter"),
-        "rank": config.lora.rank,
-        "alpha": config.lora.alpha,
-        "targets": list(config.lora.targets),
-        "learning_rate": ready.learning_rate,
-        "seed": spec.seed,
-        "rows": len(data.train),
-        "eval_rows": len(data.eval),
-        "steps": fitted.steps,
-        "best_step": fitted.best_step,
-        "stopped_early": fitted.stopped_early,
-        "train_loss": fitted.train_loss,
-        "eval_loss": fitted.eval_loss,
-        "eval_loss_before": fitted.eval_loss_before,
-        "scores_before": scores.before,
-        "scores_after": scores.after,
-        "trainable_parameters": ready.plan.trainable,
-        "total_parameters": ready.plan.total_parameters,
-        "optimizer_state_bytes": fitted.state_bytes,
-        "tokens": fitted.tokens,
-        "real_tokens_per_second": rate,
-        "fraction_of_limit": rate * ready.forecast.flops_per_token / ready.forecast.matmul_flops,
-        "peak_memory_bytes": peak_memory(device),
-        "train_seconds": fitted.seconds,
-        "seconds": time.perf_counter() - started,
-        "forecast": ready.forecast.to_dict(),
-        "template": session.template.to_dict(),
-        "data_sha256": data.data_sha256,
-        "versions": versions(),
-        "machine": machine(device),
-        "layers": [
-            {
-                "path": target.path,
-                "in_features": target.geometry.in_features,
-                "out_features": target.geometry.out_features,
-                "rank": target.rank,
-                "trainable": target.trainable,
-            }
-            for target in ready.plan.targets
-        ],
-        "notes": [*data.notes, *fitted.notes],
-    }
+    result = _result(config, ready, fitted, scores)
+    result |= {"command": command, "seconds": time.perf_counter() - started}
     save_adapter(
         model,
         folder / "adapter",
@@ -213,7 +171,60 @@ def run_training(
 def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
     """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
     flat = config.to_flat()
-    for name in ("out", "resume", "samples", "max_new_tokens", "tensorboard", "force"):
+    # The rows count by their content, whatever file they are in.
+    for name in ("data", "eval_data", *(f.name for f in fields(OutputSpec))):
         flat.pop(name)
     parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _result(
+    config: RunConfig, ready: Prepared, fitted: FitResult, scores: answers.Compared
+) -> dict[str, Any]:
+    """The figures of a finished run; docs/results.md has a line for each."""
+    session, data, spec = ready.session, ready.data, config.train
+    device = session.model.device
+    rate = fitted.tokens / fitted.seconds
+    return {
+        "model": session.identity.name,
+        "adapter": str(Path(config.output.out) / "adapter"),
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "targets": list(config.lora.targets),
+        "learning_rate": ready.learning_rate,
+        "seed": spec.seed,
+        "rows": len(data.train),
+        "eval_rows": len(data.eval),
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        "stopped_early": fitted.stopped_early,
+        "train_loss": fitted.train_loss,
+        "eval_loss": fitted.eval_loss,
+        "eval_loss_before": fitted.eval_loss_before,
+        "scores_before": scores.before,
+        "scores_after": scores.after,
+        "trainable_parameters": ready.plan.trainable,
+        "total_parameters": ready.plan.total_parameters,
+        "optimizer_state_bytes": fitted.state_bytes,
+        "tokens": fitted.tokens,
+        "real_tokens_per_second": rate,
+        "fraction_of_limit": rate * ready.forecast.flops_per_token / ready.forecast.matmul_flops,
+        "peak_memory_bytes": peak_memory(device),
+        "train_seconds": fitted.seconds,
+        "forecast": ready.forecast.to_dict(),
+        "template": session.template.to_dict(),
+        "data_sha256": data.data_sha256,
+        "versions": versions(),
+        "machine": machine(device),
+        "layers": [
+            {
+                "path": target.path,
+                "in_features": target.geometry.in_features,
+                "out_features": target.geometry.out_features,
+                "rank": target.rank,
+                "trainable": target.trainable,
+            }
+            for target in ready.plan.targets
+        ],
+        "notes": [*data.notes, *fitted.notes],
+    }

@@ -1,0 +1,139 @@
+"""The three losses against each other and against a plain one, and the chunked head alone."""
+
+import pytest
+import torch
+
+from families import FAMILIES, NOT_PACKABLE, tiny
+from lorakit.data.batches import micro_batches
+from lorakit.data.table import Encoded, TokenTable
+from lorakit.lora import LoraSpec, attach, lora_layers
+from lorakit.models.attention import packed_attention
+from lorakit.training import loss as losses
+from lorakit.training.loss import _ChunkedHead, held_out_loss, make_loss
+
+
+def rows(lengths=(3, 9, 4, 14, 6)) -> TokenTable:
+    generator = torch.Generator().manual_seed(7)
+    made = []
+    for i, length in enumerate(lengths):
+        ids = torch.randint(5, 250, (length,), generator=generator).int().numpy()
+        weight = (torch.arange(length) > length // 3).to(torch.uint8).numpy()
+        made.append(Encoded(ids, weight, f"rows:{i + 1}"))
+    return TokenTable.build(made)
+
+
+def adapted(family: str):
+    """Pairs with B away from zero, so that gradients of A are not zero."""
+    model = attach(tiny(family), LoraSpec(rank=2), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for layer in lora_layers(model).values():
+        layer.B.data.normal_(0.0, 0.05, generator=generator)
+    return model
+
+
+def plain_loss(model, table: TokenTable) -> torch.Tensor:
+    """One row at a time through the model's own forward, loss by its definition."""
+    total = torch.zeros(())
+    for row in table:
+        ids = torch.tensor(row.ids).long()
+        log_p = model(ids[None], use_cache=False).logits[0].log_softmax(-1)
+        for t in range(1, len(ids)):
+            if row.weight[t]:
+                total = total - log_p[t - 1, ids[t]]
+    return total
+
+
+def gradients(model, value: torch.Tensor) -> torch.Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, parameters)])
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NOT_PACKABLE])
+def test_the_chosen_loss_equals_the_plain_one(family):
+    if family == "mamba":
+        model = attach(tiny(family), LoraSpec(rank=2, targets=("in_proj",)), seed=0)
+    else:
+        model = adapted(family)
+    table = rows()
+    (batch,) = micro_batches(table, range(len(table)), 1000)
+    wanted = plain_loss(model, table)
+    chosen = make_loss(model)
+    with packed_attention(model):
+        got, count = chosen(model, batch)
+        found = gradients(model, got)
+    assert count == sum(int(row.weight[1:].sum()) for row in table)
+    torch.testing.assert_close(got, wanted, rtol=2e-5, atol=1e-4)
+    expected = gradients(model, wanted)
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_each_family_takes_the_fastest_loss_that_is_right():
+    assert make_loss(tiny("llama")) is losses.chunked_loss
+    assert make_loss(tiny("gpt2")) is losses.chunked_loss
+    assert make_loss(tiny("gemma2")) is losses.packed_loss
+    assert make_loss(tiny("bloom")) is losses.padded_loss
+
+
+def test_a_rows_gradient_does_not_depend_on_its_company():
+    model, table = adapted("llama"), rows()
+    with packed_attention(model):
+        alone = []
+        for i in range(len(table)):
+            (batch,) = micro_batches(table, [i], 1000)
+            alone.append(gradients(model, losses.chunked_loss(model, batch)[0]))
+        for company in ([0, 3], [3, 1, 4], [0, 1, 2, 3, 4]):
+            (batch,) = micro_batches(table, company, 1000)
+            together = gradients(model, losses.chunked_loss(model, batch)[0])
+            wanted = sum(alone[i] for i in company)
+            assert float((together - wanted).norm() / wanted.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 100])
+@pytest.mark.parametrize("bias", [True, False])
+def test_chunked_head_by_finite_differences(chunk, bias, monkeypatch):
+    monkeypatch.setattr(losses, "HEAD_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, offset = (
+        torch.randn(size, dtype=torch.float64, generator=generator, requires_grad=True)
+        for size in ((7, 4), (11, 4), (11,))
+    )
+    labels = torch.randint(0, 11, (7,), generator=generator)
+
+    def head(h, w, b):
+        return _ChunkedHead.apply(h, w, b if bias else None, labels)
+
+    assert torch.autograd.gradcheck(head, (hidden, weight, offset))
+
+
+def test_chunked_head_in_bfloat16_stays_near_float32():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 16, generator=generator)
+    weight = torch.randn(300, 16, generator=generator) * 0.3
+    labels = torch.randint(0, 300, (40,), generator=generator)
+    half = hidden.bfloat16().requires_grad_()
+    got = _ChunkedHead.apply(half, weight.bfloat16(), None, labels)
+    got.backward()
+    exact = half.detach().float().requires_grad_()
+    logits = exact @ weight.bfloat16().float().T
+    wanted = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    wanted.backward()
+    # bfloat16 keeps 8 bits: relative error of a logit is up to 2^-9.
+    assert float(got) == pytest.approx(float(wanted), rel=5e-3)
+    assert float((half.grad.float() - exact.grad).norm() / exact.grad.norm()) < 1e-2
+
+
+def test_a_frozen_head_gets_no_gradient():
+    weight = torch.randn(11, 4)
+    hidden = torch.randn(3, 4, requires_grad=True)
+    _ChunkedHead.apply(hidden, weight, None, torch.tensor([1, 2, 3])).backward()
+    assert weight.grad is None
+
+
+def test_held_out_loss_is_the_mean_over_tokens_and_keeps_the_mode():
+    model, table = adapted("llama").train(), rows()
+    batches = micro_batches(table, range(len(table)), 12)
+    assert len(batches) > 2
+    with packed_attention(model):
+        value = held_out_loss(model, batches, losses.chunked_loss)
+    tokens = sum(int(row.weight[1:].sum()) for row in table)
+    assert value == pytest.approx(float(plain_loss(model.eval(), table)) / tokens, rel=1e-4)
