@@ -33,6 +33,22 @@ def ask(session: Session, examples: Sequence[Example], max_new_tokens: int) -> l
     return [answer.text.strip() for answer in made]
 
 
+def pick(examples: Sequence[Example], count: int) -> list[Example]:
+    """Up to `count` examples that can be asked and scored, no prompt twice, spread evenly.
+
+    Files often hold several answers to one prompt in a row; the first few rows would show one
+    prompt several times.
+    """
+    distinct: dict[tuple[str, ...], Example] = {}
+    for example in with_answers(examples):
+        asked = tuple(str(m) for m in (example.messages or ())[: example.answer_at])
+        distinct.setdefault((example.question, *asked), example)
+    kept = list(distinct.values())
+    if count >= len(kept):
+        return kept
+    return [kept[i * len(kept) // count] for i in range(count)]
+
+
 def with_answers(examples: Sequence[Example]) -> list[Example]:
     """Those that ask something and know the answer; plain text does neither."""
     return [example for example in examples if example.answer is not None]

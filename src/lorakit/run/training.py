@@ -109,7 +109,7 @@ def run_training(
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
 
     # Asked before anything is attached: what the base itself answers.
-    asked = data.eval_examples[: config.output.samples]
+    asked = answers.pick(data.eval_examples, config.output.samples)
     report({"kind": "stage", "name": "before"})
     before = answers.ask(session, asked, config.output.max_new_tokens)
 
