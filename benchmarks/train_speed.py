@@ -76,9 +76,15 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         None,
         {
             "data": (str(options.data / file),),
-            "prompt": prompt, "completion": completion, "max_rows": count, "eval_share": 0.0,
-            "rank": options.rank, "batch_size": options.batch_size, "warmup": 0.0,
-            "learning_rate": RATE, "schedule": "constant",
+            "prompt": prompt,
+            "completion": completion,
+            "max_rows": count,
+            "eval_share": 0.0,
+            "rank": options.rank,
+            "batch_size": options.batch_size,
+            "warmup": 0.0,
+            "learning_rate": RATE,
+            "schedule": "constant",
             "dtype": "bfloat16" if options.worker == "peft-bf16" else "auto",
         },
     )

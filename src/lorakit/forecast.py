@@ -193,7 +193,7 @@ def forecast(
         trainable_parameters=plan.trainable,
         flops_per_token=flops,
         tokens=epochs_tokens,
-        peak_memory_bytes=memory + activations + head,
+        peak_memory_bytes=int(memory + activations + head),
         seconds=epochs_tokens * flops / (rate * EFFICIENCY),
         matmul_flops=rate,
     )

@@ -118,7 +118,7 @@ def test_chunked_head_in_bfloat16_stays_near_float32():
     wanted = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     wanted.backward()
     # bfloat16 keeps 8 bits: relative error of a logit is up to 2^-9.
-    assert float(got) == pytest.approx(float(wanted), rel=5e-3)
+    assert got.item() == pytest.approx(wanted.item(), rel=5e-3)
     assert float((half.grad.float() - exact.grad).norm() / exact.grad.norm()) < 1e-2
 
 

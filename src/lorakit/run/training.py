@@ -146,8 +146,7 @@ def run_training(
     after = answers.ask(session, asked, config.output.max_new_tokens)
     scores = answers.compare(asked, before, after)
     folders.write_json(folder / folders.SAMPLES, scores.samples)
-    result = _result(config, ready, fitted, scores)
-    result |= {"command": command, "seconds": time.perf_counter() - started}
+    figures = _figures(config, ready, fitted, scores, command, started)
     save_adapter(
         model,
         folder / "adapter",
@@ -156,16 +155,16 @@ def run_training(
             "template": session.template.to_dict(),
             "data_sha256": data.data_sha256,
             "config": config.to_flat(),
-            "versions": result["versions"],
+            "versions": figures["versions"],
             "metrics": {
-                name: result[name] for name in ("train_loss", "eval_loss", "eval_loss_before")
+                name: figures[name] for name in ("train_loss", "eval_loss", "eval_loss_before")
             }
             | {"scores": scores.after},
         },
         overwrite=True,
     )
-    folders.write_json(folder / folders.RESULT, result)
-    return result
+    folders.write_json(folder / folders.RESULT, figures)
+    return figures
 
 
 def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
@@ -178,14 +177,20 @@ def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _result(
-    config: RunConfig, ready: Prepared, fitted: FitResult, scores: answers.Compared
+def _figures(
+    config: RunConfig,
+    ready: Prepared,
+    fitted: FitResult,
+    scores: answers.Compared,
+    command: str,
+    started: float,
 ) -> dict[str, Any]:
     """The figures of a finished run; docs/results.md has a line for each."""
     session, data, spec = ready.session, ready.data, config.train
     device = session.model.device
     rate = fitted.tokens / fitted.seconds
-    return {
+    result: dict[str, Any] = {
+        "command": command,
         "model": session.identity.name,
         "adapter": str(Path(config.output.out) / "adapter"),
         "rank": config.lora.rank,
@@ -211,6 +216,7 @@ def _result(
         "fraction_of_limit": rate * ready.forecast.flops_per_token / ready.forecast.matmul_flops,
         "peak_memory_bytes": peak_memory(device),
         "train_seconds": fitted.seconds,
+        "seconds": time.perf_counter() - started,
         "forecast": ready.forecast.to_dict(),
         "template": session.template.to_dict(),
         "data_sha256": data.data_sha256,
@@ -228,3 +234,4 @@ def _result(
         ],
         "notes": [*data.notes, *fitted.notes],
     }
+    return result
