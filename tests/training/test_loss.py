@@ -136,4 +136,4 @@ def test_held_out_loss_is_the_mean_over_tokens_and_keeps_the_mode():
     with packed_attention(model):
         value = held_out_loss(model, batches, losses.chunked_loss)
     tokens = sum(int(row.weight[1:].sum()) for row in table)
-    assert value == pytest.approx(float(plain_loss(model.eval(), table)) / tokens, rel=1e-4)
+    assert value == pytest.approx(plain_loss(model.eval(), table).item() / tokens, rel=1e-4)
