@@ -1,23 +1,12 @@
 """A tiny base, the same with pairs, and its adapter folder."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from adapter_models import adapt, tiny_llama
 from transformers import LlamaForCausalLM
 
 from lorakit.adapters import save_adapter
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products: handing them to several threads costs more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

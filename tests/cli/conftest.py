@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from families import saved
 
+from families import saved
 from lorakit.cli.main import run
 
 
@@ -16,14 +15,6 @@ class Outcome:
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

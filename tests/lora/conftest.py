@@ -1,6 +1,5 @@
 """Small modules of every kind that can be adapted."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +53,6 @@ def _cases() -> dict[str, Any]:
         ),
         "conv3d": lambda: Case(nn.Conv3d(2, 3, 2), torch.randn(1, 2, 2, 3, 2)),
     }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny products: handing them to several threads costs more than they do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=list(_cases()))

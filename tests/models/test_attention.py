@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, NOT_PACKABLE, VOCABULARY, tiny
 
+from families import FAMILIES, NOT_PACKABLE, VOCABULARY, tiny
 from lorakit.errors import ModelError
 from lorakit.models import blocked, kernels
 from lorakit.models.attention import (

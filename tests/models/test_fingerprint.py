@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from families import saved, tiny, tokenizer
 
+from families import saved, tiny, tokenizer
 from lorakit.errors import ModelError
 from lorakit.models import fingerprint
 from lorakit.models.fingerprint import BaseIdentity, hash_files, identify, identify_loaded

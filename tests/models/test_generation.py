@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from families import FAMILIES, VOCABULARY, tiny, tokenizer
 
+from families import FAMILIES, VOCABULARY, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
 from lorakit.models.attention import NAME, packed_attention
 from lorakit.models.generate import end_tokens, generate, stream

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from families import tiny, tokenizer
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 
+from families import tiny, tokenizer
 from lorakit.errors import ModelError
 from lorakit.models import gguf
 from lorakit.models.load import load_model

@@ -5,10 +5,10 @@ import logging
 
 import pytest
 import torch
-from families import FAMILIES, saved, tiny, tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 from transformers.utils import logging as transformers_logging
 
+from families import FAMILIES, saved, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
 from lorakit.models import load, sources
 from lorakit.models.load import empty_model, load_model, source_of, torch_dtype

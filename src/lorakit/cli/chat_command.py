@@ -1,6 +1,5 @@
 """`lorakit chat`."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from lorakit.cli.generate_command import (
     Temperature,
     TopK,
     TopP,
+    write_answer,
 )
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
@@ -31,11 +31,11 @@ def chat(
 
     `lorakit chat --adapter runs/first/adapter`
     """
-    from lorakit.data import Example, encode_prompt
-    from lorakit.models.generate import stream
+    from lorakit.data import Example
     from lorakit.run.session import open_adapted
 
     config = load_config(None, flatten(flags))
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
         session = open_adapted(
             config.model, adapter, config.data, force=config.output.force, progress=progress
@@ -61,21 +61,7 @@ def chat(
             if one
             else Example(origin="chat", messages=tuple(turns))
         )
-        answer = ""
-        for piece in stream(
-            session.model,
-            session.tokenizer,
-            encode_prompt(example, session.tokenizer, session.template).tolist(),
-            max_new_tokens=config.output.max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        ):
-            answer += piece
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        answer = write_answer(session, example, config.output.max_new_tokens, sampling)
         turns.append({"role": "assistant", "content": answer.strip()})
 
 

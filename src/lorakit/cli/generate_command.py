@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,10 @@ from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.config import load_config
 from lorakit.errors import DataError
+
+if TYPE_CHECKING:
+    from lorakit.data import Example
+    from lorakit.run.session import Session
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code", "system", "template"),
@@ -44,14 +48,14 @@ def generate(
 
     `lorakit generate --adapter runs/first/adapter 'Where is my order?'`
     """
-    from lorakit.data import Example, encode_prompt
-    from lorakit.models.generate import stream
+    from lorakit.data import Example
     from lorakit.run.session import open_adapted
 
     asked = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or []]
     if not asked or not all(prompt.strip() for prompt in asked):
         raise DataError("no prompt: give one as an argument, or '-' to read it from stdin")
     config = load_config(None, flatten(flags))
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
         session = open_adapted(
             config.model, adapter, config.data, force=config.output.force, progress=progress
@@ -60,19 +64,26 @@ def generate(
         if len(asked) > 1:
             typer.echo(f"[{number}] {prompt}")
         example = Example(origin=f"prompt {number}", prompt=prompt)
-        for piece in stream(
-            session.model,
-            session.tokenizer,
-            encode_prompt(example, session.tokenizer, session.template).tolist(),
-            max_new_tokens=config.output.max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        ):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        write_answer(session, example, config.output.max_new_tokens, sampling)
 
 
 command = with_options(generate, OPTIONS)
+
+
+def write_answer(
+    session: "Session", example: "Example", max_new_tokens: int, sampling: Mapping[str, Any]
+) -> str:
+    """Write an answer to standard output as it comes, and return it."""
+    from lorakit.data import encode_prompt
+    from lorakit.models.generate import stream
+
+    answer = ""
+    ids = encode_prompt(example, session.tokenizer, session.template).tolist()
+    for piece in stream(
+        session.model, session.tokenizer, ids, max_new_tokens=max_new_tokens, **sampling
+    ):
+        answer += piece
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return answer

@@ -29,7 +29,7 @@ def with_options(
     Args:
         command: a function whose last parameter is `flags`.
         names: of the options, in any order.
-        defaults: another default to show in --help for some of them.
+        defaults: another default for some of them, in this command.
     """
     chosen = [option for option in options() if names is None or option.name in names]
     signature = inspect.signature(command)
@@ -38,7 +38,7 @@ def with_options(
 
     def run(**values: Any) -> None:
         given = {o.name: values.pop(o.name) for o in chosen}
-        flags = {name: value for name, value in given.items() if value is not None}
+        flags = defaults | {name: value for name, value in given.items() if value is not None}
         command(**values, flags=flags)
 
     run.__doc__ = command.__doc__

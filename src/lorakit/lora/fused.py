@@ -8,6 +8,10 @@ only activations kept are x and h = A x (T × rank), and W, which is frozen, get
 `equations.forward` and `equations.gradients` are the oracle; the tests compare both in float64,
 float32 and bfloat16. Where it departs: A and B are cast to x's dtype once a call, and the scale
 is folded into the small matrices instead of multiplying a (T, out) tensor.
+
+The backward keeps the rank in the rows of what it multiplies: on a CPU a product with 8 columns
+runs up to six times slower than its transpose with 8 rows (MKL, float32, T = 1,040, out = 1,536:
+gradient of B 2.97 ms against 0.47, gradient of h 1.45 ms against 0.72).
 """
 
 from typing import Any
@@ -42,12 +46,12 @@ class _LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, weight_OI, A_RI, B_OR, h_TR = ctx.saved_tensors
-        sB = (ctx.s * B_OR).to(grad_TO.dtype)
-        grad_h_TR = grad_TO @ sB
+        sB_RO = (ctx.s * B_OR).to(grad_TO.dtype).t().contiguous()
+        grad_h_TR = grad_TO @ sB_RO.t()
         grad_A = (grad_h_TR.t() @ x_TI).to(A_RI.dtype) if ctx.needs_input_grad[3] else None
         grad_B = None
         if ctx.needs_input_grad[4]:
-            grad_B = (grad_TO.t() @ h_TR).to(B_OR.dtype).mul_(ctx.s)
+            grad_B = (h_TR.t() @ grad_TO).t().to(B_OR.dtype).mul(ctx.s)
         grad_x = None
         # The first adapted layer's input comes from the frozen embedding: nobody asks for it.
         if ctx.needs_input_grad[0]:

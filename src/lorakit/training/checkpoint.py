@@ -9,7 +9,6 @@ generator's state needs to be kept.
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lorakit.adapters.folders import write_folder
 from lorakit.adapters.tensors import read_tensors, write_tensors
 from lorakit.errors import AdapterError, OutputError
 
@@ -60,28 +60,19 @@ def save_checkpoint(
         run: hash of what the run depends on; resuming with another is refused.
 
     Raises:
-        OutputError: the disk is full; the checkpoint before is still there.
+        OutputError: it cannot be written, as on a full disk; the one before is still there.
     """
-    target = folder / f"{_PREFIX}{progress.step:06d}"
-    partial = folder / f".{target.name}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    described = {"run": run, **asdict(progress)}
+
+    def fill(partial: Path) -> None:
         write_tensors(partial / "state.safetensors", {**state, "best": best})
-        described = {"run": run, **asdict(progress)}
         (partial / "progress.json").write_text(json.dumps(described, indent=2) + "\n")
-        _sync(partial / "progress.json")
-        _sync(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-        _sync(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(
-            f"cannot write the checkpoint {target}: {error.strerror}; make room and go on with "
-            "--resume from the checkpoint before it"
-        ) from error
+
+    for left in folder.glob(f".{_PREFIX}*"):
+        shutil.rmtree(left)  # by a run that was killed while it wrote
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{_PREFIX}{progress.step:06d}"
+    write_folder(target, fill, overwrite=True, what="checkpoint")
     for other in _checkpoints(folder):
         if other != target:
             shutil.rmtree(other)
@@ -114,14 +105,6 @@ def load_checkpoint(folder: Path, *, run: str) -> tuple[Progress, dict[str, Tens
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if (p / "progress.json").is_file())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flat_copy(flat: Tensor) -> Tensor:
