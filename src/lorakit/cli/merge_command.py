@@ -19,7 +19,10 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="The new model folder; it must be empty.")],
     dtype: Annotated[
         Literal["base", "float32", "bfloat16", "float16"],
-        typer.Option("--dtype", help="Number format of the merged weights; 'base' is the one it computes in here."),
+        typer.Option(
+            "--dtype",
+            help="Number format of the merged weights; 'base' is the one it computes in here.",
+        ),
     ] = "base",
     *,
     flags: Mapping[str, Any],
