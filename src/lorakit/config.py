@@ -42,10 +42,6 @@ class OutputSpec:
     tensorboard: bool = field(
         default=False, metadata={"help": "Also write TensorBoard events into the run folder."}
     )
-    force: bool = field(
-        default=False,
-        metadata={"help": "Go on where a check of the base or its template says no."},
-    )
 
     def __post_init__(self) -> None:
         if not self.out:

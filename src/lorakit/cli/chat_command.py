@@ -6,6 +6,7 @@ from typing import Any
 from lorakit.cli.generate_command import (
     OPTIONS,
     Adapter,
+    Force,
     SampleSeed,
     Temperature,
     TopK,
@@ -24,6 +25,7 @@ def chat(
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     seed: SampleSeed = None,
+    force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -37,9 +39,7 @@ def chat(
     config = load_config(None, flatten(flags))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
-        session = open_adapted(
-            config.model, adapter, config.data, force=config.output.force, progress=progress
-        )
+        session = open_adapted(config.model, adapter, config.data, force=force, progress=progress)
     console.print("[dim]/new starts over; an empty line or Ctrl-D ends[/]")
     turns: list[dict[str, str]] = []
     while True:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorakit.cli.generate_command import Adapter
+from lorakit.cli.generate_command import Adapter, Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, duration, say
@@ -16,7 +16,7 @@ from lorakit.config import load_config
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code"),
     *("data", "prompt", "completion", "system", "template", "max_length", "too_long", "max_rows"),
-    *("batch_tokens", "max_new_tokens", "force"),
+    *("batch_tokens", "max_new_tokens"),
 )
 
 
@@ -32,6 +32,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for result.json and answers.jsonl.")
     ] = None,
+    force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -45,7 +46,7 @@ def evaluate(
     config = load_config(None, flatten(flags))
     with fetching() as progress:
         result = run_evaluation(
-            config, adapter=adapter, metrics=metrics, out=out, progress=progress
+            config, adapter=adapter, metrics=metrics, out=out, force=force, progress=progress
         )
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")

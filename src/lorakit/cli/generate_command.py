@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code", "system", "template"),
-    *("max_new_tokens", "force"),
+    "max_new_tokens",
 )
 
 Adapter = Annotated[
     Path | None, typer.Option("--adapter", help="An adapter folder, lorakit's or peft's.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Use the adapter although it was trained on another base.")
 ]
 Temperature = Annotated[
     float, typer.Option("--temperature", help="0 takes the likeliest token each time.")
@@ -41,6 +44,7 @@ def generate(
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     seed: SampleSeed = None,
+    force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -57,9 +61,7 @@ def generate(
     config = load_config(None, flatten(flags))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
-        session = open_adapted(
-            config.model, adapter, config.data, force=config.output.force, progress=progress
-        )
+        session = open_adapted(config.model, adapter, config.data, force=force, progress=progress)
     for number, prompt in enumerate(asked, 1):
         if len(asked) > 1:
             typer.echo(f"[{number}] {prompt}")

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
 from lorakit.config import load_config
 
-OPTIONS = ("model", "revision", "device", "trust_remote_code", "force")
+OPTIONS = ("model", "revision", "device", "trust_remote_code")
 
 
 def merge(
@@ -24,6 +25,7 @@ def merge(
             help="Number format of the merged weights; 'base' is the one it computes in here.",
         ),
     ] = "base",
+    force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -36,7 +38,9 @@ def merge(
 
     config = load_config(None, flatten(flags))
     with fetching() as progress:
-        certificate = run_merge(config, adapter=adapter, out=out, dtype=dtype, progress=progress)
+        certificate = run_merge(
+            config, adapter=adapter, out=out, dtype=dtype, force=force, progress=progress
+        )
     say([*certificate.sentences(), f"merged model: {out}"])
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lorakit.errors import LorakitError
 from lorakit.lora import Plan
 
 console = Console(highlight=False)
@@ -89,8 +88,3 @@ def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Tab
             name.replace("_", " "), f"{before.get(name, float('nan')):.3f}", f"{value:.3f}"
         )
     return table
-
-
-def fail(error: LorakitError) -> str:
-    """The text of an error for places that go on after it."""
-    return str(error)

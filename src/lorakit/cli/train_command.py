@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -119,8 +118,3 @@ def stop_at_ctrl_c() -> Iterator[Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def with_output(config: RunConfig, **changes: Any) -> RunConfig:
-    """The configuration with other output options."""
-    return replace(config, output=replace(config.output, **changes))

@@ -27,6 +27,7 @@ def run_evaluation(
     adapter: Path | None,
     metrics: str,
     out: Path | None,
+    force: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Measure on every row of `config.data.data` and return what `result.json` holds.
@@ -35,6 +36,7 @@ def run_evaluation(
         config: model, rows and limits.
         adapter: a folder, or None for the base.
         metrics: 'auto', 'none', or names with commas between.
+        force: use the adapter although it was trained on another base.
         progress: told of a download of the built-in model.
         out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
 
@@ -46,9 +48,7 @@ def run_evaluation(
         raise DataError("no rows: give --data")
     if out is not None:
         folders.check_folder(out, resume=False)
-    session = open_adapted(
-        config.model, adapter, config.data, force=config.output.force, progress=progress
-    )
+    session = open_adapted(config.model, adapter, config.data, force=force, progress=progress)
     table, examples, report = load_rows(
         config.data.data,
         config.data,

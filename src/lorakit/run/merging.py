@@ -27,6 +27,7 @@ def run_merge(
     adapter: Path,
     out: Path,
     dtype: str,
+    force: bool = False,
     progress: Progress = no_progress,
 ) -> Certificate:
     """Merge and write the folder; see `lorakit.adapters.merge.write_merged`.
@@ -36,13 +37,14 @@ def run_merge(
         adapter: folder.
         out: the new model folder, missing or empty.
         dtype: 'base' or a format of torch's.
+        force: use the adapter although it was trained on another base.
         progress: told of a download of the built-in model.
 
     Raises:
         CertificateError: the merged model differs by more than the tolerance.
         InputError: something given cannot be used.
     """
-    session = open_adapted(config.model, adapter, force=config.output.force, progress=progress)
+    session = open_adapted(config.model, adapter, force=force, progress=progress)
     probes = [
         encode_prompt(
             Example(origin=f"probe {i}", prompt=text), session.tokenizer, session.template

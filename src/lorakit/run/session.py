@@ -68,4 +68,6 @@ def open_adapted(
             session = replace(session, template=Template.from_dict(recorded))
         except ConfigError as error:
             raise AdapterError(f"{adapter}: its recorded template is damaged: {error}") from None
+        if data is not None and data.system:
+            session = replace(session, template=replace(session.template, system=data.system))
     return replace(session, adapter=info)
