@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data import Encoded, TokenTable, micro_batches, order, padded, total_steps
+from lorakit.data import Encoded, TokenTable, micro_batches, order, total_steps
 
 
 def encoded(ids, weight, origin="f:1"):
@@ -71,21 +71,6 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(rows, budget, seed):
     a = micro_batches(rows, range(len(rows)), budget)
     b = micro_batches(rows, shuffled, budget)
     assert [x.rows_S for x in a] == [x.rows_S for x in b]
-
-
-@given(rows=rows_strategy)
-@settings(max_examples=50, deadline=None)
-def test_padded_holds_the_same_tokens_in_the_same_order(rows):
-    (batch,) = micro_batches(rows, range(len(rows)), 10_000)
-    rectangle = padded(batch, pad_id=7)
-    real = rectangle.attention_mask_BT.bool()
-    assert torch.equal(rectangle.ids_BT[real], batch.ids_T)
-    assert torch.equal(rectangle.positions_BT[real], batch.positions_T)
-    assert torch.equal(rectangle.weight_BT[real], batch.weight_T)
-    assert bool((rectangle.ids_BT[~real] == 7).all())
-    assert rectangle.weight_BT[~real].sum() == 0
-    assert real.sum(1).tolist() == list(batch.lengths_S)
-    assert real.shape == (len(rows), max(batch.lengths_S))
 
 
 def test_moving_a_batch_keeps_what_it_predicts():

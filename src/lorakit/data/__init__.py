@@ -15,7 +15,7 @@ Uses torch, numpy, jinja2 (its errors), zstandard, and pyarrow or datasets where
 them. The tokenizer is passed in: nothing here imports transformers.
 """
 
-from lorakit.data.batches import Batch, PaddedBatch, micro_batches, order, padded, total_steps
+from lorakit.data.batches import Batch, micro_batches, order, total_steps
 from lorakit.data.encode import encode, encode_all, encode_prompt
 from lorakit.data.load import Dataset, load_data, load_rows
 from lorakit.data.notes import Report
@@ -33,7 +33,6 @@ __all__ = [
     "Encoded",
     "Example",
     "Message",
-    "PaddedBatch",
     "Report",
     "Row",
     "Shape",
@@ -47,7 +46,6 @@ __all__ = [
     "load_rows",
     "micro_batches",
     "order",
-    "padded",
     "read_rows",
     "recognise",
     "resolve_template",

@@ -114,42 +114,6 @@ def _pack(chosen: list[tuple[int, Encoded]]) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class PaddedBatch:
-    """A `Batch` as a rectangle, padded on the right: B sequences, T the longest of them.
-
-    ids_BT, positions_BT, attention_mask_BT: int64; weight_BT: float32, 0 on padding. What a model
-    gives back for it, ``hidden_BTD[attention_mask_BT.bool()]``, lies in the order of `ids_T`, so
-    that `predict_L` and `labels_L` of the batch apply to it unchanged.
-    """
-
-    ids_BT: Tensor
-    positions_BT: Tensor
-    attention_mask_BT: Tensor
-    weight_BT: Tensor
-
-
-def padded(batch: Batch, pad_id: int = 0) -> PaddedBatch:
-    """The batch as a rectangle, for models whose attention cannot be packed.
-
-    pad_id: any valid token id; it is masked and bears no loss.
-    """
-    lengths = torch.tensor(batch.lengths_S, device=batch.ids_T.device)
-    mask_BT = torch.arange(max(batch.lengths_S), device=lengths.device)[None] < lengths[:, None]
-
-    def fill(value_T: Tensor, empty: int) -> Tensor:
-        out = value_T.new_full(mask_BT.shape, empty)
-        out[mask_BT] = value_T
-        return out
-
-    return PaddedBatch(
-        ids_BT=fill(batch.ids_T, pad_id),
-        positions_BT=fill(batch.positions_T, 0),
-        attention_mask_BT=mask_BT.long(),
-        weight_BT=fill(batch.weight_T, 0),
-    )
-
-
 def total_steps(
     n: int, batch_size: int, *, epochs: float | None = None, steps: int | None = None
 ) -> int:
