@@ -10,8 +10,8 @@ from adapter_models import IDS, adapt, logits, tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from lorakit.adapters import Certificate, Comparison, Tolerance, certify, merged_model, write_merged
-from lorakit.adapters.certify import compare
+from lorakit.adapters import Certificate, Comparison, Tolerance, merged_model, write_merged
+from lorakit.adapters.certify import certify, compare
 from lorakit.errors import AdapterError, CertificateError, ConfigError, OutputError, TargetError
 from lorakit.lora import LoraSpec, attach, lora_layers
 

@@ -12,23 +12,48 @@ card.py         README.md, the model card
 folders.py      a folder that appears whole or not at all
 certify.py      how far a merged model's logits are from its adapter's
 merge.py        W + s·B·A in a new model, and the ordinary model folder of it
+
+The names below are loaded when first used: the store keeps and lists folders without torch.
+`certify` is imported from `lorakit.adapters.certify`, whose name the module has.
 """
 
-from lorakit.adapters.certify import Certificate, Comparison, Tolerance, certify
-from lorakit.adapters.info import AdapterInfo, read_adapter
-from lorakit.adapters.load import load_adapter
-from lorakit.adapters.merge import merged_model, write_merged
-from lorakit.adapters.save import save_adapter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.adapters.certify import Certificate, Comparison, Tolerance
+    from lorakit.adapters.info import AdapterInfo, read_adapter
+    from lorakit.adapters.load import load_adapter
+    from lorakit.adapters.merge import merged_model, write_merged
+    from lorakit.adapters.save import save_adapter
+
+_HOMES = {
+    "AdapterInfo": "info",
+    "Certificate": "certify",
+    "Comparison": "certify",
+    "Tolerance": "certify",
+    "load_adapter": "load",
+    "merged_model": "merge",
+    "read_adapter": "info",
+    "save_adapter": "save",
+    "write_merged": "merge",
+}
 
 __all__ = [
     "AdapterInfo",
     "Certificate",
     "Comparison",
     "Tolerance",
-    "certify",
     "load_adapter",
     "merged_model",
     "read_adapter",
     "save_adapter",
     "write_merged",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

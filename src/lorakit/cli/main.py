@@ -3,6 +3,7 @@
 import errno
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -21,6 +22,11 @@ COMMANDS = {
     "chat": "Talk to a model or an adapter.",
     "merge": "Fold an adapter into its base: an ordinary model folder, with a certificate.",
     "demo": "Run the main job on the built-in model and see what happens.",
+}
+# Group -> its one line of help and its commands. `lorakit GROUP NAME` is `command` in
+# cli/GROUP/NAME_command.py, imported like the others only when it is asked for.
+GROUPS: dict[str, tuple[str, dict[str, str]]] = {
+    "adapters": ("Keep the adapters of many tasks: versions, history, comparison.", {}),
 }
 
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
@@ -70,7 +76,8 @@ def build(arguments: list[str]) -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode="markdown",
     )
-    asked = next((a for a in arguments if not a.startswith("-")), None)
+    words = [a for a in arguments if not a.startswith("-")]
+    asked, inner = (*words, None, None)[:2]
 
     @app.callback(invoke_without_command=True)
     def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
@@ -80,13 +87,22 @@ def build(arguments: list[str]) -> Any:
             typer.echo(f"lorakit {installed('lorakit')}")
             raise typer.Exit
 
-    for name, line in COMMANDS.items():
+    _fill(app, COMMANDS, asked, "lorakit.cli")
+    for name, (line, commands) in GROUPS.items():
+        group = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+        _fill(group, commands, inner if name == asked else None, f"lorakit.cli.{name}")
+        app.add_typer(group, name=name, help=line)
+    return typer.main.get_command(app)
+
+
+def _fill(app: typer.Typer, commands: Mapping[str, str], asked: str | None, room: str) -> None:
+    """Register the commands of a table, importing only the one that is asked for."""
+    for name, line in commands.items():
         if name == asked:
-            module = importlib.import_module(f"lorakit.cli.{name}_command")
+            module = importlib.import_module(f"{room}.{name}_command")
             app.command(name, help=None)(module.command)
         else:
             app.command(name, help=line)(_placeholder)
-    return typer.main.get_command(app)
 
 
 def _placeholder() -> None:

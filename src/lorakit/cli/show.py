@@ -1,12 +1,13 @@
 """Small renderings that several commands share."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lorakit.lora import Plan
+if TYPE_CHECKING:
+    from lorakit.lora import Plan
 
 console = Console(highlight=False)
 
@@ -45,7 +46,7 @@ def warn(message: str) -> None:
     Console(stderr=True, highlight=False).print(f"[yellow]note:[/] {message}", soft_wrap=True)
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: "Plan") -> Table:
     """The targets of a plan, alike ones in one row, and what is left out and why."""
     table = Table(title=str(plan), title_justify="left", box=None, pad_edge=False)
     for name in ("module", "how many", "shape", "rank", "scale", "trainable"):
@@ -61,7 +62,7 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def left_out(plan: Plan) -> list[str]:
+def left_out(plan: "Plan") -> list[str]:
     """One sentence for each reason why modules are left out, and one for tied weights."""
     reasons: dict[str, list[str]] = {}
     for skipped in plan.skipped:

@@ -1,0 +1,1 @@
+"""`lorakit adapters …`: one short file a command. The table of them is in cli/main.py."""
