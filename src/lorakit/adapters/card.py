@@ -1,22 +1,24 @@
 """README.md of an adapter folder: the model card."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
+
+if TYPE_CHECKING:
+    from lorakit.adapters.pairs import Pair
 
 
 def model_card(
     spec: LoraSpec,
-    targets: Sequence[Target],
+    pairs: "Mapping[str, Pair]",
     base_name: str | None,
     provenance: Mapping[str, Any] | None,
 ) -> str:
     """A short card: base, what is adapted, numbers where there are some, how to load it."""
     base = base_name or "the base model"
     scale = "alpha / sqrt(rank)" if spec.rslora else "alpha / rank"
-    kinds = sorted({target.path.rsplit(".", 1)[-1] for target in targets})
+    kinds = sorted({path.rsplit(".", 1)[-1] for path in pairs})
     front = ["---", "library_name: peft", "tags:", "- lora", "- lorakit"]
     if base_name:
         front.insert(1, f"base_model: {_quoted(base_name)}")
@@ -27,10 +29,11 @@ def model_card(
         f"# LoRA adapter for {base}",
         "",
         f"- base model: {base}",
-        f"- rank {_span(t.rank for t in targets)}, alpha {_span(t.alpha for t in targets)}, "
+        f"- rank {_span(p.rank for p in pairs.values())}, "
+        f"alpha {_span(p.alpha for p in pairs.values())}, "
         f"scale {scale}",
-        f"- {len(targets)} adapted modules: {', '.join(kinds)}",
-        f"- {sum(target.trainable for target in targets):,} trained parameters",
+        f"- {len(pairs)} adapted modules: {', '.join(kinds)}",
+        f"- {sum(pair.parameters for pair in pairs.values()):,} trained parameters",
     ]
     data = (provenance or {}).get("data_sha256")
     if data:
@@ -39,7 +42,7 @@ def model_card(
     if numbers:
         lines += ["", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in numbers.items()]
-    dilated = [target.path for target in targets if target.geometry.dilated]
+    dilated = [path for path, pair in pairs.items() if pair.dilated]
     if dilated:
         lines += ["", f"peft computes {', '.join(dilated)} otherwise: it drops the dilation."]
     lines += [

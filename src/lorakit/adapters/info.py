@@ -58,10 +58,29 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     """
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
-    file = folder / TENSORS
-    shapes = read_shapes(file)
+    shapes = read_shapes(folder / TENSORS)
     ranks: dict[str, int] = {}
     count = 0
+    for path, kind in pair_kinds(folder / TENSORS, shapes, config).items():
+        shape_A, shape_B = (shapes[name] for name in pair_names(path, kind))
+        ranks[path] = shape_A[0]
+        count += _product(shape_A) + _product(shape_B)
+    spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
+    return describe(folder, config, record, spec, ranks, count)
+
+
+def pair_kinds(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], config: PeftConfig
+) -> dict[str, str]:
+    """Paths of the modules that a file has pairs for, each with its kind, as names and shapes tell.
+
+    The kind is embedding, conv or linear; GPT-2's transposed linear looks like any other.
+
+    Raises:
+        AdapterError: a half of a pair is missing, or the configuration names another rank or does
+            not name the module.
+    """
+    kinds: dict[str, str] = {}
     for path in pair_paths(file, shapes):
         kind = "embedding" if pair_names(path, "embedding")[0] in shapes else "linear"
         pair = [shapes.get(name) for name in pair_names(path, kind)]
@@ -69,16 +88,14 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
             lost = pair_names(path, kind)[pair.index(None)]
             raise AdapterError(f"{file} lacks {lost}; its pair is there")
         rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
-        if pair[0][0] != rank:
+        if pair[0][:1] != (rank,):
             raise AdapterError(
-                f"{file}: A of {path} has rank {pair[0][0]}, but {CONFIG} says {rank}"
+                f"{file}: A of {path} is {pair[0]}, but {CONFIG} says that its rank is {rank}"
             )
         if not config.selects(path):
             raise AdapterError(f"{file} has a pair for {path}, which {CONFIG} does not name")
-        ranks[path] = rank
-        count += _product(pair[0]) + _product(pair[1])
-    spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
-    return describe(folder, config, record, spec, ranks, count)
+        kinds[path] = "conv" if kind == "linear" and len(pair[0]) > 2 else kind
+    return kinds
 
 
 def describe(

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters.info import TENSORS, AdapterInfo, adapter_folder, describe, pair_paths
+from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
-from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets, read_config
-from lorakit.adapters.provenance import Identity, check_base, known_identity, read_record
-from lorakit.adapters.tensors import read_tensors_and_hash, require_finite
+from lorakit.adapters.pairs import open_adapter
+from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
+from lorakit.adapters.provenance import Identity, check_base, known_identity
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
 from lorakit.lora.kinds import kind_of
@@ -48,18 +48,10 @@ def load_adapter(
     """
     if lora_layers(model):
         raise TargetError("this model has an adapter attached already: detach it first")
-    folder = adapter_folder(folder)
-    config, record = read_config(folder), read_record(folder)
+    opened = open_adapter(folder)
+    file, config, record, tensors = opened.file, opened.config, opened.record, opened.tensors
     if not force:
-        check_base(folder, record, known_identity(model, identity))
-    file = folder / TENSORS
-    tensors, digest = read_tensors_and_hash(file)
-    if record is not None and record.tensors_sha256 != digest:
-        raise AdapterError(
-            f"{file} is not the file that lorakit.json was written for (its SHA-256 differs): it "
-            "was damaged, or replaced; remove lorakit.json if that was meant"
-        )
-    require_finite(file, tensors)
+        check_base(opened.folder, record, known_identity(model, identity))
     paths = pair_paths(file, tensors)
     notes: list[str] = []
     made = _plan(model, file, config, paths, notes)
@@ -76,7 +68,7 @@ def load_adapter(
             layer.A.requires_grad_(trainable)
             layer.B.requires_grad_(trainable)
     ranks = {target.path: target.rank for target in made.targets}
-    return describe(folder, config, record, made.spec, ranks, made.trainable, tuple(notes))
+    return describe(opened.folder, config, record, made.spec, ranks, made.trainable, tuple(notes))
 
 
 def _plan(

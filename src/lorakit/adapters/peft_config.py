@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal
 from lorakit.errors import AdapterError, ConfigError
-from lorakit.lora.plan import Target
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
 
@@ -30,6 +29,9 @@ class PeftConfig:
         layers: numbers of the blocks it is restricted to, or None.
         layers_pattern: names of the module lists that the numbers count in; () for any.
         base_name, revision: which base model it says it belongs to.
+        task_type: peft's name of the task; None for a model that is no language model ...
+        auto_mapping: ... and then class and module of that model.
+        fan_in_fan_out: the linear layers are GPT-2's, which keep their weight transposed.
     """
 
     spec: LoraSpec
@@ -39,6 +41,9 @@ class PeftConfig:
     layers_pattern: tuple[str, ...] = ()
     base_name: str | None = None
     revision: str | None = None
+    task_type: str | None = None
+    auto_mapping: Mapping[str, str] | None = None
+    fan_in_fan_out: bool = False
 
     @property
     def plain(self) -> bool:
@@ -124,6 +129,9 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         (pattern,) if isinstance(pattern, str) else pattern,
         config.get("base_model_name_or_path"),
         config.get("revision"),
+        config.get("task_type"),
+        config.get("auto_mapping"),
+        _flag(config, "fan_in_fan_out"),
     )
 
 
@@ -139,7 +147,7 @@ def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str:
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key, False)
+    value = config.get(key) or False
     if not isinstance(value, bool):
         raise ConfigError(f"{key} must be true or false; it is {value!r}")
     return value
@@ -161,42 +169,42 @@ def describe_targets(paths: Sequence[str], modules: Collection[str]) -> tuple[st
     for names in (tuple(sorted({p.rsplit(".", 1)[-1] for p in paths})), tuple(paths)):
         if {path for path in modules if _named(names, path)} == wanted:
             return names
+    return exactly(paths)
+
+
+def exactly(paths: Iterable[str]) -> str:
+    """A `target_modules` that selects these paths in whatever model: a regular expression."""
     return "|".join(re.escape(path) for path in paths)
 
 
 def write_config(
-    spec: LoraSpec,
-    targets: Sequence[Target],
-    modules: Collection[str],
+    config: PeftConfig,
     *,
-    base_name: str | None,
-    revision: str | None,
-    task_type: str | None,
-    auto_mapping: Mapping[str, str] | None,
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    kinds: Collection[str],
 ) -> dict[str, Any]:
     """Every key that peft 0.21 writes for a LoRA adapter, with this adapter's values.
 
     Args:
-        spec: the numbers; which modules are adapted is taken from `targets`.
-        targets: what was adapted.
-        modules: paths of all modules of the base model.
-        base_name, revision: which base.
-        task_type: peft's name of the task, None for a model that is no language model.
-        auto_mapping: class and module of such a model.
+        config: the numbers and names. Restrictions to layers and exclusions are not written: the
+            adapted paths themselves are named instead.
+        ranks, alphas: of each adapted module by path.
+        kinds: of the adapted modules.
     """
-    named = describe_targets([target.path for target in targets], modules)
-    kinds = {target.geometry.kind for target in targets}
-    ranks = _pattern(spec.rank_pattern, spec.rank, {t.path: t.rank for t in targets})
-    alphas = _pattern(spec.alpha_pattern, spec.alpha, {t.path: t.alpha for t in targets})
-    config: dict[str, Any] = dict.fromkeys((*VARIANTS, *INFORMATIVE, *READ))
-    config |= {
-        "alpha_pattern": {key: _plain(alpha) for key, alpha in alphas.items()},
-        "auto_mapping": auto_mapping,
-        "base_model_name_or_path": base_name,
+    spec = config.spec
+    named = exactly(ranks) if config.exclude or config.layers else config.target_modules
+    rank_pattern = _pattern(spec.rank_pattern, spec.rank, ranks)
+    alpha_pattern = _pattern(spec.alpha_pattern, spec.alpha, alphas)
+    written: dict[str, Any] = dict.fromkeys((*VARIANTS, *INFORMATIVE, *READ))
+    written |= {
+        "alpha_pattern": {key: _plain(alpha) for key, alpha in alpha_pattern.items()},
+        "auto_mapping": config.auto_mapping,
+        "base_model_name_or_path": config.base_name,
         "bias": "none",
         "ensure_weight_tying": False,
         # What peft sets for itself on GPT-2; one flag for all, so not beside other kinds.
-        "fan_in_fan_out": "conv1d" in kinds and not kinds & {"linear", "conv"},
+        "fan_in_fan_out": "conv1d" in kinds and "linear" not in kinds and "conv" not in kinds,
         "inference_mode": True,
         "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
         "loftq_config": {},
@@ -208,15 +216,15 @@ def write_config(
         "peft_version": PEFT_VERSION,
         "qalora_group_size": 16,
         "r": spec.rank,
-        "rank_pattern": ranks,
-        "revision": revision,
+        "rank_pattern": rank_pattern,
+        "revision": config.revision,
         "target_modules": named if isinstance(named, str) else list(named),
-        "task_type": task_type,
+        "task_type": config.task_type,
         "use_dora": False,
         "use_qalora": False,
         "use_rslora": spec.rslora,
     }
-    return dict(sorted(config.items()))
+    return dict(sorted(written.items()))
 
 
 def _pattern(

@@ -75,17 +75,23 @@ def known_identity(model: nn.Module, given: Identity | None) -> Identity | None:
 def make_record(
     spec: LoraSpec,
     tensors_sha256: str,
-    identity: Identity | None,
+    base: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
 ) -> Record:
     """Gather a record.
 
+    Args:
+        spec: as the user gave it.
+        tensors_sha256: of the tensors' file, "" before it is written.
+        base: the base's fingerprint, where it is known.
+        provenance: what else is known.
+
     Raises:
         ConfigError: `provenance` holds something that JSON cannot.
     """
-    base = identity.to_dict() if identity is not None else None
     given = _json_ready(provenance, "provenance") if provenance is not None else None
-    return Record(base, tensors_sha256, _json_ready(asdict(spec), "spec"), given, _versions())
+    known = dict(base) if base is not None else None
+    return Record(known, tensors_sha256, _json_ready(asdict(spec), "spec"), given, _versions())
 
 
 def write_record(folder: Path, record: Record) -> None:

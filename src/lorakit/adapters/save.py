@@ -1,20 +1,14 @@
 """A model's pairs -> an adapter folder in peft's format."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from lorakit.adapters.card import model_card
-from lorakit.adapters.folders import write_folder
-from lorakit.adapters.info import TENSORS
-from lorakit.adapters.names import pair_names
-from lorakit.adapters.peft_config import CONFIG, write_config
-from lorakit.adapters.provenance import Identity, known_identity, make_record, write_record
-from lorakit.adapters.tensors import write_tensors
+from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
+from lorakit.adapters.peft_config import PeftConfig, describe_targets
+from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
 
@@ -52,40 +46,35 @@ def save_adapter(
         OutputError: the folder holds something, or cannot be written (a full disk).
         ConfigError: `provenance` holds something that JSON cannot.
     """
-    folder = Path(folder)
     identity = known_identity(model, identity)
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("this model has no adapter attached: there is nothing to save")
-    tensors = {}
-    for path, layer in layers.items():
-        name_A, name_B = pair_names(path, layer.geometry.kind)
-        tensors[name_A], tensors[name_B] = layer.A, layer.B
-    targets = [layer.target for layer in layers.values()]
     spec = next(iter(layers.values())).spec
-    base_name = identity.name if identity is not None else _own_name(model)
     task_type, auto_mapping = _task(model)
-    config = write_config(
+    config = PeftConfig(
         spec,
-        targets,
-        _base_modules(model, layers),
-        base_name=base_name,
+        describe_targets(list(layers), _base_modules(model, layers)),
+        base_name=identity.name if identity is not None else _own_name(model),
         revision=identity.revision if identity is not None else None,
         task_type=task_type,
         auto_mapping=auto_mapping,
     )
-    make_record(spec, "", identity, provenance)  # refuses what it cannot hold before any writing
-
-    def fill(partial: Path) -> None:
-        write_tensors(partial / TENSORS, tensors)
-        digest = hashlib.sha256((partial / TENSORS).read_bytes()).hexdigest()
-        write_record(partial, make_record(spec, digest, identity, provenance))
-        text = json.dumps(config, indent=2, sort_keys=True)
-        (partial / CONFIG).write_text(text, encoding="utf-8")
-        card = model_card(spec, targets, base_name, provenance)
-        (partial / "README.md").write_text(card, encoding="utf-8")
-
-    return write_folder(folder, fill, overwrite=overwrite, what="adapter")
+    base = identity.to_dict() if identity is not None else None
+    pairs = {
+        path: Pair(
+            layer.A,
+            layer.B,
+            layer.target.alpha,
+            layer.scale,
+            layer.geometry.kind,
+            layer.geometry.dilated,
+        )
+        for path, layer in layers.items()
+    }
+    record = make_record(spec, "", base, provenance)
+    adapter = StoredAdapter(Path(folder), config, record, pairs)
+    return write_stored(folder, adapter, overwrite=overwrite)
 
 
 def _base_modules(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:

@@ -1,0 +1,253 @@
+"""An adapter as a value: its pairs by module path, without a model.
+
+What is done to adapters on disk (combining, shrinking, exporting) reads a `StoredAdapter`, makes
+another and writes it. A model's own pairs go through the same writer (save.py).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorakit.adapters.card import model_card
+from lorakit.adapters.folders import write_folder
+from lorakit.adapters.info import (
+    TENSORS,
+    AdapterInfo,
+    adapter_folder,
+    describe,
+    pair_kinds,
+)
+from lorakit.adapters.names import pair_names
+from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
+from lorakit.adapters.provenance import Record, make_record, read_record, write_record
+from lorakit.adapters.tensors import read_tensors_and_hash, require_finite, write_tensors
+from lorakit.errors import AdapterError
+from lorakit.lora import LoraSpec, equations
+from lorakit.lora.targets import first_hit
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One adapted module: A, B and the scale s of ΔW = s·B·A.
+
+    Attributes:
+        A: (rank, in_features), or (rank, in_channels, *kernel); float32 or wider.
+        B: (out_features, rank), or (out_channels, rank / groups, 1, …).
+        alpha: numerator of the scale.
+        scale: s = alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+        kind: linear, conv1d (GPT-2's, whose weight is ΔW transposed), embedding or conv.
+        dilated: a convolution whose kernel has gaps; known only where it comes from a model.
+    """
+
+    A: Tensor
+    B: Tensor
+    alpha: float
+    scale: float
+    kind: str = "linear"
+    dilated: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it belongs to a convolution with groups, where s·B·A has no meaning."""
+        return self.B.shape[1] != self.rank
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in A and B."""
+        return self.A.numel() + self.B.numel()
+
+    def delta(self) -> Tensor:
+        """ΔW = s·B·A: (out, in, *kernel), float32 (float64 of float64 pairs).
+
+        An embedding's is (dim, vocabulary), and a conv1d's (out, in): the base keeps both
+        transposed.
+
+        Raises:
+            AdapterError: the pair is of a grouped convolution.
+        """
+        if self.grouped:
+            raise AdapterError(
+                f"B is {tuple(self.B.shape)} beside a rank of {self.rank}: the pair of a grouped "
+                "convolution, which has no single product B·A"
+            )
+        return equations.delta(self.A, self.B, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAdapter:
+    """What an adapter folder holds.
+
+    Attributes:
+        source: the folder it was read from; of one that is not written yet, what to call it.
+        config: its configuration; `config.spec` has its ranks, alphas and targets.
+        record: lorakit.json: base, provenance; None in folders that lorakit did not write.
+        pairs: by module path, in the order of the file or the model.
+        whole: copies of the base's own weights that peft keeps beside a pair on an embedding, by
+            module path; never written again.
+        notes: what was set aside while reading, one sentence each.
+    """
+
+    source: Path
+    config: PeftConfig
+    record: Record | None
+    pairs: Mapping[str, Pair]
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> LoraSpec:
+        """Ranks, alphas and targets."""
+        return self.config.spec
+
+    @property
+    def info(self) -> AdapterInfo:
+        """The same without its numbers."""
+        ranks = {path: pair.rank for path, pair in self.pairs.items()}
+        count = sum(pair.parameters for pair in self.pairs.values())
+        return describe(self.source, self.config, self.record, self.spec, ranks, count, self.notes)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The files of an adapter folder, read and checked as far as they go by themselves."""
+
+    folder: Path
+    config: PeftConfig
+    record: Record | None
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def file(self) -> Path:
+        """Where the tensors are."""
+        return self.folder / TENSORS
+
+
+def open_adapter(folder: str | Path) -> Opened:
+    """Read an adapter folder: JSON and tensors, the hash compared, every number finite.
+
+    Raises:
+        AdapterError: the folder is no adapter; a foreign, truncated, pickled or changed file; a
+            variant that lorakit does not do.
+    """
+    folder = adapter_folder(folder)
+    config, record = read_config(folder), read_record(folder)
+    file = folder / TENSORS
+    tensors, digest = read_tensors_and_hash(file)
+    if record is not None and record.tensors_sha256 != digest:
+        raise AdapterError(
+            f"{file} is not the file that lorakit.json was written for (its SHA-256 differs): it "
+            "was damaged, or replaced; remove lorakit.json if that was meant"
+        )
+    require_finite(file, tensors)
+    return Opened(folder, config, record, tensors)
+
+
+def read_stored(folder: str | Path) -> StoredAdapter:
+    """Read an adapter folder as a value, everything checked that can be without a model.
+
+    Tensors narrower than float32 are widened, which is exact.
+
+    Raises:
+        AdapterError: as `open_adapter`; or a missing, extra or misshapen tensor.
+    """
+    opened = open_adapter(folder)
+    config, tensors = opened.config, opened.tensors
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    pairs: dict[str, Pair] = {}
+    for path, kind in pair_kinds(opened.file, shapes, config).items():
+        A, B = (_wide(tensors[name]) for name in pair_names(path, kind))
+        _check_shapes(opened.file, path, kind, A, B)
+        alpha = first_hit(config.spec.alpha_pattern, path, config.spec.alpha)
+        scale = equations.scale(alpha, A.shape[0], rslora=config.spec.rslora)
+        if kind == "linear" and config.fan_in_fan_out:
+            kind = "conv1d"
+        pairs[path] = Pair(A, B, alpha, scale, kind)
+    taken = {name for path, pair in pairs.items() for name in pair_names(path, pair.kind)}
+    whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    notes = tuple(f"{name} is a copy of a weight of the base and was set aside" for name in whole)
+    spec = config.spec if config.plain else replace(config.spec, targets=tuple(pairs))
+    config = replace(config, spec=spec)
+    return StoredAdapter(opened.folder, config, opened.record, pairs, whole, notes)
+
+
+def write_stored(
+    folder: str | Path,
+    adapter: StoredAdapter,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an adapter as a folder that peft loads.
+
+    The folder holds adapter_model.safetensors (A and B in their own dtype),
+    adapter_config.json, README.md and lorakit.json. It is written beside its place, flushed and
+    renamed.
+
+    Args:
+        folder: where; missing or empty, unless `overwrite`.
+        adapter: ranks and alphas are those of its pairs; its record names the base.
+        provenance: what to record in JSON's types; None keeps what the adapter's record has.
+        overwrite: replace what is there, once the new folder is whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterError: it has no pairs.
+        OutputError: the folder holds something, or cannot be written (a full disk).
+        ConfigError: `provenance` holds something that JSON cannot.
+    """
+    if not adapter.pairs:
+        raise AdapterError(f"{adapter.source} has no pair: there is nothing to write")
+    known, pairs = adapter.record, adapter.pairs
+    base = known.base if known else None
+    told = provenance if provenance is not None or known is None else known.provenance
+    config = write_config(
+        adapter.config,
+        ranks={path: pair.rank for path, pair in pairs.items()},
+        alphas={path: pair.alpha for path, pair in pairs.items()},
+        kinds={pair.kind for pair in pairs.values()},
+    )
+    tensors: dict[str, Tensor] = {}
+    for path, pair in pairs.items():
+        name_A, name_B = pair_names(path, pair.kind)
+        tensors[name_A], tensors[name_B] = pair.A, pair.B
+    make_record(adapter.spec, "", base, told)  # refuses what it cannot hold before any writing
+
+    def fill(partial: Path) -> None:
+        write_tensors(partial / TENSORS, tensors)
+        digest = hashlib.sha256((partial / TENSORS).read_bytes()).hexdigest()
+        write_record(partial, make_record(adapter.spec, digest, base, told))
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        card = model_card(adapter.spec, pairs, adapter.config.base_name, told)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+    return write_folder(Path(folder), fill, overwrite=overwrite, what="adapter")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check_shapes(file: Path, path: str, kind: str, A: Tensor, B: Tensor) -> None:
+    """A and B fit each other: 2-D both, or a kernel in A and ones in B's place of it."""
+    fits = A.dim() == B.dim() >= 2 and B.shape[1] > 0 and A.shape[0] % B.shape[1] == 0
+    fits = fits and (A.dim() > 2 or A.shape[0] == B.shape[1])
+    fits = fits and all(size == 1 for size in B.shape[2:]) and (kind == "linear" or A.dim() == 2)
+    if not fits:
+        raise AdapterError(
+            f"{file}: A of {path} is {tuple(A.shape)} and its B {tuple(B.shape)}, which make no "
+            "pair: B's second side must be A's first"
+        )
