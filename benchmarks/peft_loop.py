@@ -17,12 +17,10 @@ from torch.nn.functional import cross_entropy
 
 @dataclass
 class PeftRun:
-    """Losses in nats per loss-bearing token; real tokens (without padding) and seconds."""
+    """Of each step: loss in nats per loss-bearing token, real tokens (without padding), seconds."""
 
-    eval_loss: float
     train_losses: list[float]
-    tokens: int
-    seconds: float
+    step_tokens: list[int]
     step_seconds: list[float]
 
 
@@ -64,7 +62,7 @@ def padded(table: Any, rows: list[int], pad: int) -> tuple[torch.Tensor, ...]:
 
 def nll(model: Any, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, int]:
     """Summed negative log-likelihood and its tokens, by the model's own forward."""
-    ids, mask, labels = batch
+    ids, mask, labels = (part.to(model.device) for part in batch)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
     target = labels[:, 1:].reshape(-1)
@@ -87,7 +85,6 @@ def evaluate(model: Any, table: Any, pad: int, batch_size: int = 16) -> float:
 def train(
     model: Any,
     train_rows: Any,
-    eval_rows: Any,
     steps: list[tuple[int, ...]],
     rates: list[float],
     *,
@@ -98,7 +95,7 @@ def train(
     """Plain training: AdamW, the given rows and learning rate of each step, clipping."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, lr=rates[0], weight_decay=0.0, fused=True)
-    losses, tokens, times = [], 0, []
+    losses, tokens, times = [], [], []
     model.train()
     for rows, rate in zip(steps, rates, strict=True):
         started = time.perf_counter()
@@ -120,7 +117,6 @@ def train(
         adam.zero_grad()
         assert math.isfinite(total)
         losses.append(total / count)
-        tokens += sum(len(train_rows[i]) for i in rows)
+        tokens.append(sum(len(train_rows[i]) for i in rows))
         times.append(time.perf_counter() - started)
-    held_out = evaluate(model, eval_rows, pad) if len(eval_rows) else math.nan
-    return PeftRun(held_out, losses, tokens, sum(times), times)
+    return PeftRun(losses, tokens, times)

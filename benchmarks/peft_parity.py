@@ -46,9 +46,9 @@ def main() -> None:
         detach(model), rank=config.lora.rank, alpha=config.lora.alpha, seed=spec.seed
     )
     peft_loop.copy_start(adapted, start)
-    theirs = peft_loop.train(
-        adapted, data.train, data.eval, rows, rates, pad=tokenizer.pad_token_id, clip=spec.clip
-    )
+    pad = tokenizer.pad_token_id
+    theirs = peft_loop.train(adapted, data.train, rows, rates, pad=pad, clip=spec.clip)
+    held_out = peft_loop.evaluate(adapted, data.eval, pad)
     # The run kept its best evaluation; the last one is what the loop is held against.
     events = [json.loads(x) for x in (options.run / "metrics.jsonl").read_text().splitlines()]
     last = [e["loss"] for e in events if e["kind"] == "eval"][-1]
@@ -57,8 +57,8 @@ def main() -> None:
         "steps": steps,
         "learning_rate": peak,
         "lorakit_eval_loss": last,
-        "peft_eval_loss": theirs.eval_loss,
-        "ratio": last / theirs.eval_loss,
+        "peft_eval_loss": held_out,
+        "ratio": last / held_out,
         "largest_train_loss_difference": max(
             abs(a["loss"] - b)
             for a, b in zip(
@@ -66,7 +66,7 @@ def main() -> None:
             )
         ),
         "lorakit_real_tokens_per_second": ours["real_tokens_per_second"],
-        "peft_real_tokens_per_second": theirs.tokens / theirs.seconds,
+        "peft_real_tokens_per_second": sum(theirs.step_tokens) / sum(theirs.step_seconds),
         "dtype": str(model.dtype),
         "machine": machine(torch.device("cpu")),
         "versions": versions(),
