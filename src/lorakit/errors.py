@@ -8,6 +8,7 @@
     │   ├── TargetError       a target that matches nothing or cannot be adapted
     │   ├── AdapterError      a missing, extra or misshapen tensor; a foreign or pickled file
     │   │   └── BaseMismatchError  the adapter was trained on another base
+    │   ├── StoreError        a name or version that the store has not; a store that is damaged
     │   └── OutputError       a folder that is not empty, a disk that is full
     ├── DivergedError         a loss or gradient is not finite; its batch was saved
     ├── CertificateError      a merged model answers differently from its adapter
@@ -50,6 +51,10 @@ class AdapterError(InputError):
 
 class BaseMismatchError(AdapterError):
     """The adapter was trained on another base model."""
+
+
+class StoreError(InputError):
+    """The store has no such name or version, will not have it, or is damaged."""
 
 
 class OutputError(InputError):

@@ -11,6 +11,7 @@ provenance.py   lorakit.json: which base, which data, which numbers
 card.py         README.md, the model card
 folders.py      a folder that appears whole or not at all
 certify.py      how far a merged model's logits are from its adapter's
+store/          the adapters of many tasks, their versions, and which name means which
 merge.py        W + s·B·A in a new model, and the ordinary model folder of it
 
 The names below are loaded when first used: the store keeps and lists folders without torch.
