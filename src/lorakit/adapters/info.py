@@ -24,7 +24,7 @@ class AdapterInfo:
     Attributes:
         folder: where it is.
         spec: ranks, alphas, targets; enough to plan the same adapter on a model.
-        ranks: rank of each adapted module by path, in the order of the file or the model.
+        ranks: rank of each adapted module by path, sorted by path or in the order of the model.
         trainable_parameters: numbers in all A and B.
         base_name: the base it says it belongs to.
         base: fingerprint of that base, as recorded; None in folders that lorakit did not write.
@@ -81,7 +81,8 @@ def pair_kinds(
             not name the module.
     """
     kinds: dict[str, str] = {}
-    for path in pair_paths(file, shapes):
+    # The reader hands tensors over in no lasting order.
+    for path in sorted(pair_paths(file, shapes), key=_by_number):
         kind = "embedding" if pair_names(path, "embedding")[0] in shapes else "linear"
         pair = [shapes.get(name) for name in pair_names(path, kind)]
         if pair[0] is None or pair[1] is None:
@@ -171,6 +172,11 @@ def _pickled(path: Path) -> str:
         f"tensors = torch.load({path.name!r}, weights_only=True); "
         f"safetensors.torch.save_file(tensors, {TENSORS!r}, metadata={{'format': 'pt'}})"
     )
+
+
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """Sorts layers.2 before layers.10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in path.split(".")]
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -84,6 +84,31 @@ class Pair:
         return equations.delta(self.A, self.B, self.scale)
 
 
+def unit_pair(A: Tensor, B: Tensor, kind: str) -> Pair:
+    """A pair whose scale is 1: ΔW = B·A, alpha = rank."""
+    return Pair(A, B, float(A.shape[0]), 1.0, kind)
+
+
+def rounded(pair: Pair, dtype: torch.dtype) -> Pair:
+    """The pair with A and B in another format, contiguous."""
+    return replace(pair, A=pair.A.to(dtype).contiguous(), B=pair.B.to(dtype).contiguous())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The files of an adapter folder, read and checked as far as they go by themselves."""
+
+    folder: Path
+    config: PeftConfig
+    record: Record | None
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def file(self) -> Path:
+        """Where the tensors are."""
+        return self.folder / TENSORS
+
+
 @dataclass(frozen=True, eq=False)
 class StoredAdapter:
     """What an adapter folder holds.
@@ -92,9 +117,9 @@ class StoredAdapter:
         source: the folder it was read from; of one that is not written yet, what to call it.
         config: its configuration; `config.spec` has its ranks, alphas and targets.
         record: lorakit.json: base, provenance; None in folders that lorakit did not write.
-        pairs: by module path, in the order of the file or the model.
+        pairs: by module path, sorted by it or in the order of the model.
         whole: copies of the base's own weights that peft keeps beside a pair on an embedding, by
-            module path; never written again.
+            their names in the file; never written again.
         notes: what was set aside while reading, one sentence each.
     """
 
@@ -117,20 +142,10 @@ class StoredAdapter:
         count = sum(pair.parameters for pair in self.pairs.values())
         return describe(self.source, self.config, self.record, self.spec, ranks, count, self.notes)
 
-
-@dataclass(frozen=True)
-class Opened:
-    """The files of an adapter folder, read and checked as far as they go by themselves."""
-
-    folder: Path
-    config: PeftConfig
-    record: Record | None
-    tensors: Mapping[str, Tensor]
-
     @property
-    def file(self) -> Path:
-        """Where the tensors are."""
-        return self.folder / TENSORS
+    def opened(self) -> Opened:
+        """The same by the names of peft's format."""
+        return Opened(self.source, self.config, self.record, {**_named(self.pairs), **self.whole})
 
 
 def open_adapter(folder: str | Path) -> Opened:
@@ -219,10 +234,7 @@ def write_stored(
         alphas={path: pair.alpha for path, pair in pairs.items()},
         kinds={pair.kind for pair in pairs.values()},
     )
-    tensors: dict[str, Tensor] = {}
-    for path, pair in pairs.items():
-        name_A, name_B = pair_names(path, pair.kind)
-        tensors[name_A], tensors[name_B] = pair.A, pair.B
+    tensors = _named(pairs)
     make_record(adapter.spec, "", base, told)  # refuses what it cannot hold before any writing
 
     def fill(partial: Path) -> None:
@@ -237,15 +249,26 @@ def write_stored(
     return write_folder(Path(folder), fill, overwrite=overwrite, what="adapter")
 
 
+def _named(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+    """A and B by their names in peft's format."""
+    named: dict[str, Tensor] = {}
+    for path, pair in pairs.items():
+        name_A, name_B = pair_names(path, pair.kind)
+        named[name_A], named[name_B] = pair.A, pair.B
+    return named
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check_shapes(file: Path, path: str, kind: str, A: Tensor, B: Tensor) -> None:
     """A and B fit each other: 2-D both, or a kernel in A and ones in B's place of it."""
-    fits = A.dim() == B.dim() >= 2 and B.shape[1] > 0 and A.shape[0] % B.shape[1] == 0
-    fits = fits and (A.dim() > 2 or A.shape[0] == B.shape[1])
-    fits = fits and all(size == 1 for size in B.shape[2:]) and (kind == "linear" or A.dim() == 2)
+    fits = A.dim() == B.dim() and (A.dim() > 2 if kind == "conv" else A.dim() == 2)
+    if fits:
+        groups, rest = divmod(A.shape[0], max(B.shape[1], 1))
+        fits = rest == 0 and (groups == 1 or kind == "conv")
+        fits = fits and all(size == 1 for size in B.shape[2:])
     if not fits:
         raise AdapterError(
             f"{file}: A of {path} is {tuple(A.shape)} and its B {tuple(B.shape)}, which make no "

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,35 @@ def _pattern(
         return ordered
     exact = {f"^{re.escape(path)}": v for path, v in resolved.items() if v != default}
     return dict(sorted(exact.items()))
+
+
+def compact(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
+    """The commonest value and a pattern for the modules that depart from it.
+
+    Where all modules of one last name have the same value, the name is the key; else each path is
+    a key of its own, anchored and before the names.
+
+    >>> compact({"l.0.q": 8, "l.1.q": 8, "l.0.v": 4, "l.1.v": 2, "l.0.o": 8, "l.1.o": 8})
+    (8, {'^l\\.0\\.v': 4, '^l\\.1\\.v': 2})
+    """
+    counts = Counter(values.values())
+    default = max(counts, key=lambda value: (counts[value], value))
+    groups: dict[str, dict[str, Number]] = {}
+    for path, value in values.items():
+        groups.setdefault(path.rsplit(".", 1)[-1], {})[path] = value
+    exact: dict[str, Number] = {}
+    named: dict[str, Number] = {}
+    for name, group in groups.items():
+        if len(set(group.values())) == 1:
+            if group[next(iter(group))] != default:
+                named[re.escape(name)] = group[next(iter(group))]
+        else:
+            exact |= {f"^{re.escape(p)}": v for p, v in group.items() if v != default}
+    pattern = exact | named
+    # A name can also be the last name of a path whose value is the default's.
+    if all(first_hit(pattern, path, default) == value for path, value in values.items()):
+        return default, pattern
+    return default, {f"^{re.escape(p)}": v for p, v in values.items() if v != default}
 
 
 def _plain(value: float) -> int | float:

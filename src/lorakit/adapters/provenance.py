@@ -134,17 +134,36 @@ def check_base(folder: Path, record: Record | None, identity: Identity | None) -
     if record is None or record.base is None or identity is None:
         return
     theirs, ours = record.base, identity.to_dict()
-    differing = [key for key in _HASHES if theirs.get(key) != ours.get(key)]
-    if not differing:
+    if difference := _difference(theirs, ours, "here"):
+        raise BaseMismatchError(
+            f"{folder} was trained on {theirs.get('name')!r}, and this base is {identity.name!r}, "
+            f"which differs ({difference}): give the base it was trained on, or --force "
+            "if you know that the difference does not matter"
+        )
+
+
+def check_alike(one: Path, first: Record | None, other: Path, second: Record | None) -> None:
+    """Compare the bases of two adapters; where either is not known, there is nothing to compare.
+
+    Raises:
+        BaseMismatchError: weights, tokenizer or chat template differ; the text has all names.
+    """
+    if first is None or second is None or first.base is None or second.base is None:
         return
-    parts = [
-        f"{_HASHES[key]} {_short(theirs.get(key))} there, {_short(ours.get(key))} here"
-        for key in differing
-    ]
-    raise BaseMismatchError(
-        f"{folder} was trained on {theirs.get('name')!r}, and this base is {identity.name!r}, "
-        f"which differs ({'; '.join(parts)}): give the base it was trained on, or --force "
-        "if you know that the difference does not matter"
+    if difference := _difference(second.base, first.base, f"in {one}"):
+        raise BaseMismatchError(
+            f"{other} was trained on {second.base.get('name')!r} and {one} on "
+            f"{first.base.get('name')!r}, which differs ({difference}): only adapters of one base "
+            "can be put together; --force if you know that the difference does not matter"
+        )
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> str:
+    """Which hashes differ, in words; empty where none does."""
+    return "; ".join(
+        f"{word} {_short(theirs.get(key))} there, {_short(ours.get(key))} {where}"
+        for key, word in _HASHES.items()
+        if theirs.get(key) != ours.get(key)
     )
 
 
