@@ -21,6 +21,20 @@ from lorakit.training.spec import TrainSpec
 
 
 @dataclass(frozen=True)
+class StartSpec:
+    """What a run starts from."""
+
+    parent: str | None = field(
+        default=None,
+        metadata={
+            "name": "from",
+            "help": "Go on from an adapter: a folder, or a name in the store. Its ranks, alphas "
+            "and targets are kept.",
+        },
+    )
+
+
+@dataclass(frozen=True)
 class OutputSpec:
     """What a run leaves behind.
 
@@ -42,6 +56,17 @@ class OutputSpec:
     tensorboard: bool = field(
         default=False, metadata={"help": "Also write TensorBoard events into the run folder."}
     )
+    save_as: str | None = field(
+        default=None,
+        metadata={"help": "Also put the adapter into the store, as a version of this name."},
+    )
+    store: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the store of named adapters, else LORAKIT_STORE, else one in the "
+            "user's data folder."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -52,27 +77,36 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run: one frozen spec for each room."""
+    """A whole run: one frozen spec for each room.
+
+    `given` are the names of the options that a file or a flag has set, be it to their default.
+    """
 
     model: ModelSpec = field(default_factory=ModelSpec)
     data: DataSpec = field(default_factory=DataSpec)
     lora: LoraSpec = field(default_factory=LoraSpec)
+    start: StartSpec = field(default_factory=StartSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
     output: OutputSpec = field(default_factory=OutputSpec)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def to_flat(self) -> dict[str, Any]:
         """All options by name, complete, as plain values for YAML and JSON."""
         return {
-            option.name: _plain(getattr(getattr(self, option.section), option.name))
+            option.name: _plain(getattr(getattr(self, option.section), option.field))
             for option in options()
         }
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the run file, and the flag of the same name."""
+    """One option of the run file, and the flag of the same name.
+
+    `field` is what it is called in its spec; the two differ where Python keeps the name to itself.
+    """
 
     name: str
+    field: str
     section: str
     kind: Any
     default: Any
@@ -94,12 +128,19 @@ def options() -> tuple[Option, ...]:
     found: list[Option] = []
     for section in fields(RunConfig):
         spec = section.type
+        if section.name == "given":
+            continue
         assert isinstance(spec, type)
         hints = get_type_hints(spec)
         default = spec()
         found += [
             Option(
-                f.name, section.name, hints[f.name], getattr(default, f.name), f.metadata["help"]
+                f.metadata.get("name", f.name),
+                f.name,
+                section.name,
+                hints[f.name],
+                getattr(default, f.name),
+                f.metadata["help"],
             )
             for f in fields(spec)
         ]
@@ -136,12 +177,12 @@ def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConf
         option = known.get(str(name))
         if option is None:
             raise ConfigError(f"{source}: unknown key {name!r}; {did_you_mean(str(name), known)}")
-        changes.setdefault(option.section, {})[option.name] = _parsed(option, value, source)
+        changes.setdefault(option.section, {})[option.field] = _parsed(option, value, source)
     sections: dict[str, Any] = {
         section: replace(getattr(config, section), **changed)
         for section, changed in changes.items()
     }
-    return replace(config, **sections)
+    return replace(config, **sections, given=config.given | {str(name) for name in values})
 
 
 def _parsed(option: Option, value: Any, source: str) -> Any:

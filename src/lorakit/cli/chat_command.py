@@ -39,7 +39,14 @@ def chat(
     config = load_config(None, flatten(flags))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
-        session = open_adapted(config.model, adapter, config.data, force=force, progress=progress)
+        session = open_adapted(
+            config.model,
+            adapter,
+            config.data,
+            store=config.output.store,
+            force=force,
+            progress=progress,
+        )
     console.print("[dim]/new starts over; an empty line or Ctrl-D ends[/]")
     turns: list[dict[str, str]] = []
     while True:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,11 +17,15 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code", "system", "template"),
-    "max_new_tokens",
+    *("max_new_tokens", "store"),
 )
 
 Adapter = Annotated[
-    Path | None, typer.Option("--adapter", help="An adapter folder, lorakit's or peft's.")
+    str | None,
+    typer.Option(
+        "--adapter",
+        help="An adapter folder, lorakit's or peft's, or a name in the store (invoices@3).",
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Use the adapter although it was trained on another base.")
@@ -61,7 +64,14 @@ def generate(
     config = load_config(None, flatten(flags))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
-        session = open_adapted(config.model, adapter, config.data, force=force, progress=progress)
+        session = open_adapted(
+            config.model,
+            adapter,
+            config.data,
+            store=config.output.store,
+            force=force,
+            progress=progress,
+        )
     for number, prompt in enumerate(asked, 1):
         if len(asked) > 1:
             typer.echo(f"[{number}] {prompt}")

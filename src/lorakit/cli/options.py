@@ -13,6 +13,7 @@ PANELS = {
     "model": "Model",
     "data": "Data",
     "lora": "Low-rank adaptation",
+    "start": "Low-rank adaptation",
     "train": "Training",
     "output": "Output",
 }
@@ -37,7 +38,7 @@ def with_options(
     added = [_parameter(option, defaults.get(option.name, option.default)) for option in chosen]
 
     def run(**values: Any) -> None:
-        given = {o.name: values.pop(o.name) for o in chosen}
+        given = {o.name: values.pop(o.field) for o in chosen}
         flags = defaults | {name: value for name, value in given.items() if value is not None}
         command(**values, flags=flags)
 
@@ -70,7 +71,7 @@ def _parameter(option: Option, default: Any) -> inspect.Parameter:
         many = get_origin(option.kind) is tuple
         kind = Annotated[list[str] | None, info] if many else Annotated[str | None, info]
     return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+        option.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
     )
 
 

@@ -38,6 +38,8 @@ def train(
 
     `lorakit train --data rows.csv --prompt '{question}' --completion '{answer}'`
 
+    `lorakit train --data more.jsonl --from invoices --save-as invoices --out runs/second`
+
     The run folder then holds `adapter/` (peft's format), `report.html`, `result.json`,
     `metrics.jsonl`, and `config.yaml`, which repeats the run into another `--out`.
     """
@@ -94,6 +96,7 @@ def summarise(result: Mapping[str, Any], out: Path, report: Path) -> None:
             f"{result['real_tokens_per_second']:,.0f} real tokens/s, "
             f"{result['fraction_of_limit']:.0%} of what the matmuls here allow",
             f"adapter: {out / 'adapter'} ({size(trained)})",
+            *([f"stored:  {result['saved_as']}"] if result["saved_as"] else []),
             f"report:  {report}",
             f"ask it:  lorakit generate --adapter {out / 'adapter'} 'your prompt'",
             *(f"note: {note}" for note in result["notes"] if "reached" in note),

@@ -24,7 +24,7 @@ from lorakit.training import held_out_loss, make_loss
 def run_evaluation(
     config: RunConfig,
     *,
-    adapter: Path | None,
+    adapter: str | Path | None,
     metrics: str,
     out: Path | None,
     force: bool = False,
@@ -34,7 +34,7 @@ def run_evaluation(
 
     Args:
         config: model, rows and limits.
-        adapter: a folder, or None for the base.
+        adapter: a folder or a name in the store `config.output.store`, or None for the base.
         metrics: 'auto', 'none', or names with commas between.
         force: use the adapter although it was trained on another base.
         progress: told of a download of the built-in model.
@@ -48,7 +48,14 @@ def run_evaluation(
         raise DataError("no rows: give --data")
     if out is not None:
         folders.check_folder(out, resume=False)
-    session = open_adapted(config.model, adapter, config.data, force=force, progress=progress)
+    session = open_adapted(
+        config.model,
+        adapter,
+        config.data,
+        store=config.output.store,
+        force=force,
+        progress=progress,
+    )
     table, examples, report = load_rows(
         config.data.data,
         config.data,

@@ -10,6 +10,7 @@ from lorakit.errors import AdapterError, ConfigError
 from lorakit.models import ModelSpec, identify, load_model
 from lorakit.models.cache import Progress, no_progress
 from lorakit.models.fingerprint import BaseIdentity
+from lorakit.run.named import find_adapter
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,50 @@ def open_base(
 
 def open_adapted(
     spec: ModelSpec,
-    adapter: Path | None,
+    adapter: str | Path | None,
     data: DataSpec | None = None,
     *,
+    store: str | Path | None = None,
     force: bool = False,
     progress: Progress = no_progress,
 ) -> Session:
     """Load a base and attach an adapter to it; its own template is used unless one is asked for.
 
+    Args:
+        spec: the base.
+        adapter: a folder or a name in the store, see `lorakit.run.named`; None for the base alone.
+        data: what was asked for of templates.
+        store: where names are looked up; the user's own by default.
+        force: use the adapter although it was trained on another base.
+        progress: told of a download of the built-in model.
+
     Raises:
         AdapterError, BaseMismatchError: see `lorakit.adapters.load_adapter`.
+        StoreError: there is no such name.
     """
     if adapter is None:
         return open_base(spec, data, progress=progress)
-    known = read_adapter(adapter)
+    found = find_adapter(adapter, store)
+    known = read_adapter(found.folder)
     session = open_base(spec, data, progress=progress)
-    info = load_adapter(session.model, adapter, identity=session.identity, force=force)
-    recorded = known.provenance.get("template") if known.provenance else None
-    if recorded and (data is None or data.template == "auto"):
-        try:
-            session = replace(session, template=Template.from_dict(recorded))
-        except ConfigError as error:
-            raise AdapterError(f"{adapter}: its recorded template is damaged: {error}") from None
-        if data is not None and data.system:
-            session = replace(session, template=replace(session.template, system=data.system))
-    return replace(session, adapter=info)
+    info = load_adapter(session.model, found.folder, identity=session.identity, force=force)
+    template = recorded_template(known, data) or session.template
+    return replace(session, template=template, adapter=info)
+
+
+def recorded_template(info: AdapterInfo, data: DataSpec | None) -> Template | None:
+    """The template that an adapter was trained with; None where another is asked for.
+
+    Raises:
+        AdapterError: what was recorded is damaged.
+    """
+    recorded = info.provenance.get("template") if info.provenance else None
+    if not recorded or (data is not None and data.template != "auto"):
+        return None
+    try:
+        template = Template.from_dict(recorded)
+    except ConfigError as error:
+        raise AdapterError(f"{info.folder}: its recorded template is damaged: {error}") from None
+    if data is not None and data.system:
+        template = replace(template, system=data.system)
+    return template

@@ -11,14 +11,17 @@ from typing import Any
 
 from lorakit import forecast as forecasting
 from lorakit.adapters import save_adapter
+from lorakit.adapters.store import Store
+from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig
 from lorakit.data import Dataset, load_data
 from lorakit.lora import Plan, attach, plan
 from lorakit.run import answers
 from lorakit.run import folder as folders
+from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
-from lorakit.run.session import Session, open_base
+from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.training import FitResult
 
 
@@ -27,24 +30,29 @@ class Prepared:
     """A run that could start: everything loaded and checked, nothing attached yet.
 
     Attributes:
+        config: as it was asked for, with what a parent brings in its place.
         session: base model, tokenizer, identity, template.
         data: training and held-out rows as tokens.
         plan: what would be adapted.
         steps: optimizer steps.
         learning_rate: the peak, 'auto' resolved.
         forecast: parameters, memory and time expected.
+        parent: the adapter to go on from, or None.
     """
 
+    config: RunConfig
     session: Session
     data: Dataset
     plan: Plan
     steps: int
     learning_rate: float
     forecast: forecasting.Forecast
+    parent: Parent | None = None
 
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
+    parent = find_parent(config)
     session = open_base(
         config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
     )
@@ -53,9 +61,14 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
         session.tokenizer,
         seed=config.train.seed,
         context_length=session.context_length,
+        template=recorded_template(parent.info, config.data) if parent else None,
     )
     session = replace(session, template=data.template)
-    chosen = plan(session.model, config.lora)
+    if parent is None:
+        chosen = plan(session.model, config.lora)
+    else:
+        chosen = plan_from(session.model, config, parent)
+        config = settled(config, parent)
     spec = config.train
     steps = steps_of(len(data.train), spec)
     shape = forecasting.shape_of(session.model)
@@ -74,7 +87,8 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
         dtype=session.model.dtype,
         rate=forecasting.matmul_rate(shape, session.model.dtype, session.model.device),
     )
-    return Prepared(session, data, chosen, steps, peak_rate(session.model, steps, spec), expected)
+    peak = peak_rate(session.model, steps, spec)
+    return Prepared(config, session, data, chosen, steps, peak, expected, parent)
 
 
 def run_training(
@@ -99,21 +113,28 @@ def run_training(
     started = time.perf_counter()
     folder = Path(config.output.out)
     folders.check_folder(folder, resume=config.output.resume)
+    store = Store(config.output.store)
+    if config.output.save_as is not None:
+        check_name(config.output.save_as)
+        store.index.exists()  # refuses a folder of something else before anything is trained
     report({"kind": "stage", "name": "load"})
     ready = prepare(config, report)
-    session, data = ready.session, ready.data
+    config, session, data = ready.config, ready.session, ready.data
     model, spec = session.model, config.train
     report({"kind": "prepared", "prepared": ready})
+    if ready.parent is not None:
+        attach_parent(session, ready.parent, ready.plan)
     folders.make_folder(folder)
     if not config.output.resume:
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
 
-    # Asked before anything is attached: what the base itself answers.
+    # What the base itself answers, or the adapter that the run goes on from.
     asked = answers.pick(data.eval_examples, config.output.samples)
     report({"kind": "stage", "name": "before"})
     before = answers.ask(session, asked, config.output.max_new_tokens)
 
-    attach(model, ready.plan, seed=spec.seed)
+    if ready.parent is None:
+        attach(model, ready.plan, seed=spec.seed)
     kept = config.output.resume and any((folder / "checkpoints").glob("step-*"))
     log = folders.MetricsFile(folder / folders.METRICS, keep=kept)
     watchers: list[Report] = [log, report]
@@ -138,7 +159,7 @@ def run_training(
             report=tell,
             should_stop=should_stop,
             folder=folder,
-            run=run_hash(config, session, data),
+            run=run_hash(config, session, data, ready.parent),
             resume=config.output.resume,
         )
 
@@ -160,20 +181,28 @@ def run_training(
                 name: figures[name] for name in ("train_loss", "eval_loss", "eval_loss_before")
             }
             | {"scores": scores.after},
-        },
+        }
+        | ({"parents": [ready.parent.to_dict()]} if ready.parent else {}),
         overwrite=True,
     )
+    if config.output.save_as is not None:
+        note = f"from {ready.parent.found.name}" if ready.parent else ""
+        added = store.add(folder / "adapter", config.output.save_as, note=note)
+        figures["saved_as"] = str(added.entry)
     folders.write_json(folder / folders.RESULT, figures)
     return figures
 
 
-def run_hash(config: RunConfig, session: Session, data: Dataset) -> str:
+def run_hash(
+    config: RunConfig, session: Session, data: Dataset, parent: Parent | None = None
+) -> str:
     """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
     flat = config.to_flat()
-    # The rows count by their content, whatever file they are in.
-    for name in ("data", "eval_data", *(f.name for f in fields(OutputSpec))):
+    # Rows and parent count by their content, wherever they lie.
+    for name in ("data", "eval_data", "from", *(f.name for f in fields(OutputSpec))):
         flat.pop(name)
     parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
+    parts += [parent.content] if parent else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -193,6 +222,8 @@ def _figures(
         "command": command,
         "model": session.identity.name,
         "adapter": str(Path(config.output.out) / "adapter"),
+        "saved_as": None,  # known once the adapter is written
+        "parent": ready.parent.to_dict() if ready.parent else None,
         "rank": config.lora.rank,
         "alpha": config.lora.alpha,
         "targets": list(config.lora.targets),

@@ -109,6 +109,20 @@ class Store:
                 return lines.by_id(asked.prefix or "")
             return lines.pick(lines.named(asked.name), asked)
 
+    def checked(self, reference: str) -> Entry:
+        """As `resolve`, with every file hashed again.
+
+        Raises:
+            StoreError: there is no such adapter, or a file of it is not what was stored.
+        """
+        entry = self.resolve(reference)
+        if faults := self.contents.faults(entry.version.id, entry.version.files):
+            raise StoreError(
+                f"{entry} is not what was stored: {'; '.join(faults)}. Add the adapter again, or "
+                f"roll {entry.name or 'its name'} back"
+            )
+        return entry
+
     def list(self) -> tuple[Entry, ...]:
         """What each name points at, sorted by name."""
         if not self.index.exists():
