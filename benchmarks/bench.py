@@ -11,11 +11,13 @@ import shlex
 import statistics
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Line = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 _TASK = "--task"
@@ -94,6 +96,15 @@ def newest(lines: Sequence[Line], **wanted: Any) -> list[Line]:
     found = [line for line in lines if all(line.get(k) == v for k, v in wanted.items())]
     last = max((line["date"] for line in found), default=None)
     return [line for line in found if line["date"] == last]
+
+
+def pick(parser: ArgumentParser, text: str, known: Mapping[str, T]) -> dict[str, T]:
+    """What names with commas between them stand for; an unknown one ends the command."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            parser.error(f"{name!r} is not one of {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
 def median(lines: Sequence[Line], name: str) -> float:

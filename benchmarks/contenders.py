@@ -7,7 +7,7 @@ model's own padded forward.
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,33 @@ from lorakit.run.machine import peak_memory
 
 RATE, RATE_FULL, CLIP = 1e-3, 1e-4, 1.0
 PACKED = 2048
-# Rows from which TRL may group those of like length: its own window is 50 batches.
+# Steps' worth of rows among which TRL's sampler groups those of like length.
 WINDOW = 50
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Files below the data folder, how their columns are read, and rows of a step."""
+    """Files below the data folder, and how their columns are read.
+
+    batch_size: rows of a step. split: rows of one forward pass for those who split a step.
+    packed: laid together to long sequences.
+    """
 
     train: str
     held_out: str
     prompt: str
     completion: str
     batch_size: int
+    split: int
     packed: bool = False
 
 
+_E2E = Rows("e2e/train.jsonl.gz", "e2e/valid.jsonl.gz", "{context} ||", " {completion}", 16, 4)
+_GSM8K = Rows("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz", "{question}\n", "{answer}", 8, 2)
 ROWS = {
-    "e2e": Rows("e2e/train.jsonl.gz", "e2e/valid.jsonl.gz", "{context} ||", " {completion}", 16),
-    "gsm8k": Rows("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz", "{question}\n", "{answer}", 8),
-    "packed": Rows(
-        "gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz", "{question}\n", "{answer}", 1, packed=True
-    ),
+    "e2e": _E2E,
+    "gsm8k": _GSM8K,
+    "packed": replace(_GSM8K, batch_size=1, split=1, packed=True),
 }
 
 
@@ -85,14 +90,14 @@ class Trained:
 class Contender:
     """How to train.
 
-    dtype: of the base. full: every weight is trained. pool: steps' worth of rows to draw from,
-    where more than are trained on. ours: the process also measures the limit.
+    dtype: of the base. full: every weight is trained. split: a step takes several forward passes
+    over a few rows each. ours: the process also measures the limit.
     """
 
     train: Callable[[Task], Trained]
     dtype: str = "auto"
     full: bool = False
-    pool: int = 0
+    split: bool = False
     ours: bool = False
 
 
@@ -148,35 +153,41 @@ def with_peft(task: Task) -> Any:
     return adapted
 
 
-def trl(task: Task, *, flat: bool = False, grouped: bool = False) -> Trained:
-    """SFTTrainer at its best.
-
-    Rows of a step are sorted, so that forward passes of fewer rows than a step pad little; with
-    `grouped` TRL draws rows of like length from a larger window itself, in steps of its own; with
-    `flat` it lays the rows of a step end to end.
-    """
+def trl(task: Task, *, flat: bool = False) -> Trained:
+    """SFTTrainer at its best; with `flat` it lays the rows of a step end to end itself."""
     import trl_loop
 
-    steps = len(task.steps)
-    forward = task.batch_size if flat or grouped else min(task.forward_rows, task.batch_size)
     lengths = task.train.lengths
+    # Sorted within the step, so that forward passes of fewer rows pad little.
     ordered = [row for rows in task.steps for row in sorted(rows, key=lambda i: lengths[i])]
-    changes: dict[str, Any] = {
-        "seed": task.config.train.seed,
-        "gradient_accumulation_steps": task.batch_size // forward,
-    }
-    if grouped:
-        ordered = list(range(len(task.train)))
-        changes["train_sampling_strategy"] = "group_by_length"
-    if flat:
-        changes["padding_free"] = True
     with tempfile.TemporaryDirectory() as folder:
         settings = trl_loop.tuned(
-            Path(folder), batch_size=forward, steps=steps, rate=task.rate, **changes
+            Path(folder),
+            batch_size=task.forward_rows,
+            steps=len(task.steps),
+            rate=task.rate,
+            seed=task.config.train.seed,
+            gradient_accumulation_steps=task.batch_size // task.forward_rows,
+            padding_free=flat,
         )
         model = with_peft(task)
         clock = trl_loop.train(model, dataset(task, ordered), settings, task.tokenizer, None)
     return Trained(model, clock.seconds, clock.losses, clock.tokens)
+
+
+def trl_grouped(task: Task) -> Trained:
+    """SFTTrainer on steps of rows of like length, as its group_by_length forms them.
+
+    Its sampler sorts a window of 50 steps' rows by length and begins with the longest, so that a
+    run of few steps would meet no others. Here the steps are taken evenly from the whole window,
+    in seeded order, after one from its middle to warm up.
+    """
+    n, size = len(task.steps), task.batch_size
+    by_length = np.argsort(task.train.lengths, kind="stable").reshape(WINDOW, size)
+    spread = ((np.arange(n - 1) + 0.5) * WINDOW / max(1, n - 1)).astype(int)
+    draw = np.random.default_rng(task.config.train.seed)
+    chosen = [WINDOW // 2, *draw.permutation(spread)]
+    return trl(replace(task, steps=[tuple(by_length[i].tolist()) for i in chosen]))
 
 
 def trl_defaults(task: Task) -> Trained:
@@ -211,8 +222,11 @@ CONTENDERS = {
     "lorakit": Contender(lorakit, ours=True),
     "peft": Contender(peft),
     "trl": Contender(trl),
-    "trl-grouped": Contender(partial(trl, grouped=True), pool=WINDOW),
+    "trl-grouped": Contender(trl_grouped),
     "trl-flat": Contender(partial(trl, flat=True)),
+    "lorakit-split": Contender(lorakit, split=True, ours=True),
+    "peft-split": Contender(peft, split=True),
+    "trl-split": Contender(trl, split=True),
     "lorakit-full": Contender(lorakit, full=True, ours=True),
     "full": Contender(full, full=True),
     "peft-bf16": Contender(peft, dtype="bfloat16"),
@@ -260,7 +274,7 @@ def prepare(given: bench.Line, contender: Contender) -> Task:
     """Model and rows, as lorakit loads them, and which rows each step takes."""
     rows = ROWS[given["rows"]]
     size = given["batch_size"] or rows.batch_size
-    count = max(given["steps"], contender.pool) * size
+    count = max(given["steps"], WINDOW if contender.train is trl_grouped else 0) * size
     data = Path(given["data"])
     # GSM8K's rows have about 200 tokens: 20 of them fill a long sequence.
     read = count * 20 if rows.packed else count
@@ -290,7 +304,10 @@ def prepare(given: bench.Line, contender: Contender) -> Task:
         train, held_out = laid_together(train).take(range(count)), laid_together(held_out)
     steps = list(order(min(len(train), count), size, steps=given["steps"], seed=given["seed"]))
     rate = RATE_FULL if contender.full else RATE
-    forward = given["forward_rows"] or size
+    forward = rows.split if contender.split else size
+    if contender.split:
+        tokens = int(forward * train.lengths.mean())
+        config = replace(config, train=replace(config.train, batch_tokens=tokens))
     return Task(model, tokenizer, train, held_out, config, steps, rate, forward, contender.full)
 
 

@@ -20,18 +20,15 @@ from bench import Line, gigabytes, median, newest, table
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of measured -->)", re.DOTALL)
 # TRL tuned to its best is the fastest of these.
-TUNED = ("trl", "trl-grouped", "trl-flat")
+TUNED = ("trl", "trl-grouped", "trl-flat", "trl-split")
 MISSING = "not measured"
 
 
 def speed(lines: Sequence[Line]) -> float:
-    """Median real tokens/s over all steps that count."""
+    """Real tokens over seconds of the steps that count; median over runs."""
     return statistics.median(
-        tokens / seconds
+        sum(bench.after_first(line["tokens"])) / sum(bench.after_first(line["seconds"]))
         for line in lines
-        for tokens, seconds in zip(
-            bench.after_first(line["tokens"]), bench.after_first(line["seconds"]), strict=True
-        )
     )
 
 
@@ -80,37 +77,43 @@ def contenders(lines: Sequence[Line]) -> str:
 
 
 def goals(lines: Sequence[Line]) -> str:
-    """lorakit against the careful peft loop and TRL at its best."""
-    head = ("rows", "lorakit / careful peft loop", "lorakit / TRL tuned", "fraction of the limit")
+    """lorakit against the careful peft loop, like with like, and against TRL at its best."""
+    head = (
+        *("rows", "a step's rows", "lorakit / careful peft loop", "lorakit / TRL tuned"),
+        *("fraction of the limit", "peak memory / careful peft loop"),
+        "largest difference of a held-out loss",
+    )
     rows = []
     for kind in kinds(lines):
         found = peers(lines, kind)
-        tuned = [against for name, against in found.items() if name in TUNED]
-        best = max(tuned, key=lambda pair: speed(pair[0]), default=None)
-        loop, ours = found.get("peft"), newest(lines, rows=kind, contender="lorakit")
-        rows.append(
-            (
-                described(lines, kind),
-                f"{speed(loop[1]) / speed(loop[0]):.2f}" if loop else MISSING,
-                f"{speed(best[1]) / speed(best[0]):.2f}" if best else MISSING,
-                f"{fraction(ours, ours):.2f}",
-                f"{_memory(loop[1], loop[0]):.2f}" if loop else MISSING,
-                _apart(found),
+        tuned = [found[name][0] for name in TUNED if name in found]
+        best = max(map(speed, tuned), default=None)
+        for suffix, said in (("", "at once"), ("-split", "in parts")):
+            if f"lorakit{suffix}" not in found:
+                continue
+            ours, loop = found[f"lorakit{suffix}"][0], found.get(f"peft{suffix}", ([], []))[0]
+            rows.append(
+                (
+                    *(described(lines, kind), said),
+                    f"{speed(ours) / speed(loop):.2f}" if loop else MISSING,
+                    f"{speed(ours) / best:.2f}" if best else MISSING,
+                    f"{fraction(ours, found['lorakit'][0]):.2f}",
+                    f"{_memory(ours, loop):.2f}" if loop else MISSING,
+                    _apart(found, suffix),
+                )
             )
-        )
-    last = ("peak memory / careful peft loop", "largest difference of a held-out loss")
-    return table((*head, *last), rows)
+    return table(head, rows)
 
 
 def _memory(ours: Sequence[Line], theirs: Sequence[Line]) -> float:
     return median(ours, "peak_memory_bytes") / median(theirs, "peak_memory_bytes")
 
 
-def _apart(found: dict[str, tuple[list[Line], list[Line]]]) -> str:
+def _apart(found: dict[str, tuple[list[Line], list[Line]]], suffix: str) -> str:
     """How far apart those who take the same steps end, over the seeds."""
     by_seed: dict[int, list[float]] = {}
     for name in ("lorakit", "peft", "trl"):
-        for line in found.get(name, ([], []))[0]:
+        for line in found.get(name + suffix, ([], []))[0]:
             if "held_out_loss" in line:
                 by_seed.setdefault(line["seed"], []).append(line["held_out_loss"])
     apart = [max(x) / min(x) - 1 for x in by_seed.values() if len(x) > 1]
@@ -172,8 +175,74 @@ def speed_section(lines: Sequence[Line]) -> str:
     return "\n\n".join(parts)
 
 
+def growth(lines: Sequence[Line]) -> str:
+    """One table a sweep of benchmarks/growth.py."""
+    parts = []
+    for sweep in dict.fromkeys(line["sweep"] for line in lines):
+        points = _points(newest(lines, sweep=sweep))
+        first = next(iter(points.values()))
+        at_rank_8 = points.get(8, first) if sweep == "rank" else first
+        rows = []
+        for value, point in points.items():
+            flops, limit = (
+                statistics.median(line["forecast"][name] for line in point)
+                for name in ("flops_per_token", "matmul_flops")
+            )
+            row = [f"{value:,}", f"{speed(point):.0f}", f"{speed(point) * flops / limit:.2f}"]
+            if sweep == "rank":
+                ratio = at_rank_8[0]["forecast"]["flops_per_token"] / flops
+                said = speed(at_rank_8) * ratio
+                row += [f"{said:.0f}", f"{speed(point) / said:.2f}"]
+            rows.append([*row, gigabytes(median(point, "peak_memory_bytes"))])
+        by_rank = ["F says, from rank 8", "measured / that"] if sweep == "rank" else []
+        head = [sweep, "real tokens/s", "fraction of the limit", *by_rank, "peak memory"]
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def forecast(lines: Sequence[Line]) -> str:
+    """What was forecast beside what came."""
+    head = (
+        *("rank", "length", "rows a step", "memory: forecast", "measured", "ratio"),
+        *("time: forecast", "measured", "ratio"),
+    )
+    rows = []
+    for point in _points(newest(lines, sweep="forecast")).values():
+        said = [line["forecast"] for line in point]
+        memory, memory_came = median(said, "peak_memory_bytes"), median(point, "peak_memory_bytes")
+        time, time_came = median(said, "seconds"), median(point, "all_seconds")
+        rows.append(
+            (
+                *(str(point[0][name]) for name in ("rank", "length", "batch_size")),
+                *(gigabytes(memory), gigabytes(memory_came), f"{memory / memory_came:.2f}"),
+                *(f"{time:.1f} s", f"{time_came:.1f} s", f"{time / time_came:.2f}"),
+            )
+        )
+    return table(head, rows)
+
+
+def _points(lines: Sequence[Line]) -> dict[int, list[Line]]:
+    values = dict.fromkeys(line["value"] for line in lines)
+    return {value: [line for line in lines if line["value"] == value] for value in values}
+
+
+def startup(lines: Sequence[Line]) -> str:
+    """benchmarks/startup.py."""
+    lines = newest(lines)
+    rows = []
+    for what in dict.fromkeys(line["what"] for line in lines):
+        runs = [line for line in lines if line["what"] == what]
+        steps = runs[0]["step_seconds"] is not None
+        step = f"{median(runs, 'step_seconds'):.2f} s" if steps else ""
+        rows.append((what, f"{median(runs, 'seconds'):.2f} s", step))
+    return table(("command", "to the end of the first step", "of which the step"), rows)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
     "speed": ("train_speed.jsonl", speed_section),
+    "growth": ("growth.jsonl", lambda lines: f"{growth(lines)}\n\n{origin(lines)}"),
+    "forecast": ("forecast.jsonl", lambda lines: f"{forecast(lines)}\n\n{origin(newest(lines))}"),
+    "startup": ("startup.jsonl", lambda lines: f"{startup(lines)}\n\n{origin(newest(lines))}"),
 }
 
 

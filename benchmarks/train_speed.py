@@ -3,16 +3,18 @@
     python benchmarks/train_speed.py --data DATA --rows e2e,gsm8k,packed --rounds 3
 
 Every round starts each contender anew (A B A B …) on the same rows in the same order, with the
-round's seed; medians over all steps but each run's first are printed: real tokens/s (padding does
-not count), the ratio to lorakit, the fraction of the limit (F · tokens/s over the matmul rate
+round's seed; medians over the runs are printed, without each run's first step: real tokens/s
+(padding does not count), the ratio to lorakit, the fraction of the limit (F · tokens/s over the matmul rate
 measured in lorakit's process at the model's own shapes), the largest resident size, and the loss
 on held-out rows after the last step.
 
     peft           a careful hand-written loop around peft, in the number format in which this
                    machine is fastest (benchmarks/peft_loop.py)
-    trl            TRL's SFTTrainer tuned (benchmarks/trl_loop.py), rows of a step sorted
-    trl-grouped    the same, with its own grouping of rows of like length
-    trl-flat       the same, with its own padding-free batches
+    trl            TRL's SFTTrainer tuned (benchmarks/trl_loop.py)
+    trl-grouped    the same on steps of rows of like length, as its own sampler forms them
+    trl-flat       the same with its own padding-free batches
+    …-split        lorakit, peft and trl with several forward passes a step, over a few rows of
+                   like length each: less padding and memory
     full           the careful loop without an adapter: every weight is trained
     lorakit-full   lorakit's loop without an adapter
     peft-bf16      peft in bfloat16 whatever the machine
@@ -22,12 +24,11 @@ on held-out rows after the last step.
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any
 
 import bench
 import tables
 
-DEFAULT = "lorakit,peft,trl,trl-grouped"
+DEFAULT = "lorakit,peft,trl,trl-grouped,lorakit-split,peft-split,trl-split"
 
 
 def main() -> None:
@@ -44,14 +45,11 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds that the rounds take in turn")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch-size", type=int, help="rows of a step [16 e2e, 8 gsm8k, 1 packed]")
-    parser.add_argument(
-        "--forward-rows", type=int, help="peers' rows of a forward pass [all of a step]"
-    )
     parser.add_argument("--held-out", type=int, default=32, help="held-out rows; 0 for no loss")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     options = parser.parse_args()
-    kinds = _chosen(parser, options.rows, ROWS)
-    names = _chosen(parser, options.contenders, CONTENDERS)
+    kinds = bench.pick(parser, options.rows, ROWS)
+    names = bench.pick(parser, options.contenders, CONTENDERS)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     session, lines = bench.session(), list[bench.Line]()
     for kind in kinds:
@@ -67,21 +65,12 @@ def main() -> None:
                     "steps": options.steps,
                     "rank": options.rank,
                     "batch_size": options.batch_size,
-                    "forward_rows": options.forward_rows,
                 }
             )
             bench.note(f"{kind} {turn + 1}/{options.rounds} {name}: {tables.speed([line]):.1f}/s")
             bench.append(options.out, [line])
             lines.append(line)
     print(tables.contenders(lines), tables.goals(lines), sep="\n\n")
-
-
-def _chosen(parser: argparse.ArgumentParser, text: str, known: Any) -> list[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in known:
-            parser.error(f"{name!r} is not one of {', '.join(known)}")
-    return names
 
 
 def work(given: bench.Line) -> bench.Line:

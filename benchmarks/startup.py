@@ -1,0 +1,112 @@
+"""From the command to the end of the first training step, on a model that is already there.
+
+    python benchmarks/startup.py --out benchmarks/results/startup.jsonl
+
+`lorakit train` against a script around TRL's SFTTrainer (benchmarks/trl_loop.py), taking turns:
+same model folder, number format, rows (the demo's, made here), rank and batch. The clock runs from
+before the process is started until its first step is on record: the first line of a step in
+lorakit's metrics.jsonl, a printed line in the script. `lorakit --help` is timed until it ends. One
+round before those that count brings files into the machine's memory.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bench
+import tables
+
+TRL_SCRIPT = Path(__file__).parent / "trl_loop.py"
+LORAKIT = Path(sys.executable).with_name("lorakit")
+STEP = '"kind": "train"'
+POLL_SECONDS = 0.005
+
+
+def main() -> None:
+    import torch
+
+    from lorakit.data import write_tickets
+    from lorakit.models import ModelSpec
+    from lorakit.models.load import torch_dtype
+    from lorakit.models.sources import resolve
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="that count")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows of the step")
+    parser.add_argument("--out", type=Path, help="JSONL file to append to")
+    options = parser.parse_args()
+    model = str(resolve(ModelSpec()).folder)
+    dtype = str(torch_dtype(ModelSpec())).removeprefix("torch.")
+    same = bench.session() | bench.surroundings(torch.device("cpu"), "trl")
+    lines: list[bench.Line] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, _ = write_tickets(Path(scratch), rows=options.batch_size, eval_rows=1)
+
+        def lorakit(out: Path) -> bench.Line:
+            wanted = ["--data", str(rows), "--out", str(out / "run"), "--model", model]
+            wanted += ["--batch-size", str(options.batch_size), "--max-steps", "1", "--rank", "8"]
+            wanted += ["--eval-share", "0", "--samples", "0"]
+            return timed([str(LORAKIT), "train", *wanted], out, out / "run" / "metrics.jsonl")
+
+        def trl(out: Path) -> bench.Line:
+            wanted = [str(rows), "--model", model, "--out", str(out), "--dtype", dtype]
+            wanted += ["--batch-size", str(options.batch_size), "--rank", "8"]
+            return timed([sys.executable, str(TRL_SCRIPT), *wanted], out, out / "said")
+
+        def help_page(out: Path) -> bench.Line:
+            return timed([str(LORAKIT), "--help"], out)
+
+        commands: dict[str, Callable[[Path], bench.Line]] = {
+            "lorakit train": lorakit,
+            "TRL": trl,
+            "lorakit --help": help_page,
+        }
+        for turn in range(options.rounds + 1):
+            for name, command in commands.items():
+                out = Path(tempfile.mkdtemp(dir=scratch))
+                line = same | {"what": name, "batch_size": options.batch_size} | command(out)
+                bench.note(f"{turn}/{options.rounds} {name}: {line['seconds']:.2f} s")
+                if turn:
+                    lines.append(line)
+    bench.append(options.out, lines)
+    print(tables.startup(lines))
+
+
+def timed(command: list[str], out: Path, record: Path | None = None) -> bench.Line:
+    """Seconds until a step stands in the file `record`, or without one until the process ends.
+
+    Raises:
+        SystemExit: the command failed; what it wrote has been shown.
+    """
+    said, seconds = out / "said", None
+    started = time.perf_counter()
+    with said.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        while record is not None and seconds is None and process.poll() is None:
+            if record.exists() and STEP in record.read_text():
+                seconds = time.perf_counter() - started
+            time.sleep(POLL_SECONDS)
+        failed = process.wait()
+    if record is None:
+        seconds = time.perf_counter() - started
+    if failed or seconds is None:
+        sys.stderr.write(said.read_text())
+        raise SystemExit(f"{command[0]} ended with {failed} and no first step")
+    return {"seconds": seconds, "step_seconds": step_seconds(record) if record else None}
+
+
+def step_seconds(record: Path) -> float:
+    """What the step alone took, as its own record says."""
+    line = next(line for line in record.read_text().splitlines() if STEP in line)
+    return float(json.loads(line)["seconds"])
+
+
+if __name__ == "__main__":
+    main()
