@@ -5,7 +5,7 @@ layers of width d, mean sequence length s and share c of loss-bearing tokens:
 
     F_lora = 4 N + 6 P r + 7 s d L + 4 H c        F_full = 6 N + 7 s d L + 6 H c
 
-A frozen weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
+and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
 The head runs on loss-bearing tokens only. Time is tokens · F over the matmul rate measured on
 this machine at the model's own shapes, over the share of it that training reaches.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.lora import Plan
 from lorakit.lora.kinds import geometry_of, kind_of
 
 # Share of the measured matmul rate that a step reaches on a CPU; the rest is element-wise work
@@ -67,6 +66,7 @@ class Forecast:
         peak_memory_bytes: largest resident size of the process.
         seconds: of the steps, evaluations left out.
         matmul_flops: measured rate, FLOP/s, at the model's shapes.
+        recompute: whether activations are computed again in the backward pass.
     """
 
     trainable_parameters: int
@@ -75,6 +75,7 @@ class Forecast:
     peak_memory_bytes: int
     seconds: float
     matmul_flops: float
+    recompute: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for result.json."""
@@ -161,7 +162,7 @@ def _seconds(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> float:
 
 def forecast(
     shape: ModelShape,
-    plan: Plan,
+    trainable: int,
     lengths: Sequence[int],
     loss_tokens: int,
     *,
@@ -169,31 +170,43 @@ def forecast(
     batch_tokens: int,
     dtype: torch.dtype,
     rate: float,
+    numbers_kept: float | None = None,
+    recompute: bool = False,
 ) -> Forecast:
-    """What training this plan on rows of these lengths will need.
+    """What training an adapter on rows of these lengths will need.
 
     Args:
         shape: of the base.
-        plan: of the adapter.
+        trainable: parameters of the adapter.
         lengths: tokens of each row.
         loss_tokens: loss-bearing tokens among them.
         epochs_tokens: real tokens of the whole run.
         batch_tokens: tokens of the largest forward pass.
         dtype: of the base.
         rate: FLOP/s, see `matmul_rate`.
+        numbers_kept: for the backward, of each token, where the model's blocks run fused; None
+            for the model's own code, of which it is estimated.
+        recompute: with activation checkpointing.
     """
     total = sum(lengths)
     mean = sum(n * n for n in lengths) / total
-    flops = flops_per_token(shape, plan.trainable, mean, loss_tokens / total)
+    flops = flops_per_token(shape, trainable, mean, loss_tokens / total)
+    if recompute:
+        flops += 2 * shape.block_parameters + 2 * trainable
+        flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
-    activations = KEPT * shape.activation_floats * size * batch_tokens
+    kept = KEPT * shape.activation_floats if numbers_kept is None else numbers_kept
+    if recompute:  # the input of every block, and all of the one that is computed again
+        kept = shape.layers * shape.width + kept / shape.layers
+    activations = kept * size * batch_tokens
     head = 2 * 512 * shape.vocabulary * 4
-    memory = RUNTIME_BYTES + shape.total_parameters * size + 16 * plan.trainable
+    memory = RUNTIME_BYTES + shape.total_parameters * size + 16 * trainable
     return Forecast(
-        trainable_parameters=plan.trainable,
+        trainable_parameters=trainable,
         flops_per_token=flops,
         tokens=epochs_tokens,
         peak_memory_bytes=int(memory + activations + head),
         seconds=epochs_tokens * flops / (rate * EFFICIENCY),
         matmul_flops=rate,
+        recompute=recompute,
     )

@@ -76,7 +76,7 @@ def test_tensorboard_on_request(train, tmp_path):
 
 def test_activation_checkpointing_changes_no_loss(train, tmp_path):
     assert train(out=tmp_path / "a").code == 0
-    assert train("--activation-checkpointing", out=tmp_path / "b").code == 0
+    assert train("--activation-checkpointing", "on", out=tmp_path / "b").code == 0
     assert result(tmp_path / "a")["eval_loss"] == pytest.approx(
         result(tmp_path / "b")["eval_loss"], rel=1e-5
     )

@@ -95,7 +95,7 @@ def _metavar(kind: Any) -> str:
         return "{NAME: VALUE}"
     if arguments:
         return "|".join(str(a) for a in arguments)
-    return {int: "INT", float: "NUMBER", str: "TEXT"}.get(kind, "VALUE")
+    return {int: "INT", float: "NUMBER", str: "TEXT", bool: "on|off"}.get(kind, "VALUE")
 
 
 def flatten(flags: Mapping[str, Any]) -> dict[str, Any]:

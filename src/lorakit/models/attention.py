@@ -16,6 +16,7 @@ Whether a model can be run so is found by trying (`supports_packing`), not by it
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,41 @@ _log = logging.getLogger("lorakit.models")
 # What a model's attention was before it was switched, for generation in the middle of training.
 _before: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 _packable: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """What a model's attention module asks for, beside queries, keys and values.
+
+    Attributes:
+        heads: query heads.
+        scale: the s of softmax(s·Q Kᵀ).
+        window: tokens that a token sees, itself included; None for all before it.
+        softcap: scores become c·tanh(score / c); None for none.
+        dropout: share of the probabilities set to zero.
+    """
+
+    heads: int
+    scale: float
+    window: int | None
+    softcap: float | None
+    dropout: float
+
+    def arguments(self) -> dict[str, Any]:
+        """As `attend` takes them."""
+        return {
+            "scale": self.scale,
+            "window": self.window,
+            "softcap": self.softcap,
+            "dropout": self.dropout,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Observed(Layout):
+    """A layout that also notes what each attention module asked for."""
+
+    seen: dict[nn.Module, AttentionSettings] = field(default_factory=dict)
 
 
 def _attention(
@@ -66,15 +102,21 @@ def _attention(
     ]:
         if wrong:
             raise ModelError(f"{what} {reason}: its sequences cannot be laid end to end")
+    asked = AttentionSettings(
+        heads=query.shape[1],
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        dropout=dropout,
+    )
+    if isinstance(lorakit_layout, _Observed):
+        lorakit_layout.seen[module] = asked
     out_THD = attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         lorakit_layout,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-        dropout=dropout,
+        **asked.arguments(),
     )
     return out_THD[None], None
 
@@ -177,6 +219,22 @@ def packed_logits(
     logits_1LV = model(**arguments, logits_to_keep=keep_L).logits
     assert isinstance(logits_1LV, Tensor)
     return logits_1LV[0]
+
+
+@torch.no_grad()
+def attention_settings(model: Any) -> dict[nn.Module, AttentionSettings]:
+    """What each attention module asks for when it trains, found by running a few tokens.
+
+    Args:
+        model: one that supports packing; in training mode the dropout is that of training.
+    """
+    ids_T = torch.zeros(2, dtype=torch.long, device=model.device)
+    where = layout((2,), model.device)
+    observed = _Observed(where.lengths, where.groups)
+    with packed_attention(model):
+        arguments = _arguments(model, ids_T, torch.arange(2, device=model.device), (2,))
+        model.base_model(**{**arguments, _KEYWORD: observed})
+    return observed.seen
 
 
 def padded_logits(

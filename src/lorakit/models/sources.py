@@ -65,6 +65,24 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
     raise ModelError(f"no model {name!r}: {_nearest(name)}")
 
 
+def find(spec: ModelSpec) -> Resolved | None:
+    """Where a model's files are on this machine; None where they would have to be fetched.
+
+    Raises:
+        ModelError: a revision is given where there is none.
+    """
+    path = Path(spec.model).expanduser()
+    if spec.model == default.NAME:
+        return resolve(spec) if default.location().is_dir() else None
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+        return resolve(spec)
+    if _HUB_ID.fullmatch(spec.model) and spec.model[0] != ".":
+        commit = spec.revision or "main"
+        folder = _cached(spec.model, commit, weights=True)
+        return Resolved(spec.model, "hub", folder, folder.name) if folder else None
+    return None
+
+
 def _no_revision(spec: ModelSpec, what: str) -> None:
     if spec.revision is not None:
         raise ModelError(f"revision {spec.revision!r} means nothing for {what} ({spec.model})")

@@ -1,19 +1,28 @@
 """Rows and a model in, trained parameters out: what the command and the notebook share."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit import forecast as forecasting
 from lorakit.data import TokenTable, micro_batches, order, total_steps
 from lorakit.models.attention import packed_attention
+from lorakit.run.machine import available_memory
 from lorakit.training import (
     FitResult,
     TrainSpec,
     auto_learning_rate,
     fit,
+    fused_blocks,
     held_out_loss,
     make_loss,
+    numbers_kept,
 )
+
+# The forecast is good to about a tenth, and other programs want some memory too.
+MEMORY_SHARE = 0.85
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -33,6 +42,71 @@ def peak_rate(model: Any, steps: int, spec: TrainSpec, *, full: bool = False) ->
     return auto_learning_rate(text.hidden_size, steps, family=text.model_type, full=full)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a run needs before it starts, and whether it recomputes activations for it.
+
+    Attributes:
+        forecast: parameters, FLOPs, memory and time.
+        recompute: activation checkpointing, 'auto' resolved.
+        note: what the user should know of that, '' for nothing.
+    """
+
+    forecast: forecasting.Forecast
+    recompute: bool
+    note: str
+
+
+def outlook(
+    model: Any, table: TokenTable, spec: TrainSpec, *, steps: int, trainable: int
+) -> Outlook:
+    """Forecast the training of a model on these rows.
+
+    Args:
+        model: the base, or one with pairs attached.
+        table: the rows.
+        spec: the schedule.
+        steps: optimizer steps.
+        trainable: parameters of the adapter.
+    """
+    shape = forecasting.shape_of(model)
+    lengths = table.lengths
+    rows = min(spec.batch_size, len(lengths))
+    tokens_a_step = rows * float(lengths.mean())
+    # The largest step of a run lies about two standard deviations above the mean.
+    largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
+    kept = numbers_kept(model, lengths.tolist())
+    rate = forecasting.matmul_rate(shape, model.dtype, model.device)
+
+    def made(recompute: bool) -> forecasting.Forecast:
+        return forecasting.forecast(
+            shape,
+            trainable,
+            lengths.tolist(),
+            table.loss_tokens,
+            epochs_tokens=int(steps * tokens_a_step),
+            batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
+            dtype=model.dtype,
+            rate=rate,
+            numbers_kept=kept,
+            recompute=recompute,
+        )
+
+    if spec.activation_checkpointing != "auto":
+        return Outlook(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
+    plain, there = made(False), available_memory(model.device)
+    if plain.peak_memory_bytes <= MEMORY_SHARE * there:
+        return Outlook(plain, False, "")
+    less = made(True)
+    return Outlook(
+        less,
+        True,
+        f"activation checkpointing is on: without it {plain.peak_memory_bytes / 1e9:.1f} GB would "
+        f"be needed of {there / 1e9:.1f} GB, with it {less.peak_memory_bytes / 1e9:.1f} GB; fewer "
+        "--batch-tokens need less memory too",
+    )
+
+
 def fit_model(
     model: Any,
     train: TokenTable,
@@ -41,6 +115,7 @@ def fit_model(
     *,
     steps: int,
     learning_rate: float,
+    recompute: bool = False,
     report: Report = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
     folder: Path | None = None,
@@ -51,16 +126,19 @@ def fit_model(
 
     The model is put into training mode and its packed attention for the time of the run, and
     comes back in eval mode.
+
+    Args:
+        recompute: activation checkpointing; see `outlook` for the spec's 'auto'.
     """
     device = model.device
     loss = make_loss(model)
     rows_of = _rows_of(len(train), spec.batch_size, steps, spec.seed)
     kept = [b.to(device) for b in micro_batches(held_out, range(len(held_out)), spec.batch_tokens)]
-    if spec.activation_checkpointing:
+    if recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     try:
-        with packed_attention(model):
+        with packed_attention(model), fused_blocks(model, recompute=recompute):
             return fit(
                 model,
                 lambda step: [
@@ -80,7 +158,7 @@ def fit_model(
             )
     finally:
         model.eval()
-        if spec.activation_checkpointing:
+        if recompute:
             model.activation_checkpointing_disable()
 
 

@@ -45,3 +45,29 @@ def peak_memory(device: torch.device) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kilobytes, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process may hold in all: what it has now, and what is still free.
+
+    On CUDA of the device's memory, elsewhere of the machine's (of the control group's where
+    that is less).
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    meminfo, status = Path("/proc/meminfo"), Path("/proc/self/status")
+    if meminfo.exists() and status.exists():
+        free_now = _kilobytes(meminfo, "MemAvailable")
+        limits.append(free_now + _kilobytes(status, "VmRSS"))
+    group = Path("/sys/fs/cgroup/memory.max")
+    if group.exists() and (text := group.read_text().strip()).isdecimal():
+        limits.append(int(text))
+    return min(limits)
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    """The bytes of a line such as 'VmRSS:  1234 kB'."""
+    line = next(x for x in file.read_text().splitlines() if x.startswith(name + ":"))
+    return int(line.split()[1]) * 1024

@@ -10,7 +10,7 @@ from typing import Any
 from lorakit.config import load_config
 from lorakit.data import DataSpec, load_data
 from lorakit.errors import ConfigError, did_you_mean
-from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.fitting import Report, fit_model, outlook, peak_rate, steps_of
 from lorakit.training import FitResult, TrainSpec
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
@@ -65,6 +65,10 @@ def train(
             context_length=int(model.config.get_text_config().max_position_embeddings),
         )
     steps = steps_of(len(rows.train), config.train)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    expected = outlook(model, rows.train, config.train, steps=steps, trainable=trainable)
+    if expected.note:
+        report({"kind": "note", "text": expected.note})
     return fit_model(
         model,
         rows.train,
@@ -72,6 +76,7 @@ def train(
         config.train,
         steps=steps,
         learning_rate=peak_rate(model, steps, config.train),
+        recompute=expected.recompute,
         report=report,
     )
 

@@ -2,24 +2,23 @@
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit import forecast as forecasting
 from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig
 from lorakit.data import Dataset, load_data
+from lorakit.forecast import Forecast
 from lorakit.lora import Plan, attach, plan
 from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
-from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.fitting import Outlook, Report, fit_model, outlook, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.training import FitResult
@@ -36,7 +35,7 @@ class Prepared:
         plan: what would be adapted.
         steps: optimizer steps.
         learning_rate: the peak, 'auto' resolved.
-        forecast: parameters, memory and time expected.
+        outlook: parameters, memory and time expected, and whether activations are recomputed.
         parent: the adapter to go on from, or None.
     """
 
@@ -46,8 +45,13 @@ class Prepared:
     plan: Plan
     steps: int
     learning_rate: float
-    forecast: forecasting.Forecast
+    outlook: Outlook
     parent: Parent | None = None
+
+    @property
+    def forecast(self) -> Forecast:
+        """Parameters, memory and time expected."""
+        return self.outlook.forecast
 
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
@@ -71,24 +75,9 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
         config = settled(config, parent)
     spec = config.train
     steps = steps_of(len(data.train), spec)
-    shape = forecasting.shape_of(session.model)
-    lengths = data.train.lengths
-    rows = min(spec.batch_size, len(lengths))
-    tokens_a_step = rows * float(lengths.mean())
-    # The largest step of a run lies about two standard deviations above the mean.
-    largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
-    expected = forecasting.forecast(
-        shape,
-        chosen,
-        lengths.tolist(),
-        data.train.loss_tokens,
-        epochs_tokens=int(steps * tokens_a_step),
-        batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
-        dtype=session.model.dtype,
-        rate=forecasting.matmul_rate(shape, session.model.dtype, session.model.device),
-    )
-    peak = peak_rate(session.model, steps, spec)
-    return Prepared(config, session, data, chosen, steps, peak, expected, parent)
+    expected = outlook(session.model, data.train, spec, steps=steps, trainable=chosen.trainable)
+    rate = peak_rate(session.model, steps, spec)
+    return Prepared(config, session, data, chosen, steps, rate, expected, parent)
 
 
 def run_training(
@@ -156,6 +145,7 @@ def run_training(
             spec,
             steps=ready.steps,
             learning_rate=ready.learning_rate,
+            recompute=ready.outlook.recompute,
             report=tell,
             should_stop=should_stop,
             folder=folder,
@@ -263,6 +253,10 @@ def _figures(
             }
             for target in ready.plan.targets
         ],
-        "notes": [*data.notes, *fitted.notes],
+        "notes": [
+            *data.notes,
+            *([ready.outlook.note] if ready.outlook.note else []),
+            *fitted.notes,
+        ],
     }
     return result

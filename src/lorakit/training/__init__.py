@@ -1,5 +1,6 @@
 """Training: a loss, an optimizer, one loop, and checkpoints to go on from."""
 
+from lorakit.training.blocks import fused_blocks, numbers_kept
 from lorakit.training.loop import Event, FitResult, fit
 from lorakit.training.loss import Loss, held_out_loss, make_loss
 from lorakit.training.optimizer import auto_learning_rate, learning_rate_at
@@ -12,7 +13,9 @@ __all__ = [
     "TrainSpec",
     "auto_learning_rate",
     "fit",
+    "fused_blocks",
     "held_out_loss",
     "learning_rate_at",
     "make_loss",
+    "numbers_kept",
 ]

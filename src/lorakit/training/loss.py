@@ -87,19 +87,27 @@ class _ChunkedHead(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
         grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
         total = torch.zeros((), dtype=torch.float64, device=hidden_LD.device)
+        # Two buffers for all chunks: asking the system for a hundred megabytes costs it more time
+        # than the softmax does.
+        size = (min(HEAD_CHUNK, hidden_LD.shape[0]), weight_VD.shape[0])
+        logits_CV = hidden_LD.new_empty(size)
+        # float32 at least, whatever the base is kept in: the sum runs over the vocabulary.
+        wide = torch.promote_types(hidden_LD.dtype, torch.float32)
+        log_p_CV = hidden_LD.new_empty(size, dtype=wide)
         for start in range(0, hidden_LD.shape[0], HEAD_CHUNK):
             part = slice(start, start + HEAD_CHUNK)
-            logits = F.linear(hidden_LD[part], weight_VD, bias_V)
-            # float32 at least, whatever the base is kept in: the sum runs over the vocabulary.
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             labels = labels_L[part, None]
-            log_norm = logits.logsumexp(dim=1, keepdim=True)
-            total += (log_norm - logits.gather(1, labels)).sum(dtype=torch.float64)
+            logits, log_p = logits_CV[: len(labels)], log_p_CV[: len(labels)]
+            torch.mm(hidden_LD[part], weight_VD.t(), out=logits)
+            if bias_V is not None:
+                logits.add_(bias_V)
+            torch.log_softmax(logits, 1, dtype=wide, out=log_p)
+            total -= log_p.gather(1, labels).sum(dtype=torch.float64)
             if not any((wants_hidden, wants_weight, wants_bias)):
                 continue
-            probability = logits.sub_(log_norm).exp_()
-            probability.scatter_add_(1, labels, torch.full_like(labels, -1.0, dtype=logits.dtype))
-            slope = probability.to(hidden_LD.dtype)
+            probability = log_p.exp_()
+            probability.scatter_add_(1, labels, torch.full_like(labels, -1.0, dtype=wide))
+            slope = probability if wide == hidden_LD.dtype else logits.copy_(probability)
             if grad_hidden is not None:
                 torch.mm(slope, weight_VD, out=grad_hidden[part])
             if grad_weight is not None:
@@ -107,7 +115,7 @@ class _ChunkedHead(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.add_(slope.sum(0))
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        return total.to(torch.promote_types(hidden_LD.dtype, torch.float32))
+        return total.to(wide)
 
     @staticmethod
     @once_differentiable

@@ -59,9 +59,12 @@ class TrainSpec:
         default=None,
         metadata={"help": "Steps between checkpoints [default: at every evaluation]."},
     )
-    activation_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Recompute activations in the backward pass: less memory, half as slow."},
+    activation_checkpointing: bool | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "help": "Recompute activations in the backward pass, at half as many FLOPs again; "
+            "'auto': where the forecast says that memory would run out."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Of A's start, the order of rows and dropout."})
 

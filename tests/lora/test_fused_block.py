@@ -1,0 +1,193 @@
+"""The hot path of a block against autograd through the formulas, and finite differences."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lorakit.lora import equations
+from lorakit.lora.fused_block import Linear, gated_mlp, normed_group, residual_linear
+
+T, D, M, R = 5, 6, 7, 3
+EPS = 1e-3
+
+
+def draw(*shape, seed, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+
+def linear(out, into, seed, *, pair=True, bias=False, rank=R, dtype=torch.float64):
+    wide = torch.promote_types(dtype, torch.float32)
+    return Linear(
+        draw(out, into, seed=seed, dtype=dtype),
+        draw(out, seed=seed + 1, dtype=dtype) if bias else None,
+        draw(rank, into, seed=seed + 2, dtype=wide) if pair else None,
+        draw(out, rank, seed=seed + 3, dtype=wide) if pair else None,
+        0.3 + seed % 5 if pair else 0.0,
+    )
+
+
+# What the formulas say, by ordinary operations.
+
+
+def slow_norm(x, weight):
+    return weight * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
+
+
+def slow_linear(n, each):
+    y = n @ each.weight.t()
+    if each.bias is not None:
+        y = y + each.bias
+    return y if each.A is None else y + equations.low_rank(n, each.A, each.B, each.scale)
+
+
+def slow_group(x, norm, linears):
+    n = slow_norm(x, norm)
+    return tuple(slow_linear(n, each) for each in linears)
+
+
+def slow_mlp(x, norm, gate, up, down):
+    n = slow_norm(x, norm)
+    return x + slow_linear(F.silu(slow_linear(n, gate)) * slow_linear(n, up), down)
+
+
+def trainables(linears, *, weights=False):
+    found = []
+    for each in linears:
+        kinds = (each.weight, each.bias, each.A, each.B) if weights else (each.A, each.B)
+        found += [t for t in kinds if t is not None]
+    return found
+
+
+CASES = {
+    "all adapted": [True, True, True],
+    "one without a pair": [True, False, True],
+    "none adapted": [False, False, False],
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def three(request):
+    """Linears of unlike widths and ranks on D, some with a pair, one with a bias."""
+    sizes = [(4, 3), (6, 1), (5, 2)]
+    return [
+        linear(out, D, 10 * i + 1, pair=has, bias=i == 1, rank=rank)
+        for i, ((out, rank), has) in enumerate(zip(sizes, request.param, strict=True))
+    ]
+
+
+def mlp_of(pairs, dtype=torch.float64):
+    sizes = [(M, D), (M, D), (D, M)]
+    return [
+        linear(out, into, 20 * i + 5, pair=has, bias=i == 2, dtype=dtype)
+        for i, ((out, into), has) in enumerate(zip(sizes, pairs, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["frozen", "full fine-tuning"])
+def test_gradcheck_of_a_normed_group(three, weights):
+    x, norm = draw(T, D, seed=0), draw(D, seed=1)
+    moving = trainables(three, weights=weights) + ([norm] if weights else [])
+    inputs = [t.requires_grad_() for t in (x, *moving)]
+    assert torch.autograd.gradcheck(lambda *_: normed_group(x, norm, EPS, three), inputs)
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["frozen", "full fine-tuning"])
+@pytest.mark.parametrize("pair", [True, False])
+def test_gradcheck_of_a_residual_linear(pair, weights):
+    x, o = draw(T, D, seed=0), draw(T, M, seed=1)
+    only = linear(D, M, 3, pair=pair, bias=True)
+    inputs = [t.requires_grad_() for t in (x, o, *trainables([only], weights=weights))]
+    assert torch.autograd.gradcheck(lambda *_: residual_linear(x, o, only), inputs)
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["frozen", "full fine-tuning"])
+@pytest.mark.parametrize("pairs", CASES.values(), ids=CASES.keys())
+def test_gradcheck_of_a_gated_mlp(pairs, weights):
+    x, norm = draw(T, D, seed=0), draw(D, seed=1)
+    linears = mlp_of(pairs)
+    moving = trainables(linears, weights=weights) + ([norm] if weights else [])
+    inputs = [t.requires_grad_() for t in (x, *moving)]
+    assert torch.autograd.gradcheck(lambda *_: gated_mlp(x, norm, EPS, *linears), inputs)
+
+
+def test_gradcheck_where_nobody_wants_a_gradient_of_x(three):
+    x, norm = draw(T, D, seed=0), draw(D, seed=1)
+    inputs = [t.requires_grad_() for t in trainables(three)]
+    if inputs:
+        assert torch.autograd.gradcheck(lambda *_: normed_group(x, norm, EPS, three), inputs)
+    else:
+        assert not any(y.requires_grad for y in normed_group(x, norm, EPS, three))
+
+
+def test_long_rows_are_taken_in_parts_of_the_cache():
+    """More rows than one part holds, so that the parts' edges are in the comparison."""
+    x, norm = draw(600, D, seed=0), draw(D, seed=1)
+    linears = mlp_of([True, True, True])
+    inputs = [t.requires_grad_() for t in (x, *trainables(linears))]
+    grad = draw(600, D, seed=2)
+    got, expected = gated_mlp(x, norm, EPS, *linears), slow_mlp(x, norm, *linears)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(
+        torch.autograd.grad(got, inputs, grad),
+        torch.autograd.grad(expected, inputs, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+# bfloat16 keeps 8 bits: every stored number is off by up to 2^-9, a path has about ten of them, and
+# errors of sums grow with the root of their terms: a few percent of the largest value.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
+@pytest.mark.parametrize("what", ["group", "residual", "mlp"])
+def test_values_and_gradients_are_those_of_the_formulas(what, dtype, tolerance):
+    x, norm, o = draw(T, D, seed=0), 1 + draw(D, seed=1) / 4, draw(T, M, seed=2)
+    match what:
+        case "group":
+            linears = [linear(4, D, 1, dtype=dtype), linear(3, D, 7, dtype=dtype, bias=True)]
+            inputs = [x, norm]
+        case "residual":
+            linears, inputs = [linear(D, M, 3, dtype=dtype)], [x, o]
+        case "mlp":
+            linears, inputs = mlp_of([True, True, True], dtype), [x, norm]
+
+    def compute(fast, kind):
+        tensors = [t.to(kind) for t in inputs]
+        parts = [
+            Linear(
+                e.weight.to(kind),
+                None if e.bias is None else e.bias.to(kind),
+                (e.A if fast else e.A.to(kind)).detach().requires_grad_(),
+                (e.B if fast else e.B.to(kind)).detach().requires_grad_(),
+                e.scale,
+            )
+            for e in linears
+        ]
+        tensors[0].requires_grad_()
+        match what, fast:
+            case "group", True:
+                ys = normed_group(*tensors, EPS, parts)
+            case "group", False:
+                ys = slow_group(*tensors, parts)
+            case "residual", True:
+                ys = (residual_linear(*tensors, *parts),)
+            case "residual", False:
+                ys = (tensors[0] + slow_linear(tensors[1], *parts),)
+            case "mlp", True:
+                ys = (gated_mlp(*tensors, EPS, *parts),)
+            case "mlp", False:
+                ys = (slow_mlp(*tensors, *parts),)
+        wanted = [tensors[0], *trainables(parts)]
+        grads = torch.autograd.grad(
+            ys, wanted, [draw(*y.shape, seed=40 + i).to(kind) for i, y in enumerate(ys)]
+        )
+        return [*ys, *grads]
+
+    # The exact values start from the same rounded numbers.
+    inputs = [t.to(dtype).double() for t in inputs]
+    expected = compute(False, torch.float64)
+    for got, due in zip(compute(True, dtype), expected, strict=True):
+        error = (got.double() - due).abs().max().item()
+        assert error <= tolerance * due.abs().max().item()
+    kinds = {t.dtype for t in compute(True, dtype)}
+    assert kinds == {dtype, torch.float32}
