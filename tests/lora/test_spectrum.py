@@ -114,9 +114,7 @@ class TestGlobalThreshold:
         assert self.error(found) <= (1 - energy) * total + 1e-5
         if sum(found.values()) > 3:
             kept_values = [
-                S[r - 1]
-                for S, r in zip(SPECTRA.values(), found.values(), strict=True)
-                if r > 1
+                S[r - 1] for S, r in zip(SPECTRA.values(), found.values(), strict=True) if r > 1
             ]
             assert self.error(found) + float(min(kept_values)) ** 2 > (1 - energy) * total
 

@@ -1,6 +1,7 @@
 """An adapter's life on disk. The only room that imports safetensors.
 
 save.py         a model's pairs -> an adapter folder in peft's format
+pairs.py        an adapter as a value: pairs by module path, read and written without a model
 load.py         an adapter folder -> pairs on a model, every tensor accounted for
 info.py         AdapterInfo: what a folder says of itself, read without a model
 peft_config.py  adapter_config.json, both ways
@@ -12,7 +13,15 @@ card.py         README.md, the model card
 folders.py      a folder that appears whole or not at all
 certify.py      how far a merged model's logits are from its adapter's
 store/          the adapters of many tasks, their versions, and which name means which
+parents.py      what adapters must share to become one, and the record of it
+combine.py      several adapters -> one: sums, cuts, TIES, DARE
+extract.py      two full models -> an adapter
+shrink.py       an adapter of a lower rank
 merge.py        W + s·B·A in a new model, and the ordinary model folder of it
+merge_files.py  the same from file to file, block of rows by block of rows
+shards.py       tensors of model folders in pieces: read by rows, written in a stream
+model_folder.py what a merged folder takes over beside the weights
+dequantize.py   a quantized model folder -> an ordinary one
 
 The names below are loaded when first used: the store keeps and lists folders without torch.
 `certify` is imported from `lorakit.adapters.certify`, whose name the module has.

@@ -13,9 +13,9 @@ largest logit. Rounding W + s·B·A to 16 bits moves every weight by up to half 
 which no logit tolerance fits at all sizes; there the distributions must agree.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,28 +71,56 @@ class Comparison:
         )
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """The comparisons of one merge and the tolerance they were held to."""
-
-    comparisons: tuple[Comparison, ...]
-    tolerance: Tolerance
+class Weights(Protocol):
+    """What merge_files.py found when it read the merged tensors back."""
 
     @property
     def passed(self) -> bool:
-        """Whether every format lies within the tolerance."""
-        return all(comparison.passed for comparison in self.comparisons)
+        """Whether every tensor is what it should be."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's own types."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared after one merge, and the tolerance it was held to.
+
+    Attributes:
+        comparisons: of logits; empty where the model was too large to run.
+        tolerance: of the logits.
+        weights: of the written tensors, where they were merged file by file.
+        made_of: the base's fingerprint and the adapters with their weights.
+        notes: what was not compared, and why.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    tolerance: Tolerance
+    weights: Weights | None = None
+    made_of: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared lies within its tolerance."""
+        weights = self.weights is None or self.weights.passed
+        return weights and all(comparison.passed for comparison in self.comparisons)
 
     def sentences(self) -> list[str]:
-        """One sentence a format, for people."""
-        return [str(comparison) for comparison in self.comparisons]
+        """One sentence a comparison, for people."""
+        weights = [] if self.weights is None else [str(self.weights)]
+        return [*weights, *(str(comparison) for comparison in self.comparisons), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's own types, as in certificate.json."""
-        return {"passed": self.passed, **asdict(self), "comparisons": self._rows()}
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return [asdict(comparison) for comparison in self.comparisons]
+        return {
+            "passed": self.passed,
+            "made_of": self.made_of,
+            "weights": None if self.weights is None else self.weights.to_dict(),
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "tolerance": asdict(self.tolerance),
+            "notes": list(self.notes),
+        }
 
 
 def certify(

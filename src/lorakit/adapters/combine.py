@@ -19,7 +19,7 @@ in memory at a time. Everything is computed in float64 and rounded once.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -216,16 +216,16 @@ def _factors(path: str, held: Sequence[_Held]) -> Pair:
 
 def _sparse(path: str, held: Sequence[_Held], spec: CombineSpec) -> Tensor:
     """The dense matrix that ties, dare or dare_ties makes of one module."""
-    thin: Callable[[Tensor, int], Tensor]
-    if spec.how == "ties":
-        thin = lambda update, _: arithmetic.trim(update, spec.share)  # noqa: E731
-    else:
-        thin = lambda update, i: arithmetic.drop(  # noqa: E731
-            update, spec.share, generator_of(spec.seed, i, path)
-        )
-    updates = [thin(weight * _double(pair).delta(), i) for pair, weight, i in held]
+    updates = []
+    for pair, weight, i in held:
+        update = weight * _double(pair).delta()
+        if spec.how == "ties":
+            updates.append(arithmetic.trim(update, spec.share))
+        else:
+            draw = generator_of(spec.seed, i, path)
+            updates.append(arithmetic.drop(update, spec.share, draw))
     if spec.how == "dare":
-        return torch.stack(updates).sum(0)
+        return sum(updates[1:], start=updates[0])
     return arithmetic.elect(updates)
 
 

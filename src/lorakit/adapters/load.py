@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
-from lorakit.adapters.pairs import open_adapter
+from lorakit.adapters.pairs import Opened, StoredAdapter, open_adapter
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, check_base, known_identity
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
@@ -49,16 +49,55 @@ def load_adapter(
     if lora_layers(model):
         raise TargetError("this model has an adapter attached already: detach it first")
     opened = open_adapter(folder)
-    file, config, record, tensors = opened.file, opened.config, opened.record, opened.tensors
     if not force:
-        check_base(opened.folder, record, known_identity(model, identity))
-    paths = pair_paths(file, tensors)
-    notes: list[str] = []
-    made = _plan(model, file, config, paths, notes)
-    if record is None:
-        _refuse_dilated(file, made)
-    pairs = _account(model, file, made, tensors, notes)
+        check_base(opened.folder, opened.record, known_identity(model, identity))
+    made, pairs, notes = _fit(model, opened)
+    _attach(model, made, pairs, trainable)
+    ranks = {target.path: target.rank for target in made.targets}
+    return describe(
+        opened.folder, opened.config, opened.record, made.spec, ranks, made.trainable, notes
+    )
 
+
+def attach_stored(model: nn.Module, adapter: StoredAdapter, *, trainable: bool = False) -> Plan:
+    """Attach an adapter that is in memory to a model, in place; checked as `load_adapter` does.
+
+    Which base it belongs to is not compared.
+
+    Raises:
+        AdapterError: it does not fit the model.
+        TargetError: the model has pairs already.
+    """
+    if lora_layers(model):
+        raise TargetError("this model has an adapter attached already: detach it first")
+    made, pairs, _ = _fit(model, adapter.opened)
+    _attach(model, made, pairs, trainable)
+    return made
+
+
+def fit_stored(model: nn.Module, adapter: StoredAdapter) -> tuple[Plan, tuple[str, ...]]:
+    """What an adapter would adapt in a model, which may be on the meta device; and notes.
+
+    Raises:
+        AdapterError: it does not fit the model.
+    """
+    made, _, notes = _fit(model, adapter.opened)
+    return made, notes
+
+
+def _fit(model: nn.Module, opened: Opened) -> tuple[Plan, dict[str, Tensor], tuple[str, ...]]:
+    """The plan of an adapter on a model and its tensors, once both account for each other."""
+    notes: list[str] = []
+    file = opened.file
+    paths = pair_paths(file, opened.tensors)
+    made = _plan(model, file, opened.config, paths, notes)
+    if opened.record is None:
+        _refuse_dilated(file, made)
+    pairs = _account(model, file, made, opened.tensors, notes)
+    return made, pairs, tuple(notes)
+
+
+def _attach(model: nn.Module, made: Plan, pairs: Mapping[str, Tensor], trainable: bool) -> None:
     attach(model, made)
     with torch.no_grad():
         for path, layer in lora_layers(model).items():
@@ -67,8 +106,6 @@ def load_adapter(
             layer.B.copy_(pairs[name_B])
             layer.A.requires_grad_(trainable)
             layer.B.requires_grad_(trainable)
-    ranks = {target.path: target.rank for target in made.targets}
-    return describe(opened.folder, config, record, made.spec, ranks, made.trainable, tuple(notes))
 
 
 def _plan(
@@ -153,8 +190,9 @@ def _account(
                 f"{file} holds {name}, which has no place in the model; "
                 + did_you_mean(name, expected)
             )
-        _check_copy(model, file, name, path, tensors[name])
-        notes.append(f"{name} is a copy of the base's own weight and was set aside")
+        compared = _check_copy(model, file, name, path, tensors[name])
+        told = "is a copy of the base's own weight and was" if compared else "was not compared and"
+        notes.append(f"{name} {told} set aside")
     for name, shape in expected.items():
         if name not in tensors:
             raise AdapterError(f"{file} lacks {name}; " + did_you_mean(name, tensors))
@@ -166,21 +204,27 @@ def _account(
     return {name: tensors[name] for name in expected}
 
 
-def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tensor) -> None:
-    """peft keeps the whole embedding beside a pair on it; lorakit takes the base's own."""
+def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tensor) -> bool:
+    """peft keeps the whole embedding beside a pair on it; lorakit takes the base's own.
+
+    False where the model has shapes alone (the meta device), so that numbers were not compared.
+    """
     own = _weights(model).get(path)
     if own is None:
         raise AdapterError(
             f"{file} holds {name}, and the model has no weight at {path}; "
             + did_you_mean(path, _weights(model))
         )
-    same = saved.shape == own.shape and torch.equal(saved.to(own.device, own.dtype), own)
+    same = saved.shape == own.shape
+    if not own.is_meta:
+        same = same and torch.equal(saved.to(own.device, own.dtype), own)
     if not same:
         raise AdapterError(
             f"{file} holds {name} {_by(saved.shape)}, a whole weight that is not the base's own "
             f"{_by(own.shape)}: tokens were added, or the base is another; lorakit keeps the "
             "base as it is"
         )
+    return not own.is_meta
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

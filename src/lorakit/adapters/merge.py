@@ -5,22 +5,24 @@ Merging happens in float32 and rounds once. The model that was given is never ch
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.adapters.certify import (
     Certificate,
+    Comparison,
     Tolerance,
     compare,
     floating_dtype,
     probe_logits,
 )
 from lorakit.adapters.folders import write_folder
+from lorakit.adapters.model_folder import require_tied_by_config
 from lorakit.adapters.save import is_transformers
 from lorakit.adapters.tensors import as_os_error
 from lorakit.errors import AdapterError, CertificateError, TargetError
@@ -63,12 +65,7 @@ def merged_model(model: Model) -> Model:
 
 def _untie(merged: Any, tied: Sequence[str]) -> None:
     config = merged.config
-    if not config.tie_word_embeddings:
-        raise TargetError(
-            f"{' and '.join(tied)} shares its weight with another module, but the model's "
-            "tie_word_embeddings is off: the merged model would tie them again when it is "
-            "loaded; keep the adapter, or train one without these targets"
-        )
+    require_tied_by_config(config.tie_word_embeddings, " and ".join(tied))
     config.tie_word_embeddings = False
 
 
@@ -80,6 +77,8 @@ def write_merged(
     dtype: torch.dtype | None = None,
     probes_ids: Sequence[Sequence[int]],
     tolerance: Tolerance | None = None,
+    made_of: Mapping[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Certificate:
     """Write an ordinary transformers folder of the merged model, with its certificate in it.
 
@@ -94,6 +93,8 @@ def write_merged(
         dtype: of the written weights; None keeps the base's.
         probes_ids: token ids to compare on; a few hundred tokens will do.
         tolerance: what may differ.
+        made_of: the base's fingerprint and the adapters, for the certificate.
+        notes: for the certificate.
 
     Raises:
         CertificateError: the logits differ by more than the tolerance; nothing was written.
@@ -104,18 +105,8 @@ def write_merged(
         raise AdapterError(f"a {type(model).__name__} is no transformers model: use merged_model")
     held_to = tolerance or Tolerance()
     written = dtype or floating_dtype(model)
-    exact = model if floating_dtype(model) == torch.float32 else copy.deepcopy(model).float()
-    adapter_TV = probe_logits(exact, probes_ids)
-    exact_merged = merged_model(exact)
-    in_float32 = compare(
-        adapter_TV,
-        probe_logits(exact_merged, probes_ids),
-        dtype=torch.float32,
-        arithmetic="float32 arithmetic",
-        tolerance=held_to,
-    )
-    del exact
-    _require(Certificate((in_float32,), held_to))
+    adapter_TV, in_float32, exact_merged = exact_comparison(model, probes_ids, held_to)
+    require(Certificate((in_float32,), held_to))
     kept = floating_dtype(model)
     # Parts that the base keeps wider than the rest stay so where the format is the base's own.
     merged = cast(Any, merged_model(model) if written == kept else exact_merged.to(written))
@@ -140,17 +131,55 @@ def write_merged(
             arithmetic=f"read back, {name} arithmetic",
             tolerance=held_to,
         )
-        certificate = Certificate((in_float32, read_back), held_to)
-        _require(certificate)
-        text = json.dumps(certificate.to_dict(), indent=2, allow_nan=False)
-        (partial / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
+        certificate = Certificate((in_float32, read_back), held_to, None, made_of, notes)
+        require(certificate)
+        write_certificate(partial, certificate)
         made.append(certificate)
 
     write_folder(Path(folder), fill, what="merged model")
     return made[0]
 
 
-def _require(certificate: Certificate) -> None:
+def exact_comparison(
+    model: Model, probes_ids: Sequence[Sequence[int]], tolerance: Tolerance
+) -> tuple[Tensor, Comparison, Model]:
+    """The adapter's logits in float32, how far a merge in float32 is from them, and that merge.
+
+    Args:
+        model: with pairs attached; not changed.
+        probes_ids: token ids to compare on.
+        tolerance: what may differ.
+    """
+    exact = model if floating_dtype(model) == torch.float32 else copy.deepcopy(model).float()
+    adapter_TV = probe_logits(exact, probes_ids)
+    merged = merged_model(exact)
+    compared = compare(
+        adapter_TV,
+        probe_logits(merged, probes_ids),
+        dtype=torch.float32,
+        arithmetic="float32 arithmetic",
+        tolerance=tolerance,
+    )
+    return adapter_TV, compared, merged
+
+
+def write_certificate(folder: Path, certificate: Certificate) -> None:
+    """Write certificate.json into a folder."""
+    text = json.dumps(certificate.to_dict(), indent=2, allow_nan=False)
+    (folder / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
+
+
+def require(certificate: Certificate) -> None:
+    """Refuse a merge that departs from its adapter.
+
+    Raises:
+        CertificateError: the first comparison that lies beyond the tolerance.
+    """
+    if certificate.weights is not None and not certificate.weights.passed:
+        raise CertificateError(
+            f"the merged weights, read back, are not W + s·B·A ({certificate.weights}); nothing "
+            "was written: this format may not hold their size, or the disk is failing"
+        )
     for comparison in certificate.comparisons:
         if not comparison.passed:
             t = certificate.tolerance

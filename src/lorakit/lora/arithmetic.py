@@ -72,7 +72,9 @@ def elect(updates: Sequence[Tensor]) -> Tensor:
     Source: Yadav et al., arXiv 2306.01708, section 3, steps 2 and 3 (with λ = 1; weights scale
     the updates before).
     """
-    total = torch.stack(list(updates)).sum(0)
+    total = torch.zeros_like(updates[0])
+    for update in updates:
+        total += update
     elected = torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
     sums, counts = torch.zeros_like(total), torch.zeros_like(total)
     for update in updates:

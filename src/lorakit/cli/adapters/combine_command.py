@@ -1,0 +1,83 @@
+"""`lorakit adapters combine`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorakit.adapters.combine import CombineSpec
+from lorakit.cli.adapters.fields import help_of
+from lorakit.cli.generate_command import Force
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.show import say
+from lorakit.config import load_config
+
+Name = Annotated[
+    str | None, typer.Option("--name", help="Keep the new adapter in the store under this name.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Write the new adapter into this folder instead.")
+]
+OPTIONS = ("store",)
+
+
+def combine(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER[:WEIGHT]…",
+            help="Names in the store or folders, with weights; a negative one subtracts.",
+        ),
+    ],
+    how: Annotated[str, typer.Option("--how", help=help_of(CombineSpec, "how"))] = "linear",
+    rank: Annotated[int | None, typer.Option("--rank", help=help_of(CombineSpec, "rank"))] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help=help_of(CombineSpec, "energy"))
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option("--density", help=help_of(CombineSpec, "density"))
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help=help_of(CombineSpec, "seed"))] = 0,
+    layer_weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer-weight",
+            metavar="ADAPTER:PATTERN=WEIGHT",
+            help="Another weight for some modules, such as 'a:mlp\\..*=0.2'; may be repeated.",
+        ),
+    ] = None,
+    name: Name = None,
+    out: Out = None,
+    force: Force = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Make one adapter of several that belong to one base.
+
+    `lorakit adapters combine invoices:0.7 letters:0.3 --how ties --rank 16 --name both`
+    """
+    from lorakit.run.shaping import Output, run_combine
+
+    store = load_config(None, flatten(flags)).output.store
+    made, place = run_combine(
+        adapters,
+        CombineSpec(how, rank, energy, density, seed),  # type: ignore[arg-type]
+        Output(out, name, store),
+        layer_weights=layer_weight or (),
+        force=force,
+    )
+    ranks = sorted({pair.rank for pair in made.adapter.pairs.values()})
+    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    wanted = "the weighted sum" if how in ("linear", "cat", "svd", "factors") else "what was wanted"
+    exact = "exact, to rounding" if how in ("linear", "cat") else f"off by {made.overall:.2%}"
+    say(
+        [
+            *made.notes,
+            f"{len(made.adapter.pairs)} modules, {span}; against {wanted}: {exact}",
+            f"combined: {place}",
+        ]
+    )
+
+
+command = with_options(combine, OPTIONS)

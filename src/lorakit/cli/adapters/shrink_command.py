@@ -1,0 +1,77 @@
+"""`lorakit adapters shrink`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from lorakit.adapters.shrink import ShrinkSpec
+from lorakit.cli.adapters.combine_command import Name, Out
+from lorakit.cli.adapters.fields import help_of
+from lorakit.cli.generate_command import Force
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
+from lorakit.cli.show import count, say
+from lorakit.config import load_config
+
+OPTIONS = (
+    *("model", "revision", "device", "dtype", "trust_remote_code"),
+    *("data", "prompt", "completion", "system", "template", "max_length", "too_long", "max_rows"),
+    *("batch_tokens", "store"),
+)
+
+
+def shrink(
+    adapter: Annotated[str, typer.Argument(help="A name in the store or a folder.")],
+    rank: Annotated[int | None, typer.Option("--rank", help=help_of(ShrinkSpec, "rank"))] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help=help_of(ShrinkSpec, "energy"))
+    ] = None,
+    threshold: Annotated[
+        bool, typer.Option("--threshold", help=help_of(ShrinkSpec, "threshold"))
+    ] = False,
+    name: Name = None,
+    out: Out = None,
+    force: Force = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Cut an adapter's ranks, and measure what that does to its held-out loss.
+
+    `lorakit adapters shrink invoices --rank 4 --data held_out.jsonl --name invoices-small`
+    """
+    from lorakit.run.shaping import Output, run_shrink
+
+    config = load_config(None, flatten(flags))
+    with fetching() as progress:
+        found = run_shrink(
+            config,
+            adapter,
+            ShrinkSpec(rank, energy, threshold),
+            Output(out, name, config.output.store),
+            force=force,
+            progress=progress,
+        )
+    ranks = sorted({pair.rank for pair in found.made.adapter.pairs.values()})
+    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    before, after = found.parameters
+    lines = [
+        *found.made.notes,
+        f"{span}: {count(after)} parameters instead of {count(before)}",
+        f"energy kept: {1 - found.made.overall**2:.4%} of the squared singular values",
+    ]
+    if found.losses is None:
+        lines.append(
+            "that does not tell what the cut does to the answers: give held-out rows with --data "
+            "to have the loss measured before and after"
+        )
+    else:
+        first, second = found.losses
+        lines.append(
+            f"held-out loss: {first:.4f} before, {second:.4f} after ({second - first:+.4f} nats "
+            "per token)"
+        )
+    say([*lines, f"shrunk: {found.place}"])
+
+
+command = with_options(shrink, OPTIONS)

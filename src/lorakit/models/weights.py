@@ -1,0 +1,82 @@
+"""Where each weight of a model lies in the files of its folder."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.errors import ModelError, did_you_mean
+from lorakit.models import files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of a model folder: its file, its name in there, and its header entry."""
+
+    file: Path
+    name: str
+    entry: files.TensorEntry
+
+
+class OtherNamesError(ModelError):
+    """transformers makes a parameter of tensors that have other names in the files."""
+
+
+def tensors_of(folder: Path) -> dict[str, Place]:
+    """Every tensor of a model folder by the name it has in its file.
+
+    Raises:
+        ModelError: a file is missing, broken, or pickled; a tensor is in two files.
+    """
+    places: dict[str, Place] = {}
+    for file in files.weight_files(folder):
+        for name, entry in files.read_entries(file).items():
+            if name in places:
+                raise ModelError(f"tensor {name} is in {places[name].file} and in {file}")
+            places[name] = Place(file, name, entry)
+    return places
+
+
+def find(
+    model: "PreTrainedModel", wanted: Iterable[str], held: Mapping[str, Place]
+) -> dict[str, Place]:
+    """Where parameters of a model lie, by the names that they have in the model.
+
+    A file may leave out the prefix of the model without its head (GPT-2's "transformer."), or
+    have it where the model has not, and of tied parameters it holds one.
+
+    Args:
+        model: the model, on the meta device if need be.
+        wanted: names of parameters.
+        held: see `tensors_of`.
+
+    Raises:
+        OtherNamesError: a parameter is not in the files under any of these names, as when
+            transformers puts several tensors of the files together.
+        ModelError: the files' tensor has another shape.
+    """
+    aliases: dict[int, list[str]] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        aliases.setdefault(id(parameter), []).append(name)
+    prefix = f"{model.base_model_prefix}."
+    found: dict[str, Place] = {}
+    for name in wanted:
+        same = [name, *aliases[id(parameters[name])]]
+        tried = [n for alias in same for n in (alias, alias.removeprefix(prefix), prefix + alias)]
+        hit = next((n for n in tried if n in held), None)
+        if hit is None:
+            raise OtherNamesError(
+                f"the files of this model hold no tensor {name}, because transformers makes it of "
+                f"others when it loads them; {did_you_mean(name, held)}"
+            )
+        place, shape = held[hit], tuple(parameters[name].shape)
+        found[name] = place
+        if place.entry.shape != shape:
+            raise ModelError(
+                f"{place.file}: {hit} is {place.entry.shape}, and config.json makes it {shape}"
+            )
+    return found
