@@ -231,7 +231,7 @@ def test_no_page_names_an_option_that_is_not_there():
     from lorakit.config import options
 
     own = {"--help", "--version"}
-    for command in [*SOURCE.glob("cli/**/*_command.py"), *ROOT.glob("benchmarks/*.py")]:
+    for command in [*SOURCE.glob("cli/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         own |= set(re.findall(r'"(--[a-z-]+)[/"]', command.read_text(encoding="utf-8")))
     known = own | {option.flag for option in options()} | {"--no-deps"}
     for page in PAGES:

@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from lorakit.adapters.store.store import STORE_HELP
 from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec
@@ -62,10 +63,7 @@ class OutputSpec:
     )
     store: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder of the store of named adapters, else LORAKIT_STORE, else one in the "
-            "user's data folder."
-        },
+        metadata={"help": STORE_HELP},
     )
 
     def __post_init__(self) -> None:
@@ -215,7 +213,7 @@ def issubclass_mapping(origin: Any) -> bool:
 
 def describe(kind: Any) -> str:
     """A type in words: 'a whole number', 'auto or a number', 'error, drop or cut'."""
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "on or off"}
     if kind in names:
         return names[kind]
     origin, arguments = get_origin(kind), get_args(kind)

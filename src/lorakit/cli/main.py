@@ -26,7 +26,24 @@ COMMANDS = {
 # Group -> its one line of help and its commands. `lorakit GROUP NAME` is `command` in
 # cli/GROUP/NAME_command.py, imported like the others only when it is asked for.
 GROUPS: dict[str, tuple[str, dict[str, str]]] = {
-    "adapters": ("Keep the adapters of many tasks: versions, history, comparison.", {}),
+    "adapters": (
+        "Keep the adapters of many tasks: versions, history, comparison.",
+        {
+            "list": "Show what each name points at: base, rank, size, scores.",
+            "show": "Show where an adapter came from, and which layers it changes most.",
+            "add": "Keep a copy of an adapter, as the newest version of a name.",
+            "remove": "Remove names with their history, or single versions.",
+            "rename": "Give an adapter another name.",
+            "rollback": "Let a name point at an earlier version, or bring it back.",
+            "log": "Show what happened to a name.",
+            "diff": "Compare two adapters: configuration, data, figures, weights.",
+            "verify": "Hash every stored file again, check every tensor and the bases.",
+            "gc": "Remove what no name's history needs, and what killed processes left.",
+            "combine": "Make one adapter of several: sums, cuts, TIES, DARE.",
+            "extract": "Make an adapter out of two full models.",
+            "shrink": "Cut an adapter's ranks, and measure what that does to its loss.",
+        },
+    ),
 }
 
 EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130

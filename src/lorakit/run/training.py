@@ -176,8 +176,7 @@ def run_training(
         overwrite=True,
     )
     if config.output.save_as is not None:
-        note = f"from {ready.parent.found.name}" if ready.parent else ""
-        added = store.add(folder / "adapter", config.output.save_as, note=note)
+        added = store.add(folder / "adapter", config.output.save_as)
         figures["saved_as"] = str(added.entry)
     folders.write_json(folder / folders.RESULT, figures)
     return figures

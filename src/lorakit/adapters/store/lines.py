@@ -53,7 +53,10 @@ class Lines:
             "WHERE name = ?",
             (name,),
         ).fetchone()
-        return Line(*row[:4], living=bool(row["living"]), removed=row["removed"]) if row else None
+        if row is None:
+            return None
+        line, _, current, following, living, removed = row
+        return Line(line, name, current, following, bool(living), removed)
 
     def named(self, name: str, *, removed: bool = False) -> Line:
         """The line of a name that is there or, if asked, was removed.
@@ -139,6 +142,13 @@ class Lines:
         """The version with this whole id."""
         row = self._db.execute("SELECT * FROM versions WHERE id = ?", (id,)).fetchone()
         return version_of(row, self._folder(id)) if row else None
+
+    def with_file(self, sha256: str) -> Version | None:
+        """The first version with a file of this hash."""
+        row = self._db.execute(
+            "SELECT * FROM versions WHERE instr(files, ?) ORDER BY added LIMIT 1", (sha256,)
+        ).fetchone()
+        return version_of(row, self._folder(row["id"])) if row else None
 
     def point(self, name: str, version: str) -> tuple[Line, str]:
         """Let a name point at a version that is recorded.

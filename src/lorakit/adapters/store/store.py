@@ -7,10 +7,10 @@ adapter for as long as it means anything.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from sqlite3 import Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -23,6 +23,9 @@ from lorakit.adapters.store.summary import Summary, summarise
 from lorakit.errors import StoreError
 
 Result = TypeVar("Result")
+STORE_HELP = (
+    "Folder of the store of named adapters, else LORAKIT_STORE, else one in the user's data folder."
+)
 
 
 def default_path() -> Path:
@@ -69,7 +72,7 @@ class Store:
         Args:
             folder: in peft's format; read while it is copied, and not needed afterwards.
             name: a new one, or one whose history it goes on.
-            note: kept in the log.
+            note: kept in the log, beside what the adapter was trained on from.
 
         Raises:
             StoreError: the name is none.
@@ -90,7 +93,8 @@ class Store:
                 lines = self._lines(db)
                 line, how = lines.point(name, staged.id)
                 if how != "unchanged":
-                    put_event(db, now, line.line, name, "add", line.current, staged.id, note)
+                    told = "; ".join(part for part in (note, _origin(summary)) if part)
+                    put_event(db, now, line.line, name, "add", line.current, staged.id, told)
                 entry = lines.pick(line, Reference(name))
         return Added(entry, how, staged.left_out)
 
@@ -271,6 +275,27 @@ class Store:
             )
         return Entry(line.name, entry.number, entry.version)
 
+    def called(self, version: Version) -> tuple[str, ...]:
+        """What a version is called now: 'invoices@3', under every name that has it."""
+        rows = (
+            "SELECT name, number FROM history JOIN names USING (line) "
+            "WHERE version = ? AND living AND dropped IS NULL ORDER BY name, number"
+        )
+        with self.index.read() as db:
+            return tuple(f"{name}@{number}" for name, number in db.execute(rows, (version.id,)))
+
+    def parents(self, version: Version) -> tuple[tuple[Mapping[str, Any], Version | None], ...]:
+        """What a version was trained on from or made of: as recorded, and as far as it is here."""
+        found = []
+        for parent in version.summary.parents:
+            id, tensors = parent.get("content_sha256"), parent.get("tensors_sha256")
+            here = self.version(id) if isinstance(id, str) else None
+            if here is None and isinstance(tensors, str):
+                with self.index.read() as db:
+                    here = self._lines(db).with_file(tensors)
+            found.append((parent, here))
+        return tuple(found)
+
     def version(self, id: str) -> Version | None:
         """The version with this whole id, if the store has it."""
         if not self.index.exists():
@@ -292,3 +317,9 @@ class Store:
         self._require()
         with self.index.read() as db:
             return ask(db, self._lines(db).named(name, removed=removed))
+
+
+def _origin(summary: Summary) -> str:
+    """'from invoices@1', where an adapter records what it was made of."""
+    names = [str(parent.get("name")) for parent in summary.parents]
+    return f"from {', '.join(names)}" if names else ""

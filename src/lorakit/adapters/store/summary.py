@@ -18,6 +18,7 @@ class Summary:
         base: fingerprint of the base as recorded, its name alone where that is all there is.
         data_sha256: hash of the rows it was trained on, or None.
         metrics: recorded losses (nats per token) and scores, nested ones with dotted names.
+        model: what the base was called by the run that made it; a path there, perhaps.
         parents: what it was trained on from or combined of: names and hashes, as recorded.
     """
 
@@ -27,6 +28,7 @@ class Summary:
     base: Mapping[str, Any] = field(default_factory=dict)
     data_sha256: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
     parents: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -62,6 +64,7 @@ def summarise(folder: Path) -> Summary:
         base=dict(info.base) if info.base else {"name": info.base_name},
         data_sha256=recorded.get("data_sha256"),
         metrics=numbers(recorded.get("metrics")),
+        model=(recorded.get("config") or {}).get("model"),
         parents=tuple(p for p in recorded.get("parents") or () if isinstance(p, Mapping)),
     )
 

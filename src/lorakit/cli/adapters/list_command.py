@@ -1,0 +1,60 @@
+"""`lorakit adapters list`."""
+
+import fnmatch
+import sys
+from typing import Annotated
+
+import typer
+
+from lorakit.adapters.store import Store
+from lorakit.cli.adapters.common import (
+    COLUMNS,
+    Json,
+    StoreFolder,
+    adapters_table,
+    cells,
+    entry_dict,
+    write_json,
+)
+from lorakit.cli.show import console, say
+
+# rich measures every cell of a table; beyond this many rows plain columns are much faster.
+MANY = 500
+
+
+def list_adapters(
+    pattern: Annotated[
+        str | None, typer.Argument(help="Only names of this form, such as 'inv*'.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Only adapters of the base of this name.")
+    ] = None,
+    store: StoreFolder = None,
+    json: Json = False,
+) -> None:
+    """Show what each name in the store points at: base, rank, size, and how good it was.
+
+    `lorakit adapters list`
+    """
+    kept = Store(store)
+    entries = [
+        entry
+        for entry in kept.list()
+        if (pattern is None or fnmatch.fnmatchcase(entry.name, pattern))
+        and (base is None or entry.version.summary.base_name == base)
+    ]
+    if json:
+        write_json([entry_dict(entry) for entry in entries])
+    elif not entries:
+        say([f"no adapters in {kept.path}; `lorakit adapters add FOLDER NAME` adds one"])
+    elif len(entries) <= MANY:
+        console.print(adapters_table(entries))
+    else:
+        rows = [COLUMNS, *map(cells, entries)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+            sys.stdout.write(line.rstrip() + "\n")
+
+
+command = list_adapters

@@ -1,0 +1,42 @@
+"""`lorakit adapters log`."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lorakit.adapters.store import Store
+from lorakit.cli.adapters.common import Json, StoreFolder, event_dict, when, write_json
+from lorakit.cli.show import console, say
+
+
+def log(
+    name: Annotated[
+        str | None, typer.Argument(help="A name, also a removed one; all names without it.")
+    ] = None,
+    store: StoreFolder = None,
+    json: Json = False,
+) -> None:
+    """Show what happened to a name: versions added, rolled back, renamed, removed.
+
+    A version that was trained on from another says which.
+    """
+    kept = Store(store)
+    events = kept.log(name)
+    if json:
+        write_json([event_dict(event) for event in events])
+        return
+    if not events:
+        say([f"nothing has happened in {kept.path}"])
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("when", "adapter", "what", "id", ""):
+        table.add_column(column)
+    for event in events:
+        number = f"@{event.number}" if event.number else ""
+        id = (event.version or "")[:12]
+        table.add_row(when(event.at), event.name + number, event.action, id, event.note)
+    console.print(table)
+
+
+command = log
