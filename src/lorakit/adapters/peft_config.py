@@ -249,8 +249,8 @@ def compact(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
     Where all modules of one last name have the same value, the name is the key; else each path is
     a key of its own, anchored and before the names.
 
-    >>> compact({"l.0.q": 8, "l.1.q": 8, "l.0.v": 4, "l.1.v": 2, "l.0.o": 8, "l.1.o": 8})
-    (8, {'^l\\.0\\.v': 4, '^l\\.1\\.v': 2})
+    >>> compact({"l.0.q": 8, "l.1.q": 8, "l.0.v": 4, "l.1.v": 4, "l.0.o": 8, "l.1.o": 8})
+    (8, {'v': 4})
     """
     counts = Counter(values.values())
     default = max(counts, key=lambda value: (counts[value], value))

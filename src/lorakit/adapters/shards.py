@@ -17,7 +17,7 @@ from torch import Tensor
 from lorakit.errors import ModelError
 from lorakit.models.weights import Place
 
-BLOCK = 1 << 21  # numbers in a block of rows: 16 MB in float64
+BLOCK = 1 << 19  # numbers in a block of rows: 4 MB in float64, and a check holds some ten of them
 _CHUNK = 1 << 22
 DTYPES = {
     "F64": torch.float64,
