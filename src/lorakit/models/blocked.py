@@ -21,8 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from lorakit.models.layout import Group, HeadRows, head_rows
 
-BLOCK = 64
-"""Query rows of a block: larger ones multiply more masked entries, smaller ones more often."""
+BLOCK, WIDE_BLOCK = 64, 128
+"""Query rows of a block: larger ones multiply more masked entries, smaller ones more often; from
+512 tokens on the wide one is faster."""
+FEW = 8
+"""Up to this many large products are taken one by one, each with all threads: as one batch, three
+heads on two threads leave one idle for a third of the time (AVX2, 384 × 2,048 × 64: 72 to 100
+GFLOP/s as a batch, 95 to 124 one by one)."""
 KEEP = 128
 """Groups up to this many tokens keep P for the backward; beyond, it is computed again: P then
 outgrows Q, K, V and O together, and computing it costs a quarter more of the attention's time."""
@@ -53,7 +58,7 @@ class Blocked(torch.autograd.Function):
         for group, (q_g, o_g), (k_g, v_g) in _split(groups, (q, o), (k, v), k_TKD.shape[1]):
             for block in _blocks(group.length, window):
                 p, _ = _probabilities(block.of(q_g) * scale, k_g, block, window, softcap)
-                block.put(o_g, torch.bmm(p, v_g[:, block.keys]))
+                block.put(o_g, _products(p, v_g[:, block.keys]))
                 if group.length <= KEEP and softcap is None:
                     kept.append(p)
         out_THD = _back(o, by_query, q_THD)
@@ -85,13 +90,13 @@ class Blocked(torch.autograd.Function):
                     p = next(left)
                 else:
                     p, slope = _probabilities(q_b, k_g, block, window, softcap)
-                dv_g[:, keys] += torch.bmm(p.transpose(1, 2), do_b)
-                ds = torch.bmm(do_b, v_g[:, keys].transpose(1, 2))
+                dv_g[:, keys] += _products(p.transpose(1, 2), do_b)
+                ds = _products(do_b, v_g[:, keys].transpose(1, 2))
                 ds.sub_(block.of(delta_g)).mul_(p)
                 if slope is not None:
                     ds.mul_(slope)
-                block.put(dq_g, torch.bmm(ds, k_g[:, keys]).mul_(scale))
-                dk_g[:, keys] += torch.bmm(ds.transpose(1, 2), q_b)
+                block.put(dq_g, _products(ds, k_g[:, keys]).mul_(scale))
+                dk_g[:, keys] += _products(ds.transpose(1, 2), q_b)
         dq_THD = _back(dq, by_query, q_THD)
         dk_TKD, dv_TKD = _back(dk, by_key, k_TKD), _back(dv, by_key, v_TKD)
         return dq_THD, dk_TKD, dv_TKD, None, None, None, None
@@ -163,16 +168,28 @@ class _Block:
 
 def _blocks(length: int, window: int | None) -> Iterator[_Block]:
     # A last block of a few rows costs as many calls as a full one: spread the rows evenly.
-    size = math.ceil(length / max(1, round(length / BLOCK)))
+    rows = WIDE_BLOCK if length >= 512 else BLOCK
+    size = math.ceil(length / max(1, round(length / rows)))
     for i0 in range(0, length, size):
         yield _Block(i0, min(i0 + size, length), 0 if window is None else max(0, i0 - window + 1))
+
+
+def _products(a_NIJ: Tensor, b_NJK: Tensor) -> Tensor:
+    """a b for each of N, (N, I, K)."""
+    n, rows = a_NIJ.shape[:2]
+    if n > FEW or rows * max(a_NIJ.shape[2], b_NJK.shape[2]) < 1 << 17:
+        return torch.bmm(a_NIJ, b_NJK)
+    out = a_NIJ.new_empty(n, rows, b_NJK.shape[2])
+    for i in range(n):
+        torch.mm(a_NIJ[i], b_NJK[i], out=out[i])
+    return out
 
 
 def _probabilities(
     q_b: Tensor, k: Tensor, block: _Block, window: int | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """P of a block, (N, G·b, keys), and the slope of the soft cap where there is one."""
-    s = torch.bmm(q_b, k[:, block.keys].transpose(1, 2))
+    s = _products(q_b, k[:, block.keys].transpose(1, 2))
     slope = None
     if softcap is not None:
         t = torch.tanh(s / softcap)
