@@ -135,6 +135,7 @@ def work(given: bench.Line) -> bench.Line:
         config.train,
         steps=ready.steps,
         learning_rate=ready.learning_rate,
+        recompute=ready.outlook.recompute,
         report=lambda event: events.append(event) if event["kind"] == "train" else None,
     )
     return given | {

@@ -50,6 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     kinds = bench.pick(parser, options.rows, ROWS)
     names = bench.pick(parser, options.contenders, CONTENDERS)
+    if "lorakit" not in names:
+        parser.error("lorakit must be among the contenders: the others are held against it")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     session, lines = bench.session(), list[bench.Line]()
     for kind in kinds:
