@@ -9,7 +9,7 @@ half of which bears loss. Every point is a process of its own that goes the way 
 --forecast six settings are measured that span rank, length and batch.
 
     length    64 … 4,096 tokens a row, 4,096 tokens a step
-    rank      4 … 256, rows of 256 tokens, 8 a step
+    rank      4 … 256, rows of 256 tokens, 8 a step (a narrower layer takes its full rank)
     tokens    256 … 4,096 in a step and forward pass, rows of 128 tokens
     rows      1,000 … 100,000 rows of 64 tokens, 16 a step
 """
@@ -119,6 +119,7 @@ def work(given: bench.Line) -> bench.Line:
                 "eval_share": 0.0,
                 "model": given["model"],
                 "rank": given["rank"],
+                "rank_pattern": narrower(given["model"], given["rank"]),
                 "batch_size": given["batch_size"],
                 "batch_tokens": given["batch_size"] * given["length"] + given["batch_size"],
                 "max_steps": given["steps"],
@@ -148,6 +149,21 @@ def work(given: bench.Line) -> bench.Line:
         "forecast": ready.forecast.to_dict(),
         **bench.surroundings(model.device),
     }
+
+
+def narrower(model: str, rank: int) -> dict[str, int]:
+    """The layers that cannot have this rank, by name, with the largest that they can."""
+    from lorakit.lora import LoraSpec, plan
+    from lorakit.models import empty_model
+
+    targets = plan(empty_model(model), LoraSpec(rank=1)).targets
+    sides = {
+        target.path.rsplit(".", 1)[-1]: min(
+            target.geometry.in_features, target.geometry.out_features
+        )
+        for target in targets
+    }
+    return {name: side for name, side in sides.items() if side < rank}
 
 
 def write_rows(file: Path, count: int, length: int) -> None:

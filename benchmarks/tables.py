@@ -179,15 +179,15 @@ def growth(lines: Sequence[Line]) -> str:
     """One table a sweep of benchmarks/growth.py."""
     parts = []
     for sweep in dict.fromkeys(line["sweep"] for line in lines):
-        points = _points(newest(lines, sweep=sweep))
+        last = newest(lines, sweep=sweep)
+        points = _points(last)
+        # One rate for all points: a single process may have met a busy machine.
+        limit = median([line["forecast"] for line in last], "matmul_flops")
         first = next(iter(points.values()))
         at_rank_8 = points.get(8, first) if sweep == "rank" else first
         rows = []
         for value, point in points.items():
-            flops, limit = (
-                statistics.median(line["forecast"][name] for line in point)
-                for name in ("flops_per_token", "matmul_flops")
-            )
+            flops = point[0]["forecast"]["flops_per_token"]
             row = [f"{value:,}", f"{speed(point):.0f}", f"{speed(point) * flops / limit:.2f}"]
             if sweep == "rank":
                 ratio = at_rank_8[0]["forecast"]["flops_per_token"] / flops
