@@ -22,7 +22,7 @@ from sqlite3 import Connection
 
 from filelock import FileLock, Timeout
 
-from lorakit.adapters.store.records import StoredFile
+from lorakit.adapters.store.records import StoredFile, place
 from lorakit.errors import AdapterError, OutputError
 from lorakit.models.cache import sync
 
@@ -69,12 +69,12 @@ class Contents:
     """The folders of a store."""
 
     def __init__(self, root: Path) -> None:
-        self._objects = root / "objects"
+        self.objects = root / "objects"
         self._staging = root / "staging"
 
     def folder(self, version: str) -> Path:
         """Where a version lies."""
-        return self._objects / version[:2] / version
+        return place(self.objects, version)
 
     @contextlib.contextmanager
     def stage(self, source: Path, guard: Guard) -> Iterator[Staged]:
@@ -107,15 +107,15 @@ class Contents:
             staged: as `stage` made it.
             damaged: what is there is not what it should be, and is replaced.
         """
-        place = self.folder(staged.id)
-        if place.is_dir():
+        there = self.folder(staged.id)
+        if there.is_dir():
             if not damaged:
                 return
-            os.replace(place, staged.folder.with_name("old"))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged.folder, place)
-        sync(place.parent)
-        sync(self._objects)
+            os.replace(there, staged.folder.with_name("old"))
+        there.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged.folder, there)
+        sync(there.parent)
+        sync(self.objects)
 
     def faults(self, version: str, files: Collection[StoredFile]) -> list[str]:
         """What differs between a version's folder and its record; each names its file."""
@@ -150,7 +150,7 @@ class Contents:
 
     def unknown(self, known: Collection[str]) -> list[Path]:
         """Folders that no version is recorded for: a process died before it could record them."""
-        folders = sorted(self._objects.glob("*/*")) if self._objects.is_dir() else []
+        folders = sorted(self.objects.glob("*/*")) if self.objects.is_dir() else []
         return [folder for folder in folders if folder.name not in known]
 
     def sweep(self, guard: Guard, known: Callable[[Connection], Collection[str]]) -> list[Path]:
@@ -196,7 +196,7 @@ class Contents:
         token = secrets.token_hex(8)
         lock = self._lock(token)
         with guard():  # a sweep between the lock's file and its lock would take it for a leftover
-            self._objects.mkdir(exist_ok=True)
+            self.objects.mkdir(exist_ok=True)
             self._staging.mkdir(exist_ok=True)
             lock.acquire()
         try:

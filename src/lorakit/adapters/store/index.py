@@ -27,8 +27,8 @@ INDEX = "index.sqlite"
 _FORMAT = 1
 _PATIENCE = 120.0  # seconds that a process waits for others' changes
 _TABLES = """
-CREATE TABLE versions (id TEXT PRIMARY KEY, added REAL NOT NULL, files TEXT NOT NULL,
-    summary TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE versions (id TEXT PRIMARY KEY, added REAL NOT NULL, size INTEGER NOT NULL,
+    files TEXT NOT NULL, summary TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lines (line INTEGER PRIMARY KEY, current INTEGER NOT NULL, next INTEGER NOT NULL,
     removed REAL);
 CREATE TABLE names (name TEXT PRIMARY KEY, line INTEGER NOT NULL REFERENCES lines,
@@ -136,14 +136,15 @@ def _make_tables(db: Connection) -> None:
     db.execute("COMMIT")
 
 
-def version_of(row: Row, folder: Path) -> Version:
-    """The version in a row with the columns of `versions`."""
+def version_of(row: Row, objects: Path) -> Version:
+    """The version in a row with the columns of `versions`; its folder lies in `objects`."""
     return Version(
         row["id"],
         row["added"],
-        tuple(StoredFile(*file) for file in json.loads(row["files"])),
+        row["size"],
+        row["files"],
         Summary.from_dict(json.loads(row["summary"])),
-        folder,
+        objects,
     )
 
 
@@ -152,8 +153,14 @@ def put_version(
 ) -> None:
     """Record a content, unless it is recorded."""
     db.execute(
-        "INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?)",
-        (id, added, json.dumps([astuple(file) for file in files]), json.dumps(summary.to_dict())),
+        "INSERT OR IGNORE INTO versions VALUES (?, ?, ?, ?, ?)",
+        (
+            id,
+            added,
+            sum(file.size for file in files),
+            json.dumps([astuple(file) for file in files]),
+            json.dumps(summary.to_dict()),
+        ),
     )
 
 

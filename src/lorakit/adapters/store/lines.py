@@ -1,6 +1,5 @@
 """What the tables say of names and their lines, inside a transaction of the caller."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
@@ -38,13 +37,13 @@ class Lines:
     Args:
         db: the transaction.
         store: the store's folder, for messages.
-        folder: where a version lies.
+        objects: the folder of its contents.
     """
 
-    def __init__(self, db: Connection, store: Path, folder: Callable[[str], Path]) -> None:
+    def __init__(self, db: Connection, store: Path, objects: Path) -> None:
         self._db = db
         self._store = store
-        self._folder = folder
+        self._objects = objects
 
     def find(self, name: str) -> Line | None:
         """The line that a name has, or had."""
@@ -95,7 +94,7 @@ class Lines:
             Entry(
                 line.name,
                 row["number"],
-                version_of(row, self._folder(row["id"])),
+                version_of(row, self._objects),
                 row["number"] == line.current,
             )
             for row in rows
@@ -136,19 +135,19 @@ class Lines:
         if len(rows) != 1:
             problem = "more than one version" if rows else "no version"
             raise StoreError(f"the store {self._store} has {problem} that begins @{prefix}")
-        return Entry("", 0, version_of(rows[0], self._folder(rows[0]["id"])))
+        return Entry("", 0, version_of(rows[0], self._objects))
 
     def version(self, id: str) -> Version | None:
         """The version with this whole id."""
         row = self._db.execute("SELECT * FROM versions WHERE id = ?", (id,)).fetchone()
-        return version_of(row, self._folder(id)) if row else None
+        return version_of(row, self._objects) if row else None
 
     def with_file(self, sha256: str) -> Version | None:
         """The first version with a file of this hash."""
         row = self._db.execute(
             "SELECT * FROM versions WHERE instr(files, ?) ORDER BY added LIMIT 1", (sha256,)
         ).fetchone()
-        return version_of(row, self._folder(row["id"])) if row else None
+        return version_of(row, self._objects) if row else None
 
     def point(self, name: str, version: str) -> tuple[Line, str]:
         """Let a name point at a version that is recorded.

@@ -1,5 +1,6 @@
 """What the index says, as values."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,11 @@ class StoredFile:
     sha256: str
 
 
+def place(objects: Path, id: str) -> Path:
+    """The folder of a content; spread over 256, since some file systems slow down in a large one."""
+    return objects / id[:2] / id
+
+
 @dataclass(frozen=True)
 class Version:
     """One adapter's content, whatever names point at it.
@@ -22,21 +28,28 @@ class Version:
     Attributes:
         id: hash of the content, see `lorakit.adapters.store.contents.id_of`.
         added: when, in seconds since 1970.
-        files: all of its files.
+        size: bytes of all its files.
+        listing: names, sizes and hashes of its files as the index has them, JSON; `files` reads it.
         summary: what it is listed by.
-        folder: where it lies; an ordinary adapter folder, to be read only.
+        objects: the store's folder of contents.
     """
 
     id: str
     added: float
-    files: tuple[StoredFile, ...]
+    size: int
+    listing: str
     summary: Summary
-    folder: Path
+    objects: Path
 
     @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
+    def files(self) -> tuple[StoredFile, ...]:
+        """All of its files."""
+        return tuple(StoredFile(*file) for file in json.loads(self.listing))
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies: an ordinary adapter folder, to be read only."""
+        return place(self.objects, self.id)
 
     @property
     def short(self) -> str:

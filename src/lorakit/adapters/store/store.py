@@ -138,7 +138,7 @@ class Store:
                 "JOIN versions ON versions.id = version WHERE living ORDER BY name"
             ).fetchall()
         return tuple(
-            Entry(row["name"], row["current"], version_of(row, self.contents.folder(row["id"])))
+            Entry(row["name"], row["current"], version_of(row, self.contents.objects))
             for row in rows
         )
 
@@ -304,7 +304,7 @@ class Store:
             return self._lines(db).version(id)
 
     def _lines(self, db: Connection) -> Lines:
-        return Lines(db, self.path, self.contents.folder)
+        return Lines(db, self.path, self.contents.objects)
 
     def _require(self) -> None:
         if not self.index.exists():

@@ -94,7 +94,7 @@ def _named_versions(db: Connection, store: Store) -> list[tuple[str, Version]]:
         "GROUP BY id ORDER BY called"
     )
     return [
-        (row["called"] or f"@{row['id'][:12]}", version_of(row, store.contents.folder(row["id"])))
+        (row["called"] or f"@{row['id'][:12]}", version_of(row, store.contents.objects))
         for row in rows
     ]
 
@@ -136,7 +136,7 @@ def collect(store: Store, *, older_than: float = 14 * DAY, dry_run: bool = False
     with look() as db:
         ids = [row["version"] for row in db.execute(_FREED, (now - older_than,))]
         rows = [db.execute("SELECT * FROM versions WHERE id = ?", (id,)).fetchone() for id in ids]
-        versions = tuple(version_of(row, store.contents.folder(row["id"])) for row in rows)
+        versions = tuple(version_of(row, store.contents.objects) for row in rows)
         if not dry_run:
             for id in ids:
                 _forget(db, id, now)

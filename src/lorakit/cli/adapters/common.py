@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 def when(at: float) -> str:
     """A moment, in the user's own time: 2026-03-01 14:05."""
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M")
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
 def iso(at: float) -> str:
@@ -29,8 +30,12 @@ def iso(at: float) -> str:
 
 
 def write_json(content: Any) -> None:
-    """Indented JSON on standard output."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """JSON on standard output: an object indented, a list with one element a line."""
+    if not isinstance(content, list):
+        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return
+    lines = ",\n ".join(json.dumps(one, ensure_ascii=False) for one in content)
+    sys.stdout.write(f"[{lines}]\n")
 
 
 def ranks(entry: Entry) -> str:

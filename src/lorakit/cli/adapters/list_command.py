@@ -52,9 +52,8 @@ def list_adapters(
     else:
         rows = [COLUMNS, *map(cells, entries)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            sys.stdout.write(line.rstrip() + "\n")
+        form = "  ".join(f"{{:{width}}}" for width in widths)
+        sys.stdout.write("".join(form.format(*row).rstrip() + "\n" for row in rows))
 
 
 command = list_adapters
