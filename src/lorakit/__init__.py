@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorakit.adapters import load_adapter, read_adapter, save_adapter
+    from lorakit.adapters.store import Store
     from lorakit.config import RunConfig, load_config
     from lorakit.data import DataSpec
     from lorakit.errors import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         LorakitError,
         ModelError,
         OutputError,
+        StoreError,
         TargetError,
     )
     from lorakit.lora import LoraSpec, Plan, attach, detach, lora_layers, plan
@@ -51,6 +53,8 @@ _HOMES = {
     "OutputError": "errors",
     "Plan": "lora",
     "RunConfig": "config",
+    "Store": "adapters.store",
+    "StoreError": "errors",
     "TargetError": "errors",
     "TrainSpec": "training",
     "attach": "lora",
@@ -81,6 +85,8 @@ __all__ = [
     "OutputError",
     "Plan",
     "RunConfig",
+    "Store",
+    "StoreError",
     "TargetError",
     "TrainSpec",
     "attach",

@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "Talk to a model or an adapter.",
     "merge": "Fold an adapter into its base: an ordinary model folder, with a certificate.",
     "export": "Write an adapter for peft, vLLM or llama.cpp, or say what they would refuse.",
+    "import": "Make an adapter of one that loralib or mlx-lm wrote.",
     "demo": "Run the main job on the built-in model and see what happens.",
 }
 # Group -> its one line of help and its commands. `lorakit GROUP NAME` is `command` in

@@ -1,0 +1,74 @@
+"""`lorakit import`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from lorakit.cli.adapters.combine_command import Name, Out
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
+from lorakit.cli.show import say
+from lorakit.config import load_config
+from lorakit.errors import ConfigError
+
+OPTIONS = ("revision", "trust_remote_code", "store")
+
+
+def import_adapter(
+    file: Annotated[
+        Path,
+        typer.Argument(help="loralib's .pt file, or mlx-lm's adapter folder.", show_default=False),
+    ],
+    base: Annotated[str, typer.Option("--base", help="The model that the adapter belongs to.")],
+    form: Annotated[
+        Literal["auto", "loralib", "mlx"],
+        typer.Option("--format", help="Whose adapter it is; auto goes by the name of the file."),
+    ] = "auto",
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="loralib's lora_alpha, which its file does not hold."),
+    ] = None,
+    enable_lora: Annotated[
+        str | None,
+        typer.Option(
+            "--enable-lora",
+            metavar="1,0,1",
+            help="loralib's enable_lora, where only some of a layer's parts are adapted.",
+        ),
+    ] = None,
+    name: Name = None,
+    out: Out = None,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Make an adapter of lorakit's, in peft's format, of one that loralib or mlx-lm wrote.
+
+    A .pt file is opened by torch's weights-only reader, which builds tensors and calls nothing.
+    """
+    from lorakit.run.importing import run_import
+    from lorakit.run.shaping import Output
+
+    config = load_config(None, flatten({**flags, "model": base}))
+    with fetching() as progress:
+        count, place = run_import(
+            config,
+            file=file,
+            form=form,
+            output=Output(out, name, config.output.store),
+            alpha=alpha,
+            parts=None if enable_lora is None else _parts(enable_lora),
+            progress=progress,
+        )
+    say([f"{count} pairs imported from {file}: {place}"])
+
+
+def _parts(text: str) -> list[bool]:
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not set(pieces) <= {"0", "1"}:
+        raise ConfigError(f"--enable-lora is {text!r}; it must be ones and zeros, such as 1,0,1")
+    return [piece == "1" for piece in pieces]
+
+
+command = with_options(import_adapter, OPTIONS)
