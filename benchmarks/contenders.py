@@ -91,7 +91,8 @@ class Contender:
     """How to train.
 
     dtype: of the base. full: every weight is trained. split: a step takes several forward passes
-    over a few rows each. ours: the process also measures the limit.
+    over a few rows each. ours: the process also measures the limit. grouped: steps are formed of
+    rows of like length, from a larger window.
     """
 
     train: Callable[[Task], Trained]
@@ -99,6 +100,12 @@ class Contender:
     full: bool = False
     split: bool = False
     ours: bool = False
+    grouped: bool = False
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether it differs from its plain way only where a step has several rows."""
+        return self.split or self.grouped
 
 
 def lorakit(task: Task) -> Trained:
@@ -222,7 +229,7 @@ CONTENDERS = {
     "lorakit": Contender(lorakit, ours=True),
     "peft": Contender(peft),
     "trl": Contender(trl),
-    "trl-grouped": Contender(trl_grouped),
+    "trl-grouped": Contender(trl_grouped, grouped=True),
     "trl-flat": Contender(partial(trl, flat=True)),
     "lorakit-split": Contender(lorakit, split=True, ours=True),
     "peft-split": Contender(peft, split=True),
@@ -274,7 +281,7 @@ def prepare(given: bench.Line, contender: Contender) -> Task:
     """Model and rows, as lorakit loads them, and which rows each step takes."""
     rows = ROWS[given["rows"]]
     size = given["batch_size"] or rows.batch_size
-    count = max(given["steps"], WINDOW if contender.train is trl_grouped else 0) * size
+    count = max(given["steps"], WINDOW if contender.grouped else 0) * size
     data = Path(given["data"])
     # GSM8K's rows have about 200 tokens: 20 of them fill a long sequence.
     read = count * 20 if rows.packed else count

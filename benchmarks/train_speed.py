@@ -55,7 +55,11 @@ def main() -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     session, lines = bench.session(), list[bench.Line]()
     for kind in kinds:
-        for turn, name in itertools.product(range(options.rounds), names):
+        taking_part = list(names)
+        if (options.batch_size or ROWS[kind].batch_size) == 1:
+            taking_part = [name for name in names if not CONTENDERS[name].needs_rows]
+            bench.note(f"{kind}: one row a step, so nothing to group or to split")
+        for turn, name in itertools.product(range(options.rounds), taking_part):
             line = session | bench.measure(
                 {
                     "rows": kind,
