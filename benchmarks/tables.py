@@ -86,8 +86,8 @@ def goals(lines: Sequence[Line]) -> str:
     rows = []
     for kind in kinds(lines):
         found = peers(lines, kind)
-        tuned = [found[name][0] for name in TUNED if name in found]
-        best = max(map(speed, tuned), default=None)
+        tuned = {name: speed(found[name][0]) for name in TUNED if name in found}
+        best = max(tuned, key=tuned.__getitem__, default="")
         for suffix, said in (("", "at once"), ("-split", "in parts")):
             if f"lorakit{suffix}" not in found:
                 continue
@@ -96,7 +96,7 @@ def goals(lines: Sequence[Line]) -> str:
                 (
                     *(described(lines, kind), said),
                     f"{speed(ours) / speed(loop):.2f}" if loop else MISSING,
-                    f"{speed(ours) / best:.2f}" if best else MISSING,
+                    f"{speed(ours) / tuned[best]:.2f} ({best})" if best else MISSING,
                     f"{fraction(ours, found['lorakit'][0]):.2f}",
                     f"{_memory(ours, loop):.2f}" if loop else MISSING,
                     _apart(found, suffix),
