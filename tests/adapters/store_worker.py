@@ -24,19 +24,19 @@ draw = random.Random(who)
 log = os.open(scratch / f"{who}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 own = [f"{who}-{n}" for n in range(4)]
 shared = [f"shared-{n}" for n in range(3)]
-# One folder for each content: what two processes add at once is one content for both.
-folders = [make_folder(scratch / who / f"c{n}", f"c{n}") for n in range(12)]
 os.write(log, b"ready\n")
 
 for _ in range(rounds):
     name = draw.choice(own + shared)
     other = draw.choice(own if name in own else shared)
     action = draw.choice(["add", "add", "add", "rename", "remove", "rollback", "collect"])
-    content = draw.randrange(len(folders))
-    os.write(log, f"will {action} {name} {other} c{content}\n".encode())
+    # Some contents are the same for all, which two may add at once; most are new to the store.
+    content = draw.choice([f"c{draw.randrange(6)}", f"{who}-{draw.randrange(10**9)}"])
+    folder = make_folder(scratch / who, content)
+    os.write(log, f"will {action} {name} {other} {content}\n".encode())
     try:
         if action == "add":
-            store.add(folders[content], name)
+            store.add(folder, name)
         elif action == "rename":
             store.rename(name, other)
         elif action == "remove":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit.adapters.store import Store
@@ -147,15 +148,34 @@ def test_bad_input(adapters, filled, made, tmp_path):
     assert adapters("lst").code == 2
 
 
-def test_an_adapter_with_a_lost_tensor_is_not_added(adapters, made, tmp_path, store):
+def lose(tensors):
+    name = next(iter(tensors))
+    del tensors[name]
+    return f"lacks {name}"
+
+
+def invent(tensors):
+    name = "base_model.model.lm_head.lora_magnitude_vector"
+    tensors[name] = torch.zeros(4)
+    return f"holds {name}: a DoRA magnitude"
+
+
+def crop(tensors):
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name] = tensors[name][:1].clone()
+    return "is (1, 48), but adapter_config.json says that its rank is 2"
+
+
+@pytest.mark.parametrize("damage", [lose, invent, crop])
+def test_an_adapter_that_is_not_whole_is_not_added(adapters, made, tmp_path, store, damage):
     folder = tmp_path / "broken"
     shutil.copytree(made[0], folder)
     (folder / "lorakit.json").unlink()
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
-    lost = tensors.popitem()[0]
+    message = damage(tensors)
     save_file(tensors, file)
-    refused(adapters("add", folder, "x"), f"lacks {lost}")
+    refused(adapters("add", folder, "x"), f"{file}", message)
     assert store.list() == ()
 
 
@@ -187,7 +207,11 @@ class TestVerify:
         assert outcome.code == 0, outcome.err
         return base
 
-    def test_one_changed_weight_of_the_base(self, moved, adapters):
+    def ask(self, base):
+        return ("generate", "--model", base, "--adapter", "a", "--max-new-tokens", 2, "say lamp")
+
+    def test_one_changed_weight_of_the_base(self, moved, adapters, lorakit):
+        assert lorakit(*self.ask(moved)).code == 0
         assert f"base {moved}: the same" in said(adapters("verify"))
         file = moved / "model.safetensors"
         tensors = load_file(file)
@@ -197,8 +221,9 @@ class TestVerify:
         assert outcome.code == 1
         assert f"a@1: its base {moved} has changed: weights" in " ".join(outcome.out.split())
         assert adapters("verify", "--no-base").code == 0
+        refused(lorakit(*self.ask(moved)), "was trained on 'base'", "differs (weights ")
 
-    def test_another_tokenizer(self, moved, adapters):
+    def test_another_tokenizer(self, moved, adapters, lorakit):
         file = moved / "tokenizer.json"
         raw = json.loads(file.read_text())
         vocabulary = raw["model"]["vocab"]
@@ -208,6 +233,7 @@ class TestVerify:
         outcome = adapters("verify")
         assert outcome.code == 1
         assert "has changed: tokenizer" in " ".join(outcome.out.split())
+        refused(lorakit(*self.ask(moved)), "was trained on 'base'", "differs (tokenizer ")
 
     def test_a_base_that_is_not_here(self, moved, adapters):
         shutil.rmtree(moved)

@@ -20,7 +20,7 @@ from lorakit.adapters.store.lines import Line, Lines
 from lorakit.adapters.store.records import Added, Entry, Event, Version
 from lorakit.adapters.store.references import Reference, check_name, parse
 from lorakit.adapters.store.summary import Summary, summarise
-from lorakit.errors import StoreError
+from lorakit.errors import LorakitError, StoreError
 
 Result = TypeVar("Result")
 STORE_HELP = (
@@ -81,7 +81,7 @@ class Store:
         """
         check_name(name)
         with self.contents.stage(Path(folder), self.index.write) as staged:
-            summary = self.describe(staged.folder)
+            summary = self._describe(staged.folder, Path(folder))
             # An adapter that is added again mends a copy that was damaged in the store.
             damaged = self.contents.folder(staged.id).is_dir() and bool(
                 self.contents.faults(staged.id, staged.files)
@@ -302,6 +302,13 @@ class Store:
             return None
         with self.index.read() as db:
             return self._lines(db).version(id)
+
+    def _describe(self, copy: Path, source: Path) -> Summary:
+        """Sum up a copy; what is wrong with it is said of the source, which the user knows."""
+        try:
+            return self.describe(copy)
+        except LorakitError as error:
+            raise type(error)(str(error).replace(str(copy), str(source))) from error
 
     def _lines(self, db: Connection) -> Lines:
         return Lines(db, self.path, self.contents.objects)
