@@ -227,13 +227,17 @@ def assigned_texts(module: str) -> list[str]:
     ]
 
 
+# Options of the programs that a page shows beside lorakit.
+_OF_OTHERS = {"--no-deps", "--lora", "--max-lora-rank", "--lora-modules"}
+
+
 def test_no_page_names_an_option_that_is_not_there():
     from lorakit.config import options
 
     own = {"--help", "--version"}
     for command in [*SOURCE.glob("cli/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         own |= set(re.findall(r'"(--[a-z-]+)[/"]', command.read_text(encoding="utf-8")))
-    known = own | {option.flag for option in options()} | {"--no-deps"}
+    known = own | {option.flag for option in options()} | _OF_OTHERS
     for page in PAGES:
         said = re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8"))
         assert set(said) <= known, f"{name_of(page)}: {sorted(set(said) - known)}"

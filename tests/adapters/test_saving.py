@@ -113,6 +113,43 @@ def test_the_card(adapted, tmp_path):
     assert "PeftModel.from_pretrained" in card
 
 
+def test_the_card_says_task_data_and_every_runtime(adapted, tmp_path):
+    config = {
+        "data": ["/home/someone/secret/rows.jsonl"],
+        "prompt": "{question} `now`",
+        "learning_rate": 1,
+    }
+    template = {"kind": "chat", "source": "…", "system": "Be brief.\nAlways."}
+    save_adapter(
+        adapted,
+        tmp_path / "a",
+        identity=IDENTITY,
+        provenance={"config": config, "template": template, "metrics": {"scores": {"bleu": 3.5}}},
+    )
+    card = (tmp_path / "a" / "README.md").read_text()
+    for part in (
+        *(
+            "- trained on: `rows.jsonl`",
+            "- asked with: `` {question} `now` ``",
+            "| scores.bleu | 3.5 |",
+        ),
+        *("- system prompt: `Be brief. Always.`", "--enable-lora --max-lora-rank 8 "),
+        *(
+            "lorakit export this/folder --to gguf --model tiny-llama",
+            "llama-cli -m base.gguf --lora",
+        ),
+    ):
+        assert part in card, part
+    assert "someone" not in card, "a card is published, the paths of the machine are not"
+
+
+def test_a_card_promises_no_runtime_that_would_refuse(tmp_path):
+    model = adapt(torch.nn.Sequential(torch.nn.Conv1d(8, 8, 3)), targets=("0",), rank=2)
+    card = (save_adapter(model, tmp_path / "a") / "README.md").read_text()
+    assert "vLLM and llama.cpp adapt no convolutions (0)" in card
+    assert "vllm serve" not in card
+
+
 def test_targets_by_name_path_or_expression(tmp_path):
     def written(**spec):
         folder = save_adapter(adapt(tiny_llama(), **spec), tmp_path / "a", overwrite=True)

@@ -12,6 +12,10 @@ provenance.py   lorakit.json: which base, which data, which numbers
 card.py         README.md, the model card
 folders.py      a folder that appears whole or not at all
 certify.py      how far a merged model's logits are from its adapter's
+hub.py          the Hugging Face hub: pushed privately, pulled with every byte checked
+export/         the same adapter for vLLM and llama.cpp, and what each would refuse
+imports/        adapters of loralib and mlx-lm
+vllm_ranks.py   the ranks that vLLM lays its buffers out for
 store/          the adapters of many tasks, their versions, and which name means which
 parents.py      what adapters must share to become one, and the record of it
 combine.py      several adapters -> one: sums, cuts, TIES, DARE

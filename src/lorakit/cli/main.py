@@ -23,6 +23,8 @@ COMMANDS = {
     "merge": "Fold an adapter into its base: an ordinary model folder, with a certificate.",
     "export": "Write an adapter for peft, vLLM or llama.cpp, or say what they would refuse.",
     "import": "Make an adapter of one that loralib or mlx-lm wrote.",
+    "push": "Upload an adapter to the Hugging Face hub; private unless said otherwise.",
+    "pull": "Fetch an adapter from the Hugging Face hub, every file held against its hash.",
     "demo": "Run the main job on the built-in model and see what happens.",
 }
 # Group -> its one line of help and its commands. `lorakit GROUP NAME` is `command` in

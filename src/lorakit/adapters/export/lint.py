@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.adapters.export.families import KNOWN, GgufBase
-from lorakit.adapters.export.vllm import RANKS, next_rank
 from lorakit.adapters.info import TENSORS, adapter_folder
 from lorakit.adapters.names import foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
 from lorakit.adapters.refusals import refusal
 from lorakit.adapters.tensors import read_shapes
+from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 
 Runtime = Literal["lorakit", "vllm", "llama.cpp"]
 RUNTIMES: tuple[Runtime, ...] = ("lorakit", "vllm", "llama.cpp")
@@ -104,7 +104,7 @@ def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
     if taken is None:
         why = f"{highest}, and the highest it takes is {RANKS[-1]}; {_MERGE}"
         yield Finding("vllm", "refuses", "rank", why)
-    elif taken > 16:
+    elif taken > DEFAULT:
         why = f"it is {highest}, above vLLM's default: start it with --max-lora-rank {taken}"
         yield Finding("vllm", "needs", "rank", why)
     for name in shapes:

@@ -9,10 +9,8 @@ from dataclasses import replace
 
 from lorakit.adapters.export.fold import with_alpha
 from lorakit.adapters.pairs import StoredAdapter
+from lorakit.adapters.vllm_ranks import RANKS, next_rank
 from lorakit.errors import AdapterError
-
-# What --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py).
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
@@ -62,8 +60,3 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
     )
     pairs = {path: with_alpha(pair, alpha, rank) for path, pair in adapter.pairs.items()}
     return replace(adapter, config=config, pairs=pairs)
-
-
-def next_rank(rank: int) -> int | None:
-    """The lowest rank of vLLM's that holds this one; None above the highest."""
-    return next((known for known in RANKS if known >= rank), None)

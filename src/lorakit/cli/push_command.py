@@ -1,0 +1,59 @@
+"""`lorakit push`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.show import say, size
+from lorakit.config import load_config
+
+if TYPE_CHECKING:
+    from lorakit.adapters.hub import Push
+
+OPTIONS = ("store",)
+
+
+def push(
+    adapter: Annotated[
+        str, typer.Argument(help="An adapter folder, or a name in the store.", show_default=False)
+    ],
+    repository: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.", show_default=False)
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see it; private otherwise.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Put a new version over what the repository holds.")
+    ] = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Upload an adapter to the Hugging Face hub, in one commit; private unless said otherwise.
+
+    Its four files travel and nothing else. `hf auth login` comes first.
+    """
+    from lorakit.run.sharing import run_push
+
+    config = load_config(None, flatten(flags))
+    address = run_push(
+        adapter,
+        repository,
+        store=config.output.store,
+        private=not public,
+        force=force,
+        report=_say,
+    )
+    say([f"pushed: {address}"])
+
+
+def _say(prepared: "Push") -> None:
+    seen = "private" if prepared.private else "public"
+    state = "new" if prepared.over is None else f"over {prepared.over[:12]}"
+    lines = [f"uploading to {prepared.repository} ({seen}, {state}):"]
+    say([*lines, *(f"  {name}  {size(count)}" for name, count in prepared.sizes.items())])
+
+
+command = with_options(push, OPTIONS)
