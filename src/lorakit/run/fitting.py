@@ -77,6 +77,7 @@ def outlook(
     largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
     kept = numbers_kept(model, lengths.tolist())
     rate = forecasting.matmul_rate(shape, model.dtype, model.device)
+    elementwise = forecasting.elementwise_rate(shape, model.dtype, model.device)
 
     def made(recompute: bool) -> forecasting.Forecast:
         return forecasting.forecast(
@@ -88,6 +89,7 @@ def outlook(
             batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
             dtype=model.dtype,
             rate=rate,
+            elementwise=elementwise,
             numbers_kept=kept,
             recompute=recompute,
         )
