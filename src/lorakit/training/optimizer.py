@@ -77,33 +77,33 @@ class FlatAdamW:
             The gradient's norm after the division and before clipping. Where it is not finite
             nothing has moved.
         """
-        # A sum of squares overflows or drowns in 16 bits; vector_norm widens as it reads.
-        wide = self.master.dtype
-        norm = float(torch.linalg.vector_norm(self.grad, dtype=wide)) / divide_by
+        # Part by part: vector_norm would widen the whole gradient at once.
+        norms = [float(torch.linalg.vector_norm(grad)) for _, grad in self._wide_gradients()]
+        norm = math.hypot(*norms) / divide_by
         if math.isfinite(norm):
             scale = 1.0 / divide_by
             if clip and norm > clip:
                 # The guard against division by zero is torch's clip_grad_norm_'s.
                 scale *= clip / (norm + 1e-6)
             steps = self._step.clone()
-            for part, grad in self._wide_gradients(scale):
+            for part, grad in self._wide_gradients():
                 steps.copy_(self._step)  # the functional form counts each call as a step
-                self._move(part, grad, steps, learning_rate)
+                self._move(part, grad.mul_(scale), steps, learning_rate)
             self._step.copy_(steps)
             if self.master is not self.flat:
                 self.flat.copy_(self.master)
         self.grad.zero_()
         return norm
 
-    def _wide_gradients(self, scale: float) -> Iterator[tuple[slice, Tensor]]:
-        """The scaled gradient part by part, each in the master copy's format."""
+    def _wide_gradients(self) -> Iterator[tuple[slice, Tensor]]:
+        """The gradient part by part, each in the master copy's format; one buffer for all."""
         if self.master is self.flat:
-            yield slice(0, len(self.flat)), self.grad.mul_(scale)
+            yield slice(0, len(self.flat)), self.grad
             return
         buffer = self.master.new_empty(min(_PART, len(self.master)))
         for start in range(0, len(self.master), _PART):
             part = slice(start, min(start + _PART, len(self.master)))
-            yield part, buffer[: part.stop - part.start].copy_(self.grad[part]).mul_(scale)
+            yield part, buffer[: part.stop - part.start].copy_(self.grad[part])
 
     def _move(self, part: slice, grad: Tensor, steps: Tensor, learning_rate: float) -> None:
         first, second = self._moments
