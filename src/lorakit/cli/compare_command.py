@@ -12,8 +12,8 @@ from rich.table import Table
 from lorakit.cli.compare_progress import CompareWatcher, show_prospect
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.show import console, count, duration, say, size
-from lorakit.compare.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
-from lorakit.compare.spec import CompareSpec
+from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import InterruptedRunError
 from lorakit.run.folder import CONFIG
 
@@ -48,8 +48,8 @@ def compare(
     given = resolve(config, flatten(flags))
     with CompareWatcher() as watcher:
         if forecast:
-            from lorakit.compare.command import look_ahead
-            from lorakit.compare.methods import arms_of
+            from lorakit.comparing.command import look_ahead
+            from lorakit.comparing.methods import arms_of
 
             expected = look_ahead(given, report=watcher)
             arms = [arm.name for arm in arms_of(given.spec, given.config.lora)]
@@ -73,7 +73,7 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 
 def _run(given: Settings, watcher: CompareWatcher) -> dict[str, Any]:
-    from lorakit.compare.command import run_compare
+    from lorakit.comparing.command import run_compare
 
     command = shlex.join(["lorakit", *sys.argv[1:]])
     try:
@@ -108,7 +108,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
     console.print(table)
     say(
         [
-            *(f"note: {note}" for note in result["notes"] if "rate" in note or "seed" in note),
+            *(f"note: {note}" for note in result["notes"]),
             f"report:  {out / 'report.html'}",
             f"figures: {out / 'result.json'}",
         ]

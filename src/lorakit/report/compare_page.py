@@ -33,6 +33,7 @@ def write_compare_report(folder: str | Path) -> Path:
         headline=headline,
         others=rest,
         notes=[str(note) for note in result.get("notes") or ()],
+        data_notes=[str(note) for note in result.get("data_notes") or ()],
         tiles=tables.tiles(made, _shown_first(made)),
         arms=[arm["name"] for arm in made.arms],
         shown=_shown_first(made)["name"],

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from lorakit.compare.protocol import ArmFindings
+from lorakit.comparing.protocol import ArmFindings
 
 TASKS = (1, 10)
 

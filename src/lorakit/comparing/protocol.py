@@ -14,14 +14,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lorakit.compare.methods import Arm
-from lorakit.compare.probe import grid, rounds, survivors
-from lorakit.compare.spec import Budget, CompareSpec
+from lorakit.comparing.methods import Arm
+from lorakit.comparing.probe import grid, rounds, survivors
+from lorakit.comparing.spec import Budget, CompareSpec
 from lorakit.config import OutputSpec, RunConfig
 from lorakit.trials import Outcome, Report, Runner, Trial, one
 
-_LOOK, _BASE = (f"lorakit.compare.base_trials:{name}" for name in ("look", "base"))
-_PROBE, _RUN = (f"lorakit.compare.arm_trials:{name}" for name in ("probe", "run"))
+_LOOK, _BASE = (f"lorakit.comparing.base_trials:{name}" for name in ("look", "base"))
+_PROBE, _RUN = (f"lorakit.comparing.arm_trials:{name}" for name in ("probe", "run"))
 
 # Longest of the base's own answers to the general prompts, in tokens.
 GENERAL_TOKENS = 64

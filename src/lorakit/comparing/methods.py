@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.adapters import save_adapter
-from lorakit.compare.spec import CompareSpec
+from lorakit.comparing.spec import CompareSpec
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.run.session import Session
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorakit.compare.opening import Opened
-from lorakit.compare.prompts import PROMPTS
+from lorakit.comparing.opening import Opened
+from lorakit.comparing.prompts import PROMPTS
 from lorakit.data import DataSpec, Example, TokenTable, encode_all, encode_prompt, load_rows
 from lorakit.models.generate import generate
 

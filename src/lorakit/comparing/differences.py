@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.compare.protocol import ArmFindings
+from lorakit.comparing.protocol import ArmFindings
 from lorakit.evaluate.crossed import CrossedInterval, crossed_mean, crossed_statistic
 from lorakit.evaluate.metrics import score
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from lorakit.compare.methods import Arm, arms_of
-from lorakit.compare.protocol import Findings, Prospect, compare_arms, prospect
-from lorakit.compare.settings import Settings
-from lorakit.compare.summary import summarise
+from lorakit.comparing.methods import Arm, arms_of
+from lorakit.comparing.protocol import Findings, Prospect, compare_arms, prospect
+from lorakit.comparing.settings import Settings
+from lorakit.comparing.summary import summarise
 from lorakit.config import read_yaml
 from lorakit.errors import OutputError
 from lorakit.report import write_compare_report

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorakit.compare.spec import CompareSpec
+from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import DivergedError
 
 

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from lorakit.compare import differences as apart
-from lorakit.compare import verdict as words
-from lorakit.compare.costs import costs, points
-from lorakit.compare.methods import Arm
-from lorakit.compare.probe import at_edge, rounds
-from lorakit.compare.protocol import ArmFindings, Findings
-from lorakit.compare.spec import CompareSpec
+from lorakit.comparing import differences as apart
+from lorakit.comparing import verdict as words
+from lorakit.comparing.costs import costs, points
+from lorakit.comparing.methods import Arm
+from lorakit.comparing.probe import at_edge, rounds
+from lorakit.comparing.protocol import ArmFindings, Findings
+from lorakit.comparing.spec import CompareSpec
 from lorakit.config import RunConfig
 
 # The best learning rate of LoRA over that of full fine-tuning, as published ("LoRA Without
@@ -73,7 +73,8 @@ def summarise(
         "data_sha256": look["data_sha256"],
         "base_sha256": look["base"],
         "versions": look["versions"],
-        "notes": [*look["notes"], *_notes(findings, arms)],
+        "data_notes": list(look["notes"]),
+        "notes": _notes(findings, arms),
         "measured": {
             "headline": _headline(between),
             "machine": look["machine"],

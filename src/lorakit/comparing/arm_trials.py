@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lorakit.compare.base_trials import REFERENCE
-from lorakit.compare.methods import Method, prepare, save_trained
-from lorakit.compare.opening import Opened, open_run
+from lorakit.comparing.base_trials import REFERENCE
+from lorakit.comparing.methods import Method, prepare, save_trained
+from lorakit.comparing.opening import Opened, open_run
 from lorakit.errors import DivergedError
 from lorakit.evaluate.forgetting import Forgetting, Reference, forgetting, load_reference
 from lorakit.evaluate.likelihood import per_token, row_losses

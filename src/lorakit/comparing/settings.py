@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.compare.spec import CompareSpec
+from lorakit.comparing.spec import CompareSpec
 from lorakit.config import RunConfig, load_config, options_of, parse, plain, read_yaml
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, did_you_mean
 
 SECTION = "compare"
 OUT, SAMPLES = "runs/compare", 64
@@ -52,8 +52,12 @@ def settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     own = {option.name: option for option in options_of(CompareSpec, SECTION)}
     rest = {name: value for name, value in values.items() if name not in own}
     for name in rest:
-        if name not in OPTIONS and name in load_config(None, {}).to_flat():
+        if name in OPTIONS:
+            continue
+        if name in load_config(None, {}).to_flat():
             raise ConfigError(f"{source}: {name} is decided by the protocol, or has no place in it")
+        known = did_you_mean(str(name), [*own, *OPTIONS])
+        raise ConfigError(f"{source}: unknown key {name!r}; {known}")
     spec = CompareSpec(**parse(own, {n: v for n, v in values.items() if n in own}, source))
     defaults = {"out": OUT, "samples": SAMPLES}
     return Settings(load_config(None, {**defaults, **rest}), spec)

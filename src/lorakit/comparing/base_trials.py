@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorakit.compare import general
-from lorakit.compare.methods import Method, trained_parameters
-from lorakit.compare.opening import base_hash, open_run
+from lorakit.comparing import general
+from lorakit.comparing.methods import Method, trained_parameters
+from lorakit.comparing.opening import base_hash, open_run
 from lorakit.evaluate.forgetting import forgetting, reference
 from lorakit.evaluate.likelihood import per_token, row_losses
 from lorakit.forecast import flops_per_token, shape_of
