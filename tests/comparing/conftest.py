@@ -10,7 +10,7 @@ from lorakit.comparing.command import run_compare
 from lorakit.comparing.settings import settings
 from lorakit.trials import in_process
 
-WORDS = "lamp desk river stone cloud paper window garden copper violet".split()
+WORDS = ["lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet"]
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,18 @@ def rows(tmp_path_factory) -> Path:
 def small(base, rows):
     """Options of a comparison that takes seconds."""
     return {
-        **{"model": str(base), "data": (str(rows),), "dtype": "float32", "ranks": (2,)},
-        **{"budget": "4 steps", "batch_size": 4, "rates": 1, "seeds": 2, "evaluations": 2},
-        **{"max_eval_rows": 12, "samples": 3, "max_new_tokens": 4},
+        "model": str(base),
+        "data": (str(rows),),
+        "dtype": "float32",
+        "ranks": (2,),
+        "budget": "4 steps",
+        "batch_size": 4,
+        "rates": 1,
+        "seeds": 2,
+        "evaluations": 2,
+        "max_eval_rows": 12,
+        "samples": 3,
+        "max_new_tokens": 4,
     }
 
 

@@ -1,5 +1,7 @@
 """Budget, probe, costs and verdict: pure functions against values worked by hand."""
 
+from itertools import pairwise
+
 import pytest
 
 from lorakit.comparing.costs import reached
@@ -80,7 +82,7 @@ def test_rounds_halve_the_rates_and_double_the_steps(rates):
     assert made[0].rates == rates
     assert made[-1].rates == 2
     assert made[-1].steps == 32
-    for before, after in zip(made, made[1:], strict=False):
+    for before, after in pairwise(made):
         assert after.steps == 2 * before.steps
         assert after.rates == max(2, before.rates // 2)
 
@@ -110,7 +112,12 @@ def test_when_a_loss_was_reached():
 
 def test_arms_by_the_settings():
     arms = arms_of(CompareSpec(ranks=(4, 16), control=True), LoraSpec(alpha=16))
-    assert [arm.name for arm in arms] == ["full fine-tuning", "LoRA r=4", "LoRA r=16", "LoRA r=4, again"]
+    assert [arm.name for arm in arms] == [
+        "full fine-tuning",
+        "LoRA r=4",
+        "LoRA r=16",
+        "LoRA r=4, again",
+    ]
     assert arms[1].method.lora == arms[3].method.lora
     assert arms[1].method != arms[3].method
     for arm in arms:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from comparing_tools import without_measured
+
 from lorakit.comparing import differences
 from lorakit.comparing.methods import FULL, Arm, Method, arms_of
 from lorakit.comparing.opening import tuning_rows
@@ -38,7 +38,9 @@ def test_the_result_has_every_part(probed):
         assert arm["loss"]["low"] <= arm["loss"]["mean"] <= arm["loss"]["high"]
         assert arm["measured"]["peak_memory_bytes"] > 0
     assert json.loads((out / "result.json").read_text()) == result
-    assert {"report.html", "samples.json", "config.yaml", "plots"} <= {p.name for p in out.iterdir()}
+    assert {"report.html", "samples.json", "config.yaml", "plots"} <= {
+        p.name for p in out.iterdir()
+    }
     samples = json.loads((out / "samples.json").read_text())
     assert [a["who"] for a in samples[0]["answers"]] == ["base", FULL, "LoRA r=2", "LoRA r=4"]
     for place in result["arms"][1]["measured"]["adapters"]:

@@ -1,11 +1,11 @@
 """`lorakit compare`: rows -> a folder that holds the whole comparison and goes on after a kill.
 
-    RUN/
-      config.yaml      every option; with --resume the comparison goes on from here
-      trials/          one folder a trial, see lorakit.trials
-      result.json      the figures
-      samples.json     held-out prompts with the answers of the base and of every arm
-      report.html      the page made of the two, and plots/*.png
+RUN/
+  config.yaml      every option; with --resume the comparison goes on from here
+  trials/          one folder a trial, see lorakit.trials
+  result.json      the figures
+  samples.json     held-out prompts with the answers of the base and of every arm
+  report.html      the page made of the two, and plots/*.png
 """
 
 import json

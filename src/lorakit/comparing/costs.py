@@ -22,9 +22,7 @@ def costs(arm: ArmFindings, targets: Mapping[str, float], base_bytes: int | None
     measured = [run["measured"] for run in runs]
     own = round(fmean(run["bytes_on_disk"] for run in runs))
     losses = [fmean(run["course"][i]["loss"] for run in runs) for i in range(points(runs))]
-    seconds = [
-        fmean(each["course_seconds"][i] for each in measured) for i in range(points(runs))
-    ]
+    seconds = [fmean(each["course_seconds"][i] for each in measured) for i in range(points(runs))]
     return {
         # The largest of the seeds: it is what the machine must have.
         "peak_memory_bytes": max(each["peak_memory_bytes"] for each in measured),

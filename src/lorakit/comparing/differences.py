@@ -99,6 +99,4 @@ def _of_set(
         ours, theirs = (score(each, wanted, name).metrics[0].value for each in made)
         return ours - theirs
 
-    return crossed_statistic(
-        apart, len(arm), len(references), generator=_generator(), level=LEVEL
-    )
+    return crossed_statistic(apart, len(arm), len(references), generator=_generator(), level=LEVEL)

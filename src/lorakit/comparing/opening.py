@@ -1,8 +1,8 @@
 """What every trial of a comparison opens in its own process: base, rows, and which rows are for what.
 
-    training rows ──┬── learnt from, by every arm in the same order
-                    └── tuning rows: the probe chooses learning rates by them, and nothing else
-    held-out rows ───── reported; nothing is chosen by them
+training rows ──┬── learnt from, by every arm in the same order
+                └── tuning rows: the probe chooses learning rates by them, and nothing else
+held-out rows ───── reported; nothing is chosen by them
 """
 
 import hashlib

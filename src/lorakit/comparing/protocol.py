@@ -89,9 +89,7 @@ class Prospect:
     peak_memory_bytes: int
 
 
-def prospect(
-    arms: Sequence[Arm], spec: CompareSpec, config: RunConfig, runner: Runner
-) -> Prospect:
+def prospect(arms: Sequence[Arm], spec: CompareSpec, config: RunConfig, runner: Runner) -> Prospect:
     """Look at rows and base, and forecast the whole."""
     methods = [arm.method.to_dict() for arm in arms]
     # Files are known by their size and time here; what is in them comes out of the trial.

@@ -36,7 +36,9 @@ class CompareSpec:
     )
     seeds: int = field(
         default=3,
-        metadata={"help": "Times that each arm is trained; every seed gives all arms the same rows."},
+        metadata={
+            "help": "Times that each arm is trained; every seed gives all arms the same rows."
+        },
     )
     budget: str = field(
         default="1 epoch",
@@ -64,7 +66,9 @@ class CompareSpec:
     )
     evaluations: int = field(
         default=6,
-        metadata={"help": "Measurements of learning and forgetting over a run, the last at its end."},
+        metadata={
+            "help": "Measurements of learning and forgetting over a run, the last at its end."
+        },
     )
     general_data: tuple[str, ...] = field(
         default=(),

@@ -61,7 +61,9 @@ def summarise(
         },
         "base": {
             "loss": base["loss"],
-            "scores": {m["name"]: m["value"] for m in (base["scores"] or {"metrics": []})["metrics"]},
+            "scores": {
+                m["name"]: m["value"] for m in (base["scores"] or {"metrics": []})["metrics"]
+            },
             "why_scores": (base["scores"] or {"why": "nothing can be asked"})["why"],
             "general": {k: v for k, v in base["general"].items() if k != "texts"},
         },
@@ -90,7 +92,9 @@ def reference_arm(arms: Sequence[Arm]) -> Arm:
 def _arm(found: ArmFindings, findings: Findings) -> dict[str, Any]:
     runs = [run.result for run in found.runs]
     full = next((a for a in findings.arms if a.arm.method.kind == "full"), None)
-    base_bytes = None if full is None else round(fmean(r.result["bytes_on_disk"] for r in full.runs))
+    base_bytes = (
+        None if full is None else round(fmean(r.result["bytes_on_disk"] for r in full.runs))
+    )
     targets = {
         other.arm.name: fmean(run.result["loss"] for run in other.runs)
         for other in findings.arms
@@ -123,7 +127,9 @@ def _arm(found: ArmFindings, findings: Findings) -> dict[str, Any]:
         | {
             "probe_seconds_per_step": [p.measured["seconds_per_step"] for p in found.probe],
             "forecast": dict(found.forecast),
-            "adapters": [f"{run.folder.parent.name}/{run.folder.name}/adapter" for run in found.runs]
+            "adapters": [
+                f"{run.folder.parent.name}/{run.folder.name}/adapter" for run in found.runs
+            ]
             if lora
             else [],
         },
@@ -133,7 +139,14 @@ def _arm(found: ArmFindings, findings: Findings) -> dict[str, Any]:
 def _interval(found: Any, values: Sequence[float]) -> dict[str, Any]:
     if found is None:
         mean = fmean(values) if values else 0.0
-        return {"mean": mean, "low": mean, "high": mean, "level": 0.0, "seeds": len(values), "rows": 1}
+        return {
+            "mean": mean,
+            "low": mean,
+            "high": mean,
+            "level": 0.0,
+            "seeds": len(values),
+            "rows": 1,
+        }
     return dict(found.to_dict())
 
 
@@ -167,7 +180,9 @@ def _difference(
         "general_loss": _interval(general, []),
         "scores": {
             name: one.to_dict()
-            for name, one in apart.score_differences(runs, others, findings.base["references"]).items()
+            for name, one in apart.score_differences(
+                runs, others, findings.base["references"]
+            ).items()
         },
         "rate_ratio": found.rate / against.rate,
         "fewer_parameters": 1 - arm["trainable_parameters"] / reference["trainable_parameters"],
@@ -206,7 +221,9 @@ def _notes(findings: Findings, arms: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{arm['name']}: the chosen rate {arm['learning_rate']:g} is the end of the grid; "
                 "more --rates might find a better one"
             )
-        notes += sorted({note for run in findings.arms[arms.index(arm)].runs for note in run.result["notes"]})
+        notes += sorted(
+            {note for run in findings.arms[arms.index(arm)].runs for note in run.result["notes"]}
+        )
     if len(findings.seeds) == 1:
         notes.append("one seed: the intervals say how other rows would differ, not other seeds")
     return notes

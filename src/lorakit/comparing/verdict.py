@@ -90,9 +90,7 @@ def quality(d: CrossedInterval, verdict: Verdict) -> str:
 def memory(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     """Parameters and memory beside the reference's, in one clause."""
     fewer = 1 - arm["trainable_parameters"] / reference["trainable_parameters"]
-    share = (
-        arm["measured"]["peak_memory_bytes"] / reference["measured"]["peak_memory_bytes"]
-    )
+    share = arm["measured"]["peak_memory_bytes"] / reference["measured"]["peak_memory_bytes"]
     if arm["trainable_parameters"] == reference["trainable_parameters"]:
         trained = "trains as many parameters"
     else:

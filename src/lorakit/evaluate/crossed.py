@@ -89,7 +89,7 @@ def crossed_mean(
         DataError: fewer than two rows, or a value that is not finite.
     """
     values_KN = np.asarray(values_KN, dtype=np.float64)
-    seeds, rows = _sizes(values_KN)
+    _, rows = _sizes(values_KN)
     weights = np.ones(rows) if weights_N is None else np.asarray(weights_N, dtype=np.float64)
     means_K = values_KN @ weights / weights.sum()
     parts = []

@@ -10,8 +10,10 @@ p is computed once for a base and kept, so that a trial holds one model and not 
 inequality (Cover and Thomas, 2.8) the KL of the two coarser distributions is at most the KL of
 the whole ones, and equal to it with k = V. `Reference.mass` says how much of p the k words hold.
 """
+# ruff: noqa: N815  (the fields carry their shapes in their names)
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def load_reference(file: Path) -> Reference:
         raise OutputError(f"{file} is damaged ({error}); remove its folder") from None
     table = TokenTable.build(
         Encoded(ids[a:b], weight[a:b], f"general:{i + 1}")
-        for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+        for i, (a, b) in enumerate(pairwise(offsets))
     )
     return Reference(table, words, log_p, float(log_p.exp().sum(1).mean()))
 

@@ -49,9 +49,7 @@ def _in_chunks(model: Any, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
 def _at_once(
     model: Any, batch: Batch, logits_of: Callable[..., Tensor]
 ) -> Iterator[tuple[slice, Tensor]]:
-    logits_LV = logits_of(
-        model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L
-    )
+    logits_LV = logits_of(model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L)
     for start in range(0, batch.token_count, _CHUNK):
         part = slice(start, min(start + _CHUNK, batch.token_count))
         yield part, _log_softmax(logits_LV[part])

@@ -20,7 +20,9 @@ def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
     before = float(made.result["base"]["loss"])
     figures = {}
 
-    steps = [_curve(arm, i, "loss", [p["step"] for p in arm["course"]]) for i, arm in enumerate(arms)]
+    steps = [
+        _curve(arm, i, "loss", [p["step"] for p in arm["course"]]) for i, arm in enumerate(arms)
+    ]
     said = " ".join(
         f"{c.name}: {loss(c.mean[0])} at step 0, {loss(c.mean[-1])} at step {c.x[-1]:g}."
         for c in steps
@@ -39,7 +41,9 @@ def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
         folder,
     )  # fmt: skip
 
-    seconds = [_curve(arm, i, "loss", arm["measured"]["course_seconds"]) for i, arm in enumerate(arms)]
+    seconds = [
+        _curve(arm, i, "loss", arm["measured"]["course_seconds"]) for i, arm in enumerate(arms)
+    ]
     best = min(curve.mean[-1] for curve in seconds)
     drawing = plots.course(
         seconds, xlabel="seconds of training", ylabel="held-out loss (nats per token)",
@@ -75,8 +79,7 @@ def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
     )  # fmt: skip
 
     parameters, memory = (
-        [_point(arm, i, x) for i, arm in enumerate(arms)]
-        for x in (_millions, _gigabytes)
+        [_point(arm, i, x) for i, arm in enumerate(arms)] for x in (_millions, _gigabytes)
     )
     said = " ".join(
         f"{arm['name']}: loss {loss(arm['loss']['mean'])}, {number(_millions(arm), 3)} million "
@@ -144,7 +147,8 @@ def _one(drawing: Drawing, name: str, title: str, said: str, caption: str, folde
 
 
 def _two(
-    drawn: Callable[[int], Drawing], name: str, title: str, said: str, caption: str, folder: Path) -> Figure:
+    drawn: Callable[[int], Drawing], name: str, title: str, said: str, caption: str, folder: Path
+) -> Figure:
     """A figure for the page and one for a phone."""
     wide, narrow = drawn(880), drawn(_PHONE)
     write_png(wide, folder / f"{name}.png")

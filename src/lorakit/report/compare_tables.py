@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.report.compare_read import CompareFiles
-from lorakit.report.numbers import DASH, count, duration, is_number, loss, number, percent, signed, size
+from lorakit.report.numbers import (
+    DASH,
+    count,
+    duration,
+    is_number,
+    loss,
+    number,
+    percent,
+    signed,
+    size,
+)
 from lorakit.report.read import Record
 from lorakit.report.run_tables import Tile
 from lorakit.report.wording import is_points, score_name, score_value
-
 
 
 @dataclass(frozen=True)
@@ -221,7 +230,10 @@ def facts(made: CompareFiles) -> list[tuple[str, str]]:
         ("weights in", str(result["dtype"])),
         ("general text", str(general["source"])),
         ("general tokens", count(general["tokens"])),
-        ("words kept of the base", f"{count(general['words'])}, {percent(general['mass'])} of its probability"),
+        (
+            "words kept of the base",
+            f"{count(general['words'])}, {percent(general['mass'])} of its probability",
+        ),
     ]
 
 

@@ -68,9 +68,7 @@ def train(
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
-    expected = outlook(
-        model, rows.train, config.train, steps=steps, trainable=trainable, full=full
-    )
+    expected = outlook(model, rows.train, config.train, steps=steps, trainable=trainable, full=full)
     if expected.note:
         report({"kind": "note", "text": expected.note})
     return fit_model(

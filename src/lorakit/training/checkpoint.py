@@ -67,7 +67,9 @@ def save_checkpoint(
     described = {"run": run, **asdict(progress)}
 
     def fill(partial: Path) -> None:
-        write_tensors(partial / "state.safetensors", {**state, **({} if best is None else {"best": best})})
+        write_tensors(
+            partial / "state.safetensors", {**state, **({} if best is None else {"best": best})}
+        )
         (partial / "progress.json").write_text(json.dumps(described, indent=2) + "\n")
 
     for left in folder.glob(f".{_PREFIX}*"):
@@ -81,7 +83,9 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: Path, *, run: str) -> tuple[Progress, dict[str, Tensor], Tensor | None] | None:
+def load_checkpoint(
+    folder: Path, *, run: str
+) -> tuple[Progress, dict[str, Tensor], Tensor | None] | None:
     """The newest checkpoint, or None where there is none.
 
     Raises:

@@ -1,10 +1,10 @@
 """The folder of a trial: what is asked for first, the result last.
 
-    trials/<key>/
-      trial.json     worker, spec, where, label
-      log.txt        what the process printed
-      …              files of the worker's own
-      result.json    written last, beside and renamed: with it the trial is done, without it not begun
+trials/<key>/
+  trial.json     worker, spec, where, label
+  log.txt        what the process printed
+  …              files of the worker's own
+  result.json    written last, beside and renamed: with it the trial is done, without it not begun
 """
 
 import importlib
