@@ -23,6 +23,11 @@ from lorakit.training import FitResult, fused_blocks
 from lorakit.trials import Report
 
 
+# Most tokens of a forward pass in an evaluation. More would be faster, and would set the peak of
+# memory of an arm whose training needs little.
+EVALUATION_TOKENS = 512
+
+
 def probe(
     spec: Mapping[str, Any], where: Mapping[str, Any], folder: Path, report: Report
 ) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def probe(
     else:
         model = opened.session.model
         with packed_attention(model), fused_blocks(model):
-            found = per_token(*row_losses(model, opened.tuning, opened.config.train.batch_tokens))
+            found = per_token(*row_losses(model, opened.tuning, _evaluation_tokens(opened)))
         # Weights may have become infinite in the last step, whose loss was that before it.
         loss, diverged = (found, "") if math.isfinite(found) else (None, "not finite at the end")
     return {"loss": loss, "diverged": diverged, "measured": _pace(steps)}
@@ -158,6 +163,10 @@ def _fit(
     )
 
 
+def _evaluation_tokens(opened: Opened) -> int:
+    return min(EVALUATION_TOKENS, opened.config.train.batch_tokens)
+
+
 def _pace(steps: list[Mapping[str, Any]]) -> dict[str, float | None]:
     """Median seconds of a step, the first left out (it warms up), and real tokens a second."""
     timed = steps[1:] or steps
@@ -196,7 +205,7 @@ class _Course:
             self.points.append({"step": 0, "tokens": 0, **self._before})
             self.seconds_at.append(0.0)
             return float(self._before["loss"])
-        model, tokens = self._opened.session.model, self._opened.config.train.batch_tokens
+        model, tokens = self._opened.session.model, _evaluation_tokens(self._opened)
         self.rows = row_losses(model, self._opened.data.eval, tokens)
         self.last = forgetting(model, self._base, tokens)
         loss = per_token(*self.rows)
