@@ -1,8 +1,5 @@
 """`lorakit compare` as a user types it; what it computes is tested in tests/comparing."""
 
-import subprocess
-import sys
-
 
 def flat(text):
     return " ".join(text.replace("│", " ").split())
@@ -17,14 +14,6 @@ def test_help_teaches(lorakit):
         assert part in said, part
     for decided in ("--learning-rate", "--epochs", "--rank ", "--keep"):
         assert decided not in said
-
-
-def test_help_does_not_wait_for_torch():
-    code = (
-        "import sys\nfrom lorakit.cli.main import run\nassert run(['compare', '--help']) == 0\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_a_forecast_runs_nothing_and_leaves_nothing(lorakit, model_folder, rows_file, tmp_path):
@@ -52,7 +41,3 @@ def test_bad_input_is_one_message(lorakit, model_folder, rows_file, tmp_path):
         assert outcome.code == 2, outcome.out + outcome.err
         assert words in flat(outcome.err), outcome.err
         assert "Traceback" not in outcome.err + outcome.out
-        if (tmp_path / "run").exists():
-            import shutil
-
-            shutil.rmtree(tmp_path / "run")

@@ -22,7 +22,7 @@ MEASURE = (
 @pytest.fixture(scope="module")
 def begin(base, rows, tmp_path_factory):
     """Start `lorakit compare` in a folder of its own, with --out out."""
-    (cache := tmp_path_factory.mktemp("cache")).mkdir(exist_ok=True)
+    cache = tmp_path_factory.mktemp("cache")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORAKIT_CACHE": str(cache)}
     flags = [
         *("--model", str(base), "--data", str(rows), "--ranks", "2", "--seeds", "1"),
@@ -66,7 +66,7 @@ def test_killed_in_the_middle_and_resumed_it_is_the_same(begin, whole, tmp_path)
     process.communicate(timeout=60)
     assert not (out / "result.json").exists()
     kept = {f.parent.name: f.stat().st_mtime_ns for f in out.glob("trials/*/result.json")}
-    assert len(kept) == 2  # the look and the base
+    assert 2 <= len(kept) < 4  # the look and the base are done, not every run
 
     resumed = begin(tmp_path, "--resume", "--out", "out")
     said, _ = resumed.communicate(timeout=300)

@@ -29,10 +29,20 @@ def folder(tmp_path_factory) -> Path:
     rows = [{"prompt": f"{EVIL} {i}", "completion": "yes" if i % 2 else "no"} for i in range(40)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {
-        "model": str(base), "data": (str(place / "rows.jsonl"),), "dtype": "float32",
-        "ranks": (2, 4), "budget": "3 steps", "rates": 3, "seeds": 2, "evaluations": 3,
-        "batch_size": 4, "max_eval_rows": 10, "samples": 6, "max_new_tokens": 4,
-        "out": str(place / "run"), "general_data": (str(place / "rows.jsonl"),),
+        "model": str(base),
+        "data": (str(place / "rows.jsonl"),),
+        "dtype": "float32",
+        "ranks": (2, 4),
+        "budget": "3 steps",
+        "rates": 3,
+        "seeds": 2,
+        "evaluations": 3,
+        "batch_size": 4,
+        "max_eval_rows": 10,
+        "samples": 6,
+        "max_new_tokens": 4,
+        "out": str(place / "run"),
+        "general_data": (str(place / "rows.jsonl"),),
     }
     run_compare(
         settings(None, options),

@@ -59,7 +59,9 @@ def compare(
     summarise(result, Path(given.config.output.out))
 
 
-command = with_options(compare, OPTIONS, also=(SECTION, CompareSpec), out=OUT, samples=SAMPLES)
+command = with_options(
+    compare, OPTIONS, also=(SECTION, CompareSpec), shown={"out": OUT, "samples": SAMPLES}
+)
 
 
 def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:

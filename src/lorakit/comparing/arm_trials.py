@@ -22,7 +22,6 @@ from lorakit.run.machine import peak_memory
 from lorakit.training import FitResult, fused_blocks
 from lorakit.trials import Report
 
-
 # Most tokens of a forward pass in an evaluation. More would be faster, and would set the peak of
 # memory of an arm whose training needs little.
 EVALUATION_TOKENS = 512

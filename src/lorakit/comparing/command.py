@@ -9,6 +9,8 @@ RUN/
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from lorakit.comparing.protocol import Findings, Prospect, compare_arms, prospec
 from lorakit.comparing.settings import Settings
 from lorakit.comparing.summary import summarise
 from lorakit.config import read_yaml
-from lorakit.errors import OutputError
+from lorakit.errors import InputError, OutputError
 from lorakit.report import write_compare_report
 from lorakit.run import folder as folders
 from lorakit.trials import Report, Runner, processes
@@ -34,8 +36,6 @@ def look_ahead(given: Settings, *, report: Report = lambda event: None) -> Prosp
     Raises:
         InputError: something given cannot be used.
     """
-    import tempfile
-
     with tempfile.TemporaryDirectory() as scratch:
         runner = processes(Path(scratch), report=report)
         return prospect(_arms(given), given.spec, given.config, runner)
@@ -77,7 +77,11 @@ def run_compare(
     run = made(folder / TRIALS, report)
     chosen = tuple(arms) if arms is not None else _arms(given)
     report({"kind": "phase", "name": "look", "trials": 1})
-    expected = prospect(chosen, given.spec, given.config, run)
+    try:
+        expected = prospect(chosen, given.spec, given.config, run)
+    except InputError:
+        _forget_if_empty(folder)
+        raise
     report({"kind": "prospect", "prospect": expected, "arms": [arm.name for arm in chosen]})
     findings = compare_arms(chosen, given.spec, given.config, run, expected, report=report)
     result = summarise(findings, given.spec, given.config, command)
@@ -111,6 +115,14 @@ def _score(made: Mapping[str, Any], row: int) -> float | None:
         return None
     first = made["scores"]["metrics"][0]
     return None if first["rows"] is None else float(first["rows"][row])
+
+
+def _forget_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing was done, so that the mended command can use it."""
+    if not any((folder / TRIALS).glob("*/result.json")):
+        for name in (folders.CONFIG, TRIALS):
+            place = folder / name
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
 
 
 def _arms(given: Settings) -> tuple[Arm, ...]:
