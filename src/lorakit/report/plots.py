@@ -167,7 +167,8 @@ def dress(axes: "Axes", palette: Palette, *, ylabel: str, whole: bool = True) ->
     axes.tick_params(axis="x", length=4)
     axes.set_ylabel(ylabel, color=palette.muted, fontsize=12, labelpad=8)
     axes.xaxis.label.set(color=palette.muted, fontsize=12)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
+    steps = [1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, steps=steps))
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(tick))
