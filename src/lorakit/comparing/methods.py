@@ -41,8 +41,10 @@ class Method:
         """What `to_dict` gave."""
         lora = None
         if given["lora"] is not None:
-            fields = given["lora"].items()
-            lora = LoraSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+            plain: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in given["lora"].items()
+            }
+            lora = LoraSpec(**plain)
         return cls(given["kind"], lora, given["start"])
 
 

@@ -30,7 +30,7 @@ def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
 
     def by_step(width: int) -> Drawing:
         return plots.course(
-            steps, xlabel="step", ylabel="held-out loss (nats per token)", width=width
+            steps, xlabel="step", ylabel="held-out loss (nats per token)", whole=True, width=width
         )
 
     figures["course"] = _two(

@@ -48,11 +48,11 @@ def course(
     *,
     xlabel: str,
     ylabel: str,
-    level: tuple[str, float] | None = None,
+    whole: bool = False,
     width: int = 880,
     height: int = 330,
 ) -> Drawing:
-    """Curves with bands over the seeds, and a dashed level to compare with."""
+    """Curves with bands over the seeds; `whole` where x counts steps."""
 
     def draw(figure: "Figure", palette: Palette) -> None:
         axes = figure.add_subplot()
@@ -61,11 +61,7 @@ def course(
             if curve.low:
                 axes.fill_between(curve.x, curve.low, curve.high, color=shade, alpha=0.18, lw=0)
             axes.plot(curve.x, curve.mean, label=curve.name, **_line(palette, curve.place))
-        if level is not None:
-            axes.axhline(
-                level[1], color=palette.muted, linewidth=1.2, dashes=(5, 3), label=level[0]
-            )
-        dress(axes, palette, ylabel=ylabel, whole=False)
+        dress(axes, palette, ylabel=ylabel, whole=whole)
         axes.set_xlabel(xlabel)
         axes.margins(y=0.08)
         legend(figure, palette)
