@@ -92,9 +92,11 @@ def test_peak_memory_is_what_the_system_says_of_the_process(whole, tmp_path):
     """An arm alone, measured from outside by wait4, as /usr/bin/time -v does."""
     shutil.copytree(whole / "trials", tmp_path / "trials")
     checked = 0
-    for file in sorted((tmp_path / "trials").glob("*/metrics.jsonl")):
-        (file.parent / "result.json").unlink()
-        command = [sys.executable, "-m", "lorakit.trials.worker", str(file.parent)]
+    for file in sorted((whole / "trials").glob("*/metrics.jsonl")):
+        alone = tmp_path / "trials" / f"alone-{checked}"
+        alone.mkdir()
+        shutil.copy(file.parent / "trial.json", alone)
+        command = [sys.executable, "-m", "lorakit.trials.worker", str(alone)]
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, *command],
             capture_output=True,
@@ -103,9 +105,9 @@ def test_peak_memory_is_what_the_system_says_of_the_process(whole, tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         outside = 1024 * int(done.stdout.split()[-1])
-        measured = json.loads((file.parent / "result.json").read_text())["measured"]
+        measured = json.loads((alone / "result.json").read_text())["measured"]
         assert measured["peak_memory_bytes"] == pytest.approx(outside, rel=0.1)
-        before = json.loads((whole / "trials" / file.parent.name / "result.json").read_text())
+        before = json.loads((file.parent / "result.json").read_text())
         assert before["measured"]["peak_memory_bytes"] == pytest.approx(outside, rel=0.1)
         checked += 1
     assert checked == 2

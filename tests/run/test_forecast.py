@@ -130,3 +130,18 @@ def test_numbers_kept_by_fused_blocks_are_those_that_autograd_holds():
     # only because most numbers of this tiny model are in its blocks.
     assert hidden.requires_grad
     assert expected <= held <= 1.3 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_full_fine_tuning_takes_sixteen_bytes_a_parameter_and_moves_them_each_step(model, dtype):
+    shape, chosen = shape_of(model), plan(model, LoraSpec(rank=8))
+    common = dict(epochs_tokens=6000, batch_tokens=960, dtype=dtype, rate=1e11)
+    everything = shape.total_parameters
+    full = forecast(
+        *(shape, everything, [60] * 100, 2700), **common, full=True, steps=7, bytes_rate=1e10
+    )
+    lora = forecast(shape, chosen.trainable, [60] * 100, 2700, **common)
+    more = 16 * everything - dtype.itemsize * everything - 16 * chosen.trainable
+    assert full.peak_memory_bytes - lora.peak_memory_bytes == pytest.approx(more, abs=2)
+    products = 6000 * flops_per_token(shape, 0, 60, 0.45, full=True) / (1e11 * 0.6)
+    assert full.seconds == pytest.approx(products + 7 * 28 * everything / 1e10)
