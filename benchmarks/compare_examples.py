@@ -2,6 +2,7 @@
 
     python benchmarks/compare_examples.py --data DATA --only e2e
     python benchmarks/compare_examples.py --data DATA --try        # 2 steps, nothing kept
+    python benchmarks/compare_examples.py --write                  # the README's table of them
 
 Runs `lorakit compare` once a task, each about a quarter of an hour on two cores with native
 bfloat16, and copies its page and figures to docs/examples/compare-TASK.html and .json. A run that
@@ -25,7 +26,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+BEGIN, END = "<!-- compare: figures -->", "<!-- end of compare -->"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ TASKS = {
         "banking77/train.csv",
         (
             *("--prompt", "{text}\n", "--completion", "{category}"),
-            *("--batch-size", "16", "--budget", "120 steps"),
+            *("--batch-size", "16", "--budget", "96 steps"),
             *("--samples", "200", "--max-new-tokens", "16"),
         ),
     ),
@@ -73,11 +76,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="the folder of e2e, snips, …")
+    parser.add_argument("--data", type=Path, help="the folder of e2e, snips, …")
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, commas between")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     parser.add_argument("--try", action="store_true", dest="tries", help="2 steps, nothing kept")
+    parser.add_argument("--write", action="store_true", help="only the README's table")
     given = parser.parse_args()
+    if given.write:
+        readme = ROOT / "README.md"
+        before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+        return
+    if given.data is None:
+        parser.error("--data is needed: the folder of e2e, snips and banking77")
     for name in given.only.split(","):
         if given.tries:
             with tempfile.TemporaryDirectory() as scratch:
@@ -91,6 +103,43 @@ def main() -> None:
         shutil.copy(out / "report.html", EXAMPLES / f"compare-{name}.html")
         shutil.copy(out / "result.json", EXAMPLES / f"compare-{name}.json")
         print(json.loads((out / "result.json").read_text())["measured"]["headline"])
+
+
+def table() -> str:
+    """The committed examples as Markdown: one row an example and arm beside full fine-tuning."""
+    rows, commands, machines = [], [], set()
+    for file in sorted(EXAMPLES.glob("compare-*.json")):
+        name = file.stem.removeprefix("compare-")
+        made = json.loads(file.read_text(encoding="utf-8"))
+        commands.append(made["command"])
+        machine, versions = made["measured"]["machine"], made["versions"]
+        machines.add(
+            f"{machine['cpu']}, {machine['cores']} cores, {made['dtype']}; lorakit "
+            f"{versions['lorakit']}, torch {versions['torch']}"
+        )
+        arms = {arm["name"]: arm for arm in made["arms"]}
+        for between in made["differences"]:
+            arm, full = arms[between["arm"]], arms[between["against"]]
+            loss, metric = between["loss"], next(iter(arm["scores"]))
+            times = 1 if arm["scores"][metric]["unit"] == "points" else 100
+            values = [times * each["scores"][metric]["mean"] for each in (full, arm)]
+            rows.append(
+                f"| [{name}](docs/examples/compare-{name}.html) | {between['arm']} "
+                f"| {full['loss']['mean']:.3f} | {arm['loss']['mean']:.3f} "
+                f"| {loss['mean']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) "
+                f"| {metric.replace('_', ' ')} {values[0]:.1f} / {values[1]:.1f} "
+                f"| {arm['kl']['mean'] / full['kl']['mean']:.2f} "
+                f"| {between['fewer_parameters']:.1%} "
+                f"| {between['measured']['peak_memory_bytes_share']:.2f} "
+                f"| {between['measured']['seconds_per_step_share']:.2f} "
+                f"| {between['verdict']['kind']} |"
+            )
+    head = (
+        "| rows | arm | loss, full | loss, LoRA | difference (95 % interval) | answers, full / LoRA "
+        "| KL, LoRA / full | fewer parameters | memory, LoRA / full | step, LoRA / full | verdict |"
+    )
+    lines = [head, "|" + " --- |" * 11, *rows, "", f"{'; '.join(sorted(machines))}:", "", "```"]
+    return "\n".join([*lines, *commands, "```"])
 
 
 def compare(name: str, data: Path, out: Path, more: tuple[str, ...]) -> None:

@@ -135,7 +135,7 @@ def test_numbers_kept_by_fused_blocks_are_those_that_autograd_holds():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_full_fine_tuning_takes_sixteen_bytes_a_parameter_and_moves_them_each_step(model, dtype):
     shape, chosen = shape_of(model), plan(model, LoraSpec(rank=8))
-    common = dict(epochs_tokens=6000, batch_tokens=960, dtype=dtype, rate=1e11)
+    common = {"epochs_tokens": 6000, "batch_tokens": 960, "dtype": dtype, "rate": 1e11}
     everything = shape.total_parameters
     full = forecast(
         *(shape, everything, [60] * 100, 2700), **common, full=True, steps=7, bytes_rate=1e10
