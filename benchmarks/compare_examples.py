@@ -94,11 +94,10 @@ def main() -> None:
         if given.tries:
             with tempfile.TemporaryDirectory() as scratch:
                 more = ("--budget", "2 steps", "--samples", "4", "--max-eval-rows", "20")
-                compare(name, given.data, Path(scratch) / name, (*more, "--rates", "2"))
-                print((Path(scratch) / name / "report.html").stat().st_size, "bytes of page")
+                out = compare(name, given.data, Path(scratch), (*more, "--rates", "2"))
+                print((out / "report.html").stat().st_size, "bytes of page")
             continue
-        out = given.runs / f"compare-{name}"
-        compare(name, given.data, out, ())
+        out = compare(name, given.data, given.runs, ())
         EXAMPLES.mkdir(parents=True, exist_ok=True)
         shutil.copy(out / "report.html", EXAMPLES / f"compare-{name}.html")
         shutil.copy(out / "result.json", EXAMPLES / f"compare-{name}.json")
@@ -142,14 +141,23 @@ def table() -> str:
     return "\n".join([*lines, *commands, "```"])
 
 
-def compare(name: str, data: Path, out: Path, more: tuple[str, ...]) -> None:
-    """One `lorakit compare`, from its beginning or from where it was killed."""
-    task = TASKS[name]
-    flags = ["--data", str(data / task.rows), *COMMON, *task.flags, *more, "--out", str(out)]
-    if (out / "config.yaml").exists():
-        flags = ["--resume", "--out", str(out)]
+def compare(name: str, data: Path, runs: Path, more: tuple[str, ...]) -> Path:
+    """One `lorakit compare`, from its beginning or from where it was killed; its folder.
+
+    It runs in the folder of the runs, where `data` leads to the data, so that the command on the
+    page names no path of this machine.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    link = runs / "data"
+    if not link.is_symlink():
+        link.symlink_to(data.resolve())
+    task, out = TASKS[name], f"compare-{name}"
+    flags = ["--data", f"data/{task.rows}", *COMMON, *task.flags, *more, "--out", out]
+    if (runs / out / "config.yaml").exists():
+        flags = ["--resume", "--out", out]
     print("lorakit compare", shlex.join(flags), flush=True)
-    subprocess.run([sys.executable, "-m", "lorakit", "compare", *flags], check=True)
+    subprocess.run([sys.executable, "-m", "lorakit", "compare", *flags], check=True, cwd=runs)
+    return runs / out
 
 
 if __name__ == "__main__":
