@@ -18,6 +18,7 @@ from lorakit.models.attention import packed_attention
 from lorakit.run import answers
 from lorakit.run.fitting import fit_model
 from lorakit.run.folder import METRICS, MetricsFile
+from lorakit.run.limits import give_back_memory
 from lorakit.run.machine import peak_memory
 from lorakit.training import FitResult, fused_blocks
 from lorakit.trials import Report
@@ -102,6 +103,10 @@ def run(
     peak = peak_memory(session.model.device)
     last = course.last
     assert last is not None
+    # Gradients and what the allocator holds go before the answers come, which else would be what
+    # sets the peak of an arm that trains little.
+    session.model.zero_grad(set_to_none=True)
+    give_back_memory()
     report({"kind": "stage", "name": "answer"})
     asked = answers.pick(opened.data.eval_examples, spec["samples"])
     made = answers.ask(session, asked, spec["max_new_tokens"])
