@@ -5,9 +5,15 @@ layers of width d, mean sequence length s and share c of loss-bearing tokens:
 
     F_lora = 4 N + 6 P r + 7 s d L + 4 H c        F_full = 6 N + 7 s d L + 6 H c
 
-and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
-The head runs on loss-bearing tokens only. Time is tokens · F over the matmul rate measured on
-this machine at the model's own shapes, over the share of it that training reaches.
+and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen
+weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
+The head runs on loss-bearing tokens only. Time is that of the matmuls and of everything else,
+
+    seconds = tokens · (F / (MATMUL_SHARE · m) + PASSES · K / e)
+
+with m, FLOP/s, and e, numbers a second of an element-wise chain, measured on this machine at the
+model's own shapes, and K the numbers that a token leaves for the backward pass. Where matmuls have
+units of their own (AMX, tensor cores) it is the second that decides.
 
 Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
 copy where the weight is narrower) where LoRA holds the frozen weight alone and 16 bytes for each of
@@ -24,15 +30,17 @@ from torch import nn
 
 from lorakit.lora.kinds import geometry_of, kind_of
 
-# Share of the measured matmul rate that a step reaches on a CPU; the rest is element-wise work
-# and attention. Measured: 0.61 on `lorakit demo`, AVX2, float32.
-EFFICIENCY = 0.6
+# Share of the measured rate that the matmuls of a step reach: its weights and activations are not
+# in the cache, its attention has small inner dimensions.
+MATMUL_SHARE = 0.7
+# Element-wise chains (two reads, two steps, one write) for each number kept, backward included.
+PASSES = 6.0
 # Numbers kept of a token for the backward pass, over the widths of all its linears' inputs and
 # outputs: those, norms, rotary embeddings and the activation, less what is shared. Measured: 1.6
 # to 1.7 on SmolLM2-135M in float32.
 KEPT = 1.65
-# Memory that the process holds over the numbers that fused blocks keep: what the allocator could not
-# give back, and a block's own gradients. Measured: 1.3 on SmolLM2-135M at 1,024 and 2,048 tokens.
+# Memory that the process holds over the numbers that fused blocks keep: what the allocator could
+# not give back, and a block's own gradients. Measured: 1.3 on SmolLM2-135M at 1,024 and 2,048 tokens.
 HELD = 1.3
 # Bytes that a step of AdamW reads and writes for each parameter: gradient, parameter and moments,
 # about what 16 bytes read and 12 written come to.
@@ -76,6 +84,7 @@ class Forecast:
         peak_memory_bytes: largest resident size of the process.
         seconds: of the steps, evaluations left out.
         matmul_flops: measured rate, FLOP/s, at the model's shapes.
+        elementwise_rate: measured rate, numbers/s.
         recompute: whether activations are computed again in the backward pass.
     """
 
@@ -85,6 +94,7 @@ class Forecast:
     peak_memory_bytes: int
     seconds: float
     matmul_flops: float
+    elementwise_rate: float
     recompute: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +187,27 @@ def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
+def elementwise_rate(
+    shape: ModelShape, dtype: torch.dtype, device: torch.device, *, tokens: int = 1024
+) -> float:
+    """Numbers/s of silu(x) · y, the chain of a gated MLP, on the block's widest output, best of 4.
+
+    Fresh memory is written each time, as a step does.
+    """
+    width = max(out_features for out_features, _, _ in shape.shapes)
+    pairs = [torch.randn(2, tokens, width, device=device).to(dtype) for _ in range(4)]
+    best = min(_chain_seconds(x, y) for x, y in [pairs[0], *pairs])
+    return tokens * width / best
+
+
+def _chain_seconds(x: torch.Tensor, y: torch.Tensor) -> float:
+    started = time.perf_counter()
+    torch.nn.functional.silu(x) * y
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - started
+
+
 def _seconds(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> float:
     started = time.perf_counter()
     x @ weight.t()
@@ -196,6 +227,7 @@ def forecast(
     batch_tokens: int,
     dtype: torch.dtype,
     rate: float,
+    elementwise: float,
     numbers_kept: float | None = None,
     recompute: bool = False,
     full: bool = False,
@@ -213,6 +245,7 @@ def forecast(
         batch_tokens: tokens of the largest forward pass.
         dtype: of the base.
         rate: FLOP/s, see `matmul_rate`.
+        elementwise: numbers/s, see `elementwise_rate`.
         numbers_kept: for the backward, of each token, where the model's blocks run fused; None
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
@@ -228,6 +261,7 @@ def forecast(
         flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
     kept = KEPT * shape.activation_floats if numbers_kept is None else HELD * numbers_kept
+    chains = PASSES * kept * (1.3 if recompute else 1.0)
     if recompute:  # the input of every block, and all of the one that is computed again
         kept = shape.layers * shape.width + kept / shape.layers
     activations = kept * size * batch_tokens
@@ -240,7 +274,8 @@ def forecast(
         flops_per_token=flops,
         tokens=epochs_tokens,
         peak_memory_bytes=int(memory + activations + head),
-        seconds=epochs_tokens * flops / (rate * EFFICIENCY) + stepping,
+        seconds=epochs_tokens * (flops / (rate * MATMUL_SHARE) + chains / elementwise) + stepping,
         matmul_flops=rate,
+        elementwise_rate=elementwise,
         recompute=recompute,
     )

@@ -84,6 +84,7 @@ def outlook(
     largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
     kept = numbers_kept(model, lengths.tolist())
     rate = forecasting.matmul_rate(shape, model.dtype, model.device)
+    elementwise = forecasting.elementwise_rate(shape, model.dtype, model.device)
     bytes_rate = forecasting.memory_rate(model.device) if full else None
 
     def made(recompute: bool) -> forecasting.Forecast:
@@ -96,6 +97,7 @@ def outlook(
             batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
             dtype=model.dtype,
             rate=rate,
+            elementwise=elementwise,
             numbers_kept=kept,
             recompute=recompute,
             full=full,
