@@ -210,6 +210,8 @@ class _Course:
             self.seconds_at.append(0.0)
             return float(self._before["loss"])
         model, tokens = self._opened.session.model, _evaluation_tokens(self._opened)
+        # What steps have freed in pieces an evaluation could not reuse; it would come on top.
+        give_back_memory()
         self.rows = row_losses(model, self._opened.data.eval, tokens)
         self.last = forgetting(model, self._base, tokens)
         loss = per_token(*self.rows)
@@ -223,4 +225,5 @@ class _Course:
             }
         )
         self.seconds_at.append(self._seconds)
+        give_back_memory()
         return loss
