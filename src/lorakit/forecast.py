@@ -14,6 +14,10 @@ The head runs on loss-bearing tokens only. Time is that of the matmuls and of ev
 with m, FLOP/s, and e, numbers a second of an element-wise chain, measured on this machine at the
 model's own shapes, and K the numbers that a token leaves for the backward pass. Where matmuls have
 units of their own (AMX, tensor cores) it is the second that decides.
+
+Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
+copy where the weight is narrower) where LoRA holds the frozen weight alone and 16 bytes for each of
+the adapter's; and each of its steps reads and writes all of that once, at the rate of memory.
 """
 
 import time
@@ -38,8 +42,12 @@ RECOMPUTED = 1.3
 # to 1.7 on SmolLM2-135M in float32.
 KEPT = 1.65
 # Memory that the process holds over the numbers that fused blocks keep: what the allocator could
-# not give back, and a block's own gradients. Measured: 1.3 to 1.4 on SmolLM2-135M at 1,024 to 4,096 tokens.
+# not give back, and a block's own gradients. Measured: 1.3 to 1.4 on SmolLM2-135M at 1,024 to
+# 4,096 tokens.
 HELD = 1.4
+# Bytes that a step of AdamW reads and writes for each parameter: gradient, parameter and moments,
+# about what 16 bytes read and 12 written come to.
+STEP_BYTES = 28
 # The interpreter, torch, transformers and tokenizers before any weight is loaded.
 RUNTIME_BYTES = 800_000_000
 
@@ -166,6 +174,22 @@ def matmul_rate(
     return flops / seconds
 
 
+def memory_rate(device: torch.device, *, numbers: int = 1 << 24) -> float:
+    """Bytes/s that this machine reads and writes in a long copy of float32, best of 4."""
+    source = torch.ones(numbers, device=device)
+    target = torch.empty_like(source)
+    best = min(_copy_seconds(source, target) for _ in range(4))
+    return 2.0 * source.numel() * source.element_size() / best
+
+
+def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
+    started = time.perf_counter()
+    target.copy_(source)
+    if source.is_cuda:
+        torch.cuda.synchronize(source.device)
+    return time.perf_counter() - started
+
+
 def elementwise_rate(
     shape: ModelShape, dtype: torch.dtype, device: torch.device, *, tokens: int = 1024
 ) -> float:
@@ -209,12 +233,15 @@ def forecast(
     elementwise: float,
     numbers_kept: float | None = None,
     recompute: bool = False,
+    full: bool = False,
+    steps: int = 0,
+    bytes_rate: float | None = None,
 ) -> Forecast:
-    """What training an adapter on rows of these lengths will need.
+    """What training on rows of these lengths will need.
 
     Args:
         shape: of the base.
-        trainable: parameters of the adapter.
+        trainable: parameters of the adapter; all of the model's for full fine-tuning.
         lengths: tokens of each row.
         loss_tokens: loss-bearing tokens among them.
         epochs_tokens: real tokens of the whole run.
@@ -225,12 +252,15 @@ def forecast(
         numbers_kept: for the backward, of each token, where the model's blocks run fused; None
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
+        full: every parameter of the base is trained, without an adapter.
+        steps: optimizer steps, whose time counts where `bytes_rate` is given.
+        bytes_rate: bytes/s, see `memory_rate`.
     """
     total = sum(lengths)
     mean = sum(n * n for n in lengths) / total
-    flops = flops_per_token(shape, trainable, mean, loss_tokens / total)
+    flops = flops_per_token(shape, trainable, mean, loss_tokens / total, full=full)
     if recompute:
-        flops += 2 * shape.block_parameters + 2 * trainable
+        flops += 2 * shape.block_parameters + (0 if full else 2 * trainable)
         flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
     numbers = KEPT * shape.activation_floats if numbers_kept is None else numbers_kept
@@ -241,13 +271,15 @@ def forecast(
     activations = kept * size * batch_tokens
     # The logits of a chunk, and the few rows whose softmax is taken at once (training/loss.py).
     head = shape.vocabulary * (512 * size + 16 * 4)
-    memory = RUNTIME_BYTES + shape.total_parameters * size + 16 * trainable
+    frozen = 0 if full else shape.total_parameters * size
+    memory = RUNTIME_BYTES + frozen + 16 * trainable
+    stepping = steps * STEP_BYTES * trainable / bytes_rate if bytes_rate else 0.0
     return Forecast(
         trainable_parameters=trainable,
         flops_per_token=flops,
         tokens=epochs_tokens,
         peak_memory_bytes=int(memory + activations + head),
-        seconds=epochs_tokens * (flops / (rate * MATMUL_SHARE) + chains / elementwise),
+        seconds=epochs_tokens * (flops / (rate * MATMUL_SHARE) + chains / elementwise) + stepping,
         matmul_flops=rate,
         elementwise_rate=elementwise,
         recompute=recompute,
