@@ -42,7 +42,8 @@ RECOMPUTED = 1.3
 # to 1.7 on SmolLM2-135M in float32.
 KEPT = 1.65
 # Memory that the process holds over the numbers that fused blocks keep: what the allocator could
-# not give back, and a block's own gradients. Measured: 1.3 to 1.4 on SmolLM2-135M at 1,024 to 4,096 tokens.
+# not give back, and a block's own gradients. Measured: 1.3 to 1.4 on SmolLM2-135M at 1,024 to
+# 4,096 tokens.
 HELD = 1.4
 # Bytes that a step of AdamW reads and writes for each parameter: gradient, parameter and moments,
 # about what 16 bytes read and 12 written come to.

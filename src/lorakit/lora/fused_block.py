@@ -114,13 +114,25 @@ class _Group:
         return n_TI @ self.A(n_TI).t() if self.rank else None
 
     def forward(self, n_TI: Tensor, h_TR: Tensor | None, i: int, onto: Tensor | None) -> Tensor:
-        """L_i(n), or onto + L_i(n): (T, out_i)."""
+        """L_i(n), or onto + L_i(n): (T, out_i).
+
+        The low-rank product comes first and the base's is added to it in the matmul. In 16 bits it
+        would be lost the other way round: what is less than half a unit in the last place of a
+        number that is rounded already changes nothing, and of the residual stream, whose numbers
+        are large, that is nearly all of it.
+        """
         each = self.linears[i]
-        y_TO = product(n_TI, each.weight.t(), onto)
+        if each.B is None or h_TR is None:
+            y_TO = product(n_TI, each.weight.t(), onto)
+        else:
+            h, sB = h_TR[:, self.columns[i]], _scaled(each, n_TI)
+            inside = onto is not None and n_TI.dtype in (torch.float32, torch.float64)
+            y_TO = torch.addmm(onto, h, sB.t()) if inside else h @ sB.t()
+            add_product(y_TO, n_TI, each.weight.t())
+            if onto is not None and not inside:
+                y_TO.add_(onto)
         if each.bias is not None:
             y_TO.add_(each.bias)
-        if each.B is not None and h_TR is not None:
-            y_TO.addmm_(h_TR[:, self.columns[i]], _scaled(each, y_TO).t())
         return y_TO
 
     def gradient_h(self, grads: Sequence[Tensor]) -> Tensor | None:
@@ -136,11 +148,13 @@ class _Group:
 
     def gradient_input(self, grads: Sequence[Tensor], grad_h_TR: Tensor | None) -> Tensor:
         """Σ_i grad_i W_i + grad_h A: (T, in_features), accumulated in one buffer."""
-        grad_TI = product(grads[0], self.linears[0].weight)
+        if grad_h_TR is None:
+            grad_TI = product(grads[0], self.linears[0].weight)
+        else:  # first, as in the forward
+            grad_TI = grad_h_TR @ self.A(grads[0])
+            add_product(grad_TI, grads[0], self.linears[0].weight)
         for each, grad_TO in zip(self.linears[1:], grads[1:], strict=True):
             add_product(grad_TI, grad_TO, each.weight)
-        if grad_h_TR is not None:
-            grad_TI.addmm_(grad_h_TR, self.A(grad_TI))
         return grad_TI
 
     def gradients(
