@@ -38,7 +38,7 @@ def look(
     session, train = opened.session, opened.train
     model, config = session.model, opened.config.train
     rows = min(config.batch_size, len(train))
-    forecasts = []
+    forecasts: list[dict[str, Any]] = []
     for each in spec["methods"]:
         method = Method.from_dict(each)
         full = method.kind == "full"

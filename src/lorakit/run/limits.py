@@ -1,7 +1,6 @@
 """Limits of libraries that must be set before the library first works; imports nothing heavy."""
 
 import ctypes
-import gc
 import os
 import sys
 
@@ -23,7 +22,6 @@ def give_back_memory() -> None:
     For the turn from one kind of work to another in a process whose peak is watched; does nothing
     where there is no glibc.
     """
-    gc.collect()
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
