@@ -1,7 +1,6 @@
 """The slots' numbers: every linear layer of a model's blocks, and the pairs written beside them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,14 +11,6 @@ from lorakit.lora.batched import SlotGroup
 from lorakit.lora.plan import Target, plan
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import block_of
-
-
-@dataclass(frozen=True)
-class Spot:
-    """Where the pair of a module lies: which group, and which of its linears."""
-
-    group: int
-    linear: int
 
 
 Staged = Sequence[SlotGroup]
@@ -56,10 +47,7 @@ class Bank:
         self.targets, self.slots, self.rank = dict(targets), slots, rank
         self.dtype, self.device = dtype, device
         self._grouped = [tuple(paths) for paths in grouped]
-        self.spots = {
-            path: Spot(g, i) for g, paths in enumerate(grouped) for i, path in enumerate(paths)
-        }
-        assert self.spots.keys() == self.targets.keys()
+        assert {path for paths in grouped for path in paths} == self.targets.keys()
         self.groups = self._make(slots)
 
     def _make(self, slots: int) -> list[SlotGroup]:
@@ -79,7 +67,7 @@ class Bank:
     @property
     def slot_bytes(self) -> int:
         """Memory of one slot."""
-        numbers = sum(g.A.numel() + sum(B.numel() for B in g.B) for g in self.groups)
+        numbers = sum(g.A.numel() + g.B.numel() for g in self.groups)
         return numbers * self.groups[0].A.element_size() // self.slots
 
     @property
@@ -119,16 +107,19 @@ class Bank:
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.whole:
             raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")
-        staged = self._make(width)
-        for path, pair in adapter.pairs.items():
-            if pair.kind not in ("linear", "conv1d"):
-                raise AdapterError(f"{name}: {path} is a pair of the kind {pair.kind}")
-            spot = self.spots[path]
+        staged, left = self._make(width), dict(adapter.pairs)
+        for group, paths in zip(staged, self._grouped, strict=True):
+            pairs = []
+            for path in paths:
+                pair = left.pop(path, None)
+                if pair is not None and pair.kind not in ("linear", "conv1d"):
+                    raise AdapterError(f"{name}: {path} is a pair of the kind {pair.kind}")
+                pairs.append(None if pair is None else (pair.A, pair.B, pair.scale))
             try:
-                staged[spot.group].write(0, width, spot.linear, pair.A, pair.B, pair.scale)
+                group.write(0, width, pairs)
             except ValueError as error:
-                raise AdapterError(f"{name} does not fit this model at {path}: {error}") from None
-        if not all(group.finite(0, width) for group in staged):
+                raise AdapterError(f"{name} does not fit this model at {paths}: {error}") from None
+        if not all(group.finite() for group in staged):
             raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
         return staged
 

@@ -66,7 +66,7 @@ class BatchedLinear(nn.Module):
         holder = self._holder[0]
         if holder.batch is not None and holder.batch.segments:
             rows = y.view(-1, y.shape[-1])
-            holder.groups[self._group].add(x.reshape(-1, x.shape[-1]), [rows], holder.batch)
+            holder.groups[self._group].add(x.reshape(-1, x.shape[-1]), rows, holder.batch)
         return y
 
 
@@ -143,7 +143,7 @@ class Forward:
             runs: of adapters, see `lora.batched`.
         """
         step = plan_step(places, self.device)
-        batch = plan_batch(tuple(runs), len(ids), self.bank.rank, self.device, self.costs)
+        batch = plan_batch(tuple(runs), len(ids), self.device, self.costs)
         ids_T = torch.tensor(ids, device=self.device)
         keep_L = torch.tensor(keep, dtype=torch.long, device=self.device)
         return self.blocks.logits(ids_T, step, keep_L, self.arenas, batch)

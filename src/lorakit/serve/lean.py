@@ -115,8 +115,7 @@ def _run(
     n_TD = F.rms_norm(x_TD, shape, block.norms[0], block.eps[0])
     y = F.linear(n_TD, *block.qkv)
     if groups is not None:
-        sizes = (heads * width, keys * width, keys * width)
-        next(groups).add(n_TD, y.split(sizes, dim=1), batch)
+        next(groups).add(n_TD, y, batch)
     y_THE = y.view(tokens, heads + 2 * keys, width)
     qk = y_THE[:, : heads + keys]
     if block.head_norms is None:
@@ -130,23 +129,22 @@ def _run(
     o_TO = attend_step(y_THE[:, :heads], arena, step, block.asked).view(tokens, -1)
     x_TD = _residual(x_TD, o_TO, block.o)
     if groups is not None:
-        next(groups).add(o_TO, [x_TD], batch)
+        next(groups).add(o_TO, x_TD, batch)
     n_TD = F.rms_norm(x_TD, shape, block.norms[1], block.eps[1])
     gu = F.linear(n_TD, *block.gate_up)
-    gate, up = gu.chunk(2, dim=1)
     if groups is not None:
-        next(groups).add(n_TD, [gate, up], batch)
+        next(groups).add(n_TD, gu, batch)
+    gate, up = gu.chunk(2, dim=1)
     act = F.silu(gate).mul_(up)
     x_TD = _residual(x_TD, act, block.down)
     if groups is not None:
-        next(groups).add(act, [x_TD], batch)
+        next(groups).add(act, x_TD, batch)
     return x_TD
 
 
 def _residual(x_TO: Tensor, y_TI: Tensor, linear: tuple[Tensor, Tensor | None]) -> Tensor:
-    weight, bias = linear
-    out = torch.addmm(x_TO, y_TI, weight.t())
-    return out if bias is None else out.add_(bias)
+    # In bf16 on a CPU a product and a sum are faster than one addmm (119 + 5 against 190 us).
+    return F.linear(y_TI, *linear).add_(x_TO)
 
 
 def _read(block: Any, layer: Layer) -> _Block:

@@ -47,13 +47,13 @@ class SlotPool:
         self._touch(resident)
 
     def place(self, key: str, width: int) -> Resident | None:
-        """Slots for an adapter, those of idle ones given up for it.
+        """Slots for an adapter, at a multiple of its width, those of idle ones given up for it.
 
         Free slots are taken before any adapter goes, then those whose latest user is the least
         recent. None while too many are in use.
         """
         best: tuple[int, int] | None = None
-        for slot in range(self.slots - width + 1):
+        for slot in range(0, self.slots - width + 1, width):
             inside = {r for r in self._in[slot : slot + width] if r is not None}
             if any(r.users for r in inside):
                 continue
