@@ -35,7 +35,7 @@ def with_options(
     chosen = [option for option in options() if names is None or option.name in names]
     signature = inspect.signature(command)
     own = [p for name, p in signature.parameters.items() if name != "flags"]
-    added = [_parameter(option, defaults.get(option.name, option.default)) for option in chosen]
+    added = [parameter(option, defaults.get(option.name, option.default)) for option in chosen]
 
     def run(**values: Any) -> None:
         given = {o.name: values.pop(o.field) for o in chosen}
@@ -50,10 +50,11 @@ def with_options(
     return run
 
 
-def _parameter(option: Option, default: Any) -> inspect.Parameter:
+def parameter(option: Option, default: Any) -> inspect.Parameter:
+    """The flag of an option, as typer reads it from a signature."""
     shown = _shown(default)
     help_text = option.help + (f" [default: {shown}]" if shown else "")
-    panel = PANELS[option.section]
+    panel = PANELS.get(option.section, option.section)
     if option.is_flag:
         off = "--no-" + option.name.replace("_", "-")
         info = typer.Option(

@@ -226,10 +226,15 @@ class Engine:
         """Whether steps are run."""
         return self._thread.is_alive()
 
+    def refuse(self) -> None:
+        """Take no more requests; those taken go on."""
+        with self._counted:
+            if self._state == "running":
+                self._state = "draining"
+
     def stop(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, let those taken end for so long, then end the thread."""
-        with self._counted:
-            self._state = "draining"
+        self.refuse()
         until = time.monotonic() + drain_seconds
         while self._count and self.alive and time.monotonic() < until:
             time.sleep(0.02)
