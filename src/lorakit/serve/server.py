@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -93,8 +94,10 @@ def make_ready(
             f"an adapter is called {catalog.base!r}, like the base: rename it, since a model's name "
             "chooses the adapter"
         )
+    for name in names:
+        kept.checked(name)  # what the operator named has to be right
     for name in (*folders, *names):
-        catalog.resolve(name)  # what the operator named has to be right
+        catalog.resolve(name)
     metrics = Metrics()
     service = Service(catalog, session.tokenizer, ends, spec, context, http.max_choices)
     engine = Engine(forward, session.tokenizer, spec, largest, service.deliver, metrics)
@@ -118,6 +121,7 @@ def listen(spec: HttpSpec) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((spec.host, spec.port))
+        sock.listen(2048)  # who comes before the base is loaded waits
     except OSError as error:
         sock.close()
         raise ConfigError(
@@ -159,8 +163,11 @@ def run(ready: Ready, sock: socket.socket, spec: HttpSpec) -> None:
     )
     server = Server(config)
     ready.engine.start()
+    # uvicorn sends itself the signal again when all is done, for a handler that was there before.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     with _often_switched(), contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[sock])
+    signal.signal(signal.SIGTERM, before)
     ready.engine.stop()
 
 
