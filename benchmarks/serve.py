@@ -161,7 +161,9 @@ def serve_lorakit(task: bench.Line) -> bench.Line:
     command = [str(LORAKIT), "serve", "--port", "0", "--slots", str(FLIGHT)]
     command += ["--slot-rank", str(RANK), "--max-output", "256", "--max-prompt", "768"]
     command += ["--adapters", f"{task['scratch']}/adapters"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as p:
         assert p.stdout is not None
         url = ""
         for line in p.stdout:
@@ -183,7 +185,9 @@ async def closed_loop(url: str, task: bench.Line) -> bench.Line:
     names = [f"a{i % adapters:02}" if adapters else "smollm2-135m" for i in range(FLIGHT)]
     asked = prompts(FLIGHT + task["requests"])
 
-    async def client(number: int, mine: list[list[int]], first: list[float], gaps: list[float]) -> int:
+    async def client(
+        number: int, mine: list[list[int]], first: list[float], gaps: list[float]
+    ) -> int:
         total = 0
         for ids in mine:
             body = {"model": names[number], "prompt": ids, "max_tokens": task["new"]}
@@ -304,7 +308,8 @@ def run_vllm(task: bench.Line) -> bench.Line:
     loras = None
     if task["adapters"]:
         every = [
-            LoRARequest(f"a{i:02}", i + 1, str(folder / f"a{i:02}")) for i in range(task["adapters"])
+            LoRARequest(f"a{i:02}", i + 1, str(folder / f"a{i:02}"))
+            for i in range(task["adapters"])
         ]
         loras = [every[i % len(every)] for i in range(FLIGHT)]
     short = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)

@@ -109,7 +109,10 @@ def test_a_slot_written_again_holds_nothing_of_what_it_held():
 
 
 def test_slots_copied_from_another_group_are_those():
-    group, other = filled([(0, 8, random_pairs(8, 0))]), filled([(0, 8, random_pairs(8, 1))], slots=2)
+    group, other = (
+        filled([(0, 8, random_pairs(8, 0))]),
+        filled([(0, 8, random_pairs(8, 1))], slots=2),
+    )
     group.take(4, other)
     group.take(0, filled([], slots=2))
     expected = filled([(4, 8, random_pairs(8, 1))])
@@ -133,7 +136,9 @@ def brute_force(runs, cost):
         total = 0.0
         for a, b in itertools.pairwise(edges):
             span = runs[b - 1].slot + runs[b - 1].width - runs[a].slot
-            total += cost.segment + span * (cost.slot + cost.product * max(r.rows for r in runs[a:b]))
+            total += cost.segment + span * (
+                cost.slot + cost.product * max(r.rows for r in runs[a:b])
+            )
         least = min(least, total)
     return least
 
@@ -154,7 +159,10 @@ def test_dear_calls_make_one_segment_and_cheap_ones_many():
     assert len(plan_batch(runs, 32, CPU, Costs(1e9, 1, 1)).segments) == 1
     far = tuple(Run(9 * i, 1, 1) for i in range(4))
     assert len(plan_batch(far, 4, CPU, Costs(0, 1, 1)).segments) == 4
-    assert costs(CPU, torch.bfloat16, 10_176, 16).segment > costs(CPU, torch.float32, 10_176, 16).segment
+    assert (
+        costs(CPU, torch.bfloat16, 10_176, 16).segment
+        > costs(CPU, torch.float32, 10_176, 16).segment
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,5 +191,5 @@ def test_other_tokens_than_were_planned_are_refused():
     ("A", "B"), [((4, IN + 1), (OUTS[0], 4)), ((4, IN), (OUTS[0], 5)), ((9, IN), (OUTS[0], 9))]
 )
 def test_pairs_of_other_shapes_are_refused(A, B):
-    with pytest.raises(ValueError, match="for a layer of|hold no rank"):
+    with pytest.raises(ValueError, match=r"for a layer of|hold no rank"):
         filled([]).write(0, 2, [(torch.zeros(A), torch.zeros(B), 1.0), None, None])

@@ -17,7 +17,13 @@ from lorakit.serve.sampling import Sampling
 from lorakit.serve.spec import EngineSpec
 
 SPEC = EngineSpec(
-    slots=6, slot_rank=8, cache_gb=0.01, max_running=8, step_tokens=24, max_prompt=200, max_output=50
+    slots=6,
+    slot_rank=8,
+    cache_gb=0.01,
+    max_running=8,
+    step_tokens=24,
+    max_prompt=200,
+    max_output=50,
 )
 
 
@@ -72,7 +78,11 @@ class Driven(Engine):
             answer.reused = event.reused or answer.reused
 
     def ask(self, tag: Any, ids: list[int], key: str = "", n: int = 1, **more: Any) -> Any:
-        sampling = {k: more.pop(k) for k in ("temperature", "top_p", "top_k", "seed", "logprobs") if k in more}
+        sampling = {
+            k: more.pop(k)
+            for k in ("temperature", "top_p", "top_k", "seed", "logprobs")
+            if k in more
+        }
         sampling.setdefault("temperature", 0.0)
         folder = self.folders.get(key)
         more.setdefault("most", 6)

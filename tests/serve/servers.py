@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import uvicorn
+from engines import base, make_adapter
 
 from families import tokenizer
-from engines import base, make_adapter
 from lorakit.adapters.store import Store
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import identify
@@ -86,7 +86,11 @@ def serving(
     listening = HttpSpec(port=0, **http)
     sock = server.listen(listening)
     ready = server.make_ready(
-        ModelSpec(str(model_folder), dtype="float32"), spec, listening, store=store, adapters=adapters
+        ModelSpec(str(model_folder), dtype="float32"),
+        spec,
+        listening,
+        store=store,
+        adapters=adapters,
     )
     runner = uvicorn.Server(
         uvicorn.Config(ready.app, log_level="warning", access_log=False, lifespan="off")

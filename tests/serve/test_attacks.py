@@ -74,7 +74,7 @@ def test_a_forged_key_no_key_and_a_hash_in_a_keys_place_are_refused(guarded):
     ):
         headers = {k: v.encode().decode("latin-1") for k, v in headers.items()}
         for path in ("/v1/models", "/metrics", "/v1/lorakit/status"):
-            status, head, said = call(server.url + path, headers=headers)
+            status, head, _said = call(server.url + path, headers=headers)
             assert status == 401, headers
             assert head["WWW-Authenticate"] == "Bearer"
         assert call(f"{server.url}/v1/completions", {"model": "small", **ASK}, headers)[0] == 401
@@ -86,7 +86,9 @@ def test_a_forged_key_no_key_and_a_hash_in_a_keys_place_are_refused(guarded):
 def test_a_key_sees_and_uses_its_own_adapters_only(guarded):
     server, secrets, _ = guarded
     headers = bearer(secrets["some"])
-    assert [m["id"] for m in call(f"{server.url}/v1/models", headers=headers)[2]["data"]] == ["small"]
+    assert [m["id"] for m in call(f"{server.url}/v1/models", headers=headers)[2]["data"]] == [
+        "small"
+    ]
     url = f"{server.url}/v1/completions"
     assert call(url, {"model": "small", **ASK}, headers)[0] == 200
     assert call(url, {"model": "small@1", **ASK}, headers)[0] == 200
@@ -159,7 +161,9 @@ def test_what_is_allowed_can_be_loaded_used_and_unloaded(guarded):
     assert call(f"{server.url}/v1/unload_lora_adapter", {"lora_name": "extra"}, headers)[0] == 404
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "..", ".hidden", "a\0b", "", "x" * 101, "tiny-base"])
+@pytest.mark.parametrize(
+    "name", ["../up", "a/b", "..", ".hidden", "a\0b", "", "x" * 101, "tiny-base"]
+)
 def test_a_name_that_is_none_is_refused(guarded, name):
     server, secrets, _ = guarded
     body = {"lora_name": name, "lora_path": "small"}
@@ -216,7 +220,7 @@ def test_files_far_too_large_are_refused_unread(guarded):
 
 
 def test_a_body_of_100_mb_is_refused_before_it_is_read(guarded):
-    server, secrets, _ = guarded
+    server, _secrets, _ = guarded
     host, port = server.url.removeprefix("http://").split(":")
     for headers, chunk in (
         (b"Content-Length: 104857600\r\n", b"x" * 65536),
@@ -246,7 +250,7 @@ def test_a_body_of_100_mb_is_refused_before_it_is_read(guarded):
 
 def test_another_hosts_name_is_refused_on_loopback(running):
     """DNS rebinding: a page elsewhere points its own name at 127.0.0.1."""
-    status, _, said = call(f"{running.url}/v1/models", headers={"Host": "evil.example"})
+    status, _, _said = call(f"{running.url}/v1/models", headers={"Host": "evil.example"})
     assert status == 421
     assert call(f"{running.url}/v1/models", headers={"Host": "localhost:1"})[0] == 200
 
@@ -316,6 +320,8 @@ def test_schemathesis_finds_no_500(house):
                 case.validate_response(response, checks=[not_a_server_error])
 
             attack()
-        assert {"POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models"} <= set(statuses)
+        assert {"POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models"} <= set(
+            statuses
+        )
         assert not {s for seen in statuses.values() for s in seen if s >= 500}
         server.rest(30)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import openai
 import pytest
+from engines import base
 from servers import SPEC, make_adapter, serving
 from test_attacks import call
 
-from engines import base
 from lorakit.adapters.store import Store
 
 ASK = {"prompt": "hello", "temperature": 0}
@@ -111,7 +111,9 @@ def test_many_more_adapters_than_slots_by_zipfs_law(house, tmp_path):
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
         def ask(name):
-            made = client.completions.create(model=name, prompt="hello", temperature=0, max_tokens=6)
+            made = client.completions.create(
+                model=name, prompt="hello", temperature=0, max_tokens=6
+            )
             return made.choices[0].text
 
         known = {folder.name: ask(folder.name) for folder in folders}

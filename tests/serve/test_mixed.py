@@ -6,10 +6,10 @@ at a time, without a cache.
 
 import pytest
 import torch
+from engines import SPEC, Driven, base, make_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engines import SPEC, Driven, base, make_adapter
 from lorakit.adapters.load import load_adapter
 from lorakit.serve.forward import OwnBlocks
 from lorakit.serve.lean import LeanBlocks
@@ -55,7 +55,13 @@ class Watched(Driven):
 
         self.forward.run = keep
         try:
-            order = [w.sequence for w in sorted(work, key=lambda w: w.sequence.resident.slot if w.sequence.resident else 1 << 30) if w.last]
+            order = [
+                w.sequence
+                for w in sorted(
+                    work, key=lambda w: w.sequence.resident.slot if w.sequence.resident else 1 << 30
+                )
+                if w.last
+            ]
             tags = [(self._answers[s].tag, self._answers[s].prompt.choice) for s in order]
             return super()._compute(work)
         finally:
@@ -70,12 +76,13 @@ def pair(request, tmp_path_factory):
     family = request.param
     root = tmp_path_factory.mktemp(family)
     folders = {
-        key: make_adapter(base(family), root / key, rank, seed=rank)
-        for key, rank in RANKS.items()
+        key: make_adapter(base(family), root / key, rank, seed=rank) for key, rank in RANKS.items()
     }
     engine = Watched(family)
     engine.folders = folders
-    assert isinstance(engine.forward.blocks, LeanBlocks if family in ("llama", "qwen3", "mistral") else OwnBlocks)
+    assert isinstance(
+        engine.forward.blocks, LeanBlocks if family in ("llama", "qwen3", "mistral") else OwnBlocks
+    )
     return engine, Alone(family, folders)
 
 
@@ -119,7 +126,7 @@ def test_each_answer_equals_the_request_alone(pair, asked):
 
 
 def test_adapters_of_the_fixture_do_change_answers(pair):
-    engine, alone = pair
+    _engine, alone = pair
     ids = list(range(20, 40))
     plain = alone.answer(ids, "")[1][0]
     for key in RANKS:

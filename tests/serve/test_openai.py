@@ -103,9 +103,7 @@ def test_all_models_at_once_answer_as_each_alone(client, alone):
         made = client.completions.create(model=model, prompt=f"no {i}", temperature=0, max_tokens=9)
         got[i, model] = made.choices[0].text
 
-    threads = [
-        threading.Thread(target=ask, args=(i, model)) for i in range(4) for model in MODELS
-    ]
+    threads = [threading.Thread(target=ask, args=(i, model)) for i in range(4) for model in MODELS]
     for thread in threads:
         thread.start()
     for thread in threads:

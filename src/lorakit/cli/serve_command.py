@@ -31,7 +31,9 @@ def serve(
         ),
     ] = None,
     store: Annotated[str | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.")
+    ] = "auto",
     dtype: Annotated[
         str, typer.Option("--dtype", help="Format of the base's weights and of the slots.")
     ] = "auto",

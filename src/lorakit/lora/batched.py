@@ -111,9 +111,7 @@ class _Member:
 
 
 @lru_cache(maxsize=64)
-def plan_batch(
-    runs: tuple[Run, ...], rows: int, device: torch.device, cost: Costs
-) -> BatchPlan:
+def plan_batch(runs: tuple[Run, ...], rows: int, device: torch.device, cost: Costs) -> BatchPlan:
     """Cut the tokens of a step into segments of least cost.
 
     Steps that only decode repeat, and so does their plan: the last ones are remembered.

@@ -12,7 +12,6 @@ from lorakit.lora.plan import Target, plan
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import block_of
 
-
 Staged = Sequence[SlotGroup]
 """An adapter in the form of the slots, as many of them as it takes."""
 

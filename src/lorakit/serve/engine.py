@@ -312,9 +312,7 @@ class Engine:
                 runs.append(Run(resident.slot, resident.width, rows))
         logits = self.forward.run(ids, places, keep, runs)
         chosen = [self._answers[each.sequence] for each in order if each.last]
-        tokens = choose(
-            logits, [a.prompt.sampling for a in chosen], [a.generator for a in chosen]
-        )
+        tokens = choose(logits, [a.prompt.sampling for a in chosen], [a.generator for a in chosen])
         for each in order:
             self.scheduler.advance(each)
         now = self.clock()
@@ -366,9 +364,7 @@ class Engine:
         """Have the loader read the first few adapters that requests wait for."""
         for key in wanted[:2]:
             if key not in self._loading:
-                load = next(
-                    a.prompt.load for s, a in self._answers.items() if s.key == key
-                )
+                load = next(a.prompt.load for s, a in self._answers.items() if s.key == key)
                 assert load is not None
                 self._started[key] = self.clock()
                 future = self._loading[key] = self._loader.submit(load)
@@ -384,7 +380,9 @@ class Engine:
             error = future.exception()
             if error is not None or not asked:
                 del self._loading[key], self._started[key]
-                why = str(error) if isinstance(error, LorakitError) else "its adapter cannot be read"
+                why = (
+                    str(error) if isinstance(error, LorakitError) else "its adapter cannot be read"
+                )
                 if error is not None and not isinstance(error, LorakitError):
                     _log.error("loading an adapter failed", exc_info=error)
                 events += [self._fail(answer, why) for answer in asked]

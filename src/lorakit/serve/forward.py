@@ -122,11 +122,11 @@ class Forward:
             device=model.device,
         )
         blocks.use(self.bank.groups)
-        self.costs: Costs = costs(
-            model.device, model.dtype, self.bank.numbers, self.bank.rank
-        )
+        self.costs: Costs = costs(model.device, model.dtype, self.bank.numbers, self.bank.rank)
         self.arenas = [
-            torch.zeros(cells, 2, layer.key_heads, layer.width, dtype=model.dtype, device=model.device)
+            torch.zeros(
+                cells, 2, layer.key_heads, layer.width, dtype=model.dtype, device=model.device
+            )
             for layer in layers
         ]
 

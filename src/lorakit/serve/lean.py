@@ -51,7 +51,9 @@ class LeanBlocks:
         grouped: paths of linear layers that share their input, in the order they run.
     """
 
-    def __init__(self, model: Any, blocks: Sequence[_Block], grouped: list[tuple[str, ...]]) -> None:
+    def __init__(
+        self, model: Any, blocks: Sequence[_Block], grouped: list[tuple[str, ...]]
+    ) -> None:
         self.model, self.blocks, self.grouped = model, blocks, grouped
         base = model.base_model
         self._norm, self._norm_eps = base.norm.weight, _eps(base.norm)

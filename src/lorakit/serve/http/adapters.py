@@ -34,7 +34,7 @@ def install(
         roots: folders that they may do it from.
     """
     catalog, started = service.catalog, int(time.time())
-    Who = Annotated[Key, Depends(who)]  # noqa: N806
+    Who = Annotated[Key, Depends(who)]
 
     def described(card: Any) -> dict[str, Any]:
         return {

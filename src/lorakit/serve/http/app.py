@@ -99,7 +99,7 @@ def make_app(
     )
     problems.install(app)
     doors = Doors(keys)
-    Who = Annotated[Key, Depends(doors.who)]  # noqa: N806
+    Who = Annotated[Key, Depends(doors.who)]
 
     @app.post("/v1/chat/completions", tags=["completions"])
     async def chat_completions(body: ChatRequest, request: Request, key: Who) -> Response:

@@ -44,9 +44,7 @@ async def chunks(
         choice: dict[str, Any] = {
             "index": event.choice,
             "delta": delta,
-            "logprobs": None
-            if request.reported is None
-            else _logprobs(event, tokenizer, ends),
+            "logprobs": None if request.reported is None else _logprobs(event, tokenizer, ends),
             "finish_reason": event.finish,
         }
         yield {**head, "choices": [choice], **extra}

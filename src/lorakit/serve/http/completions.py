@@ -13,9 +13,7 @@ def _empty() -> dict[str, Any]:
     return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
 
-def _logprobs(
-    event: Event, tokenizer: Any, ends: frozenset[int], offset: int
-) -> dict[str, Any]:
+def _logprobs(event: Event, tokenizer: Any, ends: frozenset[int], offset: int) -> dict[str, Any]:
     found = _empty()
     for token in event.tokens:
         if token.id in ends:

@@ -5,6 +5,7 @@ Only names that were resolved become labels: what a client makes up does not fil
 
 import time
 from collections import deque
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -46,6 +47,8 @@ class Metrics(Observer):
         self.installs = histogram("adapter_install_seconds", "of which copying into the slots")
         self._recent: deque[tuple[float, int]] = deque()
         self._in_step = 0
+        # Looking a label up takes longer than counting.
+        self._series: dict[str, tuple[Any, ...]] = {}
         self.now = {"running": 0, "waiting": 0}
 
     def step(self, seconds: float, tokens: int, running: int, waiting: int, cells: int) -> None:
@@ -60,8 +63,12 @@ class Metrics(Observer):
 
     def token(self, name: str, since: float, *, first: bool) -> None:
         """A token of an answer."""
-        self.answered.labels(name).inc()
-        (self.first if first else self.between).labels(name).observe(since)
+        series = self._series.get(name)
+        if series is None:
+            made = (self.answered, self.first, self.between)
+            series = self._series[name] = tuple(each.labels(name) for each in made)
+        series[0].inc()
+        series[1 if first else 2].observe(since)
         self._in_step += 1
 
     def prompt(self, name: str, tokens: int, reused: int) -> None:

@@ -34,7 +34,7 @@ def install(
     runs: str | None,
 ) -> None:
     """Add the page to an application."""
-    Who = Annotated[Key, Depends(who)]  # noqa: N806
+    Who = Annotated[Key, Depends(who)]
 
     def send(name: str) -> Response:
         headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}

@@ -171,9 +171,7 @@ class Service:
             return prompt
         return [int(i) for i in self.tokenizer(prompt)["input_ids"]]
 
-    def _prompt(
-        self, request: Common, model: Model, ids: Sequence[int]
-    ) -> Callable[[int], Prompt]:
+    def _prompt(self, request: Common, model: Model, ids: Sequence[int]) -> Callable[[int], Prompt]:
         """Makes the choices of one prompt, once its lengths are known to be allowed."""
         assert isinstance(request, ChatRequest | CompletionRequest)
         asked = request.max_tokens

@@ -52,9 +52,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, pending: Pending, chunks: AsyncIterator[dict[str, Any]], done: Done
-    ) -> None:
+    def __init__(self, pending: Pending, chunks: AsyncIterator[dict[str, Any]], done: Done) -> None:
         self.pending, self.chunks, self.done = pending, chunks, done
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
