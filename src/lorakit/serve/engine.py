@@ -102,8 +102,8 @@ class Observer:
     def prompt(self, name: str, tokens: int, reused: int) -> None:
         """A prompt has been read."""
 
-    def loaded(self, seconds: float, installing: float) -> None:
-        """An adapter was read from disk, of which copying it into its slots took so long."""
+    def loaded(self, reading: float, installing: float) -> None:
+        """An adapter was read from disk and staged, and copied into its slots: seconds of each."""
 
 
 @dataclass(eq=False)
@@ -152,8 +152,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._count, self._counted = 0, threading.Lock()
-        self._loading: dict[str, Future[Staged]] = {}
-        self._started: dict[str, float] = {}
+        self._loading: dict[str, Future[tuple[Staged, float]]] = {}
         # OpenMP gives every thread that computes in parallel a team of its own, and with more
         # threads than processors all of them sleep between products: a third slower, measured.
         self._threads = torch.get_num_threads()
@@ -366,9 +365,14 @@ class Engine:
             if key not in self._loading:
                 load = next(a.prompt.load for s, a in self._answers.items() if s.key == key)
                 assert load is not None
-                self._started[key] = self.clock()
-                future = self._loading[key] = self._loader.submit(load)
+                future = self._loading[key] = self._loader.submit(self._timed, load)
                 future.add_done_callback(lambda _: self._wake.set())
+
+    def _timed(self, load: Callable[[], Staged]) -> tuple[Staged, float]:
+        """Read and stage an adapter, in the loader's thread; and how long it took."""
+        began = self.clock()
+        staged = load()
+        return staged, self.clock() - began
 
     def _install(self) -> list[tuple[Any, Event]]:
         """Copy what the loader has read into slots; end the answers whose adapter is none."""
@@ -379,7 +383,7 @@ class Engine:
             asked = [a for s, a in self._answers.items() if s.key == key]
             error = future.exception()
             if error is not None or not asked:
-                del self._loading[key], self._started[key]
+                del self._loading[key]
                 why = (
                     str(error) if isinstance(error, LorakitError) else "its adapter cannot be read"
                 )
@@ -387,13 +391,12 @@ class Engine:
                     _log.error("loading an adapter failed", exc_info=error)
                 events += [self._fail(answer, why) for answer in asked]
                 continue
-            staged = future.result()
+            staged, reading = future.result()
             began = self.clock()
             resident = self.pool.place(key, staged[0].A.shape[0])
             if resident is not None:  # else all slots are in use: at a later step
                 self.forward.bank.install(resident.slot, staged)
-                now = self.clock()
-                self.observer.loaded(now - self._started.pop(key), now - began)
+                self.observer.loaded(reading, self.clock() - began)
                 del self._loading[key]
         return events
 

@@ -43,8 +43,8 @@ class Metrics(Observer):
         self.steps = histogram("step_seconds", "Time of a step")
         self.first = histogram("time_to_first_token_seconds", "From request to token", "model")
         self.between = histogram("time_between_tokens_seconds", "Between two tokens", "model")
-        self.loads = histogram("adapter_load_seconds", "From asking for an adapter to its slots")
-        self.installs = histogram("adapter_install_seconds", "of which copying into the slots")
+        self.loads = histogram("adapter_load_seconds", "Reading, checking and staging an adapter")
+        self.installs = histogram("adapter_install_seconds", "Copying it into its slots")
         self._recent: deque[tuple[float, int]] = deque()
         self._in_step = 0
         # Looking a label up takes longer than counting.
@@ -76,9 +76,9 @@ class Metrics(Observer):
         self.read.labels(name).inc(tokens)
         self.reused.labels(name).inc(reused)
 
-    def loaded(self, seconds: float, installing: float) -> None:
+    def loaded(self, reading: float, installing: float) -> None:
         """An adapter was read."""
-        self.loads.observe(seconds)
+        self.loads.observe(reading)
         self.installs.observe(installing)
 
     def per_second(self) -> float:
