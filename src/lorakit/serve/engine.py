@@ -93,8 +93,11 @@ Deliver = Callable[[list[tuple[Any, Event]]], None]
 class Observer:
     """What the engine tells of itself; does nothing, for those who do not want to know."""
 
-    def step(self, seconds: float, tokens: int, running: int, waiting: int, cells: int) -> None:
+    def step(self, seconds: float, tokens: int) -> None:
         """A step is over."""
+
+    def level(self, running: int, waiting: int, cells: int) -> None:
+        """Answers being computed and waiting, and cells that running ones own."""
 
     def token(self, name: str, since: float, *, first: bool) -> None:
         """A token of an answer, and the seconds since the one before, or since its request came."""
@@ -253,7 +256,14 @@ class Engine:
         torch.set_num_threads(self._threads)
         while self._state != "stopped":
             self._wake.clear()
-            if not self.step():
+            try:
+                busy = self.step()
+            except Exception:
+                _log.exception("the engine failed between steps; all its answers are ended")
+                why = "the server failed"
+                self.deliver([self._fail(answer, why) for answer in list(self._answers.values())])
+                busy = False
+            if not busy:
                 self._wake.wait(0.5)
         self.deliver(
             [(a.tag, Event(a.prompt.choice, "", finish="error")) for a in self._answers.values()]
@@ -281,13 +291,9 @@ class Engine:
                     self._fail(self._answers[work.sequence], "the server failed at this step")
                     for work in plan.work
                 ]
-            self.observer.step(
-                self.clock() - began,
-                sum(work.count for work in plan.work),
-                len(self.scheduler.running),
-                len(self.scheduler.waiting),
-                self.cache.busy,
-            )
+            self.observer.step(self.clock() - began, sum(work.count for work in plan.work))
+        waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
+        self.observer.level(running, waiting, self.cache.busy)
         if events:
             self.deliver(events)
         return bool(plan.work or events)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data import DataSpec, Example, encode_prompt
-from lorakit.errors import LorakitError
+from lorakit.errors import DataError, LorakitError
 from lorakit.models import ModelSpec
 from lorakit.models.cache import Progress, no_progress
 from lorakit.models.generate import end_tokens
@@ -21,6 +21,9 @@ from lorakit.serve.sampling import Sampling
 from lorakit.serve.spec import EngineSpec
 
 BASE = "base"
+_LONGEST = 4096
+"""Tokens of a conversation, answers included."""
+_CACHE_GB = 4.0  # of which a small model's conversation touches little
 
 
 class Talk:
@@ -54,8 +57,10 @@ class Talk:
         session = open_base(model, data, progress=progress)
         self.tokenizer, self.most, self.names = session.tokenizer, most, tuple(adapters)
         self._ends = frozenset(end_tokens(session.model, session.tokenizer))
-        context = session.context_length
-        spec = EngineSpec(slots=4 * len(adapters), max_prompt=context, max_output=most)
+        context = min(session.context_length, _LONGEST)
+        spec = EngineSpec(
+            slots=4 * len(adapters), cache_gb=_CACHE_GB, max_prompt=context, max_output=most
+        )
         largest = size_for(context)
         forward = open_forward(session.model, spec, largest)
         folders = {str(i): each.folder for i, each in enumerate(found) if each is not None}
@@ -71,6 +76,7 @@ class Talk:
         self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
         self._engine = Engine(forward, session.tokenizer, spec, largest, self._deliver)
         self._engine.start()
+        self._context = context
 
     def forget(self) -> None:
         """Start the conversation over."""
@@ -121,6 +127,11 @@ class Talk:
             empty = {"role": "assistant", "content": ""}
             example = Example(origin="chat", messages=(*self._turns[number], asked, empty))
         ids = [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
+        if len(ids) + self.most > self._context:
+            raise DataError(
+                f"the conversation has {len(ids)} tokens, and an answer may have {self.most}: "
+                f"{self._context} are the most; /new starts over"
+            )
         return Prompt(
             ids, model.key, model.load, self.names[number], self.most, self._ends, (), sampling
         )

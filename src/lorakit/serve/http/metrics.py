@@ -45,21 +45,24 @@ class Metrics(Observer):
         self.between = histogram("time_between_tokens_seconds", "Between two tokens", "model")
         self.loads = histogram("adapter_load_seconds", "Reading, checking and staging an adapter")
         self.installs = histogram("adapter_install_seconds", "Copying it into its slots")
-        self._recent: deque[tuple[float, int]] = deque()
+        self._recent: deque[tuple[float, int]] = deque(maxlen=10_000)
         self._in_step = 0
         # Looking a label up takes longer than counting.
         self._series: dict[str, tuple[Any, ...]] = {}
         self.now = {"running": 0, "waiting": 0}
 
-    def step(self, seconds: float, tokens: int, running: int, waiting: int, cells: int) -> None:
+    def step(self, seconds: float, tokens: int) -> None:
         """A step is over."""
         self.steps.observe(seconds)
+        self._recent.append((time.monotonic(), self._in_step))
+        self._in_step = 0
+
+    def level(self, running: int, waiting: int, cells: int) -> None:
+        """What is computed and what waits."""
         self.running.set(running)
         self.waiting.set(waiting)
         self.cells.set(cells)
         self.now = {"running": running, "waiting": waiting}
-        self._recent.append((time.monotonic(), self._in_step))
-        self._in_step = 0
 
     def token(self, name: str, since: float, *, first: bool) -> None:
         """A token of an answer."""
