@@ -129,24 +129,22 @@ def _run(
     torch.addcmul(turned * cos_T1E, rolled, sin_T1E, out=qk)
     arena.index_copy_(0, step.cells, y_THE[:, heads:].view(tokens, 2, keys, width))
     o_TO = attend_step(y_THE[:, :heads], arena, step, block.asked).view(tokens, -1)
-    x_TD = _residual(x_TD, o_TO, block.o)
+    # Adapters before the residual: in 16 bits a small update would be lost in the larger numbers.
+    # (A product and a sum are also faster than one addmm in bf16: 119 + 5 us against 190.)
+    y_TD = F.linear(o_TO, *block.o)
     if groups is not None:
-        next(groups).add(o_TO, x_TD, batch)
+        next(groups).add(o_TO, y_TD, batch)
+    x_TD = y_TD.add_(x_TD)
     n_TD = F.rms_norm(x_TD, shape, block.norms[1], block.eps[1])
     gu = F.linear(n_TD, *block.gate_up)
     if groups is not None:
         next(groups).add(n_TD, gu, batch)
     gate, up = gu.chunk(2, dim=1)
     act = F.silu(gate).mul_(up)
-    x_TD = _residual(x_TD, act, block.down)
+    y_TD = F.linear(act, *block.down)
     if groups is not None:
-        next(groups).add(act, x_TD, batch)
-    return x_TD
-
-
-def _residual(x_TO: Tensor, y_TI: Tensor, linear: tuple[Tensor, Tensor | None]) -> Tensor:
-    # In bf16 on a CPU a product and a sum are faster than one addmm (119 + 5 against 190 us).
-    return F.linear(y_TI, *linear).add_(x_TO)
+        next(groups).add(act, y_TD, batch)
+    return y_TD.add_(x_TD)
 
 
 def _read(block: Any, layer: Layer) -> _Block:
