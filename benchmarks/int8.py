@@ -4,8 +4,10 @@
 
 Frozen weights can be quantized once, by output channel, and multiplied with activations quantized
 as they come. Printed for each shape: the rate of the number format that `--dtype auto` chooses, of
-bfloat16, of torch's integer product (`torch._int_mm`), and of torch's quantized linear layer with
-dynamic activations (oneDNN, FBGEMM), with the relative error of its result on normal numbers.
+bfloat16, of torch's integer product (`torch._int_mm`), of a linear layer by it, from activations of
+that format to activations of that format (largest number of each row, quantizing, product, scaling
+back, by torch's operations), and of torch's quantized linear layer with dynamic activations
+(oneDNN, FBGEMM), with the relative error of its result on normal numbers.
 docs/performance.md says what came of it.
 """
 
@@ -32,7 +34,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     own = torch_dtype(ModelSpec())
     engines = [e for e in torch.backends.quantized.supported_engines if e in ("onednn", "fbgemm")]
-    print("| in, out |", str(own).removeprefix("torch."), "| bfloat16 | _int_mm |", end="")
+    print("| in, out |", str(own).removeprefix("torch."), "| bfloat16 | _int_mm | linear |", end="")
     print(" |".join(f" {engine} (error)" for engine in engines), "|  GFLOP/s or Gop/s")
     for inputs, outputs in SHAPES:
         x, weight = torch.randn(options.tokens, inputs), torch.randn(outputs, inputs)
@@ -43,15 +45,31 @@ def main() -> None:
             cells.append(f"{giga / seconds(torch.mm, a, w.t()):.0f}")
         a8, w8 = (torch.randint(-127, 128, t.shape, dtype=torch.int8) for t in (x, weight))
         cells.append(f"{giga / seconds(torch._int_mm, a8, w8.t()):.0f}")
+        scales_O = weight.abs().amax(1) / 127
+        w8 = (weight / scales_O[:, None]).round().to(torch.int8)
+        rate = giga / seconds(by_row, x.to(own), w8, scales_O)
+        error = relative(by_row(x.to(own), w8, scales_O), x @ weight.t())
+        cells.append(f"{rate:.0f} ({error:.3f})")
         for engine in engines:
             torch.backends.quantized.engine = engine
             packed = quantized(weight)
             exact = x @ weight.t()
             got = torch.ops.quantized.linear_dynamic(x, packed, True)
-            error = (got - exact).norm() / exact.norm()
+            error = relative(got, exact)
             rate = giga / seconds(torch.ops.quantized.linear_dynamic, x, packed, True)
             cells.append(f"{rate:.0f} ({error:.3f})")
         print("|", " | ".join(cells), "|")
+
+
+def by_row(x_TI: torch.Tensor, w_OI: torch.Tensor, scales_O: torch.Tensor) -> torch.Tensor:
+    """x Wᵀ with one scale a row of x and one a row of W, (T, O) in x's format."""
+    scales_T1 = x_TI.abs().amax(1, keepdim=True).float().div_(127)
+    x8 = (x_TI / scales_T1).round_().to(torch.int8)
+    return (torch._int_mm(x8, w_OI.t()) * (scales_T1 * scales_O)).to(x_TI.dtype)
+
+
+def relative(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.float() - exact).norm() / exact.norm())
 
 
 def quantized(weight: torch.Tensor) -> Any:

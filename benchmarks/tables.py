@@ -5,7 +5,7 @@
 
 A place is what stands between `<!-- measured: NAME -->` and `<!-- end of measured -->` in a page;
 tests/test_benchmark_tables.py holds that it says what the result files say. Where something was
-measured more than once, the command given last counts.
+measured more than once on a machine, the command given last counts; machines do not mix.
 """
 
 import argparse
@@ -249,8 +249,19 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
 def render(name: str) -> str:
     """A section as it stands in a page."""
     file, section = SECTIONS[name]
-    lines = bench.read(bench.RESULTS / file)
-    return section(lines) if lines else f"{file}: {MISSING}."
+    by_machine = machines(bench.read(bench.RESULTS / file))
+    parts = [
+        (f"**{cpu}**\n\n" if len(by_machine) > 1 else "") + section(lines)
+        for cpu, lines in by_machine.items()
+    ]
+    return "\n\n".join(parts) or f"{file}: {MISSING}."
+
+
+def machines(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines by the processor they were measured on, the one measured last first."""
+    last_first = sorted(lines, key=lambda line: line["date"], reverse=True)
+    names = dict.fromkeys(line["machine"]["cpu"] for line in last_first)
+    return {cpu: [line for line in lines if line["machine"]["cpu"] == cpu] for cpu in names}
 
 
 def filled(page: str) -> str:

@@ -142,3 +142,13 @@ def test_starting_up_is_the_median_of_the_last_command():
         ["lorakit train", "6.00 s", "1.00 s"],
         ["lorakit --help", "0.25 s", ""],
     ]
+
+
+def test_machines_do_not_mix_and_the_last_measured_comes_first():
+    lines = [
+        run("lorakit", [9.0, 1.0], date=date) | {"machine": {"cpu": cpu}}
+        for date, cpu in (("1", "old"), ("3", "new"), ("2", "old"))
+    ]
+    found = tables.machines(lines)
+    assert list(found) == ["new", "old"]
+    assert [line["date"] for line in found["old"]] == ["1", "2"]

@@ -187,6 +187,24 @@ def test_the_parts_of_a_result_are_documented():
     assert sorted(section("Scores")) == sorted(METRICS)
 
 
+def test_every_field_of_a_comparison_is_documented_in_its_order():
+    text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    body = text.split("## result.json of lorakit compare")[1]
+    assert re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE) == returned("summarise")
+
+
+def returned(function: str) -> list[str]:
+    """Keys of the dict that a function of the comparison's summary returns."""
+    (made,) = (
+        node
+        for node in parsed("comparing/summary.py").body
+        if isinstance(node, ast.FunctionDef) and node.name == function
+    )
+    (last,) = (n.value for n in made.body if isinstance(n, ast.Return))
+    assert isinstance(last, ast.Dict)
+    return keys(last)
+
+
 def test_samples_and_answers_are_documented():
     added = re.findall(r'"(\w+_score)"', (SOURCE / "run" / "answers.py").read_text("utf-8"))
     assert section("samples.json") == [*dict_with("run/answers.py", "before"), *added]
@@ -232,12 +250,14 @@ _OF_OTHERS = {"--no-deps", "--lora", "--max-lora-rank", "--lora-modules"}
 
 
 def test_no_page_names_an_option_that_is_not_there():
-    from lorakit.config import options
+    from lorakit.comparing.spec import CompareSpec
+    from lorakit.config import options, options_of
 
     own = {"--help", "--version"}
     for command in [*SOURCE.glob("cli/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         own |= set(re.findall(r'"(--[a-z-]+)[/"]', command.read_text(encoding="utf-8")))
     known = own | {option.flag for option in options()} | _OF_OTHERS
+    known |= {option.flag for option in options_of(CompareSpec, "compare")}
     for page in PAGES:
         said = re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8"))
         assert set(said) <= known, f"{name_of(page)}: {sorted(set(said) - known)}"

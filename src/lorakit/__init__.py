@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorakit.adapters import load_adapter, read_adapter, save_adapter
     from lorakit.adapters.store import Store
+    from lorakit.comparing.notebook import compare
     from lorakit.config import RunConfig, load_config
     from lorakit.data import DataSpec
     from lorakit.errors import (
@@ -58,6 +59,7 @@ _HOMES = {
     "TargetError": "errors",
     "TrainSpec": "training",
     "attach": "lora",
+    "compare": "comparing.notebook",
     "detach": "lora",
     "load_adapter": "adapters",
     "load_config": "config",
@@ -90,6 +92,7 @@ __all__ = [
     "TargetError",
     "TrainSpec",
     "attach",
+    "compare",
     "detach",
     "load_adapter",
     "load_config",

@@ -91,7 +91,7 @@ class RunConfig:
     def to_flat(self) -> dict[str, Any]:
         """All options by name, complete, as plain values for YAML and JSON."""
         return {
-            option.name: _plain(getattr(getattr(self, option.section), option.field))
+            option.name: plain(getattr(getattr(self, option.section), option.field))
             for option in options()
         }
 
@@ -122,27 +122,32 @@ class Option:
 
 
 def options() -> tuple[Option, ...]:
-    """Every option, in the order of the sections."""
+    """Every option of a run, in the order of the sections."""
     found: list[Option] = []
     for section in fields(RunConfig):
         spec = section.type
         if section.name == "given":
             continue
         assert isinstance(spec, type)
-        hints = get_type_hints(spec)
-        default = spec()
-        found += [
-            Option(
-                f.metadata.get("name", f.name),
-                f.name,
-                section.name,
-                hints[f.name],
-                getattr(default, f.name),
-                f.metadata["help"],
-            )
-            for f in fields(spec)
-        ]
+        found += options_of(spec, section.name)
     return tuple(found)
+
+
+def options_of(spec: type, section: str) -> tuple[Option, ...]:
+    """The options that the fields of a frozen spec are."""
+    hints = get_type_hints(spec)
+    default = spec()
+    return tuple(
+        Option(
+            f.metadata.get("name", f.name),
+            f.name,
+            section,
+            hints[f.name],
+            getattr(default, f.name),
+            f.metadata["help"],
+        )
+        for f in fields(spec)
+    )
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
@@ -152,30 +157,51 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
         ConfigError: the file cannot be read, a key is unknown (the nearest is named), or a value
             is not of its kind.
     """
-    from_file: Mapping[str, Any] = {}
-    if path is not None:
-        try:
-            from_file = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"{path} does not exist") from None
-        except IsADirectoryError:
-            raise ConfigError(f"{path} is a folder; give the config.yaml in it") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-        if not isinstance(from_file, Mapping):
-            raise ConfigError(f"{path} must hold 'name: value' lines, one for each option")
+    from_file = read_yaml(path) if path is not None else {}
     config = _apply(RunConfig(), from_file, str(path))
     return _apply(config, flags, "the command line")
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The 'name: value' lines of a run file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; give the config.yaml in it") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} must hold 'name: value' lines, one for each option")
+    return content
+
+
+def parse(known: Mapping[str, Option], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Values by option name, each of its option's kind.
+
+    Raises:
+        ConfigError: a name is unknown (the nearest is named), or a value is not of its kind.
+    """
+    found = {}
+    for name, value in values.items():
+        option = known.get(str(name))
+        if option is None:
+            raise ConfigError(f"{source}: unknown key {name!r}; {did_you_mean(str(name), known)}")
+        found[option.name] = _parsed(option, value, source)
+    return found
 
 
 def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
     known = {option.name: option for option in options()}
     changes: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        option = known.get(str(name))
-        if option is None:
-            raise ConfigError(f"{source}: unknown key {name!r}; {did_you_mean(str(name), known)}")
-        changes.setdefault(option.section, {})[option.field] = _parsed(option, value, source)
+    for name, value in parse(known, values, source).items():
+        option = known[name]
+        changes.setdefault(option.section, {})[option.field] = value
     sections: dict[str, Any] = {
         section: replace(getattr(config, section), **changed)
         for section, changed in changes.items()
@@ -226,7 +252,8 @@ def describe(kind: Any) -> str:
     return " or ".join(repr(a) for a in arguments)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of an option as JSON and YAML have it."""
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value

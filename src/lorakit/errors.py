@@ -11,6 +11,7 @@
     │   ├── StoreError        a name or version that the store has not; a store that is damaged
     │   └── OutputError       a folder that is not empty, a disk that is full
     ├── DivergedError         a loss or gradient is not finite; its batch was saved
+    ├── TrialError            a trial's process ended without a result
     ├── CertificateError      a merged model answers differently from its adapter
     └── InterruptedRunError   Ctrl-C; a checkpoint was written
 
@@ -63,6 +64,10 @@ class OutputError(InputError):
 
 class DivergedError(LorakitError):
     """A loss or a gradient stopped being finite. The message names the saved batch."""
+
+
+class TrialError(LorakitError):
+    """The process of a trial failed or was killed; finished trials are kept."""
 
 
 class CertificateError(LorakitError):

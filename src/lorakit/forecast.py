@@ -5,9 +5,19 @@ layers of width d, mean sequence length s and share c of loss-bearing tokens:
 
     F_lora = 4 N + 6 P r + 7 s d L + 4 H c        F_full = 6 N + 7 s d L + 6 H c
 
-and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
-The head runs on loss-bearing tokens only. Time is tokens · F over the matmul rate measured on
-this machine at the model's own shapes, over the share of it that training reaches.
+and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen
+weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
+The head runs on loss-bearing tokens only. Time is that of the matmuls and of everything else,
+
+    seconds = tokens · (F / (MATMUL_SHARE · m) + PASSES · K / e)
+
+with m, FLOP/s, and e, numbers a second of an element-wise chain, measured on this machine at the
+model's own shapes, and K the numbers that a token leaves for the backward pass. Where matmuls have
+units of their own (AMX, tensor cores) it is the second that decides.
+
+Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
+copy where the weight is narrower) where LoRA holds the frozen weight alone and 16 bytes for each of
+the adapter's; and each of its steps reads and writes all of that once, at the rate of memory.
 """
 
 import time
@@ -20,18 +30,26 @@ from torch import nn
 
 from lorakit.lora.kinds import geometry_of, kind_of
 
-# Share of the measured matmul rate that a step reaches on a CPU; the rest is element-wise work
-# and attention. Measured: 0.61 on `lorakit demo`, AVX2, float32.
-EFFICIENCY = 0.6
+# Share of the measured rate that the matmuls of a step reach: its weights and activations are not
+# in the cache, its attention has small inner dimensions.
+MATMUL_SHARE = 0.6
+# Element-wise chains (two reads, two steps, one write) for each number kept, backward included.
+PASSES = 6.5
+# The same where the forward pass runs once more.
+RECOMPUTED = 1.3
 # Numbers kept of a token for the backward pass, over the widths of all its linears' inputs and
 # outputs: those, norms, rotary embeddings and the activation, less what is shared. Measured: 1.6
 # to 1.7 on SmolLM2-135M in float32.
 KEPT = 1.65
-# Memory that the process holds over the numbers that fused blocks keep: what the allocator could not
-# give back, and a block's own gradients. Measured: 1.3 on SmolLM2-135M at 1,024 and 2,048 tokens.
-HELD = 1.3
+# Memory that the process holds over the numbers that fused blocks keep: what the allocator could
+# not give back, and a block's own gradients. Measured: 1.3 to 1.4 on SmolLM2-135M at 1,024 to
+# 4,096 tokens.
+HELD = 1.4
+# Bytes that a step of AdamW reads and writes for each parameter: gradient, parameter and moments,
+# about what 16 bytes read and 12 written come to.
+STEP_BYTES = 28
 # The interpreter, torch, transformers and tokenizers before any weight is loaded.
-RUNTIME_BYTES = 750_000_000
+RUNTIME_BYTES = 800_000_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,7 @@ class Forecast:
         peak_memory_bytes: largest resident size of the process.
         seconds: of the steps, evaluations left out.
         matmul_flops: measured rate, FLOP/s, at the model's shapes.
+        elementwise_rate: measured rate, numbers/s.
         recompute: whether activations are computed again in the backward pass.
     """
 
@@ -78,6 +97,7 @@ class Forecast:
     peak_memory_bytes: int
     seconds: float
     matmul_flops: float
+    elementwise_rate: float
     recompute: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +174,43 @@ def matmul_rate(
     return flops / seconds
 
 
+def memory_rate(device: torch.device, *, numbers: int = 1 << 24) -> float:
+    """Bytes/s that this machine reads and writes in a long copy of float32, best of 4."""
+    source = torch.ones(numbers, device=device)
+    target = torch.empty_like(source)
+    best = min(_copy_seconds(source, target) for _ in range(4))
+    return 2.0 * source.numel() * source.element_size() / best
+
+
+def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
+    started = time.perf_counter()
+    target.copy_(source)
+    if source.is_cuda:
+        torch.cuda.synchronize(source.device)
+    return time.perf_counter() - started
+
+
+def elementwise_rate(
+    shape: ModelShape, dtype: torch.dtype, device: torch.device, *, tokens: int = 1024
+) -> float:
+    """Numbers/s of silu(x) · y, the chain of a gated MLP, on the block's widest output, best of 8.
+
+    Fresh memory is written each time, as a step does.
+    """
+    width = max(out_features for out_features, _, _ in shape.shapes)
+    pairs = [torch.randn(2, tokens, width, device=device).to(dtype) for _ in range(4)]
+    best = min(_chain_seconds(x, y) for x, y in pairs * 2)
+    return tokens * width / best
+
+
+def _chain_seconds(x: torch.Tensor, y: torch.Tensor) -> float:
+    started = time.perf_counter()
+    torch.nn.functional.silu(x) * y
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - started
+
+
 def _seconds(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> float:
     started = time.perf_counter()
     x @ weight.t()
@@ -173,43 +230,57 @@ def forecast(
     batch_tokens: int,
     dtype: torch.dtype,
     rate: float,
+    elementwise: float,
     numbers_kept: float | None = None,
     recompute: bool = False,
+    full: bool = False,
+    steps: int = 0,
+    bytes_rate: float | None = None,
 ) -> Forecast:
-    """What training an adapter on rows of these lengths will need.
+    """What training on rows of these lengths will need.
 
     Args:
         shape: of the base.
-        trainable: parameters of the adapter.
+        trainable: parameters of the adapter; all of the model's for full fine-tuning.
         lengths: tokens of each row.
         loss_tokens: loss-bearing tokens among them.
         epochs_tokens: real tokens of the whole run.
         batch_tokens: tokens of the largest forward pass.
         dtype: of the base.
         rate: FLOP/s, see `matmul_rate`.
+        elementwise: numbers/s, see `elementwise_rate`.
         numbers_kept: for the backward, of each token, where the model's blocks run fused; None
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
+        full: every parameter of the base is trained, without an adapter.
+        steps: optimizer steps, whose time counts where `bytes_rate` is given.
+        bytes_rate: bytes/s, see `memory_rate`.
     """
     total = sum(lengths)
     mean = sum(n * n for n in lengths) / total
-    flops = flops_per_token(shape, trainable, mean, loss_tokens / total)
+    flops = flops_per_token(shape, trainable, mean, loss_tokens / total, full=full)
     if recompute:
-        flops += 2 * shape.block_parameters + 2 * trainable
+        flops += 2 * shape.block_parameters + (0 if full else 2 * trainable)
         flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
-    kept = KEPT * shape.activation_floats if numbers_kept is None else HELD * numbers_kept
+    numbers = KEPT * shape.activation_floats if numbers_kept is None else numbers_kept
+    chains = PASSES * numbers * (RECOMPUTED if recompute else 1.0)
+    kept = numbers if numbers_kept is None else HELD * numbers
     if recompute:  # the input of every block, and all of the one that is computed again
         kept = shape.layers * shape.width + kept / shape.layers
     activations = kept * size * batch_tokens
-    head = 2 * 512 * shape.vocabulary * 4
-    memory = RUNTIME_BYTES + shape.total_parameters * size + 16 * trainable
+    # The logits of a chunk, and the few rows whose softmax is taken at once (training/loss.py).
+    head = shape.vocabulary * (512 * size + 16 * 4)
+    frozen = 0 if full else shape.total_parameters * size
+    memory = RUNTIME_BYTES + frozen + 16 * trainable
+    stepping = steps * STEP_BYTES * trainable / bytes_rate if bytes_rate else 0.0
     return Forecast(
         trainable_parameters=trainable,
         flops_per_token=flops,
         tokens=epochs_tokens,
         peak_memory_bytes=int(memory + activations + head),
-        seconds=epochs_tokens * flops / (rate * EFFICIENCY),
+        seconds=epochs_tokens * (flops / (rate * MATMUL_SHARE) + chains / elementwise) + stepping,
         matmul_flops=rate,
+        elementwise_rate=elementwise,
         recompute=recompute,
     )

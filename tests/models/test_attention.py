@@ -18,7 +18,7 @@ from lorakit.models.attention import (
     supports_packing,
 )
 from lorakit.models.kernels import attend
-from lorakit.models.layout import layout
+from lorakit.models.layout import layout, rounded
 
 LENGTHS = (9, 1, 23, 12)
 
@@ -211,12 +211,74 @@ def test_dropout_keeps_the_mean_and_without_it_nothing_is_dropped():
     assert not torch.equal(many[0], many[1])
 
 
-def test_bf16_is_near_the_float64_oracle():
-    lengths = (30, 70)
-    q, k, v = qkv(sum(lengths), width=16)
-    exact = oracle(q, k, v, lengths, 0.25)
-    ours = attend(*(x.bfloat16() for x in (q, k, v)), layout(lengths, q.device), scale=0.25)
-    assert (ours.double() - exact).abs().max() < 0.03
+@pytest.mark.parametrize("few_sizes", [True, False])
+@pytest.mark.parametrize("kernel", ["flash", "blocked"])
+@pytest.mark.parametrize("lengths", [(30, 70), (1, 2, 140, 90), (300, 7), (600,)])
+def test_bf16_and_its_gradients_are_near_the_float64_oracle(
+    monkeypatch, lengths, kernel, few_sizes
+):
+    if kernel == "blocked":
+        monkeypatch.setattr(kernels, "suits", lambda dtype, device: False)
+        monkeypatch.setattr(kernels, "LONG", 10_000)
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in qkv(sum(lengths), width=16))
+    exact_inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    exact = oracle(*exact_inputs, lengths, 0.25)
+    ours = attend(q, k, v, layout(lengths, q.device, few_sizes=few_sizes), scale=0.25)
+    assert (type(ours.grad_fn).__name__ == "FlashBackward") == (kernel == "flash")
+    weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(3))
+    got = [ours, *torch.autograd.grad((ours.float() * weight).sum(), (q, k, v))]
+    wanted = [exact, *torch.autograd.grad((exact * weight.double()).sum(), exact_inputs)]
+    for a, b in zip(got, wanted, strict=True):
+        error = a.detach().double() - b.detach()
+        # 8 bits of mantissa: each rounding is off by up to 2^-9; scores, P and dS are rounded.
+        assert float(error.norm() / b.detach().norm()) < 0.015
+
+
+def test_a_sequences_flash_gradient_does_not_depend_on_its_company():
+    """The rows of another sequence change nothing: rounding differs only by the block's shape."""
+    lengths = (40, 33, 90)
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in qkv(sum(lengths), width=16))
+
+    def gradients(inputs, sizes):
+        where = layout(sizes, q.device, few_sizes=True)
+        out = attend(*inputs, where, scale=0.25)
+        return torch.autograd.grad(out.float().square().sum(), inputs)
+
+    together, start = gradients((q, k, v), lengths), 0
+    for n in lengths:
+        part = slice(start, start + n)
+        alone = gradients([x[part].detach().requires_grad_() for x in (q, k, v)], (n,))
+        for a, b in zip(together, alone, strict=True):
+            assert torch.allclose(a[part].float(), b.float(), rtol=2e-2, atol=2e-3)
+        start += n
+
+
+def test_sizes_are_few_and_never_smaller_than_asked():
+    sizes = [rounded(n) for n in range(1, 5000)]
+    assert all(size >= n for n, size in enumerate(sizes, start=1))
+    assert all(size <= max(32, 1.0625 * n) + 31 for n, size in enumerate(sizes, start=1))
+    # 16 for each doubling from 512 on, every 32nd below.
+    assert len({size for size in sizes if size <= 512}) == 16
+    assert len({size for size in sizes if 1024 < size <= 2048}) == 16
+    assert len({size for size in sizes if 2048 < size <= 4096}) == 16
+
+
+def test_packed_rows_in_bf16_are_padded_without_a_trace():
+    model = tiny("llama").bfloat16()
+    lengths = (9, 30)
+    ids = torch.arange(39) + 5
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    seen = []
+    handle = model.base_model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[1])
+    )
+    with packed_attention(model):
+        hidden = packed_hidden(model, ids, positions, lengths)
+    handle.remove()
+    assert seen[-1] == 64  # after the short trials of supports_packing
+    assert hidden.shape[0] == 39
+    alone = [model.base_model(part[None]).last_hidden_state[0] for part in ids.split(lengths)]
+    assert torch.allclose(hidden.float(), torch.cat(alone).float(), rtol=0.05, atol=0.05)
 
 
 def test_groups_hold_every_token_once_whatever_the_lengths():

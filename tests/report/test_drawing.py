@@ -103,12 +103,12 @@ def test_contrast_of_both_themes() -> None:
     themes = [
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in css.split("@media")[:2]
     ]
-    assert all(len(theme) == 13 for theme in themes)
+    assert all(len(theme) == 15 for theme in themes)
     assert themes[0]["series-1"] == LIGHT.first
     for theme in themes:
         for ground in ("paper", "tint", "good-tint", "bad-tint", "mid-tint"):
             for front, least in (
-                ("ink", 4.5), ("muted", 4.5), ("series-1", 3), ("series-2", 3),
+                ("ink", 4.5), ("muted", 4.5), *((f"series-{n}", 3) for n in range(1, 5)),
                 *([("good", 4.5)] if ground in ("paper", "good-tint") else []),
                 *([("bad", 4.5)] if ground in ("paper", "bad-tint", "mid-tint") else []),
                 *([("mid", 4.5)] if ground == "mid-tint" else []),

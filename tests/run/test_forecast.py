@@ -6,7 +6,7 @@ import torch
 
 from families import tiny
 from lorakit.data.table import Encoded, TokenTable
-from lorakit.forecast import HELD, flops_per_token, forecast, shape_of
+from lorakit.forecast import HELD, MATMUL_SHARE, flops_per_token, forecast, shape_of
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.models import empty_model
 from lorakit.models.attention import packed_attention, packed_hidden
@@ -37,19 +37,26 @@ def test_flops_of_a_token_by_the_formula(model):
     assert full == pytest.approx(6 * 106_168_320 + 7 * 60 * 576 * 30 + 6 * 28_311_552 * 0.45)
 
 
-def test_seconds_follow_the_rate_and_memory_the_tokens(model):
+def test_seconds_follow_the_rates_and_memory_the_tokens(model):
     shape, chosen = shape_of(model), plan(model, LoraSpec(rank=8))
 
-    def made(rate, batch_tokens, dtype=torch.float32):
+    def made(rate, batch_tokens, dtype=torch.float32, elementwise=1e9):
         return forecast(
             *(shape, chosen.trainable, [60] * 100, 2700),
             epochs_tokens=6000,
             batch_tokens=batch_tokens,
             dtype=dtype,
             rate=rate,
+            elementwise=elementwise,
         )
 
-    assert made(1e11, 960).seconds == pytest.approx(2 * made(2e11, 960).seconds)
+    both_halved = made(1e11, 960, elementwise=5e8).seconds
+    assert both_halved == pytest.approx(2 * made(2e11, 960).seconds)
+    # What the matmuls take is F tokens over their rate, or somewhat more; what is left is not.
+    matmuls = made(1e11, 960).seconds - made(2e11, 960).seconds
+    flops = flops_per_token(shape, chosen.trainable, 60, 0.45)
+    assert 6000 * flops / 2e11 <= matmuls <= 2 * 6000 * flops / 2e11
+    assert made(1e30, 960).seconds == pytest.approx(2 * made(1e30, 960, elementwise=2e9).seconds)
     assert made(1e11, 1920).peak_memory_bytes > 1.3 * made(1e11, 960).peak_memory_bytes
     halved = made(1e11, 960, torch.bfloat16).peak_memory_bytes
     assert halved < made(1e11, 960).peak_memory_bytes
@@ -67,6 +74,7 @@ def test_recomputing_costs_half_the_blocks_flops_again_and_saves_activations(mod
             batch_tokens=4096,
             dtype=torch.float32,
             rate=1e11,
+            elementwise=1e9,
             numbers_kept=numbers,
             recompute=recompute,
         )
@@ -130,3 +138,20 @@ def test_numbers_kept_by_fused_blocks_are_those_that_autograd_holds():
     # only because most numbers of this tiny model are in its blocks.
     assert hidden.requires_grad
     assert expected <= held <= 1.3 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_full_fine_tuning_takes_sixteen_bytes_a_parameter_and_moves_them_each_step(model, dtype):
+    shape, chosen = shape_of(model), plan(model, LoraSpec(rank=8))
+    common = {"epochs_tokens": 6000, "batch_tokens": 960, "dtype": dtype}
+    common |= {"rate": 1e11, "elementwise": 1e9}
+    everything, rows = shape.total_parameters, ([60] * 100, 2700)
+    full = forecast(shape, everything, *rows, **common, full=True, steps=7, bytes_rate=1e10)
+    free = forecast(shape, everything, *rows, **common, full=True)
+    lora = forecast(shape, chosen.trainable, *rows, **common)
+    more = 16 * everything - dtype.itemsize * everything - 16 * chosen.trainable
+    assert full.peak_memory_bytes - lora.peak_memory_bytes == pytest.approx(more, abs=2)
+    assert full.seconds - free.seconds == pytest.approx(7 * 28 * everything / 1e10)
+    products = flops_per_token(shape, 0, 60, 0.45, full=True)
+    products -= flops_per_token(shape, chosen.trainable, 60, 0.45)
+    assert free.seconds - lora.seconds == pytest.approx(6000 * products / (1e11 * MATMUL_SHARE))

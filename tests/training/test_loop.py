@@ -239,3 +239,45 @@ def test_full_training_is_the_same_loop():
     result = run(model)
     assert result.state_bytes == 2 * 8 * before.numel()
     assert float((trained(model) - before).abs().max()) > 0
+
+
+def test_the_last_parameters_are_kept_where_they_are_asked_for(tmp_path):
+    model, kept = adapted(), []
+    losses = iter([9.0, 5.0, 6.0, 7.0])
+
+    def evaluate():
+        kept.append(trained(model).clone())
+        return next(losses)
+
+    spec = TrainSpec(warmup=0.0, eval_every=2, keep="last")
+    result = run(model, spec=spec, evaluate=evaluate, folder=tmp_path)
+    assert (result.best_step, result.eval_loss, result.eval_loss_before) == (6, 7.0, 9.0)
+    assert torch.equal(trained(model), kept[-1])
+    again = adapted()
+    resumed = run(again, spec=spec, evaluate=lambda: 0.0, folder=tmp_path, resume=True)
+    assert torch.equal(trained(again), kept[-1])
+    assert resumed.eval_loss == 7.0
+
+
+def test_a_first_step_lost_in_the_rounding_of_narrow_weights_is_no_standstill():
+    torch.manual_seed(0)
+    model = Reader().bfloat16()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(8.0)  # where bfloat16 is 0.06 apart, and a step moves by the rate, 1e-4
+    before = trained(model).clone()
+
+    def loss(model, batch):
+        total, count = nll(model, batch)
+        return total.float(), count
+
+    table = rows()
+    fit(
+        model,
+        lambda step: micro_batches(table, range(8), 10_000),
+        1,
+        TrainSpec(warmup=0.0),
+        loss=loss,
+        learning_rate=1e-4,
+    )
+    assert torch.equal(trained(model), before)

@@ -90,8 +90,11 @@ def test_a_rows_gradient_does_not_depend_on_its_company():
 
 @pytest.mark.parametrize("chunk", [2, 3, 100])
 @pytest.mark.parametrize("bias", [True, False])
-def test_chunked_head_by_finite_differences(chunk, bias, monkeypatch):
+@pytest.mark.parametrize("padded", [True, False])
+def test_chunked_head_by_finite_differences(chunk, bias, padded, monkeypatch):
     monkeypatch.setattr(losses, "HEAD_CHUNK", chunk)
+    monkeypatch.setattr(losses, "SOFTMAX_ROWS", 2)
+    monkeypatch.setattr(losses, "compiles_shapes", lambda dtype, device: padded)
     generator = torch.Generator().manual_seed(0)
     hidden, weight, offset = (
         torch.randn(size, dtype=torch.float64, generator=generator, requires_grad=True)

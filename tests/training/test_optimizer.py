@@ -121,3 +121,98 @@ def test_auto_rate_follows_the_published_rule():
 def test_values_out_of_range_are_refused_by_name(wrong, message):
     with pytest.raises(ConfigError, match=message):
         TrainSpec(**wrong)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(9, 4)
+        self.middle = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.middle(self.embedding(ids))))
+
+
+def loss_of(model, step):
+    ids = torch.randint(0, 9, (12,), generator=torch.Generator().manual_seed(step))
+    return nn.functional.cross_entropy(model(ids[:-1]).float(), ids[1:], reduction="sum")
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_narrow_parameters_move_by_their_master_copy(clip, monkeypatch):
+    """Against a plain loop: float32 weights, rounded to bfloat16 for each forward and backward."""
+    monkeypatch.setattr("lorakit.training.optimizer._PART", 7)  # several parts, the last one short
+    model, spec = Tied().bfloat16(), TrainSpec(weight_decay=0.1)
+    flat = FlatAdamW(model.parameters(), spec)
+    plain = Tied().bfloat16()
+    wide = [p.detach().float() for p in plain.parameters()]
+    adam = torch.optim.AdamW(wide, lr=3e-3, betas=(0.9, 0.999), weight_decay=0.1)
+    for step in range(8):
+        loss_of(model, step).backward()
+        norm = flat.step(3e-3, divide_by=11.0, clip=clip)
+        plain.zero_grad()
+        loss_of(plain, step).backward()
+        for master, narrow in zip(wide, plain.parameters(), strict=True):
+            master.grad = narrow.grad.float() / 11
+        expected = nn.utils.clip_grad_norm_(wide, clip or math.inf)
+        adam.step()
+        for master, narrow in zip(wide, plain.parameters(), strict=True):
+            narrow.data.copy_(master)
+        assert norm == pytest.approx(float(expected), rel=1e-5)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(model.parameters(), wide, strict=True):
+        torch.testing.assert_close(flat.master_of(ours), theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_steps_below_the_rounding_of_bfloat16_add_up():
+    weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    flat = FlatAdamW([weight], TrainSpec())
+    for _ in range(400):  # Adam moves by the rate: 1e-5, and bfloat16 below 1 is 4e-3 apart
+        flat.grad.fill_(1.0)
+        flat.step(1e-5, divide_by=1.0, clip=0.0)
+    assert float(flat.master[0]) == pytest.approx(1 - 400e-5, abs=1e-5)
+    assert float(weight.detach()[0]) == 1 - 2**-8
+
+
+def test_tied_weights_are_laid_down_once_and_take_both_gradients():
+    model, apart = Tied(), Tied()
+    flat = FlatAdamW(model.parameters(), TrainSpec())
+    assert flat.flat.numel() == 9 * 4 + 4 * 4 + 4
+    loss_of(model, 0).backward()
+    apart.head.weight = nn.Parameter(apart.embedding.weight.detach().clone())
+    loss_of(apart, 0).backward()
+    both = apart.embedding.weight.grad + apart.head.weight.grad
+    torch.testing.assert_close(model.embedding.weight.grad, both)
+    flat.step(1e-2, divide_by=1.0, clip=0.0)
+    assert model.head.weight.data_ptr() == model.embedding.weight.data_ptr()
+
+
+def test_memory_of_narrow_and_wide_parameters_is_sixteen_bytes_each():
+    for dtype, state in ((torch.bfloat16, 12), (torch.float32, 8)):
+        flat = FlatAdamW(Tied().to(dtype).parameters(), TrainSpec())
+        n = flat.flat.numel()
+        assert flat.state_bytes == state * n
+        assert flat.state_bytes + 2 * n * flat.flat.element_size() == 16 * n
+
+
+def test_a_narrow_state_goes_on_to_the_same_bits():
+    def run(model, flat, steps):
+        for step in steps:
+            loss_of(model, step).backward()
+            flat.step(1e-3, divide_by=11.0, clip=1.0)
+
+    whole, stopped, second = (Tied().bfloat16() for _ in range(3))
+    run(whole, straight := FlatAdamW(whole.parameters(), TrainSpec()), range(6))
+    run(stopped, first := FlatAdamW(stopped.parameters(), TrainSpec()), range(3))
+    gone_on = FlatAdamW(second.parameters(), TrainSpec())
+    gone_on.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    run(second, gone_on, range(3, 6))
+    assert torch.equal(gone_on.master, straight.master)
+    assert torch.equal(gone_on.flat, straight.flat)

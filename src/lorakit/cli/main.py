@@ -10,12 +10,14 @@ import typer
 from rich.console import Console
 
 from lorakit.errors import InputError, InterruptedRunError, LorakitError
+from lorakit.run.limits import limit_caches
 
 # Command -> (module in this room, one line of help). A command's module is imported when that
 # command runs: `lorakit --help` should not wait for torch.
 COMMANDS = {
     "train": "Teach a model your task: a file of rows in, a trained adapter out.",
     "check": "Show what a run would do, before it: rows, loss-bearing tokens, plan, forecast.",
+    "compare": "Measure LoRA against full fine-tuning on your rows, fairly, and judge.",
     "count": "Count trainable parameters, for one weight or for a whole model.",
     "eval": "Measure a model or an adapter on held-out rows.",
     "generate": "Answer prompts, with or without an adapter.",
@@ -56,6 +58,7 @@ EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 
 def main() -> None:
     """Entry point of the `lorakit` command."""
+    limit_caches()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from lorakit.config import Option, issubclass_mapping, options
+from lorakit.config import Option, issubclass_mapping, options, options_of
 
 PANELS = {
     "model": "Model",
@@ -16,11 +16,16 @@ PANELS = {
     "start": "Low-rank adaptation",
     "train": "Training",
     "output": "Output",
+    "compare": "Comparison",
 }
 
 
 def with_options(
-    command: Callable[..., None], names: Sequence[str] | None = None, **defaults: Any
+    command: Callable[..., None],
+    names: Sequence[str] | None = None,
+    also: tuple[str, type] | None = None,
+    shown: Mapping[str, Any] | None = None,
+    **defaults: Any,
 ) -> Callable[..., None]:
     """Give a command the flags of these options (all of them by default).
 
@@ -30,12 +35,16 @@ def with_options(
     Args:
         command: a function whose last parameter is `flags`.
         names: of the options, in any order.
+        also: section and spec of options that are this command's own, shown first.
+        shown: defaults that the help names and the command itself knows; a run file's value stands.
         defaults: another default for some of them, in this command.
     """
-    chosen = [option for option in options() if names is None or option.name in names]
+    chosen = list(options_of(also[1], also[0])) if also else []
+    chosen += [option for option in options() if names is None or option.name in names]
     signature = inspect.signature(command)
     own = [p for name, p in signature.parameters.items() if name != "flags"]
-    added = [parameter(option, defaults.get(option.name, option.default)) for option in chosen]
+    named = {**defaults, **(shown or {})}
+    added = [parameter(option, named.get(option.name, option.default)) for option in chosen]
 
     def run(**values: Any) -> None:
         given = {o.name: values.pop(o.field) for o in chosen}
@@ -80,7 +89,7 @@ def _shown(default: Any) -> str:
     if default is None or default == () or default == {}:
         return ""
     if isinstance(default, tuple):
-        return ",".join(default)
+        return ",".join(map(str, default))
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -2,14 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from lorakit.cli.options import parameter
-from lorakit.config import Option, describe
-from lorakit.errors import ConfigError
+from lorakit.cli.options import flatten, parameter
+from lorakit.config import options_of, parse
 
 Spec = TypeVar("Spec")
 
@@ -25,11 +21,11 @@ def with_specs(
     """
     signature = inspect.signature(command)
     own = [p for name, p in signature.parameters.items() if name != "specs"]
-    chosen = [option for panel, spec in panels.items() for option in _options(panel, spec)]
+    chosen = [option for panel, spec in panels.items() for option in options_of(spec, panel)]
     added = [parameter(option, option.default) for option in chosen]
 
     def run(**values: Any) -> None:
-        given = {option.name: values.pop(option.name) for option in chosen}
+        given = {option.name: values.pop(option.field) for option in chosen}
         command(**values, specs={k: v for k, v in given.items() if v is not None})
 
     run.__doc__ = command.__doc__
@@ -40,31 +36,11 @@ def with_specs(
 
 
 def read_spec(spec: type[Spec], given: Mapping[str, Any]) -> Spec:
-    """A spec with the values that the command line gave.
+    """A spec with the values that the command line gave; those of other specs are left alone.
 
     Raises:
         ConfigError: a value is not of its kind, or the spec refuses it.
     """
-    values = {}
-    for option in _options("", spec):
-        if option.name not in given:
-            continue
-        value = given[option.name]
-        if get_origin(option.kind) is tuple:
-            value = tuple(part for item in value for part in item.split(",") if part)
-        try:
-            values[option.name] = TypeAdapter(option.kind).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise ConfigError(
-                f"{option.flag} is {value!r}; it must be {describe(option.kind)} ({problem})"
-            ) from None
-    return spec(**values)
-
-
-def _options(panel: str, spec: type[Any]) -> list[Option]:
-    hints, default = get_type_hints(spec), spec()
-    return [
-        Option(f.name, f.name, panel, hints[f.name], getattr(default, f.name), f.metadata["help"])
-        for f in fields(spec)
-    ]
+    known = {option.name: option for option in options_of(spec, "")}
+    mine = flatten({name: value for name, value in given.items() if name in known})
+    return spec(**parse(known, mine, "the command line"))

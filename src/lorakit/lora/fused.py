@@ -2,8 +2,8 @@
 
 What autograd would do with `equations.forward` costs passes over memory that nobody needs: an
 extra (T, out) tensor for s·B(Ax), another for the sum, the same again in the backward, and a
-gradient for the frozen W. Here the low-rank product is accumulated into the base's output, the
-only activations kept are x and h = A x (T × rank), and W, which is frozen, gets no gradient.
+gradient for the frozen W. Here the base's product is accumulated into the low-rank one, the only
+activations kept are x and h = A x (T × rank), and W, which is frozen, gets no gradient.
 
 `equations.forward` and `equations.gradients` are the oracle; the tests compare both in float64,
 float32 and bfloat16. Where it departs: A and B are cast to x's dtype once a call, and the scale
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lorakit.lora.products import add_product
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -36,8 +38,11 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         A, sB = A_RI.to(x_TI.dtype), (s * B_OR).to(x_TI.dtype)
         h_TR = x_TI @ A.t()
-        y_TO = torch.nn.functional.linear(x_TI, weight_OI, bias_O)
-        y_TO.addmm_(h_TR, sB.t())
+        # The low-rank product first: see `fused_block._Group.forward`.
+        y_TO = h_TR @ sB.t()
+        add_product(y_TO, x_TI, weight_OI.t())
+        if bias_O is not None:
+            y_TO.add_(bias_O)
         ctx.save_for_backward(x_TI, weight_OI, A_RI, B_OR, h_TR)
         ctx.s = s
         return y_TO
@@ -55,8 +60,8 @@ class _LoraLinear(torch.autograd.Function):
         grad_x = None
         # The first adapted layer's input comes from the frozen embedding: nobody asks for it.
         if ctx.needs_input_grad[0]:
-            grad_x = grad_TO @ weight_OI
-            grad_x.addmm_(grad_h_TR, A_RI.to(grad_TO.dtype))
+            grad_x = grad_h_TR @ A_RI.to(grad_TO.dtype)
+            add_product(grad_x, grad_TO, weight_OI)
         return grad_x, None, None, grad_A, grad_B, None
 
 

@@ -28,7 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Rows of silu(g)·u taken at once: three float32 tensors of 256 × 1,536 stay in a shared cache.
+from lorakit.lora.products import add_product, product
+
+# Rows of an element-wise chain taken at once: what lies between its passes stays in a cache.
 _ROWS = 256
 
 
@@ -112,16 +114,25 @@ class _Group:
         return n_TI @ self.A(n_TI).t() if self.rank else None
 
     def forward(self, n_TI: Tensor, h_TR: Tensor | None, i: int, onto: Tensor | None) -> Tensor:
-        """L_i(n), or onto + L_i(n): (T, out_i)."""
+        """L_i(n), or onto + L_i(n): (T, out_i).
+
+        The low-rank product comes first and the base's is added to it in the matmul. In 16 bits it
+        would be lost the other way round: what is less than half a unit in the last place of a
+        number that is rounded already changes nothing, and of the residual stream, whose numbers
+        are large, that is nearly all of it.
+        """
         each = self.linears[i]
-        if onto is None:
-            y_TO = F.linear(n_TI, each.weight, each.bias)
+        if each.B is None or h_TR is None:
+            y_TO = product(n_TI, each.weight.t(), onto)
         else:
-            y_TO = torch.addmm(onto, n_TI, each.weight.t())
-            if each.bias is not None:
-                y_TO.add_(each.bias)
-        if each.B is not None and h_TR is not None:
-            y_TO.addmm_(h_TR[:, self.columns[i]], _scaled(each, y_TO).t())
+            h, sB = h_TR[:, self.columns[i]], _scaled(each, n_TI)
+            inside = onto is not None and n_TI.dtype in (torch.float32, torch.float64)
+            y_TO = torch.addmm(onto, h, sB.t()) if inside else h @ sB.t()
+            add_product(y_TO, n_TI, each.weight.t())
+            if onto is not None and not inside:
+                y_TO.add_(onto)
+        if each.bias is not None:
+            y_TO.add_(each.bias)
         return y_TO
 
     def gradient_h(self, grads: Sequence[Tensor]) -> Tensor | None:
@@ -137,11 +148,13 @@ class _Group:
 
     def gradient_input(self, grads: Sequence[Tensor], grad_h_TR: Tensor | None) -> Tensor:
         """Σ_i grad_i W_i + grad_h A: (T, in_features), accumulated in one buffer."""
-        grad_TI = grads[0] @ self.linears[0].weight
+        if grad_h_TR is None:
+            grad_TI = product(grads[0], self.linears[0].weight)
+        else:  # first, as in the forward
+            grad_TI = grad_h_TR @ self.A(grads[0])
+            add_product(grad_TI, grads[0], self.linears[0].weight)
         for each, grad_TO in zip(self.linears[1:], grads[1:], strict=True):
-            grad_TI.addmm_(grad_TO, each.weight)
-        if grad_h_TR is not None:
-            grad_TI.addmm_(grad_h_TR, self.A(grad_TI))
+            add_product(grad_TI, grad_TO, each.weight)
         return grad_TI
 
     def gradients(
@@ -186,7 +199,11 @@ def _norm(x_TD: Tensor, weight_D: Tensor, rstd_T1: Tensor) -> Tensor:
     if x_TD.dtype == rstd_T1.dtype:
         return (x_TD * rstd_T1).mul_(weight_D)
     # In 16 bits the quotient is rounded before it is weighted, as transformers does.
-    return (x_TD.to(rstd_T1.dtype) * rstd_T1).to(x_TD.dtype).mul_(weight_D)
+    n_TD = torch.empty_like(x_TD)
+    for part in _parts(x_TD):
+        n_TD[part] = x_TD[part].to(rstd_T1.dtype).mul_(rstd_T1[part])
+        n_TD[part].mul_(weight_D)
+    return n_TD
 
 
 def _rstd(x_TD: Tensor, eps: float) -> Tensor:
@@ -199,18 +216,20 @@ def _rstd(x_TD: Tensor, eps: float) -> Tensor:
 def _norm_backward(
     grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T1: Tensor, *, wants_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and of the norm's weight; `grad_TD` is overwritten.
+    """Gradients of x, in the place of `grad_TD`, and of the norm's weight.
 
     With u = grad · w:  dx = rstd · u - x · rstd³ · mean(u · x).
     """
     grad_weight = None
     if wants_weight:
         grad_weight = (grad_TD * (x_TD * rstd_T1)).sum(0).to(weight_D.dtype)
-    u_TD = grad_TD.mul_(weight_D).to(rstd_T1.dtype)
-    wide_TD = x_TD.to(rstd_T1.dtype)
-    mean_T1 = torch.linalg.vecdot(u_TD, wide_TD).unsqueeze(-1).div_(-x_TD.shape[-1])
-    mean_T1.mul_(rstd_T1).mul_(rstd_T1).mul_(rstd_T1)
-    return u_TD.mul_(rstd_T1).addcmul_(wide_TD, mean_T1).to(x_TD.dtype), grad_weight
+    for part in _parts(x_TD):
+        grad, rstd = grad_TD[part], rstd_T1[part]
+        u, wide = grad.mul_(weight_D).to(rstd.dtype), x_TD[part].to(rstd.dtype)
+        mean = torch.linalg.vecdot(u, wide).unsqueeze(-1).div_(-x_TD.shape[-1])
+        mean.mul_(rstd).mul_(rstd).mul_(rstd)
+        grad.copy_(u.mul_(rstd).addcmul_(wide, mean))
+    return grad_TD, grad_weight
 
 
 class _NormedGroup(torch.autograd.Function):

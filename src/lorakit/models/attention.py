@@ -21,12 +21,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lorakit.errors import ModelError
 from lorakit.models.kernels import attend
-from lorakit.models.layout import Layout, layout
+from lorakit.models.layout import Layout, compiles_shapes, layout, rounded
 from lorakit.models.quiet import quiet
 
 NAME = "lorakit_packed"
@@ -195,7 +196,7 @@ def packed_hidden(
     arguments = _arguments(model, ids_T, positions_T, lengths_S)
     hidden_1TD = model.base_model(**arguments).last_hidden_state
     assert isinstance(hidden_1TD, Tensor)
-    return hidden_1TD[0]
+    return hidden_1TD[0, : ids_T.shape[0]]
 
 
 def packed_logits(
@@ -338,11 +339,15 @@ def _arguments(
             "model that supports_packing"
         )
     _check_lengths(ids_T, lengths_S)
+    few_sizes = compiles_shapes(model.dtype, ids_T.device)
+    if few_sizes:  # tokens of no sequence at the end, which nothing attends to and nobody reads
+        more = rounded(len(ids_T)) - len(ids_T)
+        ids_T, positions_T = (F.pad(x, (0, more)) for x in (ids_T, positions_T))
     return {
         "input_ids": ids_T[None],
         "position_ids": positions_T[None],
         "use_cache": False,
-        _KEYWORD: layout(lengths_S, ids_T.device),
+        _KEYWORD: layout(lengths_S, ids_T.device, few_sizes=few_sizes),
     }
 
 

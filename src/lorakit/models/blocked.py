@@ -13,13 +13,15 @@ here (kernels.py has the times of both).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakit.models.layout import Group, HeadRows, head_rows
+from lorakit.models.grouped import back, maps, split, take
+from lorakit.models.layout import Group
 
 BLOCK, WIDE_BLOCK = 64, 128
 """Query rows of a block: larger ones multiply more masked entries, smaller ones more often; from
@@ -51,17 +53,17 @@ class Blocked(torch.autograd.Function):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        by_query, by_key = _maps(q_THD, k_TKD, groups)
-        q, k, v = _take(q_THD, by_query), _take(k_TKD, by_key), _take(v_TKD, by_key)
+        by_query, by_key = maps(q_THD, k_TKD, groups)
+        q, k, v = take(q_THD, by_query), take(k_TKD, by_key), take(v_TKD, by_key)
         o = torch.empty_like(q)
         kept: list[Tensor] = []
-        for group, (q_g, o_g), (k_g, v_g) in _split(groups, (q, o), (k, v), k_TKD.shape[1]):
+        for group, (q_g, o_g), (k_g, v_g) in split(groups, (q, o), (k, v), k_TKD.shape[1]):
             for block in _blocks(group.length, window):
                 p, _ = _probabilities(block.of(q_g) * scale, k_g, block, window, softcap)
                 block.put(o_g, _products(p, v_g[:, block.keys]))
                 if group.length <= KEEP and softcap is None:
                     kept.append(p)
-        out_THD = _back(o, by_query, q_THD)
+        out_THD = back(o, by_query, q_THD)
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, *kept)
         ctx.settings = groups, scale, window, softcap
         return out_THD
@@ -71,16 +73,16 @@ class Blocked(torch.autograd.Function):
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         q_THD, k_TKD, v_TKD, out_THD, *kept = ctx.saved_tensors
         groups, scale, window, softcap = ctx.settings
-        by_query, by_key = _maps(q_THD, k_TKD, groups)
-        q, k, v = _take(q_THD, by_query), _take(k_TKD, by_key), _take(v_TKD, by_key)
-        do = _take(grad_THD, by_query)
-        delta = _take((grad_THD * out_THD).sum(-1, keepdim=True), by_query)
+        by_query, by_key = maps(q_THD, k_TKD, groups)
+        q, k, v = take(q_THD, by_query), take(k_TKD, by_key), take(v_TKD, by_key)
+        do = take(grad_THD, by_query)
+        delta = take((grad_THD * out_THD).sum(-1, keepdim=True), by_query)
         # Padding repeats real rows; its outputs were never used, so it hands no gradient on.
         do.index_fill_(0, by_query.padding, 0.0)
         delta.index_fill_(0, by_query.padding, 0.0)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         left = iter(kept)
-        for group, (q_g, do_g, delta_g, dq_g), (k_g, v_g, dk_g, dv_g) in _split(
+        for group, (q_g, do_g, delta_g, dq_g), (k_g, v_g, dk_g, dv_g) in split(
             groups, (q, do, delta, dq), (k, v, dk, dv), k_TKD.shape[1]
         ):
             for block in _blocks(group.length, window):
@@ -97,51 +99,9 @@ class Blocked(torch.autograd.Function):
                     ds.mul_(slope)
                 block.put(dq_g, _products(ds, k_g[:, keys]).mul_(scale))
                 dk_g[:, keys] += _products(ds.transpose(1, 2), q_b)
-        dq_THD = _back(dq, by_query, q_THD)
-        dk_TKD, dv_TKD = _back(dk, by_key, k_TKD), _back(dv, by_key, v_TKD)
+        dq_THD = back(dq, by_query, q_THD)
+        dk_TKD, dv_TKD = back(dk, by_key, k_TKD), back(dv, by_key, v_TKD)
         return dq_THD, dk_TKD, dv_TKD, None, None, None, None
-
-
-def _maps(q_THD: Tensor, k_TKD: Tensor, groups: tuple[Group, ...]) -> tuple[HeadRows, HeadRows]:
-    tokens = q_THD.shape[0]
-    return head_rows(groups, tokens, q_THD.shape[1]), head_rows(groups, tokens, k_TKD.shape[1])
-
-
-def _take(x_THD: Tensor, rows: HeadRows) -> Tensor:
-    """All heads of all groups as one (P·H, D)."""
-    return x_THD.reshape(-1, x_THD.shape[2]).index_select(0, rows.take)
-
-
-def _back(x: Tensor, rows: HeadRows, like_THD: Tensor) -> Tensor:
-    """The inverse of `_take`, with zeros for tokens that are in no group."""
-    out = x.index_select(0, rows.back)
-    if rows.left_out.numel():
-        out.index_fill_(0, rows.left_out, 0.0)
-    return out.view(like_THD.shape)
-
-
-def _split(
-    groups: tuple[Group, ...],
-    queries: tuple[Tensor, ...],
-    keys: tuple[Tensor, ...],
-    key_heads: int,
-) -> Iterator[tuple[Group, list[Tensor], list[Tensor]]]:
-    """Each group with its views of the (P·H, D): (n·K, G, M, D) of queries, (n·K, M, D) of keys."""
-    places = sum(group.count * group.length for group in groups)
-    shared = queries[0].shape[0] // (places * key_heads)
-    start = 0
-    for group in groups:
-        n, length = group.count * key_heads, group.length
-        size = n * length
-        yield (
-            group,
-            [
-                x[start * shared : (start + size) * shared].view(n, shared, length, x.shape[1])
-                for x in queries
-            ],
-            [x[start : start + size].view(n, length, x.shape[1]) for x in keys],
-        )
-        start += size
 
 
 @dataclass(frozen=True)
@@ -197,11 +157,18 @@ def _probabilities(
     b, keys = block.i1 - block.i0, s.shape[2]
     by_head = s.view(s.shape[0], s.shape[1] // b, b, keys)
     if window is None:  # only the square at the end has anything to hide
-        by_head[..., keys - b :] += mask(0, b, 0, b, None, s)
+        by_head[..., keys - b :] += _mask(0, b, 0, b, None, s.dtype, s.device)
     else:
         by_head += mask(block.i0, block.i1, block.j0, block.i1, window, s)
-    wide = torch.float64 if s.dtype == torch.float64 else torch.float32
-    return torch.softmax(s, dim=-1, dtype=wide).to(s.dtype), slope
+    # torch sums 16-bit softmax in float32 inside; asking for the dtype would be two more passes.
+    return torch.softmax(s, dim=-1), slope
+
+
+@lru_cache(maxsize=64)
+def _mask(
+    i0: int, i1: int, j0: int, j1: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return mask(i0, i1, j0, j1, window, torch.empty(0, dtype=dtype, device=device))
 
 
 def mask(i0: int, i1: int, j0: int, j1: int, window: int | None, like: Tensor) -> Tensor:

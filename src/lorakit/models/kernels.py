@@ -7,11 +7,12 @@ D numbers a head; a group is n sequences padded to M tokens, on the right: causa
 padding from every real token, and the padded rows are never read back, so no padding mask is
 needed.
 
-Three ways, chosen by `attend`:
+Four ways, chosen by `attend`:
 
-  blocked  the default on a CPU (blocked.py): batched matmuls over blocks of query rows, with a
-           hand-written backward. Memory is linear in T.
-  torch    sequences beyond `LONG` tokens on a CPU, and everything on an accelerator:
+  flash    bfloat16 on a CPU (flash.py): torch's forward, a backward of plain matmuls.
+  blocked  everything else on a CPU (blocked.py): batched matmuls over blocks of query rows, with
+           a hand-written backward. Memory is linear in T.
+  torch    float32 sequences beyond `LONG` tokens on a CPU, and everything on an accelerator:
            F.scaled_dot_product_attention on the padded group.
   plain    autograd through the formula, for attention dropout.
 
@@ -27,11 +28,14 @@ milliseconds of CPU time a layer; the last column is what transformers does by d
      1 x 2048           335.5               325.2                        541.9
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorakit.models.blocked import Blocked, mask
+from lorakit.models.blocked import KEEP, Blocked, mask
+from lorakit.models.flash import Flash, suits
 from lorakit.models.layout import Group, Layout
 
 LONG = 1536
@@ -65,6 +69,8 @@ def attend(
         window = None
     simple = window is None and softcap is None and not dropout
     on_cpu = q_THD.device.type == "cpu"
+    if simple and suits(q_THD.dtype, q_THD.device) and q_THD.shape[2] == v_TKD.shape[2]:
+        return Flash.apply(q_THD, k_TKD, v_TKD, where.groups, scale)
     blocked = tuple(
         g for g in where.groups if on_cpu and not dropout and (g.length <= LONG or not simple)
     )
@@ -81,6 +87,20 @@ def attend(
                 o = _plain(q, k, v, scale, window, softcap, dropout)
             out_THD = out_THD.index_copy(0, group.tokens, _unpad(o, group))
     return out_THD
+
+
+def probabilities_kept(
+    lengths: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    window: int | None,
+    softcap: float | None,
+) -> float:
+    """Numbers of P that one head keeps for the backward, for each token of these sequences."""
+    if softcap is not None or (window is None and suits(dtype, device)):
+        return 0.0
+    return sum(n * n for n in lengths if n <= KEEP) / sum(lengths)
 
 
 def _pad(x_THD: Tensor, group: Group, key_heads: int) -> Tensor:

@@ -56,6 +56,22 @@ def sample(record: Mapping[str, Any]) -> Sample:
     return Sample(_cut(_text(record.get("prompt")) or ""), tuple(answers))
 
 
+def sample_of_many(record: Mapping[str, Any]) -> Sample:
+    """The same for a record whose "answers" are a list of who, text and score."""
+    reference = _text(record.get("reference"))
+    wanted = _parse(reference)
+    answers = []
+    if reference is not None:
+        lines = _json_lines(wanted, None) if isinstance(wanted, dict) else _plain(reference)
+        answers.append(Answer("Reference", lines, wanted is not None, "reference", ""))
+    for each in record.get("answers") or ():
+        who = str(each["who"])
+        heading = who[0].upper() + who[1:]
+        text = _text(each.get("text")) or ""
+        answers.append(_answer(heading, text, reference, wanted, each.get("score")))
+    return Sample(_cut(_text(record.get("prompt")) or ""), tuple(answers))
+
+
 def _answer(heading: str, text: str, reference: str | None, wanted: Any, score: Any) -> Answer:
     given = _parse(text)
     if isinstance(given, dict) and isinstance(wanted, dict):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours by what they are for. `first` and `second` stay apart for colour-blind readers."""
+    """Colours by what they are for. The series stay apart for colour-blind readers."""
 
     ink: str
     muted: str
@@ -29,11 +29,16 @@ class Palette:
     paper: str
     first: str
     second: str
+    third: str
+    fourth: str
 
 
-# Blue and vermilion of Okabe and Ito's set, which common colour-blindness keeps apart.
-LIGHT = Palette("#1b1f24", "#59636e", "#d8dde3", "#ffffff", "#0067a8", "#c24a00")
-_PLACEHOLDERS = Palette("#01a0b1", "#01a0b2", "#01a0b3", "#01a0b4", "#01a0b5", "#01a0b6")
+# Blue, vermilion, green and purple of Okabe and Ito's set, which common colour-blindness keeps
+# apart, darkened until text of them can be read.
+LIGHT = Palette(
+    *("#1b1f24", "#59636e", "#d8dde3", "#ffffff"), *("#0067a8", "#c24a00", "#00785a", "#a0427f")
+)
+_PLACEHOLDERS = Palette(*(f"#01a0b{digit}" for digit in range(1, 9)))
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def svg(drawing: Drawing, name: str, title: str, description: str) -> str:
     """The figure as an inline `<svg>`: text stays text, colours are CSS variables.
 
     `name` makes its ids its own on a page with several figures; title and description are
-    what a screen reader says. The variables are --ink, --muted, --rule, --paper, --series-1
-    and --series-2.
+    what a screen reader says. The variables are --ink, --muted, --rule, --paper, and --series-1
+    to --series-4.
     """
     import matplotlib
 
@@ -77,7 +82,7 @@ def svg(drawing: Drawing, name: str, title: str, description: str) -> str:
     body = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", body)
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = body.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    variables = ("--ink", "--muted", "--rule", "--paper", "--series-1", "--series-2")
+    variables = ("--ink", "--muted", "--rule", "--paper", *(f"--series-{n}" for n in range(1, 5)))
     for colour, variable in zip(astuple(_PLACEHOLDERS), variables, strict=True):
         body = body.replace(colour, f"var({variable})")
     head = (

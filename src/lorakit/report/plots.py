@@ -39,15 +39,15 @@ def learning_curve(
         )  # fmt: skip
         curve = [v for v in (*smooth, *held_out[1]) if math.isfinite(v)]
         if curve and min(curve) > 0 and max(curve) / min(curve) >= _LOG_FROM:
-            _log_scale(axes)
+            log_scale(axes)
             shown = [v for v in (*values, *held_out[1]) if math.isfinite(v) and v > 0]
             axes.set_ylim(0.85 * min(shown), 1.2 * max(shown))
         best = [(s, v) for s, v in zip(*held_out, strict=True) if s == best_step]
         if best:
             axes.plot(*best[-1], "o", color=palette.second, markersize=8.0, label="best, kept")
-        _dress(axes, palette, ylabel="loss (nats per token)")
+        dress(axes, palette, ylabel="loss (nats per token)")
         axes.set_xlabel("step")
-        _legend(figure, palette)
+        legend(figure, palette)
 
     return Drawing(draw, width, 330)
 
@@ -67,10 +67,10 @@ def schedule(rates: Points, norms: Points) -> Drawing:
             panel.plot(steps, values, color=palette.first, linewidth=1.6)
             finite = [v for v in values if math.isfinite(v)]
             if scale == "log" and min(finite) > 0 and max(finite) / min(finite) >= _LOG_FROM:
-                _log_scale(panel)
+                log_scale(panel)
             else:
                 panel.set_ylim(bottom=0)
-            _dress(panel, palette, ylabel=label)
+            dress(panel, palette, ylabel=label)
         axes[-1].set_xlabel("step")
 
     return Drawing(draw, 440, 300)
@@ -93,9 +93,9 @@ def throughput(speeds: Points) -> Drawing:
             label=f"median {median:,.0f}",
         )
         axes.set_ylim(0, 1.05 * finite[-1] or 1)
-        _dress(axes, palette, ylabel="real tokens per second")
+        dress(axes, palette, ylabel="real tokens per second")
         axes.set_xlabel("step")
-        _legend(figure, palette)
+        legend(figure, palette)
 
     return Drawing(draw, 440, 300)
 
@@ -127,7 +127,8 @@ def _thin(points: Points) -> tuple[list[float], list[float]]:
     return thin_steps, thin_values
 
 
-def _legend(figure: "Figure", palette: Palette) -> None:
+def legend(figure: "Figure", palette: Palette) -> None:
+    """The names of the curves, above the axes."""
     # Above the axes and not in them: no curve, whatever it does, runs into it.
     figure.legend(
         loc="outside upper left", ncols=3, frameon=False, labelcolor=palette.ink,
@@ -135,7 +136,8 @@ def _legend(figure: "Figure", palette: Palette) -> None:
     )  # fmt: skip
 
 
-def _log_scale(axes: "Axes") -> None:
+def log_scale(axes: "Axes") -> None:
+    """A logarithmic value axis with ticks at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     axes.set_yscale("log")
@@ -144,15 +146,16 @@ def _log_scale(axes: "Axes") -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _tick(value: float, _: int) -> str:
+def tick(value: float, _: int) -> str:
+    """The text of a tick: no needless zeros, thousands apart."""
     if value and abs(value) < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _dress(axes: "Axes", palette: Palette, *, ylabel: str) -> None:
-    """The house style: no box, faint horizontal rules, quiet ticks."""
+def dress(axes: "Axes", palette: Palette, *, ylabel: str, whole: bool = True) -> None:
+    """The house style: no box, faint horizontal rules, quiet ticks; `whole` for steps on x."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for side in ("top", "right", "left"):
@@ -164,9 +167,10 @@ def _dress(axes: "Axes", palette: Palette, *, ylabel: str) -> None:
     axes.tick_params(axis="x", length=4)
     axes.set_ylabel(ylabel, color=palette.muted, fontsize=12, labelpad=8)
     axes.xaxis.label.set(color=palette.muted, fontsize=12)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    steps = [1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, steps=steps))
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
     axes.margins(x=0.02)

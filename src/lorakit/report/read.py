@@ -56,15 +56,16 @@ def read_run(folder: Path) -> RunFiles:
     config = folder / "config.yaml"
     return RunFiles(
         name=folder.resolve().name,
-        result=_json(result, dict),
+        result=read_json(result, dict),
         train=_by_step(records, "train"),
         evals=_by_step(records, "eval"),
-        samples=tuple(s for s in _json(folder / "samples.json", list) if isinstance(s, dict)),
+        samples=tuple(s for s in read_json(folder / "samples.json", list) if isinstance(s, dict)),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
 
-def _json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type) -> Any:
+    """A file's JSON, which must be of this kind; an empty one of it where there is no file."""
     if not path.is_file():
         return kind()
     try:

@@ -30,6 +30,11 @@ def score_name(name: str) -> str:
     return NAMES.get(name, name.replace("_", " "))
 
 
+def is_points(name: str) -> bool:
+    """Whether a score is published on a scale of 0 to 100 rather than as a share."""
+    return name in _POINTS
+
+
 def _is_share(name: str, *values: float) -> bool:
     return name not in _POINTS and all(0 <= value <= 1 for value in values)
 

@@ -58,7 +58,13 @@ class Outlook:
 
 
 def outlook(
-    model: Any, table: TokenTable, spec: TrainSpec, *, steps: int, trainable: int
+    model: Any,
+    table: TokenTable,
+    spec: TrainSpec,
+    *,
+    steps: int,
+    trainable: int,
+    full: bool = False,
 ) -> Outlook:
     """Forecast the training of a model on these rows.
 
@@ -67,7 +73,8 @@ def outlook(
         table: the rows.
         spec: the schedule.
         steps: optimizer steps.
-        trainable: parameters of the adapter.
+        trainable: parameters of the adapter; all of the model's for full fine-tuning.
+        full: every parameter of the base is trained.
     """
     shape = forecasting.shape_of(model)
     lengths = table.lengths
@@ -77,6 +84,8 @@ def outlook(
     largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
     kept = numbers_kept(model, lengths.tolist())
     rate = forecasting.matmul_rate(shape, model.dtype, model.device)
+    elementwise = forecasting.elementwise_rate(shape, model.dtype, model.device)
+    bytes_rate = forecasting.memory_rate(model.device) if full else None
 
     def made(recompute: bool) -> forecasting.Forecast:
         return forecasting.forecast(
@@ -88,8 +97,12 @@ def outlook(
             batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
             dtype=model.dtype,
             rate=rate,
+            elementwise=elementwise,
             numbers_kept=kept,
             recompute=recompute,
+            full=full,
+            steps=steps,
+            bytes_rate=bytes_rate,
         )
 
     if spec.activation_checkpointing != "auto":
@@ -116,6 +129,7 @@ def fit_model(
     steps: int,
     learning_rate: float,
     recompute: bool = False,
+    evaluate: Callable[[], float] | None = None,
     report: Report = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
     folder: Path | None = None,
@@ -129,10 +143,12 @@ def fit_model(
 
     Args:
         recompute: activation checkpointing; see `outlook` for the spec's 'auto'.
+        evaluate: asked in place of the loss on `held_out`, within packed attention.
     """
     device = model.device
     loss = make_loss(model)
     rows_of = _rows_of(len(train), spec.batch_size, steps, spec.seed)
+    held_out = held_out.take(()) if evaluate is not None else held_out
     kept = [b.to(device) for b in micro_batches(held_out, range(len(held_out)), spec.batch_tokens)]
     if recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -149,7 +165,7 @@ def fit_model(
                 spec,
                 loss=loss,
                 learning_rate=learning_rate,
-                evaluate=(lambda: held_out_loss(model, kept, loss)) if kept else None,
+                evaluate=(lambda: held_out_loss(model, kept, loss)) if kept else evaluate,
                 report=report,
                 should_stop=should_stop,
                 folder=folder,

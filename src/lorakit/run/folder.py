@@ -23,7 +23,7 @@ def check_folder(path: Path, *, resume: bool) -> None:
         raise OutputError(f"{path} is a file; --out needs a folder")
     inside = sorted(p.name for p in path.iterdir()) if path.exists() else []
     if inside and not resume:
-        has = (path / "checkpoints").is_dir()
+        has = (path / "checkpoints").is_dir() or (path / "trials").is_dir()
         hint = "go on with --resume, or " if has else ""
         raise OutputError(
             f"{path} is not empty (it holds {', '.join(inside[:4])}): {hint}give another --out"

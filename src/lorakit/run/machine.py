@@ -39,9 +39,16 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest device memory allocated, or largest resident size of this process, in bytes."""
+    """Largest device memory allocated, or largest resident size of this process, in bytes.
+
+    On Linux it is VmHWM and not getrusage's ru_maxrss: that one begins, after fork and exec, at
+    the size of the program that started this one.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():
+        return _kilobytes(status, "VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kilobytes, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -10,6 +10,7 @@ from typing import Any
 from lorakit.config import load_config
 from lorakit.data import DataSpec, load_data
 from lorakit.errors import ConfigError, did_you_mean
+from lorakit.lora import lora_layers
 from lorakit.run.fitting import Report, fit_model, outlook, peak_rate, steps_of
 from lorakit.training import FitResult, TrainSpec
 
@@ -66,7 +67,8 @@ def train(
         )
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    expected = outlook(model, rows.train, config.train, steps=steps, trainable=trainable)
+    full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
+    expected = outlook(model, rows.train, config.train, steps=steps, trainable=trainable, full=full)
     if expected.note:
         report({"kind": "note", "text": expected.note})
     return fit_model(
@@ -75,7 +77,7 @@ def train(
         rows.eval,
         config.train,
         steps=steps,
-        learning_rate=peak_rate(model, steps, config.train),
+        learning_rate=peak_rate(model, steps, config.train, full=not lora_layers(model)),
         recompute=expected.recompute,
         report=report,
     )

@@ -29,8 +29,7 @@ from lorakit.models.attention import (
     packed_hidden,
     supports_packing,
 )
-from lorakit.models.blocked import KEEP
-from lorakit.models.kernels import attend
+from lorakit.models.kernels import attend, probabilities_kept
 from lorakit.models.layout import Layout
 from lorakit.models.rotary import rotate
 
@@ -149,7 +148,6 @@ def numbers_kept(model: Any, lengths: Sequence[int]) -> float | None:
         fused = [m for m in model.modules() if isinstance(m, FusedBlock)]
     if len(fused) != model.config.get_text_config().num_hidden_layers:
         return None
-    short = sum(n * n for n in lengths if n <= KEEP) / sum(lengths)
     kept = 0.0
     for block in fused:
         attention, mlp = (block.base.get_submodule(name) for name in ("self_attn", "mlp"))
@@ -157,7 +155,10 @@ def numbers_kept(model: Any, lengths: Sequence[int]) -> float | None:
         gate, up = (_linear(mlp.get_submodule(name)) for name in ("gate_proj", "up_proj"))
         kept += sum(each.weight.shape[0] for each in (q, k, v, gate, up))
         kept += 2 * o.weight.shape[0] + o.weight.shape[1]
-        kept += short * block.attention.heads
+        asked = block.attention
+        kept += asked.heads * probabilities_kept(
+            lengths, model.dtype, model.device, window=asked.window, softcap=asked.softcap
+        )
     return kept
 
 

@@ -32,7 +32,8 @@ class Progress:
         tokens: real tokens seen in them.
         seconds: time spent in them, evaluations left out.
         best_step, best_loss: of the best evaluation; None before the first.
-        stale: evaluations since then.
+        last_loss: of the newest evaluation after the start.
+        stale: evaluations since the best.
         before: held-out loss before the first step.
         recent: (summed nats, tokens) of the last tenth of the steps.
     """
@@ -42,13 +43,14 @@ class Progress:
     seconds: float = 0.0
     best_step: int | None = None
     best_loss: float | None = None
+    last_loss: float | None = None
     stale: int = 0
     before: float | None = None
     recent: list[tuple[float, int]] = field(default_factory=list)
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, state: dict[str, Tensor], best: Tensor, *, run: str
+    folder: Path, progress: Progress, state: dict[str, Tensor], best: Tensor | None, *, run: str
 ) -> Path:
     """Write the checkpoint of a step beside the others and remove the ones before it.
 
@@ -56,7 +58,7 @@ def save_checkpoint(
         folder: the run's `checkpoints` folder.
         progress: where the run stands.
         state: the optimizer's state.
-        best: (n,) the best flat parameters so far.
+        best: (n,) the best flat parameters so far; None where the last ones are kept.
         run: hash of what the run depends on; resuming with another is refused.
 
     Raises:
@@ -65,7 +67,9 @@ def save_checkpoint(
     described = {"run": run, **asdict(progress)}
 
     def fill(partial: Path) -> None:
-        write_tensors(partial / "state.safetensors", {**state, "best": best})
+        write_tensors(
+            partial / "state.safetensors", {**state, **({} if best is None else {"best": best})}
+        )
         (partial / "progress.json").write_text(json.dumps(described, indent=2) + "\n")
 
     for left in folder.glob(f".{_PREFIX}*"):
@@ -79,7 +83,9 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: Path, *, run: str) -> tuple[Progress, dict[str, Tensor], Tensor] | None:
+def load_checkpoint(
+    folder: Path, *, run: str
+) -> tuple[Progress, dict[str, Tensor], Tensor | None] | None:
     """The newest checkpoint, or None where there is none.
 
     Raises:
@@ -99,7 +105,7 @@ def load_checkpoint(folder: Path, *, run: str) -> tuple[Progress, dict[str, Tens
             f"the checkpoint {newest} was made with other data, model or settings: give the ones "
             "in the run's config.yaml, or another --out"
         )
-    best = tensors.pop("best")
+    best = tensors.pop("best", None)
     return Progress(**described), tensors, best
 
 

@@ -33,12 +33,12 @@ class FitResult:
     Attributes:
         steps: done, of those planned.
         train_loss: mean over the last tenth of the steps, nats per loss-bearing token.
-        eval_loss: of the parameters kept (the best evaluation), None without held-out rows.
+        eval_loss: of the parameters kept (`TrainSpec.keep`), None without held-out rows.
         eval_loss_before: before the first step.
         best_step: the step whose parameters were kept.
         stopped_early: whether patience ran out.
         tokens, seconds: real tokens trained on, and the time of the steps alone.
-        state_bytes: of the optimizer's moments.
+        state_bytes: of the optimizer's moments, and of a master copy where there is one.
         notes: what the user should know.
     """
 
@@ -69,7 +69,7 @@ def fit(
     run: str = "",
     resume: bool = False,
 ) -> FitResult:
-    """Train the model's trainable parameters and leave the best of them in it.
+    """Train the model's trainable parameters and leave those that the spec keeps in it.
 
     Args:
         model: frozen but for what is to be trained; in the mode it should train in.
@@ -94,7 +94,10 @@ def fit(
     checkpoints = folder / "checkpoints" if folder else None
     eval_every = spec.eval_every or max(1, math.ceil(steps / 4))
     checkpoint_every = spec.checkpoint_every or eval_every
-    progress, best, notes = Progress(), flat_copy(optimizer.flat), list[str]()
+    progress, notes = Progress(), list[str]()
+    # A copy of everything trained: none is made where none will be wanted.
+    keeps_best = evaluate is not None and spec.keep == "best"
+    best = flat_copy(optimizer.flat) if keeps_best else None
 
     if resume and checkpoints and (found := load_checkpoint(checkpoints, run=run)):
         progress, state, best = found
@@ -109,7 +112,7 @@ def fit(
             path = save_checkpoint(checkpoints, progress, optimizer.state(), best, run=run)
             report({"kind": "checkpoint", "step": progress.step, "path": str(path)})
 
-    guard = FirstStepGuard(model) if progress.step == 0 else None
+    guard = FirstStepGuard(model, optimizer.master_of) if progress.step == 0 else None
     stopped_early = False
     while progress.step < steps and not stopped_early:
         step = progress.step
@@ -152,10 +155,10 @@ def fit(
 
         last = progress.step == steps
         if evaluate and (progress.step % eval_every == 0 or last):
-            held_out = evaluate()
+            held_out = progress.last_loss = evaluate()
             if progress.best_loss is None or held_out < progress.best_loss:
                 progress.best_loss, progress.best_step, progress.stale = held_out, step + 1, 0
-                best = flat_copy(optimizer.flat)
+                best = flat_copy(optimizer.flat) if keeps_best else None
             else:
                 progress.stale += 1
                 stopped_early = spec.patience is not None and progress.stale >= spec.patience
@@ -166,15 +169,15 @@ def fit(
         if interrupted:
             raise InterruptedRunError(f"interrupted after step {progress.step} of {steps}")
 
-    if evaluate and progress.best_step is not None:
+    if best is not None and progress.best_step is not None:
         with torch.no_grad():
             optimizer.flat.copy_(best)
     return FitResult(
         steps=progress.step,
         train_loss=sum(n for n, _ in progress.recent) / max(1, sum(c for _, c in progress.recent)),
-        eval_loss=progress.best_loss,
+        eval_loss=progress.best_loss if keeps_best else progress.last_loss,
         eval_loss_before=progress.before,
-        best_step=progress.best_step or progress.step,
+        best_step=(progress.best_step if keeps_best else None) or progress.step,
         stopped_early=stopped_early,
         tokens=progress.tokens,
         seconds=progress.seconds,

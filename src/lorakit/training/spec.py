@@ -51,6 +51,13 @@ class TrainSpec:
             "help": "Steps between evaluations on held-out rows [default: a quarter of all]."
         },
     )
+    keep: Literal["best", "last"] = field(
+        default="best",
+        metadata={
+            "help": "Which parameters a run leaves: best (of the evaluation with the lowest "
+            "held-out loss) or last."
+        },
+    )
     patience: int | None = field(
         default=None,
         metadata={"help": "Stop early after this many evaluations without a new best."},
@@ -72,6 +79,8 @@ class TrainSpec:
         rate = self.learning_rate
         if rate != "auto" and not (isinstance(rate, float | int) and 0 < rate < 10):
             raise ConfigError(f"learning_rate must be 'auto' or lie in (0, 10); it is {rate!r}")
+        if self.keep not in ("best", "last"):
+            raise ConfigError(f"keep must be 'best' or 'last'; it is {self.keep!r}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")

@@ -1,0 +1,164 @@
+"""LoRA against full fine-tuning on three real tasks: the pages in docs/examples.
+
+    python benchmarks/compare_examples.py --data DATA --only e2e
+    python benchmarks/compare_examples.py --data DATA --try        # 2 steps, nothing kept
+    python benchmarks/compare_examples.py --write                  # the README's table of them
+
+Runs `lorakit compare` once a task, each about a quarter of an hour on two cores with native
+bfloat16, and copies its page and figures to docs/examples/compare-TASK.html and .json. A run that
+was killed goes on where it stood when the same line is given again.
+
+    e2e         facts about a restaurant -> a sentence
+    snips       a spoken command -> JSON
+    banking77   a customer's sentence -> one of 77 intents
+
+The files are sorted by what they are about, so the held-out rows are a seeded share of the
+training file and not the first rows of the test file; no prompt is on both sides.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+BEGIN, END = "<!-- compare: figures -->", "<!-- end of compare -->"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows below the data folder, and the flags that suit them."""
+
+    rows: str
+    flags: tuple[str, ...]
+
+
+COMMON = (
+    *("--template", "raw", "--ranks", "8", "--seeds", "2", "--rates", "4"),
+    *("--evaluations", "4", "--max-eval-rows", "200"),
+)
+TASKS = {
+    "e2e": Task(
+        "e2e/train.jsonl.gz",
+        (
+            *("--prompt", "{context} ||", "--completion", " {completion}", "--max-rows", "4000"),
+            *("--batch-size", "8", "--budget", "80 steps"),
+            *("--samples", "64", "--max-new-tokens", "64"),
+        ),
+    ),
+    "snips": Task(
+        "snips/train.jsonl",
+        (
+            *("--prompt", "{text}\n"),
+            *("--completion", '{{"intent": "{intent}", "slots": {slots}}}', "--max-rows", "4000"),
+            *("--batch-size", "8", "--budget", "80 steps"),
+            *("--samples", "64", "--max-new-tokens", "80"),
+        ),
+    ),
+    "banking77": Task(
+        "banking77/train.csv",
+        (
+            *("--prompt", "{text}\n", "--completion", "{category}"),
+            *("--batch-size", "16", "--budget", "96 steps"),
+            *("--samples", "200", "--max-new-tokens", "16"),
+        ),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="the folder of e2e, snips, …")
+    parser.add_argument("--only", default=",".join(TASKS), help="tasks, commas between")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
+    parser.add_argument("--try", action="store_true", dest="tries", help="2 steps, nothing kept")
+    parser.add_argument("--write", action="store_true", help="only the README's table")
+    given = parser.parse_args()
+    if given.write:
+        readme = ROOT / "README.md"
+        before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+        return
+    if given.data is None:
+        parser.error("--data is needed: the folder of e2e, snips and banking77")
+    for name in given.only.split(","):
+        if given.tries:
+            with tempfile.TemporaryDirectory() as scratch:
+                more = ("--budget", "2 steps", "--samples", "4", "--max-eval-rows", "20")
+                out = compare(name, given.data, Path(scratch), (*more, "--rates", "2"))
+                print((out / "report.html").stat().st_size, "bytes of page")
+            continue
+        out = compare(name, given.data, given.runs, ())
+        EXAMPLES.mkdir(parents=True, exist_ok=True)
+        shutil.copy(out / "report.html", EXAMPLES / f"compare-{name}.html")
+        shutil.copy(out / "result.json", EXAMPLES / f"compare-{name}.json")
+        print(json.loads((out / "result.json").read_text())["measured"]["headline"])
+
+
+def table() -> str:
+    """The committed examples as Markdown: one row an example and arm beside full fine-tuning."""
+    rows, commands, machines = [], [], set()
+    for file in sorted(EXAMPLES.glob("compare-*.json")):
+        name = file.stem.removeprefix("compare-")
+        made = json.loads(file.read_text(encoding="utf-8"))
+        commands.append(made["command"])
+        machine, versions = made["measured"]["machine"], made["versions"]
+        machines.add(
+            f"{machine['cpu']}, {machine['cores']} cores, {made['dtype']}; lorakit "
+            f"{versions['lorakit']}, torch {versions['torch']}"
+        )
+        arms = {arm["name"]: arm for arm in made["arms"]}
+        for between in made["differences"]:
+            arm, full = arms[between["arm"]], arms[between["against"]]
+            loss, metric = between["loss"], next(iter(arm["scores"]))
+            times = 1 if arm["scores"][metric]["unit"] == "points" else 100
+            values = [times * each["scores"][metric]["mean"] for each in (full, arm)]
+            rows.append(
+                f"| [{name}](docs/examples/compare-{name}.html) | {between['arm']} "
+                f"| {full['loss']['mean']:.3f} | {arm['loss']['mean']:.3f} "
+                f"| {loss['mean']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) "
+                f"| {metric.replace('_', ' ')} {values[0]:.1f} / {values[1]:.1f} "
+                f"| {arm['kl']['mean'] / full['kl']['mean']:.2f} "
+                f"| {between['fewer_parameters']:.1%} "
+                f"| {between['measured']['peak_memory_bytes_share']:.2f} "
+                f"| {between['measured']['seconds_per_step_share']:.2f} "
+                f"| {between['verdict']['kind']} |"
+            )
+    head = (
+        "| rows | arm | loss, full | loss, LoRA | difference (95 % interval) | answers, full / LoRA "
+        "| KL, LoRA / full | fewer parameters | memory, LoRA / full | step, LoRA / full | verdict |"
+    )
+    lines = [head, "|" + " --- |" * 11, *rows, "", f"{'; '.join(sorted(machines))}:", "", "```"]
+    return "\n".join([*lines, *commands, "```"])
+
+
+def compare(name: str, data: Path, runs: Path, more: tuple[str, ...]) -> Path:
+    """One `lorakit compare`, from its beginning or from where it was killed; its folder.
+
+    It runs in the folder of the runs, where `data` leads to the data, so that the command on the
+    page names no path of this machine.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    link = runs / "data"
+    if not link.is_symlink():
+        link.symlink_to(data.resolve())
+    task, out = TASKS[name], f"compare-{name}"
+    flags = ["--data", f"data/{task.rows}", *COMMON, *task.flags, *more, "--out", out]
+    if (runs / out / "config.yaml").exists():
+        flags = ["--resume", "--out", out]
+    print("lorakit compare", shlex.join(flags), flush=True)
+    subprocess.run([sys.executable, "-m", "lorakit", "compare", *flags], check=True, cwd=runs)
+    return runs / out
+
+
+if __name__ == "__main__":
+    main()

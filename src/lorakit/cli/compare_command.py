@@ -1,0 +1,115 @@
+"""`lorakit compare`."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorakit.cli.compare_progress import CompareWatcher, show_prospect
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.show import console, count, duration, say, size
+from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.comparing.spec import CompareSpec
+from lorakit.errors import InterruptedRunError
+from lorakit.run.folder import CONFIG
+
+
+def compare(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="The config.yaml of a comparison; flags win over it."),
+    ] = None,
+    forecast: Annotated[
+        bool,
+        typer.Option("--forecast", help="Say what it would take, and stop there."),
+    ] = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Measure LoRA against full fine-tuning on your rows, by one protocol, and judge.
+
+    `lorakit compare --data rows.jsonl --eval-data test.jsonl --out runs/compared`
+
+    `lorakit compare --data rows.csv --prompt '{question}' --completion '{answer}' --ranks 8,32 --seeds 3`
+
+    `lorakit compare --data rows.jsonl --budget '200 steps' --forecast`
+
+    Both arms take the same rows in the same batches by the same schedule; each gets its own
+    learning rate from a probe of equal budget. Every trial runs in a process of its own, whose
+    memory and time are measured. The folder then holds `report.html` (the verdict, curves, costs,
+    forgetting, answers side by side), `result.json`, and the adapters under `trials/`.
+
+    Finished trials are kept: after a kill, `--resume --out FOLDER` runs what is missing.
+    """
+    given = resolve(config, flatten(flags))
+    with CompareWatcher() as watcher:
+        if forecast:
+            from lorakit.comparing.command import look_ahead
+            from lorakit.comparing.methods import arms_of
+
+            expected = look_ahead(given, report=watcher)
+            arms = [arm.name for arm in arms_of(given.spec, given.config.lora)]
+            show_prospect(expected, arms)
+            return
+        result = _run(given, watcher)
+    summarise(result, Path(given.config.output.out))
+
+
+command = with_options(
+    compare, OPTIONS, also=(SECTION, CompareSpec), shown={"out": OUT, "samples": SAMPLES}
+)
+
+
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings; with --resume and no file, those in the folder."""
+    if flags.get("resume") and path is None and "out" in flags:
+        kept = Path(str(flags["out"])) / CONFIG
+        path = kept if kept.is_file() else None
+    return settings(path, flags)
+
+
+def _run(given: Settings, watcher: CompareWatcher) -> dict[str, Any]:
+    from lorakit.comparing.command import run_compare
+
+    command = shlex.join(["lorakit", *sys.argv[1:]])
+    try:
+        return run_compare(given, command=command, report=watcher)
+    except KeyboardInterrupt:
+        out = given.config.output.out
+        again = shlex.join(["lorakit", "compare", "--resume", "--out", out])
+        raise InterruptedRunError(
+            f"interrupted; finished trials are kept. Go on with: {again}"
+        ) from None
+
+
+def summarise(result: Mapping[str, Any], out: Path) -> None:
+    """The verdict and the main figures, for a person."""
+    console.print()
+    say([result["measured"]["headline"]])
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "held-out loss", "KL from the base", "parameters", "memory", "step", "rate"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("base", f"{result['base']['loss']:.4f}", "0", "", "", "", "")
+    for arm in result["arms"]:
+        measured = arm["measured"]
+        table.add_row(
+            arm["name"],
+            f"{arm['loss']['mean']:.4f}",
+            f"{arm['kl']['mean']:.4f}",
+            count(arm["trainable_parameters"]),
+            size(measured["peak_memory_bytes"]),
+            duration(measured["seconds_per_step"]),
+            f"{arm['learning_rate']:g}",
+        )
+    console.print(table)
+    say(
+        [
+            *(f"note: {note}" for note in result["notes"]),
+            f"report:  {out / 'report.html'}",
+            f"figures: {out / 'result.json'}",
+        ]
+    )

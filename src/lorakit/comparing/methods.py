@@ -1,0 +1,109 @@
+"""The arms of a comparison: what of a model is trained, and what is kept of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lorakit.adapters import save_adapter
+from lorakit.comparing.spec import CompareSpec
+from lorakit.lora import LoraSpec, attach, plan
+from lorakit.run.session import Session
+
+FULL = "full fine-tuning"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        kind: "full" trains every parameter of the base, "lora" pairs beside it.
+        lora: the pairs; not read for full fine-tuning.
+        start: added to a seed for A's start alone, so that two arms of one method differ by
+            nothing but chance.
+    """
+
+    kind: Literal["full", "lora"]
+    lora: LoraSpec | None = None
+    start: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: what the trials of the method depend on."""
+        lora = None
+        if self.lora is not None:
+            fields = asdict(self.lora)
+            lora = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        return {"kind": self.kind, "lora": lora, "start": self.start}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> "Method":
+        """What `to_dict` gave."""
+        lora = None
+        if given["lora"] is not None:
+            plain: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in given["lora"].items()
+            }
+            lora = LoraSpec(**plain)
+        return cls(given["kind"], lora, given["start"])
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method under the name that the page gives it; nothing is computed from the name."""
+
+    name: str
+    method: Method
+
+
+def arms_of(spec: CompareSpec, lora: LoraSpec) -> tuple[Arm, ...]:
+    """Full fine-tuning first, one LoRA arm a rank, and the control where it is asked for."""
+    ranks = [replace(lora, rank=rank) for rank in spec.ranks]
+    arms = [Arm(FULL, Method("full"))]
+    arms += [Arm(f"LoRA r={each.rank}", Method("lora", each)) for each in ranks]
+    if spec.control:
+        again = Method("lora", ranks[0], start=500_009)
+        arms.append(Arm(f"LoRA r={ranks[0].rank}, again", again))
+    return tuple(arms)
+
+
+def prepare(model: Any, method: Method, seed: int) -> int:
+    """Make a frozen base trainable in the method's way, in place.
+
+    Returns:
+        How many parameters are trained; a tied weight counts once.
+    """
+    if method.kind == "full":
+        model.requires_grad_(True)
+    else:
+        assert method.lora is not None
+        attach(model, method.lora, seed=seed + method.start)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def trained_parameters(model: Any, method: Method) -> int:
+    """How many parameters the method would train of a base."""
+    if method.kind == "full":
+        return sum(p.numel() for p in model.parameters())
+    assert method.lora is not None
+    return plan(model, method.lora).trainable
+
+
+def save_trained(session: Session, method: Method, folder: Path) -> tuple[Path, int]:
+    """Write what one task needs of its own: an adapter folder, or a whole model's weights.
+
+    Returns:
+        The folder, and the bytes in it.
+    """
+    if method.kind == "lora":
+        place = folder / "adapter"
+        save_adapter(
+            session.model,
+            place,
+            identity=session.identity,
+            provenance={"template": session.template.to_dict()},
+        )
+    else:
+        place = folder / "model"
+        session.model.save_pretrained(place)
+    return place, sum(file.stat().st_size for file in place.rglob("*") if file.is_file())

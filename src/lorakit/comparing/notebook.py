@@ -1,0 +1,68 @@
+"""`lorakit.compare` for Python and notebooks: the same comparison on a file or on rows you hold."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.comparing.command import run_compare
+from lorakit.comparing.settings import settings
+from lorakit.run import folder as folders
+from lorakit.run.folder import CONFIG
+from lorakit.trials import Report
+
+Rows = str | Path | Sequence[Mapping[str, Any]]
+
+
+def compare(
+    data: Rows,
+    *,
+    eval_data: Rows | None = None,
+    out: str | Path = "runs/compare",
+    report: Report = lambda event: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure LoRA against full fine-tuning on a file of rows or a list of mappings.
+
+    >>> result = lorakit.compare("rows.jsonl", ranks=(8, 32), budget="200 steps")  # doctest: +SKIP
+    >>> print(result["measured"]["headline"])                                      # doctest: +SKIP
+
+    The comparison lies in `out`, with its page. Called again with the same `out` it goes on where
+    it was killed, or gives the finished result at once.
+
+    Args:
+        data: a file, folder or hub id, or the rows themselves, which are written beside `out`.
+        eval_data: held-out rows in the same forms.
+        out: the folder.
+        report: told of phases, trials and steps.
+        **options: any option of `lorakit compare`, such as prompt, completion, ranks, seeds.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        InputError: an option is unknown, the rows cannot be used, or `out` holds another
+            comparison.
+        DivergedError, TrialError: see `lorakit compare`; finished trials are kept.
+    """
+    folder = Path(out)
+    resume = (folder / CONFIG).is_file()
+    if not resume:
+        folders.check_folder(folder, resume=False)
+    sources = {"data": (_as_source(data, folder, "rows"),)}
+    if eval_data is not None:
+        sources["eval_data"] = (_as_source(eval_data, folder, "held-out"),)
+    given = settings(None, {**options, **sources, "out": str(out), "resume": resume})
+    command = f"lorakit.compare({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    return run_compare(given, command=command, report=report)
+
+
+def _as_source(rows: Rows, folder: Path, name: str) -> str:
+    if isinstance(rows, str | Path):
+        return str(rows)
+    beside = folder.with_name(f"{folder.name}.{name}.jsonl")
+    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    if not beside.is_file() or beside.read_text(encoding="utf-8") != text:
+        folders.make_folder(folder.parent)
+        folders.write_text(beside, text)
+    return str(beside)

@@ -1,0 +1,75 @@
+"""Each arm's learning rate: a geometric grid, halved round by round at equal budget.
+
+Round by round every rate that is left is trained from the start, by the whole schedule of its own
+length, and judged by its loss on rows that are neither trained on nor reported. The better half
+goes on to twice the steps, until two are left; the better of these is the arm's rate. A rate
+whose loss stopped being finite is out. All arms have as many rates and as many steps.
+
+Successive halving: Jamieson and Talwalkar, arXiv 1502.07943.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lorakit.comparing.spec import CompareSpec
+from lorakit.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: how many rates are tried, for how many steps each."""
+
+    rates: int
+    steps: int
+
+
+def grid(centre: float, count: int, factor: float) -> tuple[float, ...]:
+    """`count` rates around the centre, each `factor` times the one before, rising.
+
+    >>> grid(1e-3, 3, 10.0)
+    (0.0001, 0.001, 0.01)
+    """
+    first = -(count - 1) / 2
+    return tuple(float(f"{centre * factor ** (first + i):.3g}") for i in range(count))
+
+
+def rounds(spec: CompareSpec, steps: int) -> tuple[Round, ...]:
+    """The rounds of a probe for a run of so many steps; none where there is one rate.
+
+    >>> rounds(CompareSpec(rates=5, probe_share=0.25), 80)
+    (Round(rates=5, steps=10), Round(rates=2, steps=20))
+    """
+    if spec.rates == 1:
+        return ()
+    counts = [spec.rates]
+    while counts[-1] > 2:
+        counts.append(max(2, counts[-1] // 2))
+    last = max(1, math.ceil(spec.probe_share * steps))
+    return tuple(
+        Round(count, max(1, math.ceil(last / 2 ** (len(counts) - 1 - i))))
+        for i, count in enumerate(counts)
+    )
+
+
+def survivors(losses: Mapping[float, float | None], keep: int) -> tuple[float, ...]:
+    """The `keep` rates of lowest loss, rising; None is a rate that diverged.
+
+    Of equal losses the lower rate is the better one.
+
+    Raises:
+        DivergedError: every rate diverged.
+    """
+    finite = {rate: loss for rate, loss in losses.items() if loss is not None}
+    if not finite:
+        raise DivergedError(
+            f"every learning rate of the probe diverged ({', '.join(map(str, sorted(losses)))}): "
+            "look at the rows, or try --dtype float32"
+        )
+    best = sorted(finite, key=lambda rate: (finite[rate], rate))[:keep]
+    return tuple(sorted(best))
+
+
+def at_edge(rate: float, tried: Sequence[float]) -> bool:
+    """Whether the chosen rate is the lowest or the highest of the grid."""
+    return len(tried) > 1 and rate in (min(tried), max(tried))

@@ -1,0 +1,130 @@
+"""What a comparison came to, in words and with its uncertainty.
+
+With d the arm's held-out loss less the reference's, its interval [low, high], and g what the
+reference gained over the base:
+
+    better              high < 0
+    indistinguishable   low <= 0 <= high
+    close               0 < low, high <= margin · g     behind, by less than the margin
+    behind              0 < low, high > margin · g      behind, perhaps by more than the margin
+    worth it            low > margin · g                full fine-tuning is worth it here
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.report.numbers import number, percent
+
+Kind = Literal["better", "indistinguishable", "close", "behind", "worth it"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement on quality alone: which kind, what it rests on, and in words."""
+
+    kind: Kind
+    gain: float
+    kept: float | None
+    words: str
+
+
+def judge(d: CrossedInterval, gain: float, margin: float, reference: str) -> Verdict:
+    """Judge a difference of held-out loss.
+
+    Args:
+        d: arm - reference, in nats per token.
+        gain: of the reference over the base, in nats per token.
+        margin: share of the gain that counts as little.
+        reference: what the reference arm is called.
+    """
+    little = margin * gain
+    kept = 1 - d.mean / gain if gain > 0 else None
+    named = reference[0].upper() + reference[1:]
+    share = percent(margin, 0)
+    if d.high < 0:
+        return Verdict("better", gain, kept, f"It is better than {reference} here.")
+    if d.low <= 0:
+        words = f"On these rows it and {reference} are indistinguishable."
+        if gain > 0 and max(d.high, -d.low) > little:
+            words += (
+                f" More rows or seeds could still show a difference above {share} of what "
+                f"{reference} gains over the base."
+            )
+        return Verdict("indistinguishable", gain, kept, words)
+    if gain > 0 and d.high <= little:
+        words = f"It comes close: {reference} is ahead by less than {share} of its gain."
+        return Verdict("close", gain, kept, words)
+    if gain > 0 and d.low <= little:
+        words = (
+            f"{named} is ahead; whether by more than {share} of its gain, these rows and seeds "
+            "do not say."
+        )
+        return Verdict("behind", gain, kept, words)
+    return Verdict("worth it", gain, kept, f"{named} is worth it here.")
+
+
+def quality(d: CrossedInterval, verdict: Verdict) -> str:
+    """The loss in one clause, with its interval.
+
+    >>> d = CrossedInterval(0.0123, 0.004, 0.0209, 0.95, 3, 200, 40.0, 4000)
+    >>> quality(d, Verdict("close", 0.5, 0.9754, "")).replace("\u00a0", " ")
+    'its held-out loss is 0.012 nats per token higher (95 % interval 0.004 to 0.021), 2.5 % of the gain'
+    """
+    higher = "higher" if d.mean >= 0 else "lower"
+    low, high = sorted((abs(d.low), abs(d.high)))
+    if d.low <= 0 <= d.high:  # the interval reaches to both sides: say it with signs
+        ends = f"{_nats(d.low, sign=True)} to {_nats(d.high, sign=True)}"
+    else:
+        ends = f"{_nats(low)} to {_nats(high)}"
+    said = (
+        f"its held-out loss is {_nats(abs(d.mean))} nats per token {higher} "
+        f"({percent(d.level, 0)} interval {ends})"
+    )
+    if verdict.kept is not None and verdict.kind not in ("better", "indistinguishable"):
+        said += f", {percent(1 - verdict.kept)} of the gain"
+    return said
+
+
+def memory(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Parameters and memory beside the reference's, in one clause."""
+    fewer = 1 - arm["trainable_parameters"] / reference["trainable_parameters"]
+    share = arm["measured"]["peak_memory_bytes"] / reference["measured"]["peak_memory_bytes"]
+    if arm["trainable_parameters"] == reference["trainable_parameters"]:
+        trained = "trains as many parameters"
+    else:
+        trained = f"trains {percent(abs(fewer))} {'fewer' if fewer > 0 else 'more'} parameters"
+    return f"{trained} in {percent(share, 0)} of the memory"
+
+
+def forgetting(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """How far it moved from the base on general text, in one clause.
+
+    >>> forgetting({"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}})
+    'it forgets a third as much'
+    """
+    ours, theirs = arm["kl"]["mean"], reference["kl"]["mean"]
+    if theirs <= 0:
+        return f"it moves {number(ours, 2)} nats per token from the base on general text"
+    ratio = ours / theirs
+    return f"it forgets {_times(ratio)}"
+
+
+_FRACTIONS = {1 / 10: "a tenth", 1 / 5: "a fifth", 1 / 4: "a quarter", 1 / 3: "a third",
+              1 / 2: "half", 2 / 3: "two thirds", 3 / 4: "three quarters"}  # fmt: skip
+
+
+def _times(ratio: float) -> str:
+    if 0.95 <= ratio <= 1.05:
+        return "as much"
+    for fraction, word in _FRACTIONS.items():
+        if abs(ratio / fraction - 1) <= 0.08:
+            return f"{word} as much"
+    return f"{number(ratio, 2)} times as much"
+
+
+def _nats(value: float, *, sign: bool = False) -> str:
+    digits = 3 if abs(value) >= 0.0005 or value == 0 else 5
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", "\u2212")

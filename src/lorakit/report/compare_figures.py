@@ -1,0 +1,158 @@
+"""The figures of a comparison's page: SVG for the page, PNG in plots/, and in words."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lorakit.report import compare_plots as plots
+from lorakit.report.compare_read import CompareFiles
+from lorakit.report.drawing import Drawing, svg, write_png
+from lorakit.report.numbers import loss, number, percent, size
+from lorakit.report.read import Record
+from lorakit.report.run_figures import Figure
+
+_PHONE = 420
+_GB = 1e9
+
+
+def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
+    """The figures that the result allows, by name; each is a PNG in `folder` as well."""
+    arms = made.arms
+    before = float(made.result["base"]["loss"])
+    figures = {}
+
+    steps = [
+        _curve(arm, i, "loss", [p["step"] for p in arm["course"]]) for i, arm in enumerate(arms)
+    ]
+    said = " ".join(
+        f"{c.name}: {loss(c.mean[0])} at step 0, {loss(c.mean[-1])} at step {c.x[-1]:g}."
+        for c in steps
+    )
+
+    def by_step(width: int) -> Drawing:
+        return plots.course(
+            steps, xlabel="step", ylabel="held-out loss (nats per token)", whole=True, width=width
+        )
+
+    figures["course"] = _two(
+        by_step, "course", "Held-out loss over the steps", said,
+        "Held-out loss over training: the mean of the seeds, and the span between them. "
+        + ("Every arm took the same rows in the same steps." if _alike(arms) else
+           "Arms took as many steps as the time allowed."),
+        folder,
+    )  # fmt: skip
+
+    seconds = [
+        _curve(arm, i, "loss", arm["measured"]["course_seconds"]) for i, arm in enumerate(arms)
+    ]
+    best = min(curve.mean[-1] for curve in seconds)
+    drawing = plots.course(
+        seconds, xlabel="seconds of training", ylabel="held-out loss (nats per token)",
+        width=440, height=320,
+    )  # fmt: skip
+    spent = " ".join(f"{c.name}: {c.x[-1]:.0f} s to {loss(c.mean[-1])}." for c in seconds)
+    figures["time"] = _one(
+        drawing, "time", "Held-out loss over training time", spent,
+        f"The same against time spent in steps, evaluations left out; the lowest end is {loss(best)}.",
+        folder,
+    )  # fmt: skip
+
+    if any(arm["probe"] for arm in arms):
+        figures["probe"] = _probe(arms, folder)
+
+    both = [
+        plots.Curve(
+            arm["name"], i,
+            [p["loss"]["mean"] for p in arm["course"]], [p["kl"]["mean"] for p in arm["course"]],
+        )
+        for i, arm in enumerate(arms)
+    ]  # fmt: skip
+    said = " ".join(
+        f"{c.name} ends at a loss of {loss(c.x[-1])}, {number(c.mean[-1], 3)} nats per token from the base."
+        for c in both
+    )
+    figures["forgetting"] = _two(
+        lambda width: plots.learning_and_forgetting(both, width=width),
+        "forgetting", "Learning and forgetting", said,
+        f"Learning to the right, forgetting upwards; every curve begins at the base (loss {loss(before)}). "
+        "The lower of two curves forgets less for what it has learnt.",
+        folder,
+    )  # fmt: skip
+
+    parameters, memory = (
+        [_point(arm, i, x) for i, arm in enumerate(arms)] for x in (_millions, _gigabytes)
+    )
+    said = " ".join(
+        f"{arm['name']}: loss {loss(arm['loss']['mean'])}, {number(_millions(arm), 3)} million "
+        f"parameters, {size(arm['measured']['peak_memory_bytes'])}."
+        for arm in arms
+    )
+    level = percent(made.result["protocol"]["level"], 0)
+    figures["trade_off"] = _two(
+        lambda width: plots.trade_off(parameters, memory, width=width),
+        "trade_off", "Quality against parameters and memory", said,
+        f"Final held-out loss with its {level} interval (seeds and rows), against what it took. "
+        "Intervals of two arms overlap more than that of their difference shows, which is paired.",
+        folder,
+    )  # fmt: skip
+    return figures
+
+
+def _curve(arm: Record, place: int, key: str, x: Sequence[float]) -> plots.Curve:
+    points = [p[key] for p in arm["course"]]
+    return plots.Curve(
+        arm["name"], place, list(x),
+        *([p[end] for p in points] for end in ("mean", "low", "high")),
+    )  # fmt: skip
+
+
+def _point(arm: Record, place: int, x: Callable[[Record], float]) -> plots.Point:
+    ends = arm["loss"]
+    return plots.Point(arm["name"], place, x(arm), ends["mean"], ends["low"], ends["high"])
+
+
+def _millions(arm: Record) -> float:
+    return float(arm["trainable_parameters"]) / 1e6
+
+
+def _gigabytes(arm: Record) -> float:
+    return float(arm["measured"]["peak_memory_bytes"]) / _GB
+
+
+def _probe(arms: Sequence[Record], folder: Path) -> Figure:
+    """The first round, in which all rates were tried; the choice fell in the last."""
+    curves, chosen, said = [], [], []
+    for place, arm in enumerate(arms):
+        tried = [p for p in arm["probe"] if p["round"] == 1 and p["loss"] is not None]
+        curves.append(
+            plots.Curve(arm["name"], place, [p["rate"] for p in tried], [p["loss"] for p in tried])
+        )
+        rate = arm["learning_rate"]
+        chosen += [(place, rate, p["loss"]) for p in tried if p["rate"] == rate]
+        said.append(f"{arm['name']}: {number(rate)}.")
+    return _one(
+        plots.probes(curves, chosen), "probe", "Learning rates tried", " ".join(said),
+        "First round of each arm's probe; ringed the rate that the last round chose. Rates that "
+        "diverged are left out.",
+        folder,
+    )  # fmt: skip
+
+
+def _alike(arms: Sequence[Record]) -> bool:
+    return len({arm["steps"] for arm in arms}) == 1
+
+
+def _one(drawing: Drawing, name: str, title: str, said: str, caption: str, folder: Path) -> Figure:
+    write_png(drawing, folder / f"{name}.png")
+    return Figure(svg(drawing, name.replace("_", "-"), title, said), caption)
+
+
+def _two(
+    drawn: Callable[[int], Drawing], name: str, title: str, said: str, caption: str, folder: Path
+) -> Figure:
+    """A figure for the page and one for a phone."""
+    wide, narrow = drawn(880), drawn(_PHONE)
+    write_png(wide, folder / f"{name}.png")
+    label = name.replace("_", "-")
+    return Figure(
+        svg(wide, label, title, said), caption, svg(narrow, f"{label}-narrow", title, said)
+    )

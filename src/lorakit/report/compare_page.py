@@ -1,0 +1,77 @@
+"""A comparison's page: what its files say, arranged for a manager and for a researcher."""
+
+from pathlib import Path
+
+from lorakit.report import compare_tables as tables
+from lorakit.report import run_tables
+from lorakit.report.answers import sample_of_many
+from lorakit.report.compare_figures import compare_figures
+from lorakit.report.compare_read import CompareFiles, read_compare
+from lorakit.report.html import write_page
+from lorakit.report.read import Record
+
+
+def write_compare_report(folder: str | Path) -> Path:
+    """Write `report.html` and `plots/*.png` into a comparison's folder from its plain files.
+
+    Reads result.json, samples.json and config.yaml. The page stands alone: no network, no
+    scripts. Returns its path.
+
+    Raises:
+        DataError: the folder holds no finished comparison, or one of its files is broken.
+        OutputError: the page or a plot cannot be written.
+    """
+    place = Path(folder)
+    made = read_compare(place)
+    result = made.result
+    headline, *rest = _verdicts(made)
+    return write_page(
+        place / "report.html",
+        "compare.html.j2",
+        name=made.name,
+        title=f"{result['model']}: {' · '.join(arm['name'] for arm in made.arms)}",
+        headline=headline,
+        others=rest,
+        notes=[str(note) for note in result.get("notes") or ()],
+        data_notes=[str(note) for note in result.get("data_notes") or ()],
+        tiles=tables.tiles(made, _shown_first(made)),
+        arms=[arm["name"] for arm in made.arms],
+        shown=_shown_first(made)["name"],
+        reference=result["reference"],
+        level=result["protocol"]["level"],
+        figures=compare_figures(made, place / "plots"),
+        quality=tables.quality(made),
+        cost=tables.cost(made),
+        forgotten=tables.forgotten(made),
+        rates=tables.rates(made),
+        probe=tables.probe(made),
+        forecast=tables.forecast(made),
+        asked=len(made.samples),
+        samples=[sample_of_many(record) for record in made.samples[:_MOST_SAMPLES]],
+        facts=tables.facts(made),
+        command=str(result.get("command") or ""),
+        config=made.config.strip(),
+        versions=run_tables.pairs(result.get("versions")),
+        machine=run_tables.pairs(result["measured"].get("machine")),
+    )
+
+
+_MOST_SAMPLES = 12
+
+
+def _shown_first(made: CompareFiles) -> Record:
+    """The arm whose figures lead the page: the lowest loss beside the reference."""
+    others = made.arms[1:]
+    return min(others, key=lambda arm: arm["loss"]["mean"]) if others else made.reference
+
+
+def _verdicts(made: CompareFiles) -> list[tuple[str, str]]:
+    """The leading arm's sentence and judgement first."""
+    first = _shown_first(made)["name"]
+    ordered = sorted(made.result["differences"], key=lambda d: d["arm"] != first)
+    found = [
+        (str(d["measured"].get("sentence", "")), str(d["verdict"]["words"]))
+        for d in ordered
+        if "verdict" in d
+    ]
+    return found or [(str(made.result["measured"]["headline"]), "")]
