@@ -6,6 +6,7 @@ operator named, or that a client registered where that is allowed. Whatever it i
 by its content id: a new version under an old name shares nothing with the old one.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -98,6 +99,7 @@ class Catalog:
         self.store, self.names, self.force = store, names, force
         self._folders = dict(folders or {})
         self._known: OrderedDict[Any, Model] = OrderedDict()
+        self._cards: dict[str, tuple[Any, Card]] = {}
         self._lock = threading.Lock()
 
     def resolve(self, name: str) -> Model:
@@ -114,7 +116,7 @@ class Catalog:
             return self._at(name, folder, _signature(folder), None)
         entry = self._stored(name)
         if entry is None:
-            known = [card.name for card in self.list()]
+            known = [self.base, *(e.name for e in self._entries()), *self._folders]
             raise UnknownModelError(f"there is no model {name!r}; {did_you_mean(name, known)}")
         return self._at(name, entry.folder, entry.version.id, entry.version.id)
 
@@ -131,11 +133,9 @@ class Catalog:
                 str(entry),
                 dict(summary.metrics),
             )
-        for name, folder in sorted(self._folders.items()):
-            try:
-                cards[name] = _card(name, read_adapter(folder))
-            except LorakitError:
-                continue  # gone, or half written: asking for it says what is wrong
+        for name, folder in self._folders.items():
+            with contextlib.suppress(LorakitError):  # gone, or half written: asking for it says so
+                cards[name] = self._card(name, folder)
         first, *rest = cards.values()
         return [first, *sorted(rest, key=lambda card: card.name)]
 
@@ -196,6 +196,14 @@ class Catalog:
             if file.exists() and not any(file.resolve().is_relative_to(r) for r in roots):
                 raise ForbiddenError(f"{name} leads out of the folders that the server allows")
         return real
+
+    def _card(self, name: str, folder: Path) -> Card:
+        """What a folder says of itself, read again when it has changed."""
+        signature = _signature(folder)
+        known = self._cards.get(name)
+        if known is None or known[0] != signature:
+            known = self._cards[name] = signature, _card(name, read_adapter(folder))
+        return known[1]
 
     def _entries(self) -> Iterable[Entry]:
         if self.store is None:
