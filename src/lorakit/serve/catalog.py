@@ -102,8 +102,12 @@ class Catalog:
         self._cards: dict[str, tuple[Any, Card]] = {}
         self._lock = threading.Lock()
 
-    def resolve(self, name: str) -> Model:
+    def resolve(self, name: str, visible: Callable[[str], bool] = lambda _: True) -> Model:
         """The model that a client means.
+
+        Args:
+            name: as it was asked for.
+            visible: whether the client may know of a model of this name.
 
         Raises:
             UnknownModelError: there is none of this name.
@@ -116,7 +120,8 @@ class Catalog:
             return self._at(name, folder, _signature(folder), None)
         entry = self._stored(name)
         if entry is None:
-            known = [self.base, *(e.name for e in self._entries()), *self._folders]
+            every = [self.base, *(e.name for e in self._entries()), *self._folders]
+            known = [one for one in every if visible(one)]
             raise UnknownModelError(f"there is no model {name!r}; {did_you_mean(name, known)}")
         return self._at(name, entry.folder, entry.version.id, entry.version.id)
 

@@ -75,17 +75,6 @@ class Doors:
             self.keys.spend(key, pending.prompt_tokens + pending.answered)
 
 
-def may_use(key: Key, model: str) -> None:
-    """Check that a key may ask for a model.
-
-    Raises:
-        Problem: it may not; the answer is that of a model that is not there.
-    """
-    if not key.may_use(model):
-        text = f"there is no model {model!r} for this key"
-        raise Problem(404, text, "invalid_request_error", "model_not_found")
-
-
 def make_app(
     service: Service, spec: HttpSpec, metrics: Metrics, keys: KeyRing | None = None
 ) -> FastAPI:
@@ -105,7 +94,7 @@ def make_app(
     async def chat_completions(body: ChatRequest, request: Request, key: Who) -> Response:
         """Answer a conversation."""
         doors.admit(key)
-        _, pending = await service.ask(body, lambda name: may_use(key, name))
+        pending = await service.ask(body, key.may_use)
         parts = (body, pending, service.tokenizer, service.ends)
         if body.stream:
             return EventStream(pending, chat.chunks(*parts), lambda p: doors.spend(key, p))
@@ -115,7 +104,7 @@ def make_app(
     async def text_completions(body: CompletionRequest, request: Request, key: Who) -> Response:
         """Go on from a text, or from token ids, without any template."""
         doors.admit(key)
-        _, pending = await service.ask(body, lambda name: may_use(key, name))
+        pending = await service.ask(body, key.may_use)
         parts = (body, pending, service.tokenizer, service.ends)
         if body.stream:
             return EventStream(pending, completions.chunks(*parts), lambda p: doors.spend(key, p))

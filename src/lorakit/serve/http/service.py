@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lorakit.data import Example, encode_prompt
 from lorakit.errors import DataError
-from lorakit.serve.catalog import Catalog, Model
+from lorakit.serve.catalog import Catalog, Model, UnknownModelError
 from lorakit.serve.engine import Engine, Event, Prompt
 from lorakit.serve.http.problems import Problem, bad, busy
 from lorakit.serve.http.schema import ChatRequest, Common, CompletionRequest
@@ -110,22 +110,23 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._worker, do)
 
     async def ask(
-        self, request: ChatRequest | CompletionRequest, allowed: Callable[[str], None]
-    ) -> tuple[Model, Pending]:
+        self, request: ChatRequest | CompletionRequest, visible: Callable[[str], bool]
+    ) -> Pending:
         """Have a request answered.
 
         Args:
             request: what was asked for.
-            allowed: raises where the client may not use the model of this name.
+            visible: whether the client may use the model of this name.
 
         Raises:
             Problem: it is refused, now or for good.
             LorakitError: see `problems.as_problem`.
         """
-        allowed(request.model)
+        if not visible(request.model):
+            raise UnknownModelError(f"there is no model {request.model!r} for this key")
 
         def prepare() -> tuple[Model, list[list[int]]]:
-            model = self.catalog.resolve(request.model)
+            model = self.catalog.resolve(request.model, visible)
             if isinstance(request, ChatRequest):
                 return model, [self._chat(model, request)]
             return model, [self._raw(prompt) for prompt in request.prompts]
@@ -146,7 +147,7 @@ class Service:
         except QueueFullError as error:
             count, most = self.engine.load
             raise busy(str(error), 1 + 5 * count / most) from None
-        return model, pending
+        return pending
 
     def _chat(self, model: Model, request: ChatRequest) -> list[int]:
         messages = [message.plain() for message in request.messages]
