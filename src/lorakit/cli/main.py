@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "Measure a model or an adapter on held-out rows.",
     "generate": "Answer prompts, with or without an adapter.",
     "chat": "Talk to a model or an adapter.",
+    "serve": "Serve a base and its adapters over HTTP, as OpenAI's API does.",
     "merge": "Fold an adapter into its base: an ordinary model folder, with a certificate.",
     "export": "Write an adapter for peft, vLLM or llama.cpp, or say what they would refuse.",
     "import": "Make an adapter of one that loralib or mlx-lm wrote.",

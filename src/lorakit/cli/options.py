@@ -44,7 +44,7 @@ def with_options(
     signature = inspect.signature(command)
     own = [p for name, p in signature.parameters.items() if name != "flags"]
     named = {**defaults, **(shown or {})}
-    added = [_parameter(option, named.get(option.name, option.default)) for option in chosen]
+    added = [parameter(option, named.get(option.name, option.default)) for option in chosen]
 
     def run(**values: Any) -> None:
         given = {o.name: values.pop(o.field) for o in chosen}
@@ -59,10 +59,11 @@ def with_options(
     return run
 
 
-def _parameter(option: Option, default: Any) -> inspect.Parameter:
+def parameter(option: Option, default: Any) -> inspect.Parameter:
+    """The flag of an option, as typer reads it from a signature."""
     shown = _shown(default)
     help_text = option.help + (f" [default: {shown}]" if shown else "")
-    panel = PANELS[option.section]
+    panel = PANELS.get(option.section, option.section)
     if option.is_flag:
         off = "--no-" + option.name.replace("_", "-")
         info = typer.Option(

@@ -1,0 +1,14 @@
+"""One base, many adapters, each request its own task.
+
+    HTTP → a name's content id → the pool gives it slots → the scheduler sorts the step's tokens by
+    adapter → one forward pass of the base, one grouped low-rank product → sample, stream, release
+
+spec.py       what a server may use and what it allows
+scheduler.py  which sequences a step computes (pure); cache.py, pool.py: cells and slots (pure)
+forward.py    a step through the base; lean.py: blocks of the llama family; bank.py: the slots
+engine.py     the thread that runs steps
+sampling.py   the next token; text.py: its text
+catalog.py    which adapters there are, by name
+keys.py       API keys and their rates
+http/         the server that the openai package talks to
+"""

@@ -1,0 +1,128 @@
+"""The slots' numbers: every linear layer of a model's blocks, and the pairs written beside them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from lorakit.adapters.pairs import StoredAdapter
+from lorakit.errors import AdapterError, did_you_mean
+from lorakit.lora.batched import SlotGroup
+from lorakit.lora.plan import Target, plan
+from lorakit.lora.spec import LoraSpec
+from lorakit.lora.targets import block_of
+
+Staged = Sequence[SlotGroup]
+"""An adapter in the form of the slots, as many of them as it takes."""
+
+
+def adaptable(model: nn.Module) -> dict[str, Target]:
+    """The linear layers of a model's blocks by path, as `LoraSpec()` would adapt them."""
+    return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
+
+
+class Bank:
+    """Slots for every linear layer of the blocks.
+
+    Args:
+        targets: the layers, from `adaptable`.
+        grouped: paths that share their input, group by group; every path once.
+        slots: how many adapters (of the slots' rank) there is room for.
+        rank: of a slot.
+        dtype: of the slots, the base's.
+        device: likewise.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        grouped: Sequence[Sequence[str]],
+        slots: int,
+        rank: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.targets, self.slots, self.rank = dict(targets), slots, rank
+        self.dtype, self.device = dtype, device
+        self._grouped = [tuple(paths) for paths in grouped]
+        assert {path for paths in grouped for path in paths} == self.targets.keys()
+        self.groups = self._make(slots)
+
+    def _make(self, slots: int) -> list[SlotGroup]:
+        made = []
+        for paths in self._grouped:
+            shapes = [self.targets[path].geometry for path in paths]
+            outs = [shape.out_features for shape in shapes]
+            made.append(
+                SlotGroup(
+                    *(shapes[0].in_features, outs, slots, self.rank),
+                    dtype=self.dtype,
+                    device=self.device,
+                )
+            )
+        return made
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one slot."""
+        numbers = sum(g.A.numel() + g.B.numel() for g in self.groups)
+        return numbers * self.groups[0].A.element_size() // self.slots
+
+    @property
+    def numbers(self) -> float:
+        """Of A and B for each unit of rank in a block, as `lora.batched.costs` takes them."""
+        blocks = {block_of(path) for path in self.targets}
+        return self.slot_bytes / self.groups[0].A.element_size() / self.rank / len(blocks)
+
+    def width(self, ranks: Mapping[str, int], name: str) -> int:
+        """Slots that an adapter of these ranks takes.
+
+        Raises:
+            AdapterError: it is wider than all slots, or adapts what a server cannot.
+        """
+        for path in ranks:
+            if path not in self.targets:
+                raise AdapterError(
+                    f"{name} adapts {path}, and a server adapts the linear layers of the blocks "
+                    f"only ({did_you_mean(path, self.targets)}): merge it into a model of its own"
+                )
+        width = -(-max(ranks.values()) // self.rank)
+        if width > self.slots:
+            raise AdapterError(
+                f"{name} has rank {max(ranks.values())}, and {self.slots} slots of rank "
+                f"{self.rank} hold {self.slots * self.rank}: give more --slots or a larger "
+                "--slot-rank"
+            )
+        return width
+
+    def stage(self, adapter: StoredAdapter) -> Staged:
+        """An adapter in the slots' form, ready to be copied into them; it touches no slot.
+
+        Raises:
+            AdapterError: it does not fit the model, or is not finite in the slots' dtype.
+        """
+        name = str(adapter.source)
+        width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
+        if adapter.whole:
+            raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")
+        staged, left = self._make(width), dict(adapter.pairs)
+        for group, paths in zip(staged, self._grouped, strict=True):
+            pairs = []
+            for path in paths:
+                pair = left.pop(path, None)
+                if pair is not None and pair.kind not in ("linear", "conv1d"):
+                    raise AdapterError(f"{name}: {path} is a pair of the kind {pair.kind}")
+                pairs.append(None if pair is None else (pair.A, pair.B, pair.scale))
+            try:
+                group.write(0, width, pairs)
+            except ValueError as error:
+                raise AdapterError(f"{name} does not fit this model at {paths}: {error}") from None
+        if not all(group.finite() for group in staged):
+            raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
+        return staged
+
+    def install(self, slot: int, staged: Staged) -> None:
+        """Copy a staged adapter into slots [slot, slot + width)."""
+        for mine, theirs in zip(self.groups, staged, strict=True):
+            mine.take(slot, theirs)

@@ -1,0 +1,316 @@
+"""Which models there are, by the names that clients ask for: the base, and adapters on it.
+
+An adapter comes from the store, whose names are looked up at each request so that what another
+process adds, rolls back or removes counts from the next request on; or from a folder that the
+operator named, or that a client registered where that is allowed. Whatever it is called, it is used
+by its content id: a new version under an old name shares nothing with the old one.
+"""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorakit.adapters.info import AdapterInfo, adapter_folder, read_adapter
+from lorakit.adapters.pairs import read_stored
+from lorakit.adapters.peft_config import CONFIG
+from lorakit.adapters.provenance import RECORD, check_base, read_record
+from lorakit.adapters.store import Entry, Store, content_id
+from lorakit.adapters.store.contents import KEPT
+from lorakit.adapters.store.references import check_name
+from lorakit.adapters.store.summary import numbers
+from lorakit.data import Template
+from lorakit.errors import AdapterError, LorakitError, StoreError, did_you_mean
+from lorakit.models.fingerprint import BaseIdentity
+from lorakit.run.session import recorded_template
+from lorakit.serve.bank import Bank, Staged
+
+_REMEMBERED = 4096
+_JSON_BYTES = 8 << 20
+
+
+class UnknownModelError(LorakitError):
+    """There is no model of this name; the text names the nearest."""
+
+
+class ForbiddenError(LorakitError):
+    """The server does not allow it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that requests can name.
+
+    Attributes:
+        name: as it was asked for.
+        key: content id of the adapter, "" for the base.
+        template: how prompts are put to it.
+        load: reads and stages the adapter; None for the base.
+    """
+
+    name: str
+    key: str
+    template: Template
+    load: Callable[[], Staged] | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a list of models says of one."""
+
+    name: str
+    kind: str
+    ranks: tuple[int, int] | None = None
+    parameters: int | None = None
+    version: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Catalog:
+    """The base and its adapters.
+
+    Args:
+        base: what the base is called.
+        identity: its fingerprint; adapters of another base are refused.
+        template: the base's own.
+        bank: slots, which say what an adapter may be.
+        store: where names are looked up, or None.
+        names: the only references of the store that are served; None for all.
+        folders: adapters by name that lie elsewhere.
+        force: serve adapters although they were trained on another base.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        identity: BaseIdentity,
+        template: Template,
+        bank: Bank,
+        *,
+        store: Store | None = None,
+        names: Sequence[str] | None = None,
+        folders: dict[str, Path] | None = None,
+        force: bool = False,
+    ) -> None:
+        self.base, self.identity, self.template, self.bank = base, identity, template, bank
+        self.store, self.names, self.force = store, names, force
+        self._folders = dict(folders or {})
+        self._known: OrderedDict[Any, Model] = OrderedDict()
+        self._cards: dict[str, tuple[Any, Card]] = {}
+        self._lock = threading.Lock()
+
+    def resolve(self, name: str, visible: Callable[[str], bool] = lambda _: True) -> Model:
+        """The model that a client means.
+
+        Args:
+            name: as it was asked for.
+            visible: whether the client may know of a model of this name.
+
+        Raises:
+            UnknownModelError: there is none of this name.
+            AdapterError: it is there, and cannot be served on this base.
+        """
+        if name == self.base:
+            return Model(name, "", self.template)
+        folder = self._folders.get(name)
+        if folder is not None:
+            return self._at(name, folder, _signature(folder), None)
+        entry = self._stored(name)
+        if entry is None:
+            every = [self.base, *(e.name for e in self._entries()), *self._folders]
+            known = [one for one in every if visible(one)]
+            raise UnknownModelError(f"there is no model {name!r}; {did_you_mean(name, known)}")
+        return self._at(name, entry.folder, entry.version.id, entry.version.id)
+
+    def list(self) -> list[Card]:
+        """The base and every adapter that can be asked for by a bare name, sorted."""
+        cards = {self.base: Card(self.base, "base")}
+        for entry in self._entries():
+            summary = entry.version.summary
+            cards[entry.name] = Card(
+                entry.name,
+                "adapter",
+                summary.ranks,
+                summary.parameters,
+                str(entry),
+                dict(summary.metrics),
+            )
+        for name, folder in self._folders.items():
+            with contextlib.suppress(LorakitError):  # gone, or half written: asking for it says so
+                cards[name] = self._card(name, folder)
+        first, *rest = cards.values()
+        return [first, *sorted(rest, key=lambda card: card.name)]
+
+    def register(self, name: str, path: str, allowed: Sequence[Path]) -> None:
+        """Let clients ask for an adapter by a name from now on.
+
+        Args:
+            name: as clients will ask for it.
+            path: a reference to the store, or a folder inside one of `allowed`.
+            allowed: folders of the operator's choice.
+
+        Raises:
+            StoreError: the name cannot be one.
+            ForbiddenError: the path leads out of the allowed folders, or the name is the base's.
+            UnknownModelError: there is no such adapter.
+            AdapterError: it cannot be served on this base.
+        """
+        check_name(name)
+        if name == self.base:
+            raise ForbiddenError(f"{name!r} is the base")
+        folder = self._allowed(path, allowed)
+        model = self._at(name, folder, _signature(folder), None)
+        assert model.load is not None
+        read_stored(folder)  # everything that can be wrong with it is said now, and not later
+        with self._lock:
+            self._folders = {**self._folders, name: folder}
+
+    def unregister(self, name: str) -> None:
+        """Forget a name that was registered; running requests of it end as they would have.
+
+        Raises:
+            UnknownModelError: no such name was registered.
+        """
+        with self._lock:
+            if name not in self._folders:
+                near = did_you_mean(name, self._folders)
+                raise UnknownModelError(f"no adapter {name!r} was loaded; {near}")
+            self._folders = {n: f for n, f in self._folders.items() if n != name}
+
+    def _allowed(self, path: str, allowed: Sequence[Path]) -> Path:
+        if self.store is not None and "/" not in path and "\\" not in path and "\0" not in path:
+            try:
+                return self.store.checked(path).folder
+            except StoreError as error:
+                raise UnknownModelError(str(error)) from None
+        try:
+            real = Path(path).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            real = None
+        roots = [root.resolve() for root in allowed]
+        # One answer for what is not there and what may not be read: nobody learns of other folders.
+        if real is None or not any(real.is_relative_to(root) for root in roots):
+            raise ForbiddenError(
+                "this path is not an adapter in the store or in a folder that the server allows"
+            )
+        for name in KEPT:
+            file = real / name
+            if file.exists() and not any(file.resolve().is_relative_to(r) for r in roots):
+                raise ForbiddenError(f"{name} leads out of the folders that the server allows")
+        return real
+
+    def _card(self, name: str, folder: Path) -> Card:
+        """What a folder says of itself, read again when it has changed."""
+        signature = _signature(folder)
+        known = self._cards.get(name)
+        if known is None or known[0] != signature:
+            known = self._cards[name] = signature, _card(name, read_adapter(folder))
+        return known[1]
+
+    def _entries(self) -> Iterable[Entry]:
+        if self.store is None:
+            return
+        for entry in self.store.list():
+            theirs = entry.version.summary.base.get("weights_sha256")
+            if theirs in (None, self.identity.weights_sha256) and self._named(entry.name):
+                yield entry
+
+    def _named(self, name: str) -> bool:
+        return self.names is None or name in self.names or name.split("@")[0] in self.names
+
+    def _stored(self, name: str) -> Entry | None:
+        if self.store is None or not self._named(name):
+            return None
+        try:
+            return self.store.resolve(name)
+        except StoreError:
+            return None
+
+    def _at(self, name: str, folder: Path, memory: Any, version: str | None) -> Model:
+        """The model at a folder; what was found is remembered by `memory`."""
+        with self._lock:
+            known = self._known.get(memory)
+            if known is not None:
+                self._known.move_to_end(memory)
+                return Model(name, known.key, known.template, known.load)
+        adapter_folder(folder)
+        self._bounded(folder)
+        info, record = read_adapter(folder), read_record(folder)
+        if not self.force:
+            check_base(folder, record, self.identity)
+        self.bank.width(info.ranks, name)
+        model = Model(
+            name,
+            version or content_id(folder),
+            recorded_template(info, None) or self.template,
+            lambda: self.bank.stage(read_stored(folder)),
+        )
+        with self._lock:
+            self._known[memory] = model
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return model
+
+    def _bounded(self, folder: Path) -> None:
+        """Refuse files far larger than anything that fits the slots, before any is read."""
+        most = 8 * self.bank.slots * self.bank.slot_bytes + (64 << 20)
+        for name in KEPT:
+            file = folder / name
+            limit = _JSON_BYTES if name in (CONFIG, RECORD) else most
+            if file.is_file() and file.stat().st_size > limit:
+                raise AdapterError(
+                    f"{file} has {file.stat().st_size:,} bytes; at most {limit:,} are read"
+                )
+
+
+def find_folders(places: Sequence[str | Path]) -> tuple[dict[str, Path], list[str]]:
+    """What `--adapters` means: adapter folders by name, and names in the store.
+
+    A folder that is an adapter goes by its own name; another one is searched for adapters, one level
+    deep. What is no folder is a name in the store.
+
+    Raises:
+        AdapterError: a folder holds no adapter, or two adapters have one name.
+        StoreError: a folder's name cannot be an adapter's.
+    """
+    folders: dict[str, Path] = {}
+    names: list[str] = []
+    for place in places:
+        path = Path(place).expanduser()
+        if not path.is_dir():
+            if "/" in str(place) or str(place).startswith("."):
+                raise AdapterError(f"there is no folder {place}")
+            names.append(str(place))
+            continue
+        own = (path / CONFIG).is_file()
+        found = [path] if own else sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
+        if not found:
+            raise AdapterError(f"{place} holds no adapter: no {CONFIG} in it or one level below")
+        for folder in found:
+            name = folder.resolve().name
+            check_name(name)
+            if name in folders:
+                raise AdapterError(f"{folder} and {folders[name]} would both be called {name!r}")
+            folders[name] = folder.resolve()
+    return folders, names
+
+
+def _signature(folder: Path) -> tuple[Any, ...]:
+    """Changes when a file of the folder is replaced."""
+    parts: list[Any] = [str(folder)]
+    for name in KEPT:
+        try:
+            stat = (folder / name).stat()
+        except OSError:
+            continue
+        parts.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(parts)
+
+
+def _card(name: str, info: AdapterInfo) -> Card:
+    ranks = (min(info.ranks.values()), max(info.ranks.values()))
+    metrics = numbers((info.provenance or {}).get("metrics"))
+    return Card(name, "adapter", ranks, info.trainable_parameters, None, metrics)

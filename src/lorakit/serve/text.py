@@ -1,0 +1,70 @@
+"""Tokens -> text as soon as it is certain: whole characters that cannot be part of a stop string."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class TextStream:
+    """The text of one answer, piece by piece.
+
+    Only the last few tokens are decoded again for each new one. A piece of text is held back while
+    its last character is unfinished, or while it could be the beginning of a stop string.
+
+    Args:
+        tokenizer: the base's.
+        stop: an answer ends before the first of these strings.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        # The tokenizer's own core: transformers' method around it takes ten times as long.
+        self._decoder, self._stop = tokenizer.backend_tokenizer, tuple(s for s in stop if s)
+        self._ids: list[int] = []
+        # Tokens before `_begin` are text already; those up to `_read` give the same text again.
+        self._begin = self._read = 0
+        self._held = ""
+        self.stopped: str | None = None
+
+    def feed(self, id: int) -> str:
+        """What a token adds to the certain text, often nothing; `stopped` says if it ended it."""
+        self._ids.append(id)
+        before = self._decode(self._ids[self._begin : self._read])
+        now = self._decode(self._ids[self._begin :])
+        if now.endswith("\ufffd"):
+            return ""
+        self._begin, self._read = self._read, len(self._ids)
+        return self._certain(now[len(before) :])
+
+    def finish(self) -> str:
+        """What was held back, at the end of an answer that no stop string ended."""
+        before = self._decode(self._ids[self._begin : self._read])
+        rest = self._certain(self._decode(self._ids[self._begin :])[len(before) :])
+        held, self._held = self._held, ""
+        return rest + held
+
+    def _certain(self, text: str) -> str:
+        if self.stopped is not None:
+            return ""
+        text = self._held + text
+        self._held = ""
+        cuts = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
+        if cuts:
+            at, self.stopped = min(cuts)
+            return text[:at]
+        keep = max(
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(text) + 1))
+                if text.endswith(s[:n])
+            ),
+            default=0,
+        )
+        if keep:
+            self._held = text[-keep:]
+            return text[:-keep]
+        return text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        if not ids:
+            return ""
+        return str(self._decoder.decode(ids, skip_special_tokens=True))
