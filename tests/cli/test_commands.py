@@ -129,14 +129,15 @@ def test_generate_and_chat(train, lorakit, model_folder, tmp_path, monkeypatch):
 def test_merge_writes_a_folder_that_transformers_loads(train, lorakit, model_folder, tmp_path):
     assert train("--max-steps", 20, "--learning-rate", 0.01).code == 0
     adapter, merged = tmp_path / "run" / "adapter", tmp_path / "merged"
-    outcome = lorakit(*("merge", "--model", model_folder, "--adapter", adapter, "--out", merged))
+    merge = ("merge", "--model", model_folder, "--adapter", adapter, "--out", merged)
+    outcome = lorakit(*merge, "--dtype", "float32")
     assert outcome.code == 0, outcome.err
     certificate = json.loads((merged / "certificate.json").read_text())
     assert certificate["passed"]
     plain = AutoModelForCausalLM.from_pretrained(merged)
     from lorakit import load_adapter, load_model
 
-    adapted, _ = load_model(str(model_folder))
+    adapted, _ = load_model(str(model_folder), dtype="float32")
     ids = torch.arange(5, 25)[None]
     base_logits = adapted(ids).logits
     load_adapter(adapted, adapter)

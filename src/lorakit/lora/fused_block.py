@@ -126,10 +126,10 @@ class _Group:
             y_TO = product(n_TI, each.weight.t(), onto)
         else:
             h, sB = h_TR[:, self.columns[i]], _scaled(each, n_TI)
-            inside = onto is not None and n_TI.dtype in (torch.float32, torch.float64)
-            y_TO = torch.addmm(onto, h, sB.t()) if inside else h @ sB.t()
+            before = onto if n_TI.dtype in (torch.float32, torch.float64) else None
+            y_TO = h @ sB.t() if before is None else torch.addmm(before, h, sB.t())
             add_product(y_TO, n_TI, each.weight.t())
-            if onto is not None and not inside:
+            if before is None and onto is not None:
                 y_TO.add_(onto)
         if each.bias is not None:
             y_TO.add_(each.bias)
