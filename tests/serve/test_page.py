@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def page(browser, server):
     )
     made.on("pageerror", lambda error: said.append(str(error)))
     made.goto(server.url)
-    made.wait_for_selector("#models input")
+    sync_api.expect(made.locator("#models input")).to_have_count(4)
+    sync_api.expect(made.locator("#status")).to_contain_text("tokens/s")
     yield made
     made.close()
     assert not said
@@ -60,6 +62,11 @@ def violations(page):
     return [f"{v['id']}: {v['help']} at {v['nodes'][0]['target']}" for v in found]
 
 
+def answered(page, count):
+    """Wait until so many answers have ended."""
+    sync_api.expect(page.locator("article[aria-busy=false]")).to_have_count(count, timeout=20_000)
+
+
 def choose(page, *names):
     for box in page.locator("#models input").all():
         box.set_checked(box.get_attribute("value") in names)
@@ -70,9 +77,7 @@ def ask(page, text, *names):
     page.get_by_label("Question").fill(text)
     page.get_by_label("Longest answer").fill("20")
     page.get_by_role("button", name="Ask").click()
-    page.wait_for_function(
-        f"document.querySelectorAll('article[aria-busy=false]').length === {len(names)}"
-    )
+    answered(page, len(names))
 
 
 def test_two_adapters_answer_one_question_side_by_side(page):
@@ -119,7 +124,7 @@ def test_by_keyboard_alone(page):
     page.keyboard.type("where?")
     assert page.get_by_label("Question").input_value() == "where?"
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("document.querySelectorAll('article[aria-busy=false]').length === 2")
+    answered(page, 2)
     for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "theme":
@@ -156,11 +161,14 @@ def test_cards_reports_filter_and_problems(page, server):
     assert page.locator("h1").inner_text() == "A run"
 
 
-def test_stop_ends_the_answers_at_once(page, server):
+def test_stop_ends_the_answers_at_once(page, server, monkeypatch):
+    own = server.engine.forward.run
+    slow = lambda *asked: (time.sleep(0.1), own(*asked))[1]  # noqa: E731
+    monkeypatch.setattr(server.engine.forward, "run", slow)
     choose(page, "small", "large")
     page.get_by_label("Question").fill("where is it?")
     page.get_by_label("Longest answer").fill("60")
     page.get_by_role("button", name="Ask").click()
     page.get_by_role("button", name="Stop").click()
-    page.wait_for_function("document.querySelectorAll('article[aria-busy=false]').length === 2")
+    answered(page, 2)
     server.rest()

@@ -302,7 +302,9 @@ class Engine:
         """Run a step's tokens through the base, choose the next ones, say what became of each."""
         order = sorted(work, key=_slot)
         ids: list[int] = []
-        places, keep, runs = [], [], []
+        places: list[Place] = []
+        keep: list[int] = []
+        runs: list[Run] = []
         for each in order:
             sequence, lease = each.sequence, each.sequence.lease
             assert lease is not None

@@ -26,7 +26,9 @@ _log = logging.getLogger("lorakit.serve")
 class Blocks(Protocol):
     """What computes the logits of a step."""
 
-    grouped: Sequence[Sequence[str]]
+    @property
+    def grouped(self) -> Sequence[Sequence[str]]:
+        """Paths of linear layers that share their input, in the order they run."""
 
     def logits(
         self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan

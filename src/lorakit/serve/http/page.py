@@ -60,6 +60,7 @@ def install(
             **metrics.now,
             "resident_adapters": len(engine.pool.resident) if engine else 0,
             "slots": service.spec.slots,
+            "max_output": service.spec.max_output,
         }
 
     @app.get("/v1/lorakit/reports", tags=["operation"])

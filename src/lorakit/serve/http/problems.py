@@ -87,7 +87,7 @@ def install(app: FastAPI) -> None:
         found = error.errors()
         first = found[0] if found else {"loc": (), "msg": "cannot be read"}
         place = ".".join(str(part) for part in first["loc"] if part != "body")
-        text = first["msg"].removeprefix("Value error, ")
+        text = str(first["msg"]).removeprefix("Value error, ")
         return bad(f"{place}: {text}" if place else text).response()
 
     @app.exception_handler(HTTPException)

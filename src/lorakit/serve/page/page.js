@@ -79,6 +79,8 @@ async function reports() {
 async function status() {
   try {
     const now = await (await call("/v1/lorakit/status")).json();
+    find("most").max = now.max_output;
+    if (Number(find("most").value) > now.max_output) find("most").value = now.max_output;
     find("status").textContent =
       now.base + " · " + now.tokens_per_second + " tokens/s · " + now.running + " running, " +
       now.waiting + " waiting · " + now.resident_adapters + " adapters ready";
@@ -183,7 +185,7 @@ async function open() {
   } catch (error) {
     find("problem").textContent = error.message;
   }
-  status();
 }
+status();
 open();
 setInterval(status, 2000);
