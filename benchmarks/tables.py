@@ -37,14 +37,16 @@ def kinds(lines: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(line["rows"] for line in lines))
 
 
-def peers(lines: Sequence[Line], kind: str) -> dict[str, tuple[list[Line], list[Line]]]:
-    """Contender -> its lines, and lorakit's of the same command, with which it took turns."""
+def peers(
+    lines: Sequence[Line], kind: str, us: str = "lorakit"
+) -> dict[str, tuple[list[Line], list[Line]]]:
+    """Contender -> its lines, and ours of the same command, with which it took turns."""
     names = dict.fromkeys(line["contender"] for line in lines if line["rows"] == kind)
     found = {}
     for name in names:
         theirs = newest(lines, rows=kind, contender=name)
-        ours = newest(lines, rows=kind, contender="lorakit", date=theirs[0]["date"])
-        found[name] = theirs, ours or newest(lines, rows=kind, contender="lorakit")
+        ours = newest(lines, rows=kind, contender=us, date=theirs[0]["date"])
+        found[name] = theirs, ours or newest(lines, rows=kind, contender=us)
     return found
 
 
@@ -85,24 +87,31 @@ def goals(lines: Sequence[Line]) -> str:
     )
     rows = []
     for kind in kinds(lines):
-        found = peers(lines, kind)
-        tuned = {name: speed(found[name][0]) for name in TUNED if name in found}
-        best = max(tuned, key=tuned.__getitem__, default="")
         for suffix, said in (("", "at once"), ("-split", "in parts")):
+            found = peers(lines, kind, f"lorakit{suffix}")
             if f"lorakit{suffix}" not in found:
                 continue
-            ours, loop = found[f"lorakit{suffix}"][0], found.get(f"peft{suffix}", ([], []))[0]
+            tuned = {name: _ratio(*found[name]) for name in TUNED if name in found}
+            best = min(tuned, key=tuned.__getitem__, default="")
+            # Beside the loop, with which ours took turns; without one what was measured last.
+            loop, ours = found.get(f"peft{suffix}", ([], found[f"lorakit{suffix}"][0]))
+            rates = newest(lines, rows=kind, contender="lorakit", date=ours[0]["date"])
+            rates = rates or newest(lines, rows=kind, contender="lorakit")
             rows.append(
                 (
                     *(described(lines, kind), said),
-                    f"{speed(ours) / speed(loop):.2f}" if loop else MISSING,
-                    f"{speed(ours) / tuned[best]:.2f} ({best})" if best else MISSING,
-                    f"{fraction(ours, found['lorakit'][0]):.2f}",
+                    f"{_ratio(loop, ours):.2f}" if loop else MISSING,
+                    f"{tuned[best]:.2f} ({best})" if best else MISSING,
+                    f"{fraction(ours, rates):.2f}",
                     f"{_memory(ours, loop):.2f}" if loop else MISSING,
                     _apart(found, suffix),
                 )
             )
     return table(head, rows)
+
+
+def _ratio(theirs: Sequence[Line], ours: Sequence[Line]) -> float:
+    return speed(ours) / speed(theirs)
 
 
 def _memory(ours: Sequence[Line], theirs: Sequence[Line]) -> float:

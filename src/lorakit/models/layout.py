@@ -11,7 +11,7 @@ from torch import Tensor
 # forward and backward, which is some four thousand scores; an accelerator is filled by far more.
 _GROUP_COST_CPU = 4096
 _GROUP_COST_ACCELERATOR = 1 << 20
-# A processor's 16-bit matmuls are compiled for each new shape: 2 to 5 ms with AMX, where one of
+# A processor's 16-bit matmuls are compiled for each new shape: 1 to 5 ms with AMX, where one of
 # them runs for less than one. So lengths are rounded up to few values, by 3 % on average.
 _LEAST_STEP = 32
 
