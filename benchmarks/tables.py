@@ -119,10 +119,11 @@ def _memory(ours: Sequence[Line], theirs: Sequence[Line]) -> float:
 
 
 def _apart(found: dict[str, tuple[list[Line], list[Line]]], suffix: str) -> str:
-    """How far apart those who take the same steps end, over the seeds."""
+    """How far apart those who take the same steps and turns end, over the seeds."""
     by_seed: dict[int, list[float]] = {}
-    for name in ("lorakit", "peft", "trl"):
-        for line in found.get(name + suffix, ([], []))[0]:
+    for name in ("peft", "trl"):
+        theirs, ours = found.get(name + suffix, ([], []))
+        for line in (*theirs, *ours):
             if "held_out_loss" in line:
                 by_seed.setdefault(line["seed"], []).append(line["held_out_loss"])
     apart = [max(x) / min(x) - 1 for x in by_seed.values() if len(x) > 1]

@@ -152,3 +152,14 @@ def test_machines_do_not_mix_and_the_last_measured_comes_first():
     found = tables.machines(lines)
     assert list(found) == ["new", "old"]
     assert [line["date"] for line in found["old"]] == ["1", "2"]
+
+
+def test_losses_are_held_against_the_run_that_took_turns():
+    lines = [
+        run("lorakit", [9.0, 1.0], loss=2.0),
+        run("peft", [9.0, 2.0], loss=2.02),
+        {k: v for k, v in run("lorakit", [9.0, 1.0], date="2").items() if k != "held_out_loss"},
+        run("full", [9.0, 3.0], date="2", loss=5.0),
+    ]
+    (row,) = cells(tables.goals(lines))
+    assert row[-1] == "1.00%"
