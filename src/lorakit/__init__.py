@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from lorakit.lora import LoraSpec, Plan, attach, detach, lora_layers, plan
     from lorakit.models import ModelSpec, load_model
+    from lorakit.ranking.notebook import rank
     from lorakit.run.notebook import train
     from lorakit.training import TrainSpec
 
@@ -66,6 +67,7 @@ _HOMES = {
     "load_model": "models",
     "lora_layers": "lora",
     "plan": "lora",
+    "rank": "ranking.notebook",
     "read_adapter": "adapters",
     "save_adapter": "adapters",
     "train": "run.notebook",
@@ -99,6 +101,7 @@ __all__ = [
     "load_model",
     "lora_layers",
     "plan",
+    "rank",
     "read_adapter",
     "save_adapter",
     "train",

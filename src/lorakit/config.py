@@ -74,6 +74,38 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
+class TogetherSpec:
+    """Several adapters trained at once, on one base.
+
+    Raises:
+        ConfigError: a rank is below 1 or named twice.
+    """
+
+    ranks: tuple[int, ...] = field(
+        default=(),
+        metadata={
+            "help": "Train one adapter of each rank, such as 4,8,16,32, all on one base at once."
+        },
+    )
+    tasks: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Train one adapter for each source of rows, all on one base at once: "
+            "NAME=SOURCE, or a file, whose name it takes; in place of --data."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if any(rank < 1 for rank in self.ranks):
+            raise ConfigError(f"ranks must be whole numbers of at least 1; they are {self.ranks}")
+        if len(set(self.ranks)) < len(self.ranks):
+            raise ConfigError(f"ranks names a rank twice: {self.ranks}")
+
+    def __bool__(self) -> bool:
+        return bool(self.ranks or self.tasks)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run: one frozen spec for each room.
 
@@ -85,6 +117,7 @@ class RunConfig:
     lora: LoraSpec = field(default_factory=LoraSpec)
     start: StartSpec = field(default_factory=StartSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+    together: TogetherSpec = field(default_factory=TogetherSpec)
     output: OutputSpec = field(default_factory=OutputSpec)
     given: frozenset[str] = field(default=frozenset(), compare=False)
 

@@ -6,7 +6,6 @@ import pytest
 
 from lorakit.comparing.costs import reached
 from lorakit.comparing.methods import Method, arms_of
-from lorakit.comparing.probe import at_edge, grid, rounds, survivors
 from lorakit.comparing.protocol import steps_of
 from lorakit.comparing.settings import settings
 from lorakit.comparing.spec import Budget, CompareSpec
@@ -14,6 +13,7 @@ from lorakit.comparing.verdict import judge, quality
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.evaluate.crossed import CrossedInterval
 from lorakit.lora import LoraSpec
+from lorakit.trials.rates import at_edge, grid, rounds, survivors
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_grid_is_geometric_around_its_centre():
 
 @pytest.mark.parametrize("rates", [2, 3, 4, 5, 8])
 def test_rounds_halve_the_rates_and_double_the_steps(rates):
-    made = rounds(CompareSpec(rates=rates, probe_share=0.5), 64)
+    made = rounds(rates, 0.5, 64)
     assert made[0].rates == rates
     assert made[-1].rates == 2
     assert made[-1].steps == 32

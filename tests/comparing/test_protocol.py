@@ -9,12 +9,12 @@ from comparing_tools import without_measured
 
 from lorakit.comparing import differences
 from lorakit.comparing.methods import FULL, Arm, Method, arms_of
-from lorakit.comparing.opening import tuning_rows
 from lorakit.comparing.protocol import compare_arms, prospect
 from lorakit.comparing.settings import settings
 from lorakit.data import DataSpec, load_data
 from lorakit.lora import LoraSpec
 from lorakit.trials import in_process
+from lorakit.trials.opening import tuning_rows
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lorakit.lora import equations
 from lorakit.lora.fused import lora_linear
-from lorakit.lora.fused_block import Linear, gated_mlp, normed_group, residual_linear
+from lorakit.lora.fused_block import Linear, Pair, gated_mlp, normed_group, residual_linear
 
 T, D, M, R = 5, 6, 7, 3
 EPS = 1e-3
@@ -19,12 +19,11 @@ def draw(*shape, seed, dtype=torch.float64):
 
 def linear(out, into, seed, *, pair=True, bias=False, rank=R, dtype=torch.float64):
     wide = torch.promote_types(dtype, torch.float32)
+    A, B = draw(rank, into, seed=seed + 2, dtype=wide), draw(out, rank, seed=seed + 3, dtype=wide)
     return Linear(
         draw(out, into, seed=seed, dtype=dtype),
         draw(out, seed=seed + 1, dtype=dtype) if bias else None,
-        draw(rank, into, seed=seed + 2, dtype=wide) if pair else None,
-        draw(out, rank, seed=seed + 3, dtype=wide) if pair else None,
-        0.3 + seed % 5 if pair else 0.0,
+        (Pair(A, B, 0.3 + seed % 5),) if pair else (),
     )
 
 
@@ -39,7 +38,13 @@ def slow_linear(n, each):
     y = n @ each.weight.t()
     if each.bias is not None:
         y = y + each.bias
-    return y if each.A is None else y + equations.low_rank(n, each.A, each.B, each.scale)
+    low = torch.zeros_like(y)
+    for pair in each.pairs:
+        rows = slice(*(pair.rows or (0, len(n))))
+        mask = torch.zeros(len(n), 1, dtype=n.dtype)
+        mask[rows] = 1
+        low = low + mask * equations.low_rank(n, pair.A, pair.B, pair.scale)
+    return y + low
 
 
 def slow_group(x, norm, linears):
@@ -55,8 +60,8 @@ def slow_mlp(x, norm, gate, up, down):
 def trainables(linears, *, weights=False):
     found = []
     for each in linears:
-        kinds = (each.weight, each.bias, each.A, each.B) if weights else (each.A, each.B)
-        found += [t for t in kinds if t is not None]
+        found += [t for t in (each.weight, each.bias) if weights and t is not None]
+        found += [t for pair in each.pairs for t in (pair.A, pair.B)]
     return found
 
 
@@ -158,9 +163,14 @@ def test_values_and_gradients_are_those_of_the_formulas(what, dtype, tolerance):
             Linear(
                 e.weight.to(kind),
                 None if e.bias is None else e.bias.to(kind),
-                (e.A if fast else e.A.to(kind)).detach().requires_grad_(),
-                (e.B if fast else e.B.to(kind)).detach().requires_grad_(),
-                e.scale,
+                tuple(
+                    Pair(
+                        (p.A if fast else p.A.to(kind)).detach().requires_grad_(),
+                        (p.B if fast else p.B.to(kind)).detach().requires_grad_(),
+                        p.scale,
+                    )
+                    for p in e.pairs
+                ),
             )
             for e in linears
         ]
@@ -209,18 +219,18 @@ def test_in_16_bits_a_small_pair_is_not_lost(what):
     def some(seed, *, zero):
         weight = draw(width, width, seed=seed) / 8
         A, B = draw(R, width, seed=seed + 1) / 8, draw(width, R, seed=seed + 2) / 500
-        return Linear(weight, None, A, torch.zeros_like(B) if zero else B, 1.0)
+        return weight, A, torch.zeros_like(B) if zero else B
 
     def made(dtype, *, zero):
         pairs = [some(10 * i, zero=zero) for i in range(3)]
         linears = [
-            Linear(e.weight.to(dtype), None, e.A.float(), e.B.float(), e.scale) for e in pairs
+            Linear(W.to(dtype), None, (Pair(A.float(), B.float(), 1.0),)) for W, A, B in pairs
         ]
         stream, heads, weight = (t.to(dtype) for t in (x, o, norm))
         match what:
             case "linear":
-                e = linears[0]
-                y = lora_linear(heads, e.weight, None, e.A, e.B, e.scale)
+                only = linears[0].pairs[0]
+                y = lora_linear(heads, linears[0].weight, None, only.A, only.B, only.scale)
             case "group":
                 y = torch.cat(normed_group(stream, weight, EPS, linears), dim=1)
             case "residual":
@@ -233,3 +243,52 @@ def test_in_16_bits_a_small_pair_is_not_lost(what):
     came = made(torch.bfloat16, zero=False) - made(torch.bfloat16, zero=True)
     slope = float((came * exact).sum() / exact.square().sum())
     assert slope == pytest.approx(1, abs=0.15)
+
+
+def for_rows(each, rows, seed, rank):
+    """The same frozen linear with one pair more, for these rows alone."""
+    out, into = each.weight.shape
+    pair = Pair(draw(rank, into, seed=seed), draw(out, rank, seed=seed + 1), 0.5, rows)
+    return Linear(each.weight, each.bias, (*each.pairs, pair))
+
+
+class TestPairsForSomeOfTheRows:
+    """Two jobs and a row of neither; one job has no pair at the second linear."""
+
+    def linears(self, sizes):
+        made = []
+        for i, (out, into) in enumerate(sizes):
+            each = linear(out, into, 10 * i + 1, pair=False, bias=i == 0)
+            each = for_rows(each, (0, 2), 30 * i + 5, 2)
+            made.append(each if i == 1 else for_rows(each, (2, 4), 30 * i + 7, 3))
+        return made
+
+    def check(self, fast, slow, inputs):
+        assert torch.autograd.gradcheck(lambda *_: fast(), inputs)
+        got, expected = fast(), slow()
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+    def test_group(self):
+        x, norm, linears = draw(T, D, seed=0), draw(D, seed=1), self.linears([(4, D), (6, D)])
+        inputs = [t.requires_grad_() for t in (x, *trainables(linears))]
+        self.check(
+            lambda: normed_group(x, norm, EPS, linears),
+            lambda: slow_group(x, norm, linears),
+            inputs,
+        )
+
+    def test_linear_without_a_residual(self):
+        o, (only, _) = draw(T, M, seed=0), self.linears([(D, M), (D, M)])
+        inputs = [t.requires_grad_() for t in (o, *trainables([only]))]
+        self.check(lambda: [residual_linear(None, o, only)], lambda: [slow_linear(o, only)], inputs)
+
+    def test_mlp(self):
+        x, norm = draw(T, D, seed=0), draw(D, seed=1)
+        linears = self.linears([(M, D), (M, D), (D, M)])
+        inputs = [t.requires_grad_() for t in (x, *trainables(linears))]
+        self.check(
+            lambda: [gated_mlp(x, norm, EPS, *linears)],
+            lambda: [slow_mlp(x, norm, *linears)],
+            inputs,
+        )

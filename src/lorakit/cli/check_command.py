@@ -24,10 +24,23 @@ def check(
     The recognised shape of the rows, their lengths, some rows with the loss-bearing tokens
     coloured, what would be adapted, and the forecast of memory and time. Nothing is written.
     """
-    from lorakit.data import preview
     from lorakit.run.training import prepare
 
-    ready = prepare(load_config(config, flatten(flags)))
+    chosen = load_config(config, flatten(flags))
+    if not chosen.together:
+        _show(prepare(chosen), rows)
+        return
+    from lorakit.run.together import jobs_of
+
+    for job in jobs_of(chosen):
+        console.rule(job.name)
+        _show(prepare(job.config), rows)
+
+
+def _show(ready: Any, rows: int) -> None:
+    """One run: plan and forecast, lengths, and some rows with what bears loss."""
+    from lorakit.data import preview
+
     data, tokenizer = ready.data, ready.session.tokenizer
     show_prepared(ready)
     console.print("\n[bold]lengths in tokens[/]")

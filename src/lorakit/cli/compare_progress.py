@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -45,7 +45,7 @@ class CompareWatcher:
         self._whole: TaskID | None = None
         self._running: dict[str, tuple[TaskID, float]] = {}
 
-    def __enter__(self) -> "CompareWatcher":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Teach a model your task: a file of rows in, a trained adapter out.",
     "check": "Show what a run would do, before it: rows, loss-bearing tokens, plan, forecast.",
     "compare": "Measure LoRA against full fine-tuning on your rows, fairly, and judge.",
+    "rank": "Find the smallest rank that your task needs, with evidence, and train it.",
     "count": "Count trainable parameters, for one weight or for a whole model.",
     "eval": "Measure a model or an adapter on held-out rows.",
     "generate": "Answer prompts, with or without an adapter.",

@@ -15,8 +15,10 @@ PANELS = {
     "lora": "Low-rank adaptation",
     "start": "Low-rank adaptation",
     "train": "Training",
+    "together": "Several adapters at once",
     "output": "Output",
     "compare": "Comparison",
+    "search": "Search",
 }
 
 

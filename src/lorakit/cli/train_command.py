@@ -40,11 +40,20 @@ def train(
 
     `lorakit train --data more.jsonl --from invoices --save-as invoices --out runs/second`
 
+    `lorakit train --data rows.jsonl --ranks 4,8,16,32 --out runs/ranks`
+
+    `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --out runs/tasks`
+
     The run folder then holds `adapter/` (peft's format), `report.html`, `result.json`,
-    `metrics.jsonl`, and `config.yaml`, which repeats the run into another `--out`.
+    `metrics.jsonl`, and `config.yaml`, which repeats the run into another `--out`. With `--ranks`
+    or `--tasks` it holds such a folder for each adapter; all are trained on one base at once.
     """
     command = shlex.join(["lorakit", *sys.argv[1:]])
-    start_training(resolve(config, flatten(flags)), command)
+    chosen = resolve(config, flatten(flags))
+    if chosen.together:
+        start_together(chosen, command)
+    else:
+        start_training(chosen, command)
 
 
 command = with_options(train)
@@ -72,6 +81,26 @@ def start_training(config: RunConfig, command: str) -> dict[str, Any]:
             raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None
     report = write_report(out)
     summarise(result, out, report)
+    return result
+
+
+def start_together(config: RunConfig, command: str) -> dict[str, Any]:
+    """Train several adapters at once, write the report of each, and say what came out."""
+    from lorakit.cli.together_progress import TogetherWatcher, summarise_jobs
+    from lorakit.report import write_report
+    from lorakit.run.together import run_together
+
+    out = Path(config.output.out)
+    with stop_at_ctrl_c() as stop, TogetherWatcher() as watcher:
+        try:
+            result = run_together(config, report=watcher, should_stop=stop.is_set, command=command)
+        except InterruptedRunError as error:
+            again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
+            raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None
+    for job in result["jobs"]:
+        if not job["diverged"]:
+            write_report(out / job["folder"])
+    summarise_jobs(result, out)
     return result
 
 

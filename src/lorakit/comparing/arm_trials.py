@@ -10,7 +10,6 @@ from typing import Any
 
 from lorakit.comparing.base_trials import REFERENCE
 from lorakit.comparing.methods import Method, prepare, save_trained
-from lorakit.comparing.opening import Opened, open_run
 from lorakit.errors import DivergedError
 from lorakit.evaluate.forgetting import Forgetting, Reference, forgetting, load_reference
 from lorakit.evaluate.likelihood import per_token, row_losses
@@ -22,6 +21,7 @@ from lorakit.run.limits import give_back_memory
 from lorakit.run.machine import peak_memory
 from lorakit.training import FitResult, fused_blocks
 from lorakit.trials import Report
+from lorakit.trials.opening import Opened, open_run
 
 # Most tokens of a forward pass in an evaluation. More would be faster, and would set the peak of
 # memory of an arm whose training needs little.

@@ -7,7 +7,6 @@ from typing import Any
 
 from lorakit.comparing import general
 from lorakit.comparing.methods import Method, trained_parameters
-from lorakit.comparing.opening import base_hash, open_run
 from lorakit.evaluate.forgetting import forgetting, reference
 from lorakit.evaluate.likelihood import per_token, row_losses
 from lorakit.forecast import shape_of
@@ -17,6 +16,7 @@ from lorakit.run.fitting import outlook, peak_rate
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.training import fused_blocks
 from lorakit.trials import Report
+from lorakit.trials.opening import base_hash, open_run
 
 REFERENCE = "general.npz"
 

@@ -1,7 +1,5 @@
 """`lorakit.compare` for Python and notebooks: the same comparison on a file or on rows you hold."""
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,7 @@ from lorakit.comparing.settings import settings
 from lorakit.run import folder as folders
 from lorakit.run.folder import CONFIG
 from lorakit.trials import Report
-
-Rows = str | Path | Sequence[Mapping[str, Any]]
+from lorakit.trials.sources import Rows, as_source
 
 
 def compare(
@@ -49,20 +46,9 @@ def compare(
     resume = (folder / CONFIG).is_file()
     if not resume:
         folders.check_folder(folder, resume=False)
-    sources = {"data": (_as_source(data, folder, "rows"),)}
+    sources = {"data": (as_source(data, folder, "rows"),)}
     if eval_data is not None:
-        sources["eval_data"] = (_as_source(eval_data, folder, "held-out"),)
+        sources["eval_data"] = (as_source(eval_data, folder, "held-out"),)
     given = settings(None, {**options, **sources, "out": str(out), "resume": resume})
     command = f"lorakit.compare({', '.join(f'{k}={v!r}' for k, v in options.items())})"
     return run_compare(given, command=command, report=report)
-
-
-def _as_source(rows: Rows, folder: Path, name: str) -> str:
-    if isinstance(rows, str | Path):
-        return str(rows)
-    beside = folder.with_name(f"{folder.name}.{name}.jsonl")
-    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    if not beside.is_file() or beside.read_text(encoding="utf-8") != text:
-        folders.make_folder(folder.parent)
-        folders.write_text(beside, text)
-    return str(beside)

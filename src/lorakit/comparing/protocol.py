@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.comparing.methods import Arm
-from lorakit.comparing.probe import grid, rounds, survivors
 from lorakit.comparing.spec import Budget, CompareSpec
 from lorakit.config import OutputSpec, RunConfig
 from lorakit.trials import Outcome, Report, Runner, Trial, one
+from lorakit.trials.rates import grid, rounds, survivors
 
 _LOOK, _BASE = (f"lorakit.comparing.base_trials:{name}" for name in ("look", "base"))
 _PROBE, _RUN = (f"lorakit.comparing.arm_trials:{name}" for name in ("probe", "run"))
@@ -104,8 +104,9 @@ def prospect(arms: Sequence[Arm], spec: CompareSpec, config: RunConfig, runner: 
     per_token = found["seconds_per_eval_token"]
     evaluation = found["eval_tokens"] * per_token + 10.0
     for count, forecast in zip(steps, found["forecasts"], strict=True):
-        tried = sum(each.rates * each.steps for each in rounds(spec, count))
-        probes = sum(each.rates for each in rounds(spec, count))
+        planned = rounds(spec.rates, spec.probe_share, count)
+        tried = sum(each.rates * each.steps for each in planned)
+        probes = sum(each.rates for each in planned)
         seconds += (tried + spec.seeds * count) * forecast["seconds_per_step"]
         seconds += probes * (found["tuning_tokens"] * per_token + _START_SECONDS)
         seconds += spec.seeds * (spec.evaluations * evaluation + _START_SECONDS)
@@ -215,7 +216,7 @@ def _probe(
     where: Mapping[str, Any],
 ) -> list[tuple[ProbeRun, ...]]:
     """Every arm's probe, round by round, all arms of a round together."""
-    plans = [rounds(spec, count) for count in steps]
+    plans = [rounds(spec.rates, spec.probe_share, count) for count in steps]
     left = [
         grid(_rate_by_rule(found, i, steps[i]), spec.rates, spec.rate_factor)
         for i in range(len(arms))

@@ -13,10 +13,10 @@ from lorakit.comparing import differences as apart
 from lorakit.comparing import verdict as words
 from lorakit.comparing.costs import costs, points
 from lorakit.comparing.methods import Arm
-from lorakit.comparing.probe import at_edge, rounds
 from lorakit.comparing.protocol import ArmFindings, Findings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.config import RunConfig
+from lorakit.trials.rates import at_edge, rounds
 
 # The best learning rate of LoRA over that of full fine-tuning, as published ("LoRA Without
 # Regret", Thinking Machines 2025).
@@ -53,7 +53,10 @@ def summarise(
             "schedule": config.train.schedule,
             "rates": spec.rates,
             "rate_factor": spec.rate_factor,
-            "rounds": [[asdict(one) for one in rounds(spec, a.steps)] for a in findings.arms],
+            "rounds": [
+                [asdict(one) for one in rounds(spec.rates, spec.probe_share, a.steps)]
+                for a in findings.arms
+            ],
             "evaluations": spec.evaluations,
             "margin": spec.margin,
             "level": apart.LEVEL,

@@ -114,6 +114,17 @@ def _pack(chosen: list[tuple[int, Encoded]]) -> Batch:
     )
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one line of tokens, in their order; `rows_S` keeps each one's indices."""
+    return Batch(
+        ids_T=torch.cat([batch.ids_T for batch in batches]),
+        positions_T=torch.cat([batch.positions_T for batch in batches]),
+        weight_T=torch.cat([batch.weight_T for batch in batches]),
+        lengths_S=tuple(length for batch in batches for length in batch.lengths_S),
+        rows_S=tuple(row for batch in batches for row in batch.rows_S),
+    )
+
+
 def total_steps(
     n: int, batch_size: int, *, epochs: float | None = None, steps: int | None = None
 ) -> int:

@@ -145,9 +145,12 @@ class LoraLinear(LoraLayer):
         if self.geometry.plain and not dropping:
             weight = self.weight.t() if self.geometry.transposed else self.weight
             return fused.lora_linear(x, weight, self.bias, self.A, self.B, self.scale)
-        low = F.dropout(x, self.dropout) if dropping else x
-        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
-        return self.base(x) + equations.low_rank(low, A, B, self.scale)
+        return self.base(x) + self.low_rank(x)
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        """s · B (A x), with dropout on x in training: (…, out_features)."""
+        low = F.dropout(x, self.dropout, self.training)
+        return equations.low_rank(low, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
 
 
 class LoraEmbedding(LoraLayer):
@@ -185,8 +188,12 @@ class LoraEmbedding(LoraLayer):
     def forward(self, ids: Tensor) -> Tensor:
         """(…) ids -> (…, dim)."""
         y = self.base(ids)
+        return y + self.low_rank(ids).to(y.dtype)
+
+    def low_rank(self, ids: Tensor) -> Tensor:
+        """s · B A[:, id]: (…, dim), in the dtype of A and B."""
         h = F.embedding(ids, self.A.t(), padding_idx=self.base.padding_idx)
-        return y + (h @ self.B.t()).mul(self.scale).to(y.dtype)
+        return (h @ self.B.t()).mul(self.scale)
 
 
 class LoraConv(LoraLayer):

@@ -1,22 +1,30 @@
 """Rows and a model in, trained parameters out: what the command and the notebook share."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorakit import forecast as forecasting
-from lorakit.data import TokenTable, micro_batches, order, total_steps
+from lorakit.data import Batch, TokenTable, micro_batches, order, total_steps
+from lorakit.errors import ConfigError, DivergedError
+from lorakit.lora.together import Jobs
 from lorakit.models.attention import packed_attention
 from lorakit.run.machine import available_memory
 from lorakit.training import (
+    Course,
     FitResult,
+    Loss,
     TrainSpec,
     auto_learning_rate,
     fit,
+    fit_jobs,
     fused_blocks,
     held_out_loss,
+    make_joint_loss,
     make_loss,
     numbers_kept,
 )
@@ -145,40 +153,145 @@ def fit_model(
         recompute: activation checkpointing; see `outlook` for the spec's 'auto'.
         evaluate: asked in place of the loss on `held_out`, within packed attention.
     """
-    device = model.device
     loss = make_loss(model)
-    rows_of = _rows_of(len(train), spec.batch_size, steps, spec.seed)
     held_out = held_out.take(()) if evaluate is not None else held_out
-    kept = [b.to(device) for b in micro_batches(held_out, range(len(held_out)), spec.batch_tokens)]
+    with training(model, recompute):
+        return fit(
+            model,
+            batches_of(model, train, spec, steps),
+            steps,
+            spec,
+            loss=loss,
+            learning_rate=learning_rate,
+            evaluate=_evaluation(model, held_out, spec, loss) or evaluate,
+            report=report,
+            should_stop=should_stop,
+            folder=folder,
+            run=run,
+            resume=resume,
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """One of several runs that are done at once; the fields are arguments of `fit_model`.
+
+    `until` lets a run rest after that step, with a checkpoint, to be gone on from.
+    """
+
+    train: TokenTable
+    held_out: TokenTable
+    spec: TrainSpec
+    steps: int
+    learning_rate: float
+    report: Report = lambda event: None
+    should_stop: Callable[[], bool] = lambda: False
+    folder: Path | None = None
+    run: str = ""
+    resume: bool = False
+    until: int | None = None
+
+
+def fit_models(
+    jobs: Jobs,
+    works: Sequence[Work],
+    *,
+    batch_tokens: int,
+    recompute: bool = False,
+    ended: Callable[[int, FitResult | DivergedError], None] = lambda job, how: None,
+) -> tuple[FitResult | DivergedError, ...]:
+    """Train several jobs on one base at once; see `lorakit.training.fit_jobs`.
+
+    Args:
+        jobs: the pairs; in each are afterwards the parameters that its spec keeps.
+        works: of each job.
+        batch_tokens: most tokens of a forward pass.
+        recompute: activation checkpointing.
+        ended: told of each job as it leaves.
+
+    Raises:
+        ModelError: this model's runs cannot share a pass; the message says why.
+        ConfigError: dropout together with activation checkpointing.
+    """
+    model: Any = jobs.model
+    loss, alone = make_joint_loss(model), make_loss(model)
+    if recompute and any(x.dropout for layers in jobs.layers for x in layers.values()):
+        raise ConfigError(
+            "dropout of several jobs cannot be repeated by activation checkpointing: turn one of "
+            "them off (--dropout 0, --no-activation-checkpointing), or train them one by one"
+        )
+
+    def evaluation(job: int, work: Work) -> Callable[[], float] | None:
+        measured = _evaluation(model, work.held_out, work.spec, alone)
+        if measured is None:
+            return None
+
+        def evaluate() -> float:
+            with jobs.alone(job):
+                return measured()
+
+        return evaluate
+
+    with jobs.together(), training(model, recompute):
+        courses = [
+            Course(
+                model,
+                jobs.parameters(job),
+                batches_of(model, work.train, work.spec, work.steps),
+                work.steps,
+                work.spec,
+                learning_rate=work.learning_rate,
+                evaluate=evaluation(job, work),
+                report=work.report,
+                should_stop=work.should_stop,
+                folder=work.folder,
+                run=work.run,
+                resume=work.resume,
+                until=work.until,
+                look=partial(jobs.alone, job),
+            )
+            for job, work in enumerate(works)
+        ]
+        return fit_jobs(jobs, courses, loss=loss, batch_tokens=batch_tokens, ended=ended)
+
+
+@contextmanager
+def training(model: Any, recompute: bool) -> Iterator[None]:
+    """Within the block training mode, packed attention and the hot path; then eval mode."""
     if recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     try:
         with packed_attention(model), fused_blocks(model, recompute=recompute):
-            return fit(
-                model,
-                lambda step: [
-                    batch.to(device)
-                    for batch in micro_batches(train, rows_of(step), spec.batch_tokens)
-                ],
-                steps,
-                spec,
-                loss=loss,
-                learning_rate=learning_rate,
-                evaluate=(lambda: held_out_loss(model, kept, loss)) if kept else evaluate,
-                report=report,
-                should_stop=should_stop,
-                folder=folder,
-                run=run,
-                resume=resume,
-            )
+            yield
     finally:
         model.eval()
         if recompute:
             model.activation_checkpointing_disable()
 
 
-def _rows_of(rows: int, batch_size: int, steps: int, seed: int) -> Callable[[int], tuple[int, ...]]:
+def _evaluation(
+    model: Any, held_out: TokenTable, spec: TrainSpec, loss: Loss
+) -> Callable[[], float] | None:
+    """The loss on held-out rows, or None where there are none."""
+    batches = micro_batches(held_out, range(len(held_out)), spec.batch_tokens)
+    kept = [batch.to(model.device) for batch in batches]
+    return (lambda: held_out_loss(model, kept, loss)) if kept else None
+
+
+def batches_of(
+    model: Any, train: TokenTable, spec: TrainSpec, steps: int
+) -> Callable[[int], list[Batch]]:
+    """The micro-batches of any step, on the model's device."""
+    rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
+    return lambda step: [
+        batch.to(model.device) for batch in micro_batches(train, rows_of(step), spec.batch_tokens)
+    ]
+
+
+def batch_rows(
+    rows: int, batch_size: int, steps: int, seed: int
+) -> Callable[[int], tuple[int, ...]]:
     """The rows of any step; steps asked for in turn cost one draw an epoch."""
     iterator, at = order(rows, batch_size, steps=steps, seed=seed), 0
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
-from lorakit.config import OutputSpec, RunConfig
-from lorakit.data import Dataset, load_data
+from lorakit.config import OutputSpec, RunConfig, TogetherSpec
+from lorakit.data import Dataset, Example, load_data
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan, attach, plan
 from lorakit.run import answers
@@ -60,6 +61,11 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     session = open_base(
         config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
     )
+    return prepare_on(session, config, parent)
+
+
+def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None) -> Prepared:
+    """`prepare` on a base that is loaded already."""
     data = load_data(
         config.data,
         session.tokenizer,
@@ -102,10 +108,7 @@ def run_training(
     started = time.perf_counter()
     folder = Path(config.output.out)
     folders.check_folder(folder, resume=config.output.resume)
-    store = Store(config.output.store)
-    if config.output.save_as is not None:
-        check_name(config.output.save_as)
-        store.index.exists()  # refuses a folder of something else before anything is trained
+    check_store(config)
     report({"kind": "stage", "name": "load"})
     ready = prepare(config, report)
     config, session, data = ready.config, ready.session, ready.data
@@ -118,26 +121,13 @@ def run_training(
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
 
     # What the base itself answers, or the adapter that the run goes on from.
-    asked = answers.pick(data.eval_examples, config.output.samples)
     report({"kind": "stage", "name": "before"})
-    before = answers.ask(session, asked, config.output.max_new_tokens)
+    before = ask_before(ready)
 
     if ready.parent is None:
         attach(model, ready.plan, seed=spec.seed)
-    kept = config.output.resume and any((folder / "checkpoints").glob("step-*"))
-    log = folders.MetricsFile(folder / folders.METRICS, keep=kept)
-    watchers: list[Report] = [log, report]
-    if config.output.tensorboard:
-        from lorakit.run.tensorboard import TensorBoard
-
-        watchers.append(TensorBoard(folder))
-
-    def tell(event: Mapping[str, Any]) -> None:
-        for watch in watchers:
-            watch(event)
-
     report({"kind": "stage", "name": "train", "steps": ready.steps})
-    with log:
+    with metrics_of(ready, report) as tell:
         fitted = fit_model(
             model,
             data.train,
@@ -154,8 +144,63 @@ def run_training(
         )
 
     report({"kind": "stage", "name": "after"})
-    after = answers.ask(session, asked, config.output.max_new_tokens)
-    scores = answers.compare(asked, before, after)
+    return finish(ready, fitted, before, command=command, started=started)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Held-out prompts, and what was answered to them before training."""
+
+    examples: Sequence[Example]
+    answers: Sequence[str]
+
+
+def ask_before(ready: Prepared) -> Asked:
+    """The held-out prompts that the run will be shown by, and the model's answers as it is now."""
+    output = ready.config.output
+    examples = answers.pick(ready.data.eval_examples, output.samples)
+    return Asked(examples, answers.ask(ready.session, examples, output.max_new_tokens))
+
+
+@contextmanager
+def metrics_of(ready: Prepared, report: Report) -> Iterator[Report]:
+    """Whom a run's events go to: its metrics.jsonl, `report`, and TensorBoard where asked for."""
+    output = ready.config.output
+    folder = Path(output.out)
+    kept = output.resume and any((folder / "checkpoints").glob("step-*"))
+    with folders.MetricsFile(folder / folders.METRICS, keep=kept) as log:
+        watchers: list[Report] = [log, report]
+        if output.tensorboard:
+            from lorakit.run.tensorboard import TensorBoard
+
+            watchers.append(TensorBoard(folder))
+
+        def tell(event: Mapping[str, Any]) -> None:
+            for watch in watchers:
+                watch(event)
+
+        yield tell
+
+
+def finish(
+    ready: Prepared, fitted: FitResult, before: Asked, *, command: str, started: float
+) -> dict[str, Any]:
+    """Measure, save and describe a run whose trained pairs are in the model.
+
+    Args:
+        ready: what was trained.
+        fitted: what the training came to.
+        before: of `ask_before`.
+        command: how to repeat the run.
+        started: of the whole, by `time.perf_counter`.
+
+    Returns:
+        What result.json now holds.
+    """
+    config, session, data = ready.config, ready.session, ready.data
+    model, folder = session.model, Path(config.output.out)
+    after = answers.ask(session, before.examples, config.output.max_new_tokens)
+    scores = answers.compare(before.examples, before.answers, after)
     folders.write_json(folder / folders.SAMPLES, scores.samples)
     figures = _figures(config, ready, fitted, scores, command, started)
     save_adapter(
@@ -176,10 +221,21 @@ def run_training(
         overwrite=True,
     )
     if config.output.save_as is not None:
-        added = store.add(folder / "adapter", config.output.save_as)
+        added = Store(config.output.store).add(folder / "adapter", config.output.save_as)
         figures["saved_as"] = str(added.entry)
     folders.write_json(folder / folders.RESULT, figures)
     return figures
+
+
+def check_store(config: RunConfig) -> None:
+    """Refuse a bad name, or a folder that is no store, before anything is trained.
+
+    Raises:
+        InputError: the adapter could not be kept there.
+    """
+    if config.output.save_as is not None:
+        check_name(config.output.save_as)
+        Store(config.output.store).index.exists()
 
 
 def run_hash(
@@ -188,7 +244,8 @@ def run_hash(
     """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
     flat = config.to_flat()
     # Rows and parent count by their content, wherever they lie.
-    for name in ("data", "eval_data", "from", *(f.name for f in fields(OutputSpec))):
+    company = tuple(f.name for f in fields(TogetherSpec))
+    for name in ("data", "eval_data", "from", *company, *(f.name for f in fields(OutputSpec))):
         flat.pop(name)
     parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
     parts += [parent.content] if parent else []

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.lora.fused_block import Linear, gated_mlp, normed_group, residual_linear
+from lorakit.lora.fused_block import Linear, Pair, gated_mlp, normed_group, residual_linear
 from lorakit.lora.layers import LoraLinear
+from lorakit.lora.together import JointLinear
 from lorakit.models.attention import (
     AttentionSettings,
     attention_settings,
@@ -188,8 +189,8 @@ def _qualifies(block: nn.Module) -> bool:
 
 
 def _fits(module: nn.Module) -> bool:
-    """A plain linear, or a pair over one without dropout."""
-    if isinstance(module, LoraLinear):
+    """A plain linear, or pairs over one without dropout."""
+    if isinstance(module, LoraLinear | JointLinear):
         plain = module.geometry.plain and not module.geometry.transposed
         return plain and not module.dropout
     return type(module) is nn.Linear
@@ -206,8 +207,11 @@ def _eps(norm: nn.Module) -> float:
 
 
 def _linear(module: Any) -> Linear:
+    if isinstance(module, JointLinear):
+        return module.linear()
     if isinstance(module, LoraLinear):
-        return Linear(module.weight, module.bias, module.A, module.B, module.scale)
+        pair = Pair(module.A, module.B, module.scale)
+        return Linear(module.weight, module.bias, (pair,))
     return Linear(module.weight, module.bias)
 
 

@@ -48,7 +48,7 @@ def padded_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     logits_LV = attention.padded_logits(
         model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L
     )
-    return _cross_entropy(logits_LV, batch), batch.token_count
+    return logits_loss(logits_LV, batch), batch.token_count
 
 
 def packed_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
@@ -56,19 +56,24 @@ def packed_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     logits_LV = attention.packed_logits(
         model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L
     )
-    return _cross_entropy(logits_LV, batch), batch.token_count
+    return logits_loss(logits_LV, batch), batch.token_count
 
 
 def chunked_loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
     """Sequences end to end; a plain head in chunks, its gradient formed in the forward pass."""
     hidden_TD = attention.packed_hidden(model, batch.ids_T, batch.positions_T, batch.lengths_S)
-    head = model.get_output_embeddings()
     hidden_LD = hidden_TD.index_select(0, batch.predict_L)
-    nll = cast(Tensor, _ChunkedHead.apply(hidden_LD, head.weight, head.bias, batch.labels_L))
-    return nll, batch.token_count
+    return head_loss(model, hidden_LD, batch.labels_L), batch.token_count
 
 
-def _cross_entropy(logits_LV: Tensor, batch: Batch) -> Tensor:
+def head_loss(model: Any, hidden_LD: Tensor, labels_L: Tensor) -> Tensor:
+    """Summed nats of labels by a plain head, in chunks, its gradient formed in the forward pass."""
+    head = model.get_output_embeddings()
+    return cast(Tensor, _ChunkedHead.apply(hidden_LD, head.weight, head.bias, labels_L))
+
+
+def logits_loss(logits_LV: Tensor, batch: Batch) -> Tensor:
+    """Summed nats of a batch's labels by the logits of its loss-bearing positions."""
     # float32 at least, whatever the base is kept in: the sum runs over the vocabulary.
     wide = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
     return F.cross_entropy(wide, batch.labels_L, reduction="sum")

@@ -1,8 +1,10 @@
-"""What every trial of a comparison opens in its own process: base, rows, and which rows are for what.
+"""What a trial opens in its own process: base, rows, and which rows are for what.
 
-training rows ──┬── learnt from, by every arm in the same order
-                └── tuning rows: the probe chooses learning rates by them, and nothing else
-held-out rows ───── reported; nothing is chosen by them
+training rows ──┬── learnt from, by every arm of a comparison in the same order
+                └── tuning rows: its probe chooses learning rates by them, and nothing else
+held-out rows ───── reported; a comparison chooses nothing by them
+
+`lorakit rank` learns from all training rows, and chooses rate and rank by the held-out ones.
 """
 
 import hashlib
@@ -52,7 +54,7 @@ def open_run(spec: Mapping[str, Any], where: Mapping[str, Any]) -> Opened:
         where: the places.
 
     Raises:
-        DataError: the rows or the base are not those that the comparison began with.
+        DataError: the rows or the base are not those that the command began with.
     """
     config = load_config(None, {**spec["config"], **{name: where[name] for name in PLACES}})
     session = open_base(config.model, config.data)
@@ -67,7 +69,7 @@ def open_run(spec: Mapping[str, Any], where: Mapping[str, Any]) -> Opened:
     for name, now in (("data_sha256", data.data_sha256), ("base", base_hash(session))):
         if spec.get(name, now) != now:
             what = "rows" if name == "data_sha256" else "base model"
-            raise DataError(f"the {what} changed while the comparison was running: start it anew")
+            raise DataError(f"the {what} changed while the trials were running: start them anew")
     session = replace(session, template=data.template)
     aside = tuning_rows(data.train, config.train.seed)
     return Opened(

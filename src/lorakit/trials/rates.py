@@ -1,9 +1,9 @@
-"""Each arm's learning rate: a geometric grid, halved round by round at equal budget.
+"""A learning rate by probing: a geometric grid, halved round by round at equal budget.
 
 Round by round every rate that is left is trained from the start, by the whole schedule of its own
 length, and judged by its loss on rows that are neither trained on nor reported. The better half
-goes on to twice the steps, until two are left; the better of these is the arm's rate. A rate
-whose loss stopped being finite is out. All arms have as many rates and as many steps.
+goes on to twice the steps, until two are left; the better of these is the rate. A rate whose
+loss stopped being finite is out. Arms that are compared have as many rates and as many steps.
 
 Successive halving: Jamieson and Talwalkar, arXiv 1502.07943.
 """
@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import DivergedError
 
 
@@ -34,18 +33,23 @@ def grid(centre: float, count: int, factor: float) -> tuple[float, ...]:
     return tuple(float(f"{centre * factor ** (first + i):.3g}") for i in range(count))
 
 
-def rounds(spec: CompareSpec, steps: int) -> tuple[Round, ...]:
+def rounds(rates: int, share: float, steps: int) -> tuple[Round, ...]:
     """The rounds of a probe for a run of so many steps; none where there is one rate.
 
-    >>> rounds(CompareSpec(rates=5, probe_share=0.25), 80)
+    Args:
+        rates: in the first round.
+        share: of the run's steps, in the last round.
+        steps: of the run.
+
+    >>> rounds(5, 0.25, 80)
     (Round(rates=5, steps=10), Round(rates=2, steps=20))
     """
-    if spec.rates == 1:
+    if rates == 1:
         return ()
-    counts = [spec.rates]
+    counts = [rates]
     while counts[-1] > 2:
         counts.append(max(2, counts[-1] // 2))
-    last = max(1, math.ceil(spec.probe_share * steps))
+    last = max(1, math.ceil(share * steps))
     return tuple(
         Round(count, max(1, math.ceil(last / 2 ** (len(counts) - 1 - i))))
         for i, count in enumerate(counts)

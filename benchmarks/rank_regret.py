@@ -1,0 +1,437 @@
+"""Searches for a rank against an exhaustive grid, on five tasks of different appetite.
+
+    python benchmarks/rank_regret.py --data DATA --work WORK --stage search --out benchmarks/results/rank_regret.jsonl
+    python benchmarks/rank_regret.py --data DATA --work WORK --stage grid   --out benchmarks/results/rank_regret.jsonl
+    python benchmarks/rank_regret.py --write          # the tables in docs/rank.md
+
+    python benchmarks/rank_regret.py --data DATA --work WORK --try --tasks keys    # tiny, nothing kept
+
+SmolLM2-135M, 100 steps a run (keys: 400). `--stage search` trains what the candidates ask for,
+`--stage grid` every rank with two learning rates and two seeds; what both need is trained once.
+`--tasks snips,keys` takes some of the tasks. Killed at any instant, the same line goes on: finished
+trials lie in WORK/TASK/trials, finished measurements in the JSONL file.
+
+Three kinds of rows: those that are trained on, those that choose the rank, and a **test split that
+chooses nothing**, on which every adapter named in the table is measured. Regret of a choice is its
+test loss less that of the best point of the grid, means over the seeds; the seed noise is the
+standard deviation of a grid point over its seeds, pooled.
+
+    snips       a spoken command -> JSON
+    e2e         facts about a restaurant -> a sentence
+    banking77   a customer's sentence -> one of 77 intents
+    gsm8k       an arithmetic problem -> its solution
+    keys        1,000 random keys -> random values through q_proj of four layers: 9 kbit for each
+                unit of rank at two bits a parameter, and 54 kbit to learn. Held out and test are
+                halves of the pairs, which are all trained on: what is learnt is learnt by heart.
+"""
+
+import argparse
+import json
+import random
+import string
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, variance
+from typing import Any
+
+import bench
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "rank_regret.jsonl"
+PAGE = ROOT / "docs" / "rank.md"
+BEGIN, END = "<!-- measured: rank -->", "<!-- end of rank -->"
+METHODS = ("bracket", "heal", "nested", "halving")
+FIXED = (8, 16, 32)
+ENERGY = 0.9
+UNIFORM = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows and the flags that suit them; `counts` of training, held-out and test rows."""
+
+    counts: tuple[int, int, int]
+    options: dict[str, Any]
+
+
+TASKS = {
+    "snips": Task(
+        (1600, 200, 300),
+        {
+            "prompt": "{text}\n",
+            "completion": '{{"intent": "{intent}", "slots": {slots}}}',
+            "batch_size": 16,
+            "max_steps": 100,
+        },
+    ),
+    "e2e": Task(
+        (1600, 200, 300),
+        {
+            "prompt": "{context} ||",
+            "completion": " {completion}",
+            "batch_size": 16,
+            "max_steps": 100,
+        },
+    ),
+    "banking77": Task(
+        (3200, 300, 500),
+        {"prompt": "{text}\n", "completion": "{category}", "batch_size": 32, "max_steps": 100},
+    ),
+    "gsm8k": Task(
+        (800, 100, 150),
+        {"prompt": "{question}\n", "completion": "{answer}", "batch_size": 8, "max_steps": 100},
+    ),
+    "keys": Task(
+        (1000, 500, 500),
+        {
+            "prompt": "{key} =",
+            "completion": " {value}",
+            "batch_size": 100,
+            "max_steps": 400,
+            "targets": ("q_proj",),
+            "layers": "12-15",
+        },
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="the folder of snips, e2e, banking77, gsm8k")
+    parser.add_argument("--work", type=Path, default=Path("runs/rank_regret"))
+    parser.add_argument("--tasks", default=",".join(TASKS), help="which, commas between")
+    parser.add_argument("--stage", choices=("search", "grid", "all"), default="all")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
+    parser.add_argument("--try", action="store_true", dest="tries", help="tiny, nothing kept")
+    parser.add_argument("--write", action="store_true", help="only the tables in docs/rank.md")
+    parser.add_argument("--out", type=Path, help=f"JSONL file to append to, such as {RESULTS.name}")
+    given = parser.parse_args()
+    if given.write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, _, rest = page.partition(BEGIN)
+        after = rest.partition(END)[2]
+        text = tables(bench.read(given.out or RESULTS))
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        return
+    chosen = bench.pick(parser, given.tasks, TASKS)
+    if given.data is None and set(chosen) != {"keys"}:
+        parser.error("--data is needed for all tasks but keys")
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch) if given.tries else given.work
+        out = Path(scratch) / "lines.jsonl" if given.tries else given.out
+        for name, task in chosen.items():
+            Bench(name, task, given, work / name, out).run()
+        if out is not None and out.exists():
+            print(tables(bench.read(out)))
+
+
+class Bench:
+    """One task: its rows, its searches, its grid, and everything measured on the test rows."""
+
+    def __init__(
+        self, name: str, task: Task, given: argparse.Namespace, work: Path, out: Path | None
+    ) -> None:
+        from lorakit.ranking.settings import settings
+
+        self.name, self.given, self.work, self.out = name, given, work, out
+        self.tries, self.lines = given.tries, bench.read(out) if out and out.exists() else []
+        counts = (24, 12, 12) if self.tries else task.counts
+        files = write_rows(name, given.data, work, counts)
+        options = task.options | {"model": given.model, "template": "raw", "out": str(work)}
+        options |= {"data": (str(files[0]),), "eval_data": (str(files[1]),)}
+        if self.tries:
+            options |= {"max_steps": 4, "batch_size": 4, "max_rank": 4}
+        self.settings = settings(None, options)
+        self.test = files[2]
+        self.session = bench.session()
+
+    def run(self) -> None:
+        """What is missing of the asked-for stages."""
+        from lorakit.ranking.protocol import look_at
+        from lorakit.trials import processes
+
+        root = self.work / "trials"
+        runner = processes(root, workers=self.given.workers, report=self._say)
+        spec, config = self.settings.spec, self.settings.config
+        self.look = look_at(spec, config, runner)
+        self.root, self.runner = root, runner
+        found = {}
+        for method in METHODS:
+            found[method] = self._search(method)
+        first = found["bracket"]
+        if self.given.stage in ("search", "all"):
+            for method, findings in found.items():
+                self._add(self._choice(method, findings), findings.place)
+            self._cut_by_energy(first)
+            self._by_layer(first)
+        if self.given.stage in ("grid", "all"):
+            self._grid(first)
+
+    def _say(self, event: Any) -> None:
+        if event["kind"] == "begin":
+            bench.note(f"{self.name}: {event['label']}")
+
+    def _search(self, method: str) -> Any:
+        from lorakit.ranking.protocol import search_rank
+
+        spec = replace(self.settings.spec, method=method)
+        return search_rank(spec, self.settings.config, self.runner, self.root, self.look)
+
+    def _choice(self, method: str, findings: Any) -> bench.Line:
+        spent = sum(findings.lab.ledger.values()) / findings.lab.whole
+        return {
+            "kind": "choice",
+            "who": method,
+            "rank": findings.rank,
+            "rate": findings.probed.rate,
+            "cost": spent,
+            "cost_by_phase": {
+                name: flops / findings.lab.whole for name, flops in findings.lab.ledger.items()
+            },
+            "chosen_as": findings.choice.kind,
+            "confidence": findings.choice.confidence,
+            "tolerance": findings.tolerance.share,
+            "parameters": findings.lab.parameters(findings.rank),
+            "decisions": findings.found.steps_taken,
+        }
+
+    def _cut_by_energy(self, findings: Any) -> None:
+        """The rank that 90 % of the energy asks for, and the adapter that was cut to it."""
+        from lorakit.ranking.layers import rank_for_energy
+        from lorakit.ranking.search import Run
+        from lorakit.ranking.workers import spectra_of
+
+        lab, top = findings.lab, self.settings.spec.ranks[-1]
+        run = Run(top, findings.probed.rate, self.settings.config.train.seed)
+        before = dict(lab.ledger)
+        lab.train([run], lab.steps)
+        place = lab.place(run)
+        rank = rank_for_energy(spectra_of(self.root / place.trial / place.adapter), ENERGY)
+        lab.cut(run, [rank])
+        probe = before.get("probe", 0.0) / lab.whole
+        line = {"kind": "choice", "who": "90 % energy, cut", "rank": rank, "rate": run.rate}
+        self._add(
+            line | {"cost": 1 + probe, "parameters": lab.parameters(rank)}, lab.cut_place(run, rank)
+        )
+
+    def _by_layer(self, findings: Any) -> None:
+        """Ranks by layer from the highest rank's spectrum, at the parameters of uniform rank 8."""
+        from lorakit.adapters.pairs import read_stored
+        from lorakit.ranking.layers import allot
+        from lorakit.ranking.search import Run
+        from lorakit.ranking.workers import spectra_of
+
+        lab, seed = findings.lab, self.settings.config.train.seed
+        rate, ranks = findings.probed.rate, self.settings.spec.ranks
+        uniform = UNIFORM if UNIFORM in ranks else ranks[-2]
+        top = Run(ranks[-1], rate, seed)
+        lab.train([top], lab.steps)
+        place = lab.place(top)
+        folder = self.root / place.trial / place.adapter
+        costs = {p: x.parameters // x.rank for p, x in read_stored(folder).pairs.items()}
+        found = allot(spectra_of(folder), costs, uniform * sum(costs.values()))
+        for s in (seed, seed + 1):
+            layered = Run(uniform, rate, s, tuple(sorted(found.items())))
+            lab.train([layered], lab.steps)
+            line = {"kind": "layers", "who": "by layer", "rank": uniform, "rate": rate, "seed": s}
+            self._add(line | {"ranks": found}, lab.place(layered))
+
+    def _grid(self, findings: Any) -> None:
+        """Every rank, two rates, two seeds; a trial each."""
+        from lorakit.ranking.search import Run
+
+        lab, seed = findings.lab, self.settings.config.train.seed
+        tried = sorted((x, rate) for rate, x in findings.probed.first.items() if x is not None)
+        rates = [findings.probed.rate] + [r for _, r in tried if r != findings.probed.rate]
+        for rank in self.settings.spec.ranks:
+            for rate in rates[:2]:
+                for s in (seed, seed + 1):
+                    run = Run(rank, rate, s)
+                    lab.grid([run])
+                    line = {"kind": "grid", "rank": rank, "rate": rate, "seed": s}
+                    line |= {"who": "grid", "best_of_probe": rate == findings.probed.rate}
+                    self._add(line, lab.place(run))
+
+    def _add(self, line: bench.Line, place: Any) -> None:
+        """Measure an adapter on the test rows and keep the line, unless it is there."""
+        key = {"task": self.name, "trial": place.trial, "adapter": place.adapter}
+        key |= {name: line[name] for name in ("kind", "who", "rank")}
+        if any(all(old.get(k) == v for k, v in key.items()) for old in self.lines):
+            return
+        asked = {
+            "options": {k: v for k, v in self.settings.config.to_flat().items() if k != "resume"},
+            "adapter": str(self.root / place.trial / place.adapter),
+            "test": str(self.test),
+        }
+        whole = self.session | key | line | bench.measure(asked)
+        bench.append(self.out, [whole])
+        self.lines.append(whole)
+
+
+def work(given: bench.Line) -> bench.Line:
+    """The loss of an adapter on the test rows, in a process of its own."""
+    from lorakit.adapters import load_adapter
+    from lorakit.config import load_config
+    from lorakit.data import load_rows
+    from lorakit.evaluate.likelihood import per_token, row_losses
+    from lorakit.models.attention import packed_attention
+    from lorakit.run.session import open_base
+    from lorakit.training import fused_blocks
+
+    options = {k: v for k, v in given["options"].items() if v is not None}
+    config = load_config(None, options)
+    session = open_base(config.model, config.data)
+    table, _, _ = load_rows([given["test"]], config.data, session.tokenizer, session.template)
+    load_adapter(session.model, given["adapter"])
+    with packed_attention(session.model), fused_blocks(session.model):
+        nats, tokens = row_losses(session.model, table, 1024)
+    return {"test_loss": per_token(nats, tokens), "test_rows": len(table)}
+
+
+# --- rows
+
+
+def write_rows(
+    name: str, data: Path | None, work: Path, counts: tuple[int, int, int]
+) -> tuple[Path, Path, Path]:
+    """Training, held-out and test rows of a task as files; written once."""
+    work.mkdir(parents=True, exist_ok=True)
+    files = tuple(work / f"{part}.jsonl" for part in ("train", "held_out", "test"))
+    if not all(file.exists() for file in files):
+        for file, rows in zip(files, rows_of(name, data, counts), strict=True):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.write_text(text, encoding="utf-8")
+    return files  # type: ignore[return-value]
+
+
+def rows_of(name: str, data: Path | None, counts: tuple[int, int, int]) -> list[list[Any]]:
+    """The three kinds of rows, seeded; files are sorted by what they are about."""
+    if name == "keys":
+        pairs = keys(counts[0])
+        return [pairs, pairs[0::2][: counts[1]], pairs[1::2][: counts[2]]]
+    assert data is not None
+    train, test = {
+        "snips": ("snips/train.jsonl", "snips/test.jsonl"),
+        "e2e": ("e2e/train.jsonl.gz", "e2e/test.jsonl.gz"),
+        "banking77": ("banking77/train.csv", "banking77/test.csv"),
+        "gsm8k": ("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl.gz"),
+    }[name]
+    prompt = {"snips": "text", "e2e": "context", "banking77": "text", "gsm8k": "question"}[name]
+    draw = random.Random(0)
+    known = list(read(data / train))
+    draw.shuffle(known)
+    # No prompt is on two sides.
+    apart = list({row[prompt] for row in known})
+    apart.sort()
+    draw.shuffle(apart)
+    aside = set(apart[: counts[1]])
+    held = [row for row in known if row[prompt] in aside]
+    rest = [row for row in known if row[prompt] not in aside]
+    tested = [row for row in read(data / test) if row[prompt] not in set(apart)] or list(
+        read(data / test)
+    )
+    draw.shuffle(tested)
+    return [rest[: counts[0]], held[: counts[1]], tested[: counts[2]]]
+
+
+def keys(count: int) -> list[dict[str, str]]:
+    """Random keys of 6 letters, and values of 9 signs of 64: 54 bits each."""
+    draw = random.Random(0)
+    letters, signs = string.ascii_lowercase, string.ascii_letters + string.digits + "+-"
+    found = {"".join(draw.choices(letters, k=6)) for _ in range(2 * count)}
+    return [
+        {"key": key, "value": "".join(draw.choices(signs, k=9))} for key in sorted(found)[:count]
+    ]
+
+
+def read(file: Path) -> Iterable[dict[str, Any]]:
+    """Rows of a file of the data folder."""
+    from lorakit.data import read_rows
+
+    return (dict(row.fields) for row in read_rows([str(file)]))
+
+
+# --- tables
+
+
+def tables(lines: Sequence[bench.Line]) -> str:
+    """Every candidate on every task: rank, regret, cost; and ranks by layer beside uniform ones."""
+    rows: list[list[str]] = []
+    for task in dict.fromkeys(line["task"] for line in lines):
+        own = [line for line in lines if line["task"] == task]
+        points = grid_points(own)
+        if not points:
+            rows += [
+                [task, c["who"], str(c["rank"]), "", "", f"{c['cost']:.2f}"]
+                for c in own
+                if c["kind"] == "choice"
+            ]
+            continue
+        best = min(fmean(losses) for losses in points.values())
+        noise = seed_noise(points)
+        for line in (line for line in own if line["kind"] == "choice"):
+            rows.append([task, line["who"], str(line["rank"]),
+                         *regret(line["test_loss"], best, noise), f"{line['cost']:.2f}"])  # fmt: skip
+        at = next(x["rate"] for x in own if x["kind"] == "grid" and x["best_of_probe"])
+        for rank in FIXED:
+            if (rank, at) in points:
+                rows.append([task, f"always r={rank}", str(rank),
+                             *regret(fmean(points[rank, at]), best, noise), "1 + probe"])  # fmt: skip
+    head = [
+        "task",
+        "candidate",
+        "rank",
+        "regret (nats per token)",
+        "regret / seed noise",
+        "cost (runs)",
+    ]
+    text = bench.table(head, rows)
+    layers = by_layer(lines)
+    return f"{text}\n\n{layers}" if layers else text
+
+
+def grid_points(lines: Sequence[bench.Line]) -> dict[tuple[int, float], list[float]]:
+    """Test losses of the grid by rank and rate."""
+    found: dict[tuple[int, float], list[float]] = {}
+    for line in lines:
+        if line["kind"] == "grid":
+            found.setdefault((line["rank"], line["rate"]), []).append(line["test_loss"])
+    return found
+
+
+def seed_noise(points: dict[tuple[int, float], list[float]]) -> float:
+    """Standard deviation of a point over its seeds, pooled."""
+    spreads = [variance(losses) for losses in points.values() if len(losses) > 1]
+    return fmean(spreads) ** 0.5 if spreads else 0.0
+
+
+def regret(loss: float, best: float, noise: float) -> list[str]:
+    """In nats with its share of the best loss, and over the seed noise."""
+    apart = loss - best
+    over = f"{apart / noise:.1f}" if noise else ""
+    return [f"{apart:+.4f} ({apart / best:+.1%})", over]
+
+
+def by_layer(lines: Sequence[bench.Line]) -> str:
+    """Ranks by layer beside the uniform rank of as many parameters, means over the seeds."""
+    rows = []
+    for task in dict.fromkeys(line["task"] for line in lines if line["kind"] == "layers"):
+        own = [line for line in lines if line["task"] == task]
+        layered = [line for line in own if line["kind"] == "layers"]
+        rank, rate = layered[0]["rank"], layered[0]["rate"]
+        uniform = grid_points(own).get((rank, rate))
+        ours = fmean(line["test_loss"] for line in layered)
+        if uniform:
+            theirs = fmean(uniform)
+            rows.append([task, f"{theirs:.4f}", f"{ours:.4f}", f"{ours - theirs:+.4f}"])
+    head = ["task", "uniform", "by layer", "difference (nats per token)"]
+    return bench.table(head, rows) if rows else ""
+
+
+if __name__ == "__main__":
+    bench.run(main, work)

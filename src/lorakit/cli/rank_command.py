@@ -1,0 +1,190 @@
+"""`lorakit rank`."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorakit.cli.compare_progress import CompareWatcher
+from lorakit.cli.options import flatten, with_options
+from lorakit.cli.progress import fetching
+from lorakit.cli.show import console, count, duration, say, size
+from lorakit.config import load_config
+from lorakit.errors import ConfigError, InterruptedRunError
+from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.ranking.spec import RankSpec
+from lorakit.run.folder import CONFIG
+
+
+def rank(
+    config: Annotated[
+        Path | None, typer.Argument(help="The config.yaml of a search; flags win over it.")
+    ] = None,
+    inspect: Annotated[
+        str | None,
+        typer.Option(
+            "--inspect",
+            metavar="ADAPTER",
+            help="Look at the spectrum of an adapter that exists (a folder, peft's too, or a name in "
+            "the store), and at the loss of its cuts on the rows of --data.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --inspect: measure it on another base.")
+    ] = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Find the smallest rank that is as good as the best on your rows, and train the adapter.
+
+    `lorakit rank --data rows.jsonl --eval-data test.jsonl --max-rank 32 --out runs/rank`
+
+    `lorakit rank --data rows.csv --prompt '{question}' --completion '{answer}' --tolerance 0.5%`
+
+    `lorakit rank --inspect runs/first/adapter --data test.jsonl`
+
+    A short probe finds the learning rate; the lowest and the highest rank then train side by side
+    and are compared row by row on held-out rows. The folder then holds `adapter/` (trained, at the
+    recommended rank), `report.html` (why), and `result.json`. It costs about two runs.
+
+    Finished trials are kept: after a kill, `--resume --out FOLDER` runs what is missing; with
+    `--verify` or `--exhaustive` it adds those checks to a search that is done.
+    """
+    given = flatten(flags)
+    if inspect is not None:
+        _inspect(inspect, given, force=force)
+        return
+    if force:
+        raise ConfigError("force goes with --inspect")
+    chosen = resolve(config, given)
+    with RankWatcher() as watcher:
+        result = _run(chosen, watcher)
+    summarise(result, Path(chosen.config.output.out))
+
+
+command = with_options(
+    rank, (*OPTIONS, "store"), also=(SECTION, RankSpec), shown={"out": OUT, "samples": SAMPLES}
+)
+
+
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings; with --resume and no file, those in the folder."""
+    if "store" in flags:
+        raise ConfigError("store goes with --inspect, which looks names up there")
+    if flags.get("resume") and path is None and "out" in flags:
+        kept = Path(str(flags["out"])) / CONFIG
+        path = kept if kept.is_file() else None
+    return settings(path, flags)
+
+
+def _run(given: Settings, watcher: "RankWatcher") -> dict[str, Any]:
+    from lorakit.ranking.command import run_rank
+
+    command = shlex.join(["lorakit", *sys.argv[1:]])
+    try:
+        return run_rank(given, command=command, report=watcher)
+    except KeyboardInterrupt:
+        again = shlex.join(["lorakit", "rank", "--resume", "--out", given.config.output.out])
+        raise InterruptedRunError(
+            f"interrupted; finished trials are kept. Go on with: {again}"
+        ) from None
+
+
+class RankWatcher(CompareWatcher):
+    """Shows what `run_rank` reports: trials as a comparison's are shown, and the decisions."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        match event["kind"]:
+            case "looked":
+                _show_look(event["look"])
+            case "decided":
+                say([f"  {event['text']}"])
+            case _:
+                super().__call__(event)
+
+
+def _show_look(look: Mapping[str, Any]) -> None:
+    """Rows, the prior, and what a run takes."""
+    prior, steps = look["prior"], look["steps"]
+    say(look["notes"])
+    say(
+        [
+            f"{count(look['rows'])} rows to learn from, {count(look['eval_rows'])} held out, by which "
+            "learning rate and rank are chosen",
+            f"a run is {count(steps)} steps, about "
+            f"{duration(steps * look['measured']['seconds_per_step'])}; the search about two of them, "
+            f"in {size(look['peak_memory_bytes'])} of memory",
+            f"prior: {prior['bits'] / 1000:,.1f} kbit under the base, at two bits a parameter those "
+            f"of rank {prior['rank']:.2g}; that decides nothing",
+            *([look["note"]] if look["note"] else []),
+        ]
+    )
+
+
+def summarise(result: Mapping[str, Any], out: Path) -> None:
+    """The answer and its evidence, for a person."""
+    console.print()
+    say([result["words"]])
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "how", "share of a run", "held-out loss", "parameters"):
+        table.add_column(name, justify="left" if name == "how" else "right")
+    last = {(e["rank"], e["how"]): e for e in result["evidence"]}
+    for key in sorted(last):
+        e = last[key]
+        table.add_row(
+            str(e["rank"]),
+            e["how"],
+            f"{e['share']:.0%}",
+            f"{e['loss']:.4f}",
+            count(e["parameters"]),
+        )
+    console.print(table)
+    say(
+        [
+            f"confidence {result['confidence']:.0%}; tolerance {result['tolerance']['words']}",
+            f"cost: {result['cost']['runs']:.2f} runs at rank {max(result['ranks'])}, evaluation "
+            "included",
+            *(f"note: {note}" for note in result["notes"]),
+            f"adapter: {out / 'adapter'}, rank {result['recommended_rank']}",
+            f"report:  {out / 'report.html'}",
+        ]
+    )
+
+
+def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
+    from lorakit.ranking.inspect import UNTOLD, run_inspect
+
+    own = {name for name in flags if name not in load_config(None, {}).to_flat()}
+    if own:
+        raise ConfigError(f"{sorted(own)[0]} goes with a search, not with --inspect")
+    out = Path(str(flags["out"])) if "out" in flags else None
+    with fetching() as progress:
+        found = run_inspect(
+            load_config(None, flags), adapter, out=out, force=force, progress=progress
+        )
+    table = Table(box=None, pad_edge=False)
+    for name in ("module", "rank", "largest value", "effective rank", "90 %", "99 %"):
+        table.add_column(name, justify="left" if name == "module" else "right")
+    for layer in found.layers:
+        table.add_row(
+            layer.path, str(layer.rank), f"{layer.largest:.3g}", f"{layer.effective_rank:.1f}",
+            str(layer.rank_of_90), str(layer.rank_of_99),
+        )  # fmt: skip
+    console.print(table)
+    lines = [
+        f"rank {found.rank_of_90} for all modules keeps 90 % of the squared singular values, "
+        f"rank {found.rank_of_99} 99 %"
+    ]
+    for cut in found.cuts:
+        loss = "" if cut.loss is None else f", held-out loss {cut.loss:.4f}"
+        lines.append(f"cut to rank {cut.rank}: {cut.energy:.2%} kept{loss}")
+    if found.base_loss is None:
+        lines.append("give held-out rows with --data to have the loss of every cut measured")
+    else:
+        lines.append(f"the base without an adapter: held-out loss {found.base_loss:.4f}")
+    say([*lines, UNTOLD, *([f"figures: {out}"] if out else [])])

@@ -1,0 +1,118 @@
+"""Several runs at once as bars on the terminal, and what came out side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from lorakit.cli.progress import STAGES
+from lorakit.cli.show import console, count, duration, say, size
+
+
+class TogetherWatcher:
+    """Shows what `run_together` reports: one bar a job; use it as a context manager."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=console,
+        )
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "TogetherWatcher":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        match event["kind"]:
+            case "stage":
+                say([STAGES.get(event["name"], event["name"])])
+            case "jobs":
+                self._jobs(event)
+            case "train":
+                rate = event["real_tokens_per_second"]
+                detail = f"loss {event['loss']:.3f}  {rate:,.0f} tok/s"
+                self._progress.update(
+                    self._bars[event["job"]], completed=event["step"], detail=detail
+                )
+            case "eval" if event["step"]:
+                self._progress.console.print(
+                    f"  {event['job']}, step {event['step']}: held-out loss {event['loss']:.4f}",
+                    markup=False,
+                )
+            case "resume":
+                self._progress.update(self._bars[event["job"]], completed=event["step"])
+
+    def _jobs(self, event: Mapping[str, Any]) -> None:
+        ready, forecast = event["prepared"], event["outlook"].forecast
+        said: set[str] = set()
+        for job, each in zip(event["jobs"], ready, strict=True):
+            if job.task not in said:
+                said.add(job.task)
+                say([f"{job.task or 'rows'}: {note}" for note in each.data.notes])
+            say(
+                [
+                    f"{job.name}: {count(len(each.data.train))} rows, {each.steps} steps at "
+                    f"{each.learning_rate:g}, {each.plan}"
+                ]
+            )
+            self._bars[job.name] = self._progress.add_task(job.name, total=each.steps, detail="")
+        note = event["outlook"].note
+        say(
+            [
+                f"forecast: {size(forecast.peak_memory_bytes)} of memory, "
+                f"{duration(forecast.seconds)} of training for all {len(ready)} at once",
+                *([note] if note else []),
+            ]
+        )
+
+
+def summarise_jobs(result: Mapping[str, Any], out: Path) -> None:
+    """The jobs side by side, for a person."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "rank", "parameters", "steps", "loss before", "held-out loss"):
+        table.add_column(name, justify="right" if name else "left")
+    for job in result["jobs"]:
+        if job["diverged"]:
+            table.add_row(job["name"], "", "", "", "", "diverged")
+            continue
+        losses = [job[name] for name in ("eval_loss_before", "eval_loss")]
+        table.add_row(
+            job["name"],
+            str(job["rank"]),
+            count(job["trainable_parameters"]),
+            str(job["steps"]),
+            *(f"{loss:.4f}" if loss is not None else "" for loss in losses),
+        )
+    console.print(table)
+    say(
+        [
+            *(f"{job['name']}: {job['diverged']}" for job in result["jobs"] if job["diverged"]),
+            f"{duration(result['train_seconds'])} of training for all, "
+            f"{size(result['peak_memory_bytes'])} of memory",
+            f"adapters: {out}/NAME/adapter, a report.html beside each",
+        ]
+    )

@@ -1,0 +1,7 @@
+"""Which rank does this task need? Searched with evidence, at the cost of about two runs.
+
+spec.py       what is asked for                    settings.py   with the run's options
+search.py     ways to search: pure, over a Lab     choose.py     from losses to an answer: pure
+lab.py        a Lab whose work is trials           workers.py    what these trials do
+protocol.py   look, probe, noise, search, checks   command.py    `lorakit rank`
+"""

@@ -1,0 +1,241 @@
+"""From held-out losses of several ranks to an answer. Pure: the generator is passed in.
+
+With d_r = loss of rank r - loss of the reference, row by row on the same rows, U_r its upper bound
+and L_r its lower one (one-sided, each holds with the given certainty), and τ the tolerance:
+
+    within    U_r <= τ      as good as the reference, for what τ is worth
+    parted    L_r > τ       too small
+    open      else          these rows do not say
+
+The answer is the smallest rank that is within. The reference is the best of those that were
+trained as long; it is within by itself.
+"""
+# ruff: noqa: N815  (the fields carry their shapes in their names)
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import stdev
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorakit.evaluate.crossed import CrossedInterval, crossed_mean
+from lorakit.report.numbers import number, percent
+
+Floats = NDArray[np.float64]
+State = Literal["within", "parted", "open"]
+Kind = Literal["indistinguishable", "needed", "unsaturated"]
+
+# The seed noise is estimated from few short runs: outside of these shares of the loss the estimate
+# says more about their luck than about the task.
+LEAST_SHARE, MOST_SHARE = 0.001, 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Held-out nats of each row, and its loss-bearing tokens: (N,) both.
+
+    `step` is how long it was trained, in steps.
+    """
+
+    nats_N: Floats
+    tokens_N: Floats
+    step: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.nats_N.sum() / self.tokens_N.sum())
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """τ as a share of the loss, and where it comes from.
+
+    Attributes:
+        share: of the best loss.
+        noise: the seed noise that was estimated, as a share; None where τ was given.
+        runs: short runs that it was estimated from.
+        words: for a person.
+    """
+
+    share: float
+    noise: float | None
+    runs: int
+    words: str
+
+    def nats(self, loss: float) -> float:
+        """τ in nats per token, beside a loss."""
+        return self.share * loss
+
+
+def tolerance_of(share: float | None, losses: Sequence[float]) -> Tolerance:
+    """τ as given, or the seed noise: the standard deviation of the losses of equal short runs.
+
+    Args:
+        share: as given; None for the noise.
+        losses: final losses of short runs that differ by nothing but their seeds.
+
+    >>> tolerance_of(None, [1.000, 1.004, 1.002]).share
+    0.002
+    """
+    if share is not None:
+        return Tolerance(share, None, 0, f"{percent(share, 2)} of the loss, as given")
+    noise = float(f"{stdev(losses) / (sum(losses) / len(losses)):.4g}")
+    kept = min(max(noise, LEAST_SHARE), MOST_SHARE)
+    words = (
+        f"{percent(kept, 2)} of the loss: the seed noise, estimated from {len(losses)} short runs "
+        f"that differ in their seed alone ({percent(noise, 2)}"
+    )
+    if kept != noise:
+        words += f", kept within {percent(LEAST_SHARE, 1)} and {percent(MOST_SHARE, 1)}"
+    return Tolerance(kept, noise, len(losses), words + ")")
+
+
+def gap(
+    rank: Measured | Sequence[Measured],
+    reference: Measured | Sequence[Measured],
+    *,
+    generator: np.random.Generator,
+    level: float,
+) -> CrossedInterval:
+    """d with an interval whose ends are one-sided bounds of this level, in nats per token.
+
+    Args:
+        rank, reference: measured on the same rows; several of each are paired by seed.
+        generator: of the bootstrap's draws.
+        level: certainty of each bound.
+    """
+    ours, theirs = (
+        [each] if isinstance(each, Measured) else list(each) for each in (rank, reference)
+    )
+    tokens_N = ours[0].tokens_N
+    values_KN = np.array(
+        [(a.nats_N - b.nats_N) / tokens_N for a, b in zip(ours, theirs, strict=True)]
+    )
+    return crossed_mean(values_KN, tokens_N, generator=generator, level=2 * level - 1)
+
+
+def state_of(d: CrossedInterval, tolerance: float) -> State:
+    """Where d stands to τ, both in nats per token."""
+    if d.high <= tolerance:
+        return "within"
+    return "parted" if d.low > tolerance else "open"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer.
+
+    Attributes:
+        rank: the smallest within.
+        kind: whether all ranks are alike, some are too small, or even the highest is.
+        gaps: d of every rank that was compared; the reference has none.
+        reference: the rank that the others were held against.
+        confidence: share of the bootstrap's draws in which d of the chosen rank is at most τ; 1
+            for the reference, which is the best there is.
+        words: for a person.
+    """
+
+    rank: int
+    kind: Kind
+    gaps: Mapping[int, CrossedInterval]
+    reference: int
+    confidence: float
+    words: str
+
+
+def choose(
+    gaps: Mapping[int, CrossedInterval],
+    reference: int,
+    tolerance: float,
+    ranks: Sequence[int],
+    *,
+    confidence: float = 1.0,
+) -> Choice:
+    """The smallest rank within τ of the reference.
+
+    Args:
+        gaps: d of ranks that were compared, each against the reference as it was then.
+        reference: the rank that they were held against.
+        tolerance: τ in nats per token.
+        ranks: all candidates, rising.
+        confidence: of the choice; see `surely`.
+    """
+    lowest, highest = ranks[0], ranks[-1]
+    states = {rank: state_of(d, tolerance) for rank, d in gaps.items()}
+    within = [rank for rank, state in states.items() if state == "within"] + [reference]
+    rank = min(within)
+    below = [r for r in states if r < rank]
+    undecided = [r for r in below if states[r] == "open"]
+    little = f"{number(tolerance, 2)} nats per token"
+    kind: Kind = "needed"
+    if rank == lowest:
+        kind = "indistinguishable"
+        words = (
+            f"Ranks {rank} to {highest} are indistinguishable here, to within {little}: take the "
+            f"smallest, {rank}."
+        )
+    elif rank == highest and below and not undecided:
+        kind = "unsaturated"
+        words = (
+            f"The loss is not saturated at rank {highest}: {max(below)} is worse by "
+            f"{number(gaps[max(below)].mean, 2)} nats per token. Take {highest}, and raise --max-rank "
+            "to see whether more helps."
+        )
+    else:
+        words = f"Rank {rank} is the smallest within {little} of the best."
+        lost = [r for r in below if states[r] == "parted"]
+        if lost:
+            d = gaps[max(lost)]
+            words += f" Rank {max(lost)} is worse by {number(d.mean, 2)}."
+    if undecided:
+        words += (
+            f" Whether rank {min(undecided)} suffices these held-out rows do not say; more of them "
+            "would."
+        )
+    return Choice(rank, kind, dict(gaps), reference, confidence, words)
+
+
+def surely(
+    rank: Measured,
+    reference: Measured,
+    tolerance: float,
+    *,
+    generator: np.random.Generator,
+    draws: int = 4000,
+) -> float:
+    """Share of the bootstrap's draws of rows in which the rank is within τ of the reference."""
+    rows = len(rank.tokens_N)
+    counts_BN = generator.multinomial(rows, np.full(rows, 1 / rows), size=draws)
+    apart_B = counts_BN @ (rank.nats_N - reference.nats_N) / (counts_BN @ rank.tokens_N)
+    return float((apart_B <= tolerance).mean())
+
+
+def rate_matters(
+    losses: Mapping[float, float | None], rate: float, gaps: Mapping[int, CrossedInterval]
+) -> str:
+    """A sentence where a neighbouring learning rate costs more than any rank; '' elsewhere.
+
+    Args:
+        losses: of the probe's first round by rate.
+        rate: the chosen one.
+        gaps: d of the ranks.
+    """
+    tried = sorted(losses)
+    finite = {r: loss for r, loss in losses.items() if loss is not None}
+    if rate not in finite or len(tried) < 2 or not gaps:
+        return ""
+    at = tried.index(rate)
+    beside = [tried[i] for i in (at - 1, at + 1) if 0 <= i < len(tried)]
+    costs = {r: finite[r] - finite[rate] for r in beside if r in finite}
+    spread = max(abs(d.mean) for d in gaps.values())
+    if not costs or max(costs.values()) <= 2 * spread:
+        return ""
+    worst = max(costs, key=lambda r: costs[r])
+    return (
+        f"Rank hardly matters here, the learning rate does: ranks differ by up to "
+        f"{number(spread, 2)} nats per token, and rate {worst:g} in place of {rate:g} cost "
+        f"{number(costs[worst], 2)} in the probe."
+    )

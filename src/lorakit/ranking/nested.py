@@ -1,0 +1,135 @@
+"""One run in which every prefix of a pair is trained.
+
+The pair of the highest rank is A (R, in), B (out, R); its prefix of rank k is A[:k] and B[:, :k],
+scaled by alpha/k, as a pair of rank k is. The rows of every step are dealt out among the prefixes,
+so that a step costs what a step of one run does, and every prefix has its share of every step:
+DyLoRA (arXiv 2210.07558) draws one prefix a step, Matryoshka learning (arXiv 2205.13147) sums the
+losses of all prefixes on all rows. Prefixes are jobs that share the highest rank's parameters.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from lorakit.data import Batch, TokenTable, micro_batches
+from lorakit.lora.together import Jobs
+from lorakit.run.fitting import Report, batch_rows, training
+from lorakit.training import Course, FitResult, TrainSpec, make_joint_loss
+from lorakit.training.joint import passes, spans
+
+
+def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
+    """The rows of a step by prefix: in turn, beginning with another prefix each step.
+
+    >>> dealt([7, 8, 9], 1, 2)
+    {1: [7, 9], 0: [8]}
+    """
+    found: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault((i + step) % prefixes, []).append(row)
+    return found
+
+
+@torch.no_grad()
+def tie(jobs: Jobs) -> None:
+    """Let every job but the last have its A, and its gradient, in the last one's; B by copies.
+
+    The last has the highest rank, and its optimizer is there already. The first columns of a matrix
+    do not lie together, and autograd wants to add to what does.
+    """
+    whole = jobs.layers[-1]
+    for layers in jobs.layers[:-1]:
+        for path, layer in layers.items():
+            top = whole[path]
+            assert top.A.grad is not None
+            layer.A.data, layer.A.grad = top.A.data[: layer.rank], top.A.grad[: layer.rank]
+    spread(jobs)
+
+
+@torch.no_grad()
+def spread(jobs: Jobs) -> None:
+    """Copy the last job's B to the prefixes."""
+    for layers in jobs.layers[:-1]:
+        for path, layer in layers.items():
+            layer.B.copy_(jobs.layers[-1][path].B[:, : layer.rank])
+
+
+@torch.no_grad()
+def gather(jobs: Jobs) -> None:
+    """Add the prefixes' gradients of B to the last job's, and clear them."""
+    for layers in jobs.layers[:-1]:
+        for path, layer in layers.items():
+            if layer.B.grad is not None:
+                whole = jobs.layers[-1][path].B.grad
+                assert whole is not None
+                whole[:, : layer.rank] += layer.B.grad
+                layer.B.grad = None
+
+
+def fit_nested(
+    jobs: Jobs,
+    train: TokenTable,
+    spec: TrainSpec,
+    *,
+    steps: int,
+    learning_rate: float,
+    recompute: bool = False,
+    report: Report = lambda event: None,
+) -> FitResult:
+    """Train all prefixes in one run.
+
+    Args:
+        jobs: one a rank, rising, all of one shape but for the rank.
+        train: rows.
+        spec: the schedule; what it says of held-out rows is not read.
+        steps: of the run.
+        learning_rate: the peak.
+        recompute: activation checkpointing.
+        report: told of the steps.
+    """
+    model: Any = jobs.model
+    loss, top = make_joint_loss(model), len(jobs) - 1
+    rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
+    with jobs.together(), training(model, recompute):
+        course = Course(
+            model,
+            jobs.parameters(top),
+            lambda step: [],
+            steps,
+            spec,
+            learning_rate=learning_rate,
+            report=report,
+            look=partial(jobs.alone, top),
+        )
+        tie(jobs)
+        while not course.over:
+            started = time.perf_counter()
+            for job in range(len(jobs)):
+                jobs.seed(job, course.seed)
+            batches = _batches(train, rows_of(course.step), course.step, len(jobs), spec, model)
+            nll = 0.0
+            for part in passes(batches, spec.batch_tokens):
+                jobs.tell(spans(part))
+                nlls = loss(model, [batch for _, batch in part])
+                sum(nlls[1:], nlls[0]).backward()
+                nll += sum(float(each.detach()) for each in nlls)
+            seen = [batch for each in batches.values() for batch in each]
+            count = sum(batch.token_count for batch in seen)
+            gather(jobs)
+            course.advance(nll, count, seen, time.perf_counter() - started)
+            spread(jobs)
+        result = course.finish()
+        spread(jobs)
+        return result
+
+
+def _batches(
+    train: TokenTable, rows: Sequence[int], step: int, prefixes: int, spec: TrainSpec, model: Any
+) -> dict[int, Sequence[Batch]]:
+    return {
+        prefix: [b.to(model.device) for b in micro_batches(train, own, spec.batch_tokens)]
+        for prefix, own in dealt(rows, step, prefixes).items()
+    }

@@ -1,0 +1,53 @@
+"""`lorakit.rank` for Python and notebooks: the same search on a file or on rows you hold."""
+
+from pathlib import Path
+from typing import Any
+
+from lorakit.ranking.command import run_rank
+from lorakit.ranking.settings import settings
+from lorakit.run import folder as folders
+from lorakit.run.folder import CONFIG
+from lorakit.trials import Report
+from lorakit.trials.sources import Rows, as_source
+
+
+def rank(
+    data: Rows,
+    *,
+    eval_data: Rows | None = None,
+    out: str | Path = "runs/rank",
+    report: Report = lambda event: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Find the smallest rank that is as good as the best on these rows, and train the adapter.
+
+    >>> result = lorakit.rank("rows.jsonl", max_rank=32)              # doctest: +SKIP
+    >>> result["recommended_rank"], result["words"]                   # doctest: +SKIP
+
+    The search lies in `out`, with its page, and the adapter in `out`/adapter. Called again with the
+    same `out` it goes on where it was killed, or gives the finished result at once.
+
+    Args:
+        data: a file, folder or hub id, or the rows themselves, which are written beside `out`.
+        eval_data: held-out rows in the same forms; they choose the rank.
+        out: the folder.
+        report: told of phases, trials, steps and decisions.
+        **options: any option of `lorakit rank`, such as prompt, completion, max_rank, method.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        InputError: an option is unknown, the rows cannot be used, or `out` holds another search.
+        DivergedError, TrialError: see `lorakit rank`; finished trials are kept.
+    """
+    folder = Path(out)
+    resume = (folder / CONFIG).is_file()
+    if not resume:
+        folders.check_folder(folder, resume=False)
+    sources = {"data": (as_source(data, folder, "rows"),)}
+    if eval_data is not None:
+        sources["eval_data"] = (as_source(eval_data, folder, "held-out"),)
+    given = settings(None, {**options, **sources, "out": str(out), "resume": resume})
+    command = f"lorakit.rank({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    return run_rank(given, command=command, report=report)

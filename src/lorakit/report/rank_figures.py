@@ -1,0 +1,170 @@
+"""The figures of a search's page: SVG for the page, PNG in plots/, and in words."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from lorakit.report import rank_plots as plots
+from lorakit.report.drawing import Drawing, svg, write_png
+from lorakit.report.numbers import loss, number, percent
+from lorakit.report.rank_read import RankFiles
+from lorakit.report.read import Record
+from lorakit.report.run_figures import Figure
+
+_PHONE = 420
+
+
+def rank_figures(made: RankFiles, folder: Path) -> dict[str, Figure]:
+    """The figures that the result allows, by name; each is a PNG in `folder` as well."""
+    result = made.result
+    figures = {"loss": _loss(result, folder)}
+    if len(_courses(result)) > 1:
+        figures["leaving"] = _leaving(result, folder)
+    figures |= spectra_figures(result["spectra"]["values"], result["spectra"]["rank"], folder)
+    tried = [(p["round"], p["rate"], p["loss"]) for p in result["probe"] if p["loss"] is not None]
+    if tried:
+        said = " ".join(f"Round {n}, {number(rate)}: {loss(at)}." for n, rate, at in tried)
+        figures["rates"] = _one(
+            plots.rates(tried, result["learning_rate"]), "rates", "Learning rates tried", said,
+            f"Rates tried at rank {result['probe_rank']} on held-out rows; ringed the one that every "
+            "run of the search took. Rates that diverged are left out.",
+            folder,
+        )  # fmt: skip
+    cost = result["cost"]
+    parts = [(name, flops / cost["flops_of_one_run"]) for name, flops in cost["flops"].items()]
+    said = " ".join(f"{name}: {number(share, 2)} runs." for name, share in parts)
+    figures["cost"] = _two(
+        lambda width: plots.costs(parts, width=width), "cost", "Cost of the search", said,
+        f"FLOPs of training and measuring, in runs at the highest rank: {number(cost['runs'], 3)} "
+        "for the answer"
+        + (f", {number(cost['with_checks'], 3)} with the checks that were asked for." if
+           cost["with_checks"] > cost["runs"] else "."),
+        folder,
+    )  # fmt: skip
+    return figures
+
+
+def _loss(result: Record, folder: Path) -> Figure:
+    dots = [
+        plots.Dot(e["rank"], e["how"], e["share"] >= 1, e["loss"], e["low"], e["high"])
+        for e in _last(result["evidence"])
+    ]
+    unit = result["parameters_of_max_rank"] // max(result["ranks"])
+    parameters = {rank: unit * rank for rank in result["ranks"]}
+    said = " ".join(
+        f"Rank {dot.rank}, {dot.how}{'' if dot.whole else ' and stopped early'}: {loss(dot.loss)}."
+        for dot in dots
+    )
+    level = percent(2 * result["level"] - 1, 0)
+    return _two(
+        lambda width: plots.loss_by_rank(dots, result["recommended_rank"], parameters, width=width),
+        "loss", "Held-out loss against rank", said,
+        f"Held-out loss with its {level} interval over rows; dashed, the recommended rank. Runs that "
+        "were stopped early lie higher for that alone: what is compared are runs after the same "
+        "steps, row by row, whose intervals are far narrower (table below).",
+        folder,
+    )  # fmt: skip
+
+
+def _last(evidence: Sequence[Record]) -> list[Record]:
+    """Of each rank and way the last measurement."""
+    found = {(e["rank"], e["how"]): e for e in evidence}
+    return [found[key] for key in sorted(found)]
+
+
+def _courses(result: Record) -> list[plots.Course]:
+    """Runs of the search itself by rising rank: one seed, no checks."""
+    seeds = [c["seed"] for c in result["curves"] if not c["by_layer"]]
+    own = [
+        c
+        for c in result["curves"]
+        if not c["by_layer"] and c["seed"] == seeds[0] and c["rate"] == result["learning_rate"]
+    ]
+    return [
+        plots.Course(
+            f"rank {c['rank']}", place, c["train"],
+            [(p["step"], p["loss"]) for p in c["held_out"]],
+        )
+        for place, c in enumerate(sorted(own, key=lambda c: c["rank"]))
+    ]  # fmt: skip
+
+
+def _leaving(result: Record, folder: Path) -> Figure:
+    courses = _courses(result)
+    said = " ".join(
+        f"{c.name}: {loss(c.train[0])} at step 1, {loss(c.train[-1])} at step {len(c.train)}."
+        for c in courses
+    )
+    return _two(
+        lambda width: plots.leaving(courses, width=width), "leaving",
+        "Learning curves, and what parts them", said,
+        "Loss of each step's batch, smoothed, and held-out loss (circles; early ones on fewer rows). "
+        "All runs take the same batches, so that their differences, below, are paired: a low rank "
+        "follows the common curve until its capacity is used up.",
+        folder,
+    )  # fmt: skip
+
+
+def spectra_figures(
+    spectra: Mapping[str, Sequence[float]], rank: int, folder: Path
+) -> dict[str, Figure]:
+    """Where an adapter's change is (a map over layers and modules), and how it decays."""
+    kinds, layers, table = by_layer(spectra)
+    largest = [[max(table.get((k, layer), [0.0])) for layer in layers] for k in kinds]
+    top = max(((k, layer) for k, layer in table), key=lambda key: max(table[key]))
+    said = f"The largest singular value, {number(max(table[top]), 3)}, is at {top[0]} of layer {top[1]}."
+    curves = []
+    for kind in kinds:
+        rows = [values for (k, _), values in table.items() if k == kind and values[0] > 0]
+        longest = max((len(values) for values in rows), default=0)
+        curve = [
+            median(values[i] / values[0] if i < len(values) else 0.0 for values in rows)
+            for i in range(longest)
+        ]
+        if curve:
+            curves.append((kind, curve))
+    made = {
+        "heat": _two(
+            lambda width: plots.heat(
+                kinds, layers, largest, label="largest singular value", width=width
+            ),
+            "heat", "Singular values over layers and modules", said,
+            f"Largest singular value of s·B·A in each module of the adapter of rank {rank}. It says "
+            "where the adapter changes most, and not which rank the task needs.",
+            folder,
+        )
+    }  # fmt: skip
+    if curves:
+        ends = " ".join(f"{name}: the last is {number(curve[-1], 2)}." for name, curve in curves)
+        made["decay"] = _one(
+            plots.decay(curves), "decay", "How singular values decay", ends,
+            "Singular values over the largest, the median of each kind of module.",
+            folder,
+        )  # fmt: skip
+    return made
+
+
+def by_layer(
+    spectra: Mapping[str, Sequence[float]],
+) -> tuple[list[str], list[int], dict[tuple[str, int], Sequence[float]]]:
+    """Kinds of modules, layers, and the values of each, from module paths."""
+    table: dict[tuple[str, int], Sequence[float]] = {}
+    for path, values in spectra.items():
+        numbers = [int(part) for part in path.split(".") if part.isdecimal()]
+        table[path.rsplit(".", 1)[-1], numbers[0] if numbers else 0] = values
+    kinds = list(dict.fromkeys(kind for kind, _ in table))
+    return kinds, sorted({layer for _, layer in table}), table
+
+
+def _one(drawing: Drawing, name: str, title: str, said: str, caption: str, folder: Path) -> Figure:
+    write_png(drawing, folder / f"{name}.png")
+    return Figure(svg(drawing, name, title, said), caption)
+
+
+def _two(
+    drawn: Callable[[int], Drawing], name: str, title: str, said: str, caption: str, folder: Path
+) -> Figure:
+    """A figure for the page and one for a phone."""
+    wide, narrow = drawn(880), drawn(_PHONE)
+    write_png(wide, folder / f"{name}.png")
+    return Figure(svg(wide, name, title, said), caption, svg(narrow, f"{name}-narrow", title, said))

@@ -1,0 +1,48 @@
+"""The page of a search for a rank: the answer, and why."""
+
+from pathlib import Path
+
+from lorakit.report import rank_tables as tables
+from lorakit.report import run_tables
+from lorakit.report.html import write_page
+from lorakit.report.rank_figures import rank_figures
+from lorakit.report.rank_read import read_rank
+
+
+def write_rank_report(folder: str | Path) -> Path:
+    """Write `report.html` and `plots/*.png` into a search's folder from its plain files.
+
+    Reads result.json and config.yaml. The page stands alone: no network, no scripts. Returns its
+    path.
+
+    Raises:
+        DataError: the folder holds no finished search, or one of its files is broken.
+        OutputError: the page or a plot cannot be written.
+    """
+    place = Path(folder)
+    made = read_rank(place)
+    result = made.result
+    return write_page(
+        place / "report.html",
+        "rank.html.j2",
+        name=made.name,
+        title=f"{result['model']}: rank {result['recommended_rank']}",
+        words=str(result["words"]),
+        notes=[str(note) for note in result["notes"]],
+        data_notes=[str(note) for note in result["data_notes"]],
+        tiles=tables.tiles(made),
+        figures=rank_figures(made, place / "plots"),
+        reference=result["reference"],
+        level=result["level"],
+        tolerance=result["tolerance"]["nats"],
+        gaps=tables.gaps(made),
+        evidence=tables.evidence(made),
+        decisions=[str(text) for text in result["decisions"]],
+        grid=tables.grid(made),
+        layers=tables.layers(made),
+        facts=tables.facts(made),
+        command=str(result.get("command") or ""),
+        config=made.config.strip(),
+        versions=run_tables.pairs(result.get("versions")),
+        machine=run_tables.pairs(result["measured"].get("machine")),
+    )

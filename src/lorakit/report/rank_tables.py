@@ -1,0 +1,97 @@
+"""The tiles and tables of a search's page, as text in cells."""
+
+from typing import Any
+
+from lorakit.report.numbers import count, loss, number, percent, signed
+from lorakit.report.rank_read import RankFiles
+from lorakit.report.run_tables import Tile
+
+_KINDS = {
+    "indistinguishable": "all ranks alike",
+    "needed": "lower ranks are worse",
+    "unsaturated": "not saturated",
+}
+
+
+def tiles(made: RankFiles) -> list[Tile]:
+    """What a reader asks for first."""
+    result = made.result
+    share = result["trainable_parameters"] / result["parameters_of_max_rank"]
+    return [
+        Tile("Rank", count(result["recommended_rank"]), "", _KINDS[result["kind"]]),
+        Tile(
+            "Held-out loss", loss(result["loss"]), "nats per token",
+            f"{loss(result['base_loss'])} before training",
+        ),
+        Tile("Confidence", percent(result["confidence"], 0), "", "of being within the tolerance"),
+        Tile(
+            "Parameters", count(result["trainable_parameters"]), "",
+            f"{percent(share, 0)} of rank {max(result['ranks'])}'s",
+        ),
+        Tile("Learning rate", number(result["learning_rate"]), "", "of the probe"),
+        Tile("Cost", number(result["cost"]["runs"], 2), "runs", "at the highest rank"),
+    ]  # fmt: skip
+
+
+def gaps(made: RankFiles) -> list[tuple[str, ...]]:
+    """Each rank that was compared, paired with the reference."""
+    little = made.result["tolerance"]["nats"]
+    rows: list[tuple[str, ...]] = []
+    for rank, d in made.result["gaps"].items():
+        state = "within" if d["high"] <= little else "parted" if d["low"] > little else "open"
+        rows.append((rank, _nats(d["mean"]), _nats(d["low"]), _nats(d["high"]), state))
+    return rows
+
+
+def evidence(made: RankFiles) -> list[tuple[str, ...]]:
+    """All that was measured."""
+    return [
+        (
+            count(e["rank"]),
+            str(e["how"]),
+            percent(e["share"], 0),
+            count(e["rows"]),
+            loss(e["loss"]),
+            count(e["parameters"]),
+        )
+        for e in made.result["evidence"]
+    ]
+
+
+def grid(made: RankFiles) -> list[tuple[str, ...]]:
+    """The whole grid, where it was trained."""
+    whole = made.result["grid"] or {"losses": []}
+    return [
+        (count(each["rank"]), number(each["rate"]), ", ".join(loss(x) for x in each["losses"]))
+        for each in whole["losses"]
+    ]
+
+
+def layers(made: RankFiles) -> list[tuple[str, str]]:
+    """Rank of each module, where ranks by layer were tried."""
+    found = made.result["layers"]
+    return [(path, count(rank)) for path, rank in found["ranks"].items()] if found else []
+
+
+def facts(made: RankFiles) -> list[tuple[str, str]]:
+    """The search's settings, by name."""
+    result = made.result
+    prior = result["prior"]
+    return [
+        ("method", str(result["method"])),
+        ("candidates", ", ".join(map(str, result["ranks"]))),
+        ("tolerance", str(result["tolerance"]["words"])),
+        ("certainty of a bound", percent(result["level"], 0)),
+        ("training rows", count(result["rows"])),
+        ("held-out rows", count(result["eval_rows"])),
+        ("steps of a run", count(result["steps"])),
+        (
+            "prior",
+            f"{number(prior['bits'] / 1000, 3)} kbit under the base: rank {number(prior['rank'], 2)} "
+            f"at {number(prior['bits_a_parameter'])} bits a parameter (decides nothing)",
+        ),
+    ]
+
+
+def _nats(value: Any) -> str:
+    return signed(value, 4)

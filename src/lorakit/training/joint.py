@@ -1,0 +1,178 @@
+"""Several runs at once on one frozen base: one pass for the rows of all of them.
+
+    jobs = Jobs(model, plans, seeds)
+    courses = [Course(model, jobs.parameters(j), …, look=partial(jobs.alone, j)) for j in …]
+    with packed_attention(model), fused_blocks(model):
+        results = fit_jobs(jobs, courses, loss=make_joint_loss(model), batch_tokens=4096)
+
+A step of every job that is not over is taken in one round. The micro-batches of a job are those
+that it would have alone; batches of different jobs are laid end to end into one pass while they
+fit. Gradients of a job come from its own rows and are divided by its own count, so that company
+changes nothing but the rounding of products with more rows. A job that is over, has diverged or
+was stopped early leaves, and the others go on.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lorakit.data.batches import Batch, join
+from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, ModelError
+from lorakit.lora.together import Jobs
+from lorakit.models import attention
+from lorakit.training.course import Course, FitResult
+from lorakit.training.loss import head_loss, logits_loss
+
+JointLoss = Callable[[nn.Module, Sequence[Batch]], tuple[Tensor, ...]]
+"""The summed nats of each of several batches, from one pass."""
+
+
+def make_joint_loss(model: nn.Module) -> JointLoss:
+    """The fastest joint loss that is right for this model, as `make_loss` finds it.
+
+    Raises:
+        ModelError: its sequences cannot lie end to end, or it drops some activations by itself:
+            then a job in company would not be the job alone.
+    """
+    name = type(model).__name__
+    if not attention.supports_packing(model):
+        raise ModelError(
+            f"the sequences of {name} cannot be laid end to end, so jobs cannot share a pass: "
+            "train them one by one"
+        )
+    dropping = [path for path, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    if dropping:
+        raise ModelError(
+            f"{name} drops activations of its own in training ({dropping[0]}), and jobs that share "
+            "a pass would share what is dropped: train them one by one"
+        )
+    return _by_head if attention.head_is_plain(model) else _by_logits
+
+
+def _by_head(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+    whole = join(batches)
+    hidden_TD = attention.packed_hidden(model, whole.ids_T, whole.positions_T, whole.lengths_S)
+    found, start = [], 0
+    for batch in batches:
+        rows_L = batch.predict_L + start
+        found.append(head_loss(model, hidden_TD.index_select(0, rows_L), batch.labels_L))
+        start += batch.tokens
+    return tuple(found)
+
+
+def _by_logits(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+    whole = join(batches)
+    logits_LV = attention.packed_logits(
+        model, whole.ids_T, whole.positions_T, whole.lengths_S, whole.predict_L
+    )
+    parts = logits_LV.split([batch.token_count for batch in batches])
+    return tuple(logits_loss(part, b) for part, b in zip(parts, batches, strict=True))
+
+
+@dataclass
+class _Step:
+    """What a job's step has come to so far."""
+
+    batches: Sequence[Batch]
+    nll: float = 0.0
+    seconds: float = 0.0
+
+
+def fit_jobs(
+    jobs: Jobs,
+    courses: Sequence[Course],
+    *,
+    loss: JointLoss,
+    batch_tokens: int,
+    ended: Callable[[int, FitResult | DivergedError], None] = lambda job, how: None,
+) -> tuple[FitResult | DivergedError, ...]:
+    """Train all jobs and leave in each the parameters that its spec keeps.
+
+    Args:
+        jobs: the pairs.
+        courses: of each job, in their order, on its own parameters.
+        loss: of `make_joint_loss`.
+        batch_tokens: most tokens of a pass; a micro-batch above it has a pass of its own.
+        ended: told of each job as it leaves.
+
+    Returns:
+        Of each job its result, or why it diverged.
+
+    Raises:
+        InterruptedRunError: `should_stop` of a course said so; each that was asked has saved.
+        ConfigError: not as many courses as jobs.
+    """
+    if len(courses) != len(jobs):
+        raise ConfigError(f"{len(jobs)} jobs need as many courses, not {len(courses)}")
+    done: dict[int, FitResult | DivergedError] = {}
+
+    def leave(job: int, how: FitResult | DivergedError) -> None:
+        done[job] = how
+        ended(job, how)
+
+    with jobs.together():
+        while len(done) < len(courses):
+            for job, course in enumerate(courses):
+                if job not in done and course.over:
+                    leave(job, course.finish())
+            steps = {j: _Step(c.batches()) for j, c in enumerate(courses) if j not in done}
+            for job in steps:
+                jobs.seed(job, courses[job].seed)
+            for part in passes({j: s.batches for j, s in steps.items()}, batch_tokens):
+                started = time.perf_counter()
+                jobs.tell(spans(part))
+                nlls = loss(jobs.model, [batch for _, batch in part])
+                sum(nlls[1:], nlls[0]).backward()
+                seconds = time.perf_counter() - started
+                tokens = sum(batch.tokens for _, batch in part)
+                for (job, batch), nll in zip(part, nlls, strict=True):
+                    steps[job].nll += float(nll.detach())
+                    steps[job].seconds += seconds * batch.tokens / tokens
+            interrupted = None
+            for job, step in steps.items():
+                count = sum(batch.token_count for batch in step.batches)
+                try:
+                    courses[job].advance(step.nll, count, step.batches, step.seconds)
+                except DivergedError as error:
+                    leave(job, error)
+                except InterruptedRunError as error:
+                    interrupted = interrupted or error  # once every job has its checkpoint
+            if interrupted:
+                raise interrupted
+    return tuple(done[job] for job in range(len(courses)))
+
+
+def passes(batches: dict[int, Sequence[Batch]], batch_tokens: int) -> list[list[tuple[int, Batch]]]:
+    """The passes of one round: every batch once, in each pass at most one of a job.
+
+    Args:
+        batches: of each job, in the order in which it would take them alone.
+        batch_tokens: most tokens of a pass that holds more than one batch.
+    """
+    found: list[list[tuple[int, Batch]]] = []
+    waiting = {job: list(each) for job, each in batches.items() if each}
+    while waiting:
+        current: list[tuple[int, Batch]] = []
+        used = 0
+        for job in list(waiting):
+            batch = waiting[job][0]
+            if current and used + batch.tokens > batch_tokens:
+                continue
+            current.append((job, batch))
+            used += batch.tokens
+            waiting[job].pop(0)
+            if not waiting[job]:
+                del waiting[job]
+        found.append(current)
+    return found
+
+
+def spans(part: Sequence[tuple[int, Batch]]) -> list[tuple[int, int, int]]:
+    """Whose rows are whose in a pass that holds these batches one after the other."""
+    found, start = [], 0
+    for job, batch in part:
+        found.append((job, start, start + batch.tokens))
+        start += batch.tokens
+    return found

@@ -1,0 +1,187 @@
+"""From losses to an answer: losses whose answer is known."""
+
+import numpy as np
+import pytest
+
+from lorakit.errors import ConfigError
+from lorakit.ranking.choose import (
+    Measured,
+    choose,
+    gap,
+    rate_matters,
+    state_of,
+    surely,
+    tolerance_of,
+)
+from lorakit.ranking.layers import allot, rank_for_energy
+from lorakit.ranking.spec import RankSpec
+
+ROWS = 300
+
+
+def measured(excess, *, noise=0.002, seed=0):
+    """Rows of unlike length and difficulty, all this much above 1 nat, with noise of their own."""
+    shared, own = np.random.default_rng(7), np.random.default_rng(seed)
+    tokens = shared.integers(5, 40, ROWS).astype(float)
+    hard = shared.gamma(2.0, 0.5, ROWS)
+    return Measured(tokens * (hard + excess + noise * own.standard_normal(ROWS)), tokens)
+
+
+def gaps(excesses, **options):
+    """Of ranks 1, 2, 4, … against the last."""
+    ranks = [2**i for i in range(len(excesses))]
+    points = [measured(e, seed=i, **options) for i, e in enumerate(excesses)]
+    generator = np.random.default_rng(0)
+    return {
+        rank: gap(point, points[-1], generator=generator, level=0.95)
+        for rank, point in zip(ranks[:-1], points[:-1], strict=True)
+    }, ranks[-1]
+
+
+@pytest.mark.parametrize(
+    ("excesses", "rank", "kind"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], 1, "indistinguishable"),
+        ([0.05, 0.02, 0.0, 0.0], 4, "needed"),
+        ([0.05, 0.0, 0.0, 0.0], 2, "needed"),
+        ([0.30, 0.2, 0.1, 0.0], 8, "unsaturated"),
+        # A small rank may be better than the largest.
+        ([-0.02, 0.0, 0.0, 0.0], 1, "indistinguishable"),
+    ],
+)
+def test_known_curves_have_their_known_answer(excesses, rank, kind):
+    found, reference = gaps(excesses)
+    choice = choose(found, reference, 0.005, (1, 2, 4, 8))
+    assert (choice.rank, choice.kind) == (rank, kind)
+    assert str(rank) in choice.words
+    assert ("raise --max-rank" in choice.words) == (kind == "unsaturated")
+
+
+def test_what_rows_cannot_tell_is_said_and_not_taken():
+    """Rank 1 is within τ by its mean; with so much noise its upper bound is not."""
+    found, reference = gaps([0.002, 0.0], noise=0.3)
+    assert found[1].low < 0.005 < found[1].high
+    choice = choose(found, reference, 0.005, (1, 2))
+    assert choice.rank == 2
+    assert "do not say" in choice.words
+    assert choice.kind == "needed"  # and not "unsaturated", which nobody has seen
+
+
+def test_pairing_is_what_tells_them_apart():
+    """Rows differ by about a nat; paired, a difference of 0.01 stands out."""
+    rank, reference = measured(0.01, seed=1), measured(0.0, seed=2)
+    d = gap(rank, reference, generator=np.random.default_rng(0), level=0.95)
+    assert d.mean == pytest.approx(0.01, abs=5e-4)
+    assert d.high - d.low < 0.002
+    assert state_of(d, 0.005) == "parted"
+    assert state_of(d, 0.02) == "within"
+    assert state_of(d, d.mean) == "open"
+
+
+def test_bounds_are_one_sided():
+    """The upper bound of 95 % lies above the truth in about 95 of 100 experiments."""
+    above = 0
+    for seed in range(200):
+        rank, reference = (
+            measured(0.0, noise=0.05, seed=2 * seed),
+            measured(0.0, noise=0.05, seed=2 * seed + 1),
+        )
+        d = gap(rank, reference, generator=np.random.default_rng(seed), level=0.95)
+        above += d.high >= 0
+    assert 180 <= above <= 198
+
+
+def test_seeds_are_paired_and_widen_the_interval():
+    few = gap(
+        measured(0.01, seed=1), measured(0, seed=2), generator=np.random.default_rng(0), level=0.95
+    )
+    many = gap(
+        [measured(0.01, seed=1), measured(0.03, seed=3)],
+        [measured(0, seed=2), measured(0, seed=4)],
+        generator=np.random.default_rng(0),
+        level=0.95,
+    )
+    assert many.mean == pytest.approx(0.02, abs=1e-3)
+    assert many.high - many.low > few.high - few.low
+
+
+def test_confidence_is_near_one_or_a_half_or_zero():
+    generator = np.random.default_rng(0)
+    reference = measured(0.0, seed=2)
+    sure = [surely(measured(e, seed=1), reference, 0.005, generator=generator) for e in (0.0, 0.05)]
+    assert sure == [1.0, 0.0]
+    assert surely(reference, reference, 0.005, generator=generator) == 1.0
+
+
+def test_tolerance():
+    assert tolerance_of(0.01, []).nats(0.4) == pytest.approx(0.004)
+    noise = tolerance_of(None, [1.0, 1.004, 1.002])
+    assert noise.share == pytest.approx(0.002, rel=0.01)
+    assert "3 short runs" in noise.words
+    # An estimate from three runs is kept within a range, and that is said.
+    wild, tame = tolerance_of(None, [1.0, 1.5]), tolerance_of(None, [1.0, 1.0])
+    assert (wild.share, tame.share) == (0.005, 0.001)
+    assert "kept within" in wild.words
+    assert "kept within" in tame.words
+
+
+def test_when_the_rate_matters_and_the_rank_does_not():
+    alike, _ = gaps([0.001, 0.001, 0.0])
+    losses = {1e-4: 0.9, 3e-4: 0.7, 1e-3: 0.6, 3e-3: None}
+    assert "Rank hardly matters here" in rate_matters(losses, 1e-3, alike)
+    apart, _ = gaps([0.4, 0.2, 0.0])
+    assert rate_matters(losses, 1e-3, apart) == ""
+    assert rate_matters({}, 1e-3, alike) == ""
+
+
+class TestSpec:
+    def test_candidates(self):
+        assert RankSpec().ranks == (1, 2, 4, 8, 16, 32)
+        assert RankSpec(max_rank=3).ranks == (1, 2, 3)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"max_rank": 1}, "nothing to choose"),
+            ({"tolerance": "little"}, "give 'auto' or a share"),
+            ({"tolerance": "0"}, "give 'auto' or a share"),
+            ({"rungs": (0.5, 0.25, 1.0)}, "rungs must rise"),
+            ({"rungs": (0.25, 0.5)}, "end at 1"),
+            ({"metric": "field_acuracy"}, "did you mean 'field_accuracy'"),
+            ({"level": 0.3}, "level must lie"),
+            ({"noise_seeds": 1}, "noise_seeds must be at least 2"),
+        ],
+    )
+    def test_bad_values(self, options, words):
+        with pytest.raises(ConfigError, match=words):
+            RankSpec(**options)
+
+    @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.005", 0.005), ("auto", None)])
+    def test_tolerance(self, text, share):
+        assert RankSpec(tolerance=text).share() == share
+
+
+SPECTRA = {"a": [9.0, 5.0, 1.0], "b": [3.0, 2.9, 2.8], "c": [0.1, 0.1, 0.1]}
+COSTS = {"a": 10, "b": 20, "c": 10}
+
+
+class TestRanksByLayer:
+    def test_no_other_ranks_within_the_budget_lose_less(self):
+        def lost(ranks):
+            return sum(v**2 for p, values in SPECTRA.items() for v in values[ranks[p] :])
+
+        every = [{"a": a, "b": b, "c": c} for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2, 3)]
+        for budget in (50, 60, 70, 90):
+            found = allot(SPECTRA, COSTS, budget)
+            spent = sum(COSTS[p] * r for p, r in found.items())
+            assert spent <= budget
+            # Greedy is the best of all that spend no more than it does.
+            rivals = [r for r in every if sum(COSTS[p] * k for p, k in r.items()) <= spent]
+            assert lost(found) == pytest.approx(min(map(lost, rivals)))
+
+    def test_every_module_keeps_one(self):
+        assert allot(SPECTRA, COSTS, 40) == {"a": 1, "b": 1, "c": 1}
+
+    def test_energy(self):
+        assert rank_for_energy({"a": [3.0, 1.0], "b": [4.0]}, 25 / 26 - 1e-9) == 1
+        assert rank_for_energy({"a": [3.0, 1.0], "b": [4.0]}, 0.99) == 2
