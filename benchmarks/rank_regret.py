@@ -149,6 +149,7 @@ class Bench:
         self.settings = settings(None, options)
         self.test = files[2]
         self.session = bench.session()
+        self.waiting: list[tuple[bench.Line, Path]] = []
 
     def run(self) -> None:
         """What is missing of the asked-for stages."""
@@ -169,8 +170,10 @@ class Bench:
                 self._add(self._choice(method, findings), findings.place)
             self._cut_by_energy(first)
             self._by_layer(first)
+            self._measure()
         if self.given.stage in ("grid", "all"):
             self._grid(first)
+            self._measure()
 
     def _say(self, event: Any) -> None:
         if event["kind"] == "begin":
@@ -248,37 +251,53 @@ class Bench:
         lab, seed = findings.lab, self.settings.config.train.seed
         tried = sorted((x, rate) for rate, x in findings.probed.first.items() if x is not None)
         rates = [findings.probed.rate] + [r for _, r in tried if r != findings.probed.rate]
-        for rank in self.settings.spec.ranks:
-            for rate in rates[:2]:
-                for s in (seed, seed + 1):
-                    run = Run(rank, rate, s)
-                    lab.grid([run])
-                    line = {"kind": "grid", "rank": rank, "rate": rate, "seed": s}
-                    line |= {"who": "grid", "best_of_probe": rate == findings.probed.rate}
-                    self._add(line, lab.place(run))
+        runs = [
+            Run(rank, rate, s)
+            for rank in self.settings.spec.ranks
+            for rate in rates[:2]
+            for s in (seed, seed + 1)
+        ]
+        lab.grid(runs)
+        for run in runs:
+            line = {"kind": "grid", "rank": run.rank, "rate": run.rate, "seed": run.seed}
+            line |= {"who": "grid", "best_of_probe": run.rate == findings.probed.rate}
+            self._add(line, lab.place(run))
 
     def _add(self, line: bench.Line, place: Any) -> None:
-        """Measure an adapter on the test rows and keep the line, unless it is there."""
+        """Let an adapter be measured on the test rows, unless its line is there."""
         key = {"task": self.name, "trial": place.trial, "adapter": place.adapter}
         key |= {name: line[name] for name in ("kind", "who", "rank")}
-        if any(all(old.get(k) == v for k, v in key.items()) for old in self.lines):
+        if not any(all(old.get(k) == v for k, v in key.items()) for old in self.lines):
+            adapter = self.root / place.trial / place.adapter
+            self.waiting.append((self.session | key | line, adapter))
+
+    def _measure(self) -> None:
+        """Measure what waits, in one process, and keep its lines."""
+        if not self.waiting:
             return
+        bench.note(f"{self.name}: {len(self.waiting)} adapters on the test rows")
         asked = {
             "options": {k: v for k, v in self.settings.config.to_flat().items() if k != "resume"},
-            "adapter": str(self.root / place.trial / place.adapter),
+            "adapters": [str(folder) for _, folder in self.waiting],
             "test": str(self.test),
         }
-        whole = self.session | key | line | bench.measure(asked)
-        bench.append(self.out, [whole])
-        self.lines.append(whole)
+        found = bench.measure(asked)
+        lines = [
+            line | {"test_loss": loss, "test_rows": found["test_rows"]}
+            for (line, _), loss in zip(self.waiting, found["test_losses"], strict=True)
+        ]
+        bench.append(self.out, lines)
+        self.lines += lines
+        self.waiting = []
 
 
 def work(given: bench.Line) -> bench.Line:
-    """The loss of an adapter on the test rows, in a process of its own."""
+    """The loss of each adapter on the test rows, in a process of its own."""
     from lorakit.adapters import load_adapter
     from lorakit.config import load_config
     from lorakit.data import load_rows
     from lorakit.evaluate.likelihood import per_token, row_losses
+    from lorakit.lora import detach
     from lorakit.models.attention import packed_attention
     from lorakit.run.session import open_base
     from lorakit.training import fused_blocks
@@ -287,10 +306,14 @@ def work(given: bench.Line) -> bench.Line:
     config = load_config(None, options)
     session = open_base(config.model, config.data)
     table, _, _ = load_rows([given["test"]], config.data, session.tokenizer, session.template)
-    load_adapter(session.model, given["adapter"])
-    with packed_attention(session.model), fused_blocks(session.model):
-        nats, tokens = row_losses(session.model, table, 1024)
-    return {"test_loss": per_token(nats, tokens), "test_rows": len(table)}
+    losses: dict[str, float] = {}
+    for adapter in given["adapters"]:
+        if adapter not in losses:
+            load_adapter(session.model, adapter)
+            with packed_attention(session.model), fused_blocks(session.model):
+                losses[adapter] = per_token(*row_losses(session.model, table, 1024))
+            detach(session.model)
+    return {"test_losses": [losses[a] for a in given["adapters"]], "test_rows": len(table)}
 
 
 # --- rows

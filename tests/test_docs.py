@@ -214,7 +214,8 @@ def test_samples_and_answers_are_documented():
 def events() -> dict[str, list[str]]:
     """kind -> keys of every event that the training loop reports."""
     found: dict[str, list[str]] = {}
-    for node in ast.walk(parsed("training/loop.py")):
+    modules = [parsed(f"training/{name}.py") for name in ("loop", "course", "joint")]
+    for node in (node for module in modules for node in ast.walk(module)):
         if isinstance(node, ast.Dict) and "kind" in keys(node):
             kind = node.values[keys(node).index("kind")]
             assert isinstance(kind, ast.Constant)

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from lorakit.lora import equations
 from lorakit.lora.fused import lora_linear
-from lorakit.lora.fused_block import Linear, Pair, gated_mlp, normed_group, residual_linear
+from lorakit.lora.fused_block import gated_mlp, normed_group, residual_linear
+from lorakit.lora.groups import Linear, Pair
 
 T, D, M, R = 5, 6, 7, 3
 EPS = 1e-3

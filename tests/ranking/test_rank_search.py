@@ -143,7 +143,7 @@ def test_by_a_metric(small, easy, search, tmp_path):
 
 
 def test_a_rank_that_does_not_fit_is_refused_and_leaves_nothing(small, easy, search, tmp_path):
-    with pytest.raises(TargetError, match="rank 32 is above 16, the smaller side of .*k_proj"):
+    with pytest.raises(TargetError, match=r"rank 32 is above 16, the smaller side of .*k_proj"):
         search(tmp_path / "run", {**small, "data": (str(easy),), "max_rank": 64})
     assert not any((tmp_path / "run").iterdir())
 

@@ -96,12 +96,15 @@ def test_every_trial_has_a_process_of_its_own(tmp_path):
     assert "printed by a worker" in (tmp_path / trial(x=1).key / "log.txt").read_text()
 
 
-def test_two_workers_run_at_once(tmp_path):
+def test_two_workers_run_at_once_and_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     place = tmp_path / "place"
     place.mkdir()
     asked = [trial("meet", me=me, where={"place": str(place)}) for me in "ab"]
     found = list(processes(tmp_path / "trials", workers=2)(asked))
     assert [o.result["met"] for o in found] == [2, 2]
+    share = max(1, os.cpu_count() // 2)
+    assert [o.result["threads"] for o in found] == [share, share]
 
 
 def test_no_memory_of_the_parent_is_carried(tmp_path):

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorakit.cli.compare_progress import CompareWatcher
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, count, duration, say, size
+from lorakit.cli.trial_progress import TrialWatcher
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
@@ -94,7 +94,7 @@ def _run(given: Settings, watcher: "RankWatcher") -> dict[str, Any]:
         ) from None
 
 
-class RankWatcher(CompareWatcher):
+class RankWatcher(TrialWatcher):
     """Shows what `run_rank` reports: trials as a comparison's are shown, and the decisions."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:

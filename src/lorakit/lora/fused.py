@@ -38,7 +38,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         A, sB = A_RI.to(x_TI.dtype), (s * B_OR).to(x_TI.dtype)
         h_TR = x_TI @ A.t()
-        # The low-rank product first: see `fused_block._Group.forward`.
+        # The low-rank product first: see `groups.Group.forward`.
         y_TO = h_TR @ sB.t()
         add_product(y_TO, x_TI, weight_OI.t())
         if bias_O is not None:

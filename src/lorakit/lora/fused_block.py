@@ -21,7 +21,6 @@ The oracle is `equations.forward` and autograd through the formulas above; the t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,46 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakit.lora.products import add_product, product
+from lorakit.lora.groups import Group, Layout, Linear, flat, size_of
 
 # Rows of an element-wise chain taken at once: what lies between its passes stays in a cache.
 _ROWS = 256
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A pair, and the rows that it works on.
-
-    Attributes:
-        A: (rank, in_features).
-        B: (out_features, rank).
-        scale: s.
-        rows: first and one past the last of the T rows; None for all of them.
-    """
-
-    A: Tensor
-    B: Tensor
-    scale: float
-    rows: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The tensors of one linear layer, with or without pairs.
-
-    Attributes:
-        weight: (out_features, in_features).
-        bias: (out_features,) or None.
-        pairs: one for all rows, or several for rows that do not overlap.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    pairs: tuple[Pair, ...] = ()
-
-
-# Of each linear, scale and rows of each of its pairs: what is no tensor of a `Linear`.
-_Layout = tuple[tuple[tuple[float, tuple[int, int] | None], ...], ...]
 
 
 def normed_group(
@@ -82,13 +45,13 @@ def normed_group(
         eps: its ε.
         linears: of input width D.
     """
-    layout, tensors = _flat(linears)
+    layout, tensors = flat(linears)
     return _NormedGroup.apply(x_TD, norm_D, eps, layout, *tensors)
 
 
 def residual_linear(x_TO: Tensor | None, o_TI: Tensor, linear: Linear) -> Tensor:
     """x + L(o), or L(o) alone: (T, out_features)."""
-    layout, tensors = _flat([linear])
+    layout, tensors = flat([linear])
     return _ResidualLinear.apply(x_TO, o_TI, layout, *tensors)
 
 
@@ -96,157 +59,8 @@ def gated_mlp(
     x_TD: Tensor, norm_D: Tensor, eps: float, gate: Linear, up: Linear, down: Linear
 ) -> Tensor:
     """x + L_down(silu(L_gate(n)) * L_up(n)) with n = norm(x): (T, D)."""
-    layout, tensors = _flat([gate, up, down])
+    layout, tensors = flat([gate, up, down])
     return _GatedMLP.apply(x_TD, norm_D, eps, layout, *tensors)
-
-
-def _flat(linears: Sequence[Linear]) -> tuple[_Layout, list[Tensor | None]]:
-    """The layout, and the tensors one after another, as autograd wants them.
-
-    Of each linear: weight, bias, and A and B of each pair.
-    """
-    tensors: list[Tensor | None] = []
-    for each in linears:
-        tensors += [each.weight, each.bias]
-        tensors += [tensor for pair in each.pairs for tensor in (pair.A, pair.B)]
-    return tuple(tuple((p.scale, p.rows) for p in each.pairs) for each in linears), tensors
-
-
-def _size(layout: _Layout) -> int:
-    """How many tensors `_flat` gives for linears of this layout."""
-    return sum(2 + 2 * len(pairs) for pairs in layout)
-
-
-class _Part:
-    """The pairs that read the same rows of a group's input: those of one adapter.
-
-    Attributes:
-        rows: of the T rows.
-        pairs: by the place of their linear in the group.
-        columns: of h that belong to each.
-    """
-
-    def __init__(self, rows: tuple[int, int] | None, pairs: dict[int, Pair]) -> None:
-        self.rows = slice(None) if rows is None else slice(*rows)
-        self.pairs = pairs
-        self.columns: dict[int, slice] = {}
-        start = 0
-        for i, pair in pairs.items():
-            self.columns[i] = slice(start, start + pair.A.shape[0])
-            start += pair.A.shape[0]
-
-    def A(self, like: Tensor) -> Tensor:
-        """All A's under one another, (R, in_features), in the dtype of the activations."""
-        return torch.cat([pair.A for pair in self.pairs.values()]).to(like.dtype)
-
-
-class _Group:
-    """Linears that share an input n: (T, in_features); forward and backward as plain functions.
-
-    h is one tensor a part: (rows of the part, sum of its ranks).
-    """
-
-    def __init__(self, layout: _Layout, tensors: Sequence[Tensor | None]) -> None:
-        rest: Any = iter(tensors)
-        self.linears = [
-            Linear(next(rest), next(rest), tuple(Pair(next(rest), next(rest), *p) for p in pairs))
-            for pairs in layout
-        ]
-        found: dict[tuple[int, int] | None, dict[int, Pair]] = {}
-        for i, each in enumerate(self.linears):
-            for pair in each.pairs:
-                found.setdefault(pair.rows, {})[i] = pair
-        self.parts = [_Part(rows, pairs) for rows, pairs in found.items()]
-        self._place = {rows: place for place, rows in enumerate(found)}
-
-    def low(self, n_TI: Tensor) -> list[Tensor]:
-        """h = n Aᵀ for all pairs of a part together."""
-        return [n_TI[part.rows] @ part.A(n_TI).t() for part in self.parts]
-
-    def forward(self, n_TI: Tensor, hs: Sequence[Tensor], i: int, onto: Tensor | None) -> Tensor:
-        """L_i(n), or onto + L_i(n): (T, out_i).
-
-        The low-rank product comes first and the base's is added to it in the matmul. In 16 bits it
-        would be lost the other way round: what is less than half a unit in the last place of a
-        number that is rounded already changes nothing, and of the residual stream, whose numbers
-        are large, that is nearly all of it.
-        """
-        each = self.linears[i]
-        here = [(part, h) for part, h in zip(self.parts, hs, strict=True) if i in part.pairs]
-        if not here:
-            y_TO = product(n_TI, each.weight.t(), onto)
-        else:
-            before = onto if n_TI.dtype in (torch.float32, torch.float64) else None
-            size = (n_TI.shape[0], each.weight.shape[0])
-            y_TO = n_TI.new_zeros(size) if before is None else before.clone()
-            for part, h_TR in here:
-                B = _scaled(part.pairs[i], n_TI)
-                y_TO[part.rows].addmm_(h_TR[:, part.columns[i]], B.t())
-            add_product(y_TO, n_TI, each.weight.t())
-            if before is None and onto is not None:
-                y_TO.add_(onto)
-        if each.bias is not None:
-            y_TO.add_(each.bias)
-        return y_TO
-
-    def gradient_h(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """Gradient of each h."""
-        found = []
-        for part in self.parts:
-            pieces = [
-                grads[i][part.rows] @ _scaled(pair, grads[i], rows_of_rank=True).t()
-                for i, pair in part.pairs.items()
-            ]
-            found.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
-        return found
-
-    def gradient_input(self, grads: Sequence[Tensor], grad_hs: Sequence[Tensor]) -> Tensor:
-        """Σ_i grad_i W_i + grad_h A: (T, in_features), accumulated in one buffer."""
-        if not self.parts:
-            grad_TI = product(grads[0], self.linears[0].weight)
-        else:  # the low-rank products first, as in the forward
-            grad_TI = grads[0].new_zeros(grads[0].shape[0], self.linears[0].weight.shape[1])
-            for part, grad_h_TR in zip(self.parts, grad_hs, strict=True):
-                grad_TI[part.rows].addmm_(grad_h_TR, part.A(grad_TI))
-            add_product(grad_TI, grads[0], self.linears[0].weight)
-        for each, grad_TO in zip(self.linears[1:], grads[1:], strict=True):
-            add_product(grad_TI, grad_TO, each.weight)
-        return grad_TI
-
-    def gradients(
-        self,
-        grads: Sequence[Tensor],
-        n_TI: Tensor,
-        hs: Sequence[Tensor],
-        grad_hs: Sequence[Tensor],
-        needs: Sequence[bool],
-    ) -> list[Tensor | None]:
-        """Gradients in the order of `_flat`, None where nobody wants one."""
-        wanted = iter(needs)
-        grads_A: dict[int, Tensor] = {}
-        out: list[Tensor | None] = []
-        for i, (each, grad_TO) in enumerate(zip(self.linears, grads, strict=True)):
-            out.append(grad_TO.t() @ n_TI if next(wanted) else None)
-            out.append(grad_TO.sum(0) if next(wanted) else None)
-            for pair in each.pairs:
-                place = self._place[pair.rows]
-                part = self.parts[place]
-                grad_A = grad_B = None
-                if next(wanted):
-                    if place not in grads_A:  # of all linears of the part at once
-                        grads_A[place] = grad_hs[place].t() @ n_TI[part.rows]
-                    grad_A = grads_A[place][part.columns[i]].to(pair.A.dtype)
-                if next(wanted):
-                    h_TR = hs[place][:, part.columns[i]]
-                    grad_B = (h_TR.t() @ grad_TO[part.rows]).t().to(pair.B.dtype).mul(pair.scale)
-                out += [grad_A, grad_B]
-        return out
-
-
-def _scaled(pair: Pair, like: Tensor, *, rows_of_rank: bool = False) -> Tensor:
-    """s·B in the dtype of the activations, (out, R), or laid out as (R, out): see fused.py."""
-    scaled = (pair.scale * pair.B).to(like.dtype)
-    return scaled.t().contiguous() if rows_of_rank else scaled
 
 
 def _norm(x_TD: Tensor, weight_D: Tensor, rstd_T1: Tensor) -> Tensor:
@@ -296,10 +110,10 @@ class _NormedGroup(torch.autograd.Function):
         x_TD: Tensor,
         norm_D: Tensor,
         eps: float,
-        layout: _Layout,
+        layout: Layout,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        group = _Group(layout, tensors)
+        group = Group(layout, tensors)
         rstd_T1 = _rstd(x_TD, eps)
         n_TD = _norm(x_TD, norm_D, rstd_T1)
         hs = group.low(n_TD)
@@ -311,8 +125,8 @@ class _NormedGroup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, norm_D, rstd_T1, *rest = ctx.saved_tensors
-        count = _size(ctx.layout)
-        group, hs = _Group(ctx.layout, rest[:count]), rest[count:]
+        count = size_of(ctx.layout)
+        group, hs = Group(ctx.layout, rest[:count]), rest[count:]
         needs = ctx.needs_input_grad
         grad_hs = group.gradient_h(grads)
         n_TD = _norm(x_TD, norm_D, rstd_T1)
@@ -336,9 +150,9 @@ class _ResidualLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TO: Tensor | None, o_TI: Tensor, layout: _Layout, *tensors: Tensor | None
+        ctx: Any, x_TO: Tensor | None, o_TI: Tensor, layout: Layout, *tensors: Tensor | None
     ) -> Tensor:
-        group = _Group(layout, tensors)
+        group = Group(layout, tensors)
         hs = group.low(o_TI)
         ctx.save_for_backward(o_TI, *tensors, *hs)
         ctx.layout = layout
@@ -348,8 +162,8 @@ class _ResidualLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         o_TI, *rest = ctx.saved_tensors
-        count = _size(ctx.layout)
-        group, hs = _Group(ctx.layout, rest[:count]), rest[count:]
+        count = size_of(ctx.layout)
+        group, hs = Group(ctx.layout, rest[:count]), rest[count:]
         needs = ctx.needs_input_grad
         grad_hs = group.gradient_h([grad_TO])
         of_tensors = group.gradients([grad_TO], o_TI, hs, grad_hs, needs[3:])
@@ -366,11 +180,11 @@ class _GatedMLP(torch.autograd.Function):
         x_TD: Tensor,
         norm_D: Tensor,
         eps: float,
-        layout: _Layout,
+        layout: Layout,
         *tensors: Tensor | None,
     ) -> Tensor:
-        count = _size(layout[:2])
-        ins, out = _Group(layout[:2], tensors[:count]), _Group(layout[2:], tensors[count:])
+        count = size_of(layout[:2])
+        ins, out = Group(layout[:2], tensors[:count]), Group(layout[2:], tensors[count:])
         rstd_T1 = _rstd(x_TD, eps)
         n_TD = _norm(x_TD, norm_D, rstd_T1)
         hs = ins.low(n_TD)
@@ -388,8 +202,8 @@ class _GatedMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, norm_D, rstd_T1, g_TM, u_TM, *rest = ctx.saved_tensors
-        count, every = _size(ctx.layout[:2]), _size(ctx.layout)
-        ins, out = _Group(ctx.layout[:2], rest[:count]), _Group(ctx.layout[2:], rest[count:every])
+        count, every = size_of(ctx.layout[:2]), size_of(ctx.layout)
+        ins, out = Group(ctx.layout[:2], rest[:count]), Group(ctx.layout[2:], rest[count:every])
         hs, hs_out = rest[every : every + len(ins.parts)], rest[every + len(ins.parts) :]
         needs = ctx.needs_input_grad
         grad_hs_out = out.gradient_h([grad_TD])

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from lorakit.errors import TargetError
 from lorakit.lora.attach import lora_layers, make_layer
-from lorakit.lora.fused_block import Linear, Pair, residual_linear
+from lorakit.lora.fused_block import residual_linear
+from lorakit.lora.groups import Linear, Pair
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.plan import Plan
 

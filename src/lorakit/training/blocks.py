@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.lora.fused_block import Linear, Pair, gated_mlp, normed_group, residual_linear
+from lorakit.lora.fused_block import gated_mlp, normed_group, residual_linear
+from lorakit.lora.groups import Linear, Pair
 from lorakit.lora.layers import LoraLinear
 from lorakit.lora.together import JointLinear
 from lorakit.models.attention import (

@@ -7,6 +7,7 @@ for each job. What a run is, it is here, so that a job in company is the run tha
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ class Course:
             nll: nats of all loss-bearing tokens of the step.
             count: of these tokens: the one division.
             batches: that the gradients came from.
-            seconds: that they took.
+            seconds: that the gradients took.
 
         Raises:
             DivergedError: a loss or gradient is not finite (the batch is saved, the parameters are
@@ -159,6 +160,7 @@ class Course:
             InterruptedRunError: `should_stop` said so.
         """
         progress, spec, step = self._progress, self._spec, self._progress.step
+        started = time.perf_counter()
         rate = learning_rate_at(step, self.steps, self._peak, spec)
         norm = math.nan
         if math.isfinite(nll):
@@ -169,6 +171,8 @@ class Course:
             with self._look():
                 self._notes += self._guard.check(rate)
             self._guard = None
+        # The update belongs to the step: of full fine-tuning it is a good part.
+        seconds += time.perf_counter() - started
         seen = sum(batch.tokens for batch in batches)
         progress.step, progress.tokens = step + 1, progress.tokens + seen
         progress.seconds += seconds

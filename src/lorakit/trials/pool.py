@@ -1,6 +1,7 @@
 """Two ways to run trials: each in a process of its own, or all in this one."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def processes(root: Path, *, workers: int = 1, report: Report = lambda event: No
 
     Args:
         root: where the trials' folders lie; one command at a time may use it.
-        workers: processes at once. More than one share the cores, and each becomes slower.
+        workers: processes at once. Each gets its share of the cores as threads, unless
+            OMP_NUM_THREADS says how many.
         report: told "begin" and "end" of each trial and all that its worker reports, each with
             the trial's "key" and "label".
 
@@ -43,7 +45,7 @@ def processes(root: Path, *, workers: int = 1, report: Report = lambda event: No
         with _locked(root):
             found, missing = _sorted(root, trials)
             yield from found
-            children = _Children(root, report)
+            children = _Children(root, report, threads_of(min(workers, len(missing))))
             pool = ThreadPoolExecutor(workers)
             waiting = [pool.submit(children.run, trial) for trial in missing]
             try:
@@ -80,6 +82,17 @@ def in_process(root: Path, *, report: Report = lambda event: None) -> Runner:
     return run
 
 
+def threads_of(workers: int) -> dict[str, str]:
+    """Environment variables by which so many processes share the cores; none for one alone.
+
+    Two processes with as many threads as there are cores each would wait for one another in every
+    product.
+    """
+    if workers < 2 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+
+
 def _sorted(root: Path, trials: Sequence[Trial]) -> tuple[list[Outcome], list[Trial]]:
     """Distinct trials: those that were done before, and those still to do."""
     distinct = {trial.key: trial for trial in trials}
@@ -111,8 +124,8 @@ def _named(report: Report, trial: Trial) -> Report:
 class _Children:
     """The processes of the trials that are running."""
 
-    def __init__(self, root: Path, report: Report) -> None:
-        self._root, self._report = root, report
+    def __init__(self, root: Path, report: Report, threads: Mapping[str, str]) -> None:
+        self._root, self._report, self._threads = root, report, threads
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
         self._ended = False
@@ -131,6 +144,7 @@ class _Children:
                     stderr=log,
                     text=True,
                     encoding="utf-8",
+                    env={**os.environ, **self._threads},
                     # Ctrl-C is for this process, which then ends the others.
                     start_new_session=True,
                 )
