@@ -245,8 +245,10 @@ class TrialLab:
     ) -> dict[str, Any]:
         return {
             "runs": [
-                {"rank": r.rank, "rate": r.rate, "seed": r.seed, "pattern": dict(r.pattern)}
-                | source
+                {
+                    **{"rank": r.rank, "rate": r.rate, "seed": r.seed, "pattern": dict(r.pattern)},
+                    **source,
+                }
                 for r, source in zip(runs, sources, strict=True)
             ],
             "steps": steps,
