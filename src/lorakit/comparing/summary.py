@@ -199,7 +199,7 @@ def _difference(
         between["verdict"]["words"] = judged.words
         between["measured"]["sentence"] = (
             f"{found.arm.name} {words.memory(arm, reference)}; {words.quality(loss, judged)}; "
-            f"{words.forgetting(arm, reference)}."
+            f"{words.forgetting(arm, reference, kl)}."
         )
     return between
 

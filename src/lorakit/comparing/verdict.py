@@ -98,17 +98,28 @@ def memory(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     return f"{trained} in {percent(share, 0)} of the memory"
 
 
-def forgetting(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+def forgetting(
+    arm: Mapping[str, Any], reference: Mapping[str, Any], d: CrossedInterval | None
+) -> str:
     """How far it moved from the base on general text, in one clause.
 
-    >>> forgetting({"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}})
+    Args:
+        arm, reference: with the mean "kl" from the base.
+        d: their difference, where there is an interval.
+
+    >>> forgetting({"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}}, None)
     'it forgets a third as much'
     """
     ours, theirs = arm["kl"]["mean"], reference["kl"]["mean"]
     if theirs <= 0:
         return f"it moves {number(ours, 2)} nats per token from the base on general text"
-    ratio = ours / theirs
-    return f"it forgets {_times(ratio)}"
+    said = f"it forgets {_times(ours / theirs)}"
+    if d is not None and d.low <= 0 <= d.high:
+        said += (
+            f" (KL {_nats(d.mean, sign=True)}, interval {_nats(d.low, sign=True)} to "
+            f"{_nats(d.high, sign=True)}: these prompts and seeds do not say which forgets more)"
+        )
+    return said
 
 
 _FRACTIONS = {1 / 10: "a tenth", 1 / 5: "a fifth", 1 / 4: "a quarter", 1 / 3: "a third",
