@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorakit.comparing.methods import Arm, arms_of
 from lorakit.comparing.protocol import Findings, Prospect, compare_arms, prospect
 from lorakit.comparing.settings import Settings
@@ -69,10 +67,10 @@ def run_compare(
     folders.check_folder(folder, resume=given.config.output.resume)
     if given.config.output.resume:
         _same_settings(folder, given)
-        command = _first_command(folder) or command
+        command = folders.command_of(folder) or command
     else:
         folders.make_folder(folder)
-        _write_config(folder, given, command)
+        folders.write_config(folder, _kept(given), command)
     made = runner or (lambda root, tell: processes(root, workers=given.spec.workers, report=tell))
     run = made(folder / TRIALS, report)
     chosen = tuple(arms) if arms is not None else _arms(given)
@@ -132,21 +130,6 @@ def _arms(given: Settings) -> tuple[Arm, ...]:
 def _kept(given: Settings) -> dict[str, Any]:
     """The settings without what says only how the command was run."""
     return {name: value for name, value in given.to_flat().items() if name not in ("resume",)}
-
-
-_COMMAND = "# "
-
-
-def _write_config(folder: Path, given: Settings, command: str) -> None:
-    """config.yaml, with the command as a comment above it."""
-    text = yaml.safe_dump(_kept(given), sort_keys=False, allow_unicode=True)
-    folders.write_text(folder / folders.CONFIG, f"{_COMMAND}{command}\n{text}")
-
-
-def _first_command(folder: Path) -> str:
-    """The command that began the comparison, which --resume only finished."""
-    first = (folder / folders.CONFIG).read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.removeprefix(_COMMAND) if first.startswith(_COMMAND) else ""
 
 
 def _same_settings(folder: Path, given: Settings) -> None:

@@ -64,6 +64,26 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
+_COMMENT = "# "
+
+
+def write_config(folder: Path, content: Mapping[str, Any], command: str) -> None:
+    """config.yaml, with the command that made it as a comment above; it may have several lines."""
+    above = "".join(f"{_COMMENT}{line}\n" for line in command.split("\n"))
+    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    write_text(folder / CONFIG, above + text)
+
+
+def command_of(folder: Path) -> str:
+    """The command above a folder's config.yaml; '' where there is none."""
+    found: list[str] = []
+    for line in (folder / CONFIG).read_text(encoding="utf-8").split("\n"):
+        if not line.startswith(_COMMENT):
+            break
+        found.append(line.removeprefix(_COMMENT))
+    return "\n".join(found)
+
+
 class MetricsFile:
     """metrics.jsonl: one line an event, flushed as it comes.
 
