@@ -88,6 +88,17 @@ def test_where_ranks_are_alike_it_costs_one_and_a_half_runs():
     assert found.gaps[1].high <= 0.005 * found.pair[1].loss
 
 
+def test_what_is_open_goes_to_the_end_and_there_its_mean_decides():
+    """Rows so noisy that no bound is within τ; the means of many are."""
+    lab = Curves(need=1, noise=0.05)
+    found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
+    little = 0.005 * found.pair[1].loss
+    assert found.gaps[1].mean <= little < found.gaps[1].high
+    assert (found.rank, lab.spent) == (1, pytest.approx(2.0))
+    careful = Judge(JUDGE.gap, JUDGE.tolerance, "larger")
+    assert bracket(Curves(need=1, noise=0.05), RANKS, 1e-3, 0, careful, **BRACKET).rank > 1
+
+
 def test_a_rank_that_parts_early_is_stopped_early():
     lab = Curves(need=32, worse=3.0)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=1.0)

@@ -7,8 +7,10 @@ and L_r its lower one (one-sided, each holds with the given certainty), and τ t
     parted    L_r > τ       too small
     open      else          these rows do not say
 
-The answer is the smallest rank that is within. The reference is the best of those that were
-trained as long; it is within by itself.
+The answer is the smallest rank that is within. Where rows leave a rank open, which they often do
+when they are few, either the mean of d decides, and the answer says how sure it is, or the larger
+rank is taken (`undecided`). The reference is the best of those that were trained as long; it is
+within by itself.
 """
 # ruff: noqa: N815  (the fields carry their shapes in their names)
 
@@ -26,10 +28,11 @@ from lorakit.report.numbers import number, percent
 Floats = NDArray[np.float64]
 State = Literal["within", "parted", "open"]
 Kind = Literal["indistinguishable", "needed", "unsaturated"]
+Undecided = Literal["estimate", "larger"]
 
 # The seed noise is estimated from few short runs: outside of these shares of the loss the estimate
 # says more about their luck than about the task.
-LEAST_SHARE, MOST_SHARE = 0.001, 0.005
+LEAST_SHARE, MOST_SHARE = 0.001, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +127,13 @@ def state_of(d: CrossedInterval, tolerance: float) -> State:
     return "parted" if d.low > tolerance else "open"
 
 
+def suffices(d: CrossedInterval, tolerance: float, undecided: Undecided) -> bool:
+    """Whether a rank counts as within τ, both in nats per token."""
+    if undecided == "larger":
+        return state_of(d, tolerance) == "within"
+    return d.mean <= tolerance
+
+
 @dataclass(frozen=True)
 class Choice:
     """The answer.
@@ -152,6 +162,7 @@ def choose(
     tolerance: float,
     ranks: Sequence[int],
     *,
+    undecided: Undecided = "estimate",
     confidence: float = 1.0,
 ) -> Choice:
     """The smallest rank within τ of the reference.
@@ -161,14 +172,15 @@ def choose(
         reference: the rank that they were held against.
         tolerance: τ in nats per token.
         ranks: all candidates, rising.
+        undecided: what decides where rows leave a rank open.
         confidence: of the choice; see `surely`.
     """
     lowest, highest = ranks[0], ranks[-1]
     states = {rank: state_of(d, tolerance) for rank, d in gaps.items()}
-    within = [rank for rank, state in states.items() if state == "within"] + [reference]
-    rank = min(within)
+    enough = [rank for rank, d in gaps.items() if suffices(d, tolerance, undecided)]
+    rank = min([*enough, reference])
     below = [r for r in states if r < rank]
-    undecided = [r for r in below if states[r] == "open"]
+    untold = [r for r in below if states[r] == "open"]
     little = f"{number(tolerance, 2)} nats per token"
     kind: Kind = "needed"
     if rank == lowest:
@@ -177,7 +189,7 @@ def choose(
             f"Ranks {rank} to {highest} are indistinguishable here, to within {little}: take the "
             f"smallest, {rank}."
         )
-    elif rank == highest and below and not undecided:
+    elif rank == highest and below and not untold:
         kind = "unsaturated"
         words = (
             f"The loss is not saturated at rank {highest}: {max(below)} is worse by "
@@ -190,10 +202,16 @@ def choose(
         if lost:
             d = gaps[max(lost)]
             words += f" Rank {max(lost)} is worse by {number(d.mean, 2)}."
-    if undecided:
+    if untold:
         words += (
-            f" Whether rank {min(undecided)} suffices these held-out rows do not say; more of them "
+            f" Whether rank {min(untold)} suffices these held-out rows do not say; more of them "
             "would."
+        )
+    if states.get(rank) == "open":
+        d = gaps[rank]
+        words += (
+            f" That is by its estimate, {number(d.mean, 2)} from rank {reference}; by these held-out "
+            f"rows it may be {number(d.low, 2)} to {number(d.high, 2)}, and more of them would tell."
         )
     return Choice(rank, kind, dict(gaps), reference, confidence, words)
 

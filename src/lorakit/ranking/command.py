@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.config import read_yaml
 from lorakit.errors import InputError, OutputError
@@ -56,11 +54,10 @@ def run_rank(
     folders.check_folder(folder, resume=given.config.output.resume)
     if given.config.output.resume:
         _same_settings(folder, given)
-        command = _first_command(folder) or command
+        command = folders.command_of(folder) or command
     else:
         folders.make_folder(folder)
-        text = yaml.safe_dump(_kept(given), sort_keys=False, allow_unicode=True)
-        folders.write_text(folder / folders.CONFIG, f"{_COMMAND}{command}\n{text}")
+        folders.write_config(folder, _kept(given), command)
     made = runner or (lambda root, tell: processes(root, workers=given.spec.workers, report=tell))
     run = made(folder / TRIALS, report)
     report({"kind": "phase", "name": "look", "trials": 1})
@@ -115,7 +112,6 @@ def _kept(given: Settings) -> dict[str, Any]:
     return {name: value for name, value in given.to_flat().items() if name != "resume"}
 
 
-_COMMAND = "# "
 # What may be asked for later of a search that is there: its trials stay what they are.
 _LATER = (
     "out",
@@ -127,12 +123,6 @@ _LATER = (
     "grid_rates",
     "grid_seeds",
 )
-
-
-def _first_command(folder: Path) -> str:
-    """The command that began the search, which --resume only finished."""
-    first = (folder / folders.CONFIG).read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.removeprefix(_COMMAND) if first.startswith(_COMMAND) else ""
 
 
 def _same_settings(folder: Path, given: Settings) -> None:

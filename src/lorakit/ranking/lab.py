@@ -246,7 +246,10 @@ class TrialLab:
         return {
             "runs": [
                 {
-                    **{"rank": r.rank, "rate": r.rate, "seed": r.seed, "pattern": dict(r.pattern)},
+                    "rank": r.rank,
+                    "rate": r.rate,
+                    "seed": r.seed,
+                    "pattern": dict(r.pattern),
                     **source,
                 }
                 for r, source in zip(runs, sources, strict=True)
@@ -259,9 +262,9 @@ class TrialLab:
         }
 
     def _rows(self, until: int) -> int:
-        """Held-out rows of a measurement: more, the nearer the end."""
+        """Held-out rows of a measurement: all from half of a run on, where it may decide."""
         rows = int(self._found["eval_rows"])
-        return min(rows, max(LEAST_ROWS, math.ceil(rows * min(1.0, until / self.steps))))
+        return min(rows, max(LEAST_ROWS, math.ceil(rows * min(1.0, 2 * until / self.steps))))
 
     def _index(self, run: Run) -> int:
         return int(self._at[run][0].adapter.split("/")[0].removeprefix("run-"))

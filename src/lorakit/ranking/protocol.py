@@ -186,6 +186,7 @@ def search_rank(
     judge = Judge(
         lambda rank, reference: gap(rank, reference, generator=generator(), level=spec.level),
         tolerance.nats,
+        spec.undecided,
     )
     lab.phase = "search"
     made = _search(lab, spec, judge, probed.rate, seed)
@@ -193,7 +194,9 @@ def search_rank(
         report({"kind": "decided", "text": text})
     little = tolerance.nats(made.pair[1].loss)
     sure = surely(*made.pair, little, generator=generator())
-    choice = choose(made.gaps, made.reference, little, ranks, confidence=sure)
+    choice = choose(
+        made.gaps, made.reference, little, ranks, undecided=spec.undecided, confidence=sure
+    )
     rank, run = made.rank, Run(made.rank, probed.rate, seed)
 
     scored = None

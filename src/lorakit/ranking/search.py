@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lorakit.evaluate.crossed import CrossedInterval
-from lorakit.ranking.choose import Measured, state_of
+from lorakit.ranking.choose import Measured, Undecided, state_of, suffices
 
 How = Literal["trained", "cut", "healed", "nested"]
 
@@ -62,15 +62,22 @@ class Judge:
     Attributes:
         gap: d of a rank and a reference.
         tolerance: τ in nats per token beside a loss.
+        undecided: what decides where the rows do not.
     """
 
     gap: Callable[[Measured, Measured], CrossedInterval]
     tolerance: Callable[[float], float]
+    undecided: Undecided = "estimate"
 
     def state(self, rank: Measured, reference: Measured) -> tuple[CrossedInterval, str]:
         """d, and where it stands to τ."""
         d = self.gap(rank, reference)
         return d, state_of(d, self.tolerance(reference.loss))
+
+    def suffices(self, rank: Measured, reference: Measured) -> bool:
+        """Whether the rank counts as good as the reference."""
+        little = self.tolerance(reference.loss)
+        return suffices(self.gap(rank, reference), little, self.undecided)
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ def bracket(
         rate, seed: of every run.
         judge: compares two ranks.
         rungs: shares of a run at which they are compared, rising to 1.
-        decide_at: share from which on ranks that are within τ count as alike.
+        decide_at: share from which on a rank that is within τ stops the search. What is open
+            goes on to the end.
     """
     lowest, highest = ranks[0], ranks[-1]
     seen: dict[tuple[int, float], Measured] = {}
@@ -157,7 +165,7 @@ def bracket(
         if state == "parted" or (state == "within" and share >= decide_at):
             parted = share
             break
-    if state == "within":
+    if judge.suffices(*pairs[lowest]) and state != "parted":
         train([lowest], 1.0)
         said.append(f"rank {lowest} goes to the end; rank {highest} stopped after {parted:.0%}")
         return Found(lowest, highest, "trained", gaps, pairs[lowest], evidence, said)
@@ -174,7 +182,7 @@ def bracket(
             state = compare(ranks[middle], share)
             if state == "parted":
                 break
-        low, high = (low, middle) if state == "within" else (middle, high)
+        low, high = (low, middle) if judge.suffices(*pairs[ranks[middle]]) else (middle, high)
     answer = ranks[high]
     train([answer], 1.0)
     end = seen[answer, 1.0]
@@ -211,22 +219,22 @@ def heal(
             healed[rank] = point
             evidence.append(Evidence(rank, "healed", 1 + heal_share, point))
 
-    def compare(rank: int) -> str:
+    def enough(rank: int) -> bool:
         gaps[rank], state = judge.state(healed[rank], healed[highest])
         said.append(
             f"cut to rank {rank} and healed it is {gaps[rank].mean:+.4f} nats per token from rank "
             f"{highest} trained on as long: {state}"
         )
-        return state
+        return judge.suffices(healed[rank], healed[highest])
 
     mend([ranks[0], highest])
     low, high = 0, len(ranks) - 1
-    if compare(ranks[0]) == "within":
+    if enough(ranks[0]):
         high = 0
     while high - low > 1:
         middle = (low + high) // 2
         mend([ranks[middle]])
-        low, high = (low, middle) if compare(ranks[middle]) == "within" else (middle, high)
+        low, high = (low, middle) if enough(ranks[middle]) else (middle, high)
     answer = ranks[high]
     return Found(answer, highest, "healed", gaps, (healed[answer], healed[highest]), evidence, said)
 
@@ -252,7 +260,7 @@ def nested(
             continue
         gaps[rank], state = judge.state(points[rank], points[best])
         said.append(f"prefix {rank}: {gaps[rank].mean:+.4f} from the best, {best}: {state}")
-        if state == "within" and rank < answer:
+        if judge.suffices(points[rank], points[best]) and rank < answer:
             answer = rank
     alone = lab.go_on(answer, rate, seed, steps)
     evidence.append(Evidence(answer, "healed", 1 + heal_share, alone))

@@ -7,6 +7,8 @@ from typing import Literal
 
 from lorakit.errors import ConfigError, did_you_mean
 
+# As in choose.py, which is too heavy for --help.
+Undecided = Literal["estimate", "larger"]
 MethodName = Literal["bracket", "heal", "nested", "halving"]
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
 
@@ -61,14 +63,14 @@ class RankSpec:
         metadata={"help": "Seeds of the short runs that the seed noise is estimated from."},
     )
     rungs: tuple[float, ...] = field(
-        default=(0.25, 0.5, 0.75, 1.0),
+        default=(0.25, 0.5, 1.0),
         metadata={"help": "Shares of a run after which ranks are compared."},
     )
     decide_at: float = field(
         default=0.5,
         metadata={
-            "help": "Share of a run from which on two ranks that do not part count as alike; "
-            "1 is safest and dearest."
+            "help": "Share of a run from which on a rank that is within the tolerance stops the "
+            "search; 1 is safest and dearest."
         },
     )
     heal_share: float = field(
@@ -77,6 +79,13 @@ class RankSpec:
     )
     level: float = field(
         default=0.95, metadata={"help": "Certainty of the upper bounds that the choice rests on."}
+    )
+    undecided: Undecided = field(
+        default="estimate",
+        metadata={
+            "help": "Where held-out rows leave open whether a rank is within the tolerance: "
+            "'estimate' goes by its mean and says how sure that is, 'larger' takes the next rank."
+        },
     )
     per_layer: bool = field(
         default=False,
