@@ -77,6 +77,14 @@ def test_on_a_gpu_vllm_has_a_cache_of_its_own_and_needs_no_slot_for_the_base():
     assert said["--max-num-batched-tokens"] == "256"
 
 
+def test_where_the_command_does_not_run_the_older_way_is_taken():
+    older = replace(PROGRAM, has_command=False)
+    words = arguments(older, LAUNCH, ModelSpec(), EngineSpec(), VLLM)
+    assert words[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "/base"]
+    usual = arguments(PROGRAM, LAUNCH, ModelSpec(), EngineSpec(), VLLM)
+    assert words[5:] == usual[5:]
+
+
 def test_more_options_are_vllms_own():
     more = RuntimeSpec(engine="vllm", vllm_args="--enforce-eager --seed 7")
     words = arguments(PROGRAM, LAUNCH, ModelSpec(), EngineSpec(), more)

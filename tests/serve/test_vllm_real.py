@@ -46,7 +46,7 @@ def store(tmp_path_factory):
         attach(model, LoraSpec(rank=rank, alpha=2.0 * rank, rank_pattern=pattern))
         generator = torch.Generator().manual_seed(rank)
         for layer in lora_layers(model).values():
-            layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) * 0.02)
+            layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) * 0.25 / rank**0.5)
         save_adapter(model, root / name, identity=identity)
         detach(model)
         made.add(root / name, name)
@@ -93,8 +93,10 @@ def test_answers_are_those_of_transformers_with_the_same_adapter(store, alone):
         ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
         answers = generate(model, tokenizer, ids, max_new_tokens=16)
         same += sum(a.text == alone[name, p] for a, p in zip(answers, PROMPTS, strict=True))
+    print(f"{same} of {len(alone)} answers are the same")
     assert same >= len(alone) - 1
-    assert len(set(alone.values())) > len(PROMPTS) * 3
+    for name in RANKS:  # each changes something, or equal answers would say little
+        assert sum(alone[name, p] != alone[BASE, p] for p in PROMPTS) >= 2
 
 
 def at_once(asks):
@@ -134,7 +136,8 @@ def test_the_probe_says_what_vllm_does_to_the_bases_rows(server, client, alone):
     }
     got = at_once(asks)
     mixed = {prompt: got[prompt] for prompt in PROMPTS}
-    print(by_itself, mixed)
+    same = sum(mixed[prompt] == by_itself[prompt] for prompt in PROMPTS)
+    print(f"{same} of {len(PROMPTS)} answers of the base by name are its own in a mixed batch")
     assert (mixed == by_itself) == (server.engine.base != NOTHING)
 
 

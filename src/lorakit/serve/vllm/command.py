@@ -119,7 +119,7 @@ def arguments(
         flags.append("--trust-remote-code")
     words = [str(part) for pair in said.items() for part in pair]
     more = _split(runtime.vllm_args)
-    return [*program.command, "serve", str(launch.folder), *words, *flags, *more]
+    return [*program.serve(launch.folder), *words, *flags, *more]
 
 
 def environment(before: Mapping[str, str], key: str) -> dict[str, str]:

@@ -19,6 +19,17 @@ def _rows_stay_apart() -> bool:
     return bool(y[0].all()) and not bool(y[1].any())
 
 
+def _has_command() -> bool:
+    """Whether a package called vllm is installed, whose version the `vllm` command asks for."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def main() -> None:
     """Print it."""
     import vllm
@@ -32,7 +43,8 @@ def main() -> None:
             apart = False
     else:
         apart = device == "cuda"
-    print("\n" + json.dumps({"version": vllm.__version__, "device": device, "apart": apart}))
+    said = {"version": vllm.__version__, "device": device, "apart": apart}
+    print("\n" + json.dumps({**said, "has_command": _has_command()}))
 
 
 if __name__ == "__main__":

