@@ -231,6 +231,33 @@ def test_a_new_version_is_another_adapter_and_an_old_one_can_be_asked_for(quick,
         assert ask(running.url, "task")[0] == 404
 
 
+def test_an_adapter_wider_than_vllms_slots_is_refused_with_the_option_that_helps(quick, tmp_path):
+    for name, rank in (("low", 4), ("high", 32)):
+        make_adapter(base("llama"), tmp_path / name, rank, 1)
+    store = Store(tmp_path / "store")
+    store.add(tmp_path / "low", "low")
+    with quick(store=store.path) as (running, told):
+        assert told.of("start")[0]["max_lora_rank"] == 8
+        store.add(tmp_path / "high", "high")
+        status, _, body = ask(running.url, "high")
+        assert status == 400
+        assert "give --slot-rank 32" in body["error"]["message"]
+        assert ask(running.url, "low", max_tokens=2)[0] == 200
+
+
+def test_adapters_are_loaded_at_run_time_where_that_is_allowed(quick, tmp_path):
+    make_adapter(base("llama"), tmp_path / "allowed" / "new", 8, 1)
+    http = {"allow_loading": True, "loading_dirs": (str(tmp_path / "allowed"),)}
+    with quick(http=http) as (running, told):
+        url = f"{running.url}/v1/load_lora_adapter"
+        assert call(url, {"lora_name": "new", "lora_path": str(tmp_path)})[0] == 403
+        path = str(tmp_path / "allowed" / "new")
+        assert call(url, {"lora_name": "new", "lora_path": path})[0] == 200
+        assert told.of("/v1/load_lora_adapter") == []  # vLLM learns of it when it is asked for
+        assert ask(running.url, "new", max_tokens=2)[0] == 200
+        assert len(told.of("/v1/load_lora_adapter")) == 1
+
+
 def test_what_was_not_asked_for_in_the_longest_time_is_forgotten_and_can_come_back(quick):
     with quick() as (running, told):
         running.engine.registered = 1

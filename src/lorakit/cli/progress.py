@@ -98,12 +98,14 @@ def fetching() -> Iterator[Callable[[str, int, int], None]]:
 
     Of a stage without a total it shows for how long it has been going on.
     """
+    terminal = Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        console=Console(stderr=True),
+        console=terminal,
         transient=True,
+        disable=not terminal.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
 
