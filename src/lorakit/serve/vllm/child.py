@@ -70,7 +70,6 @@ class Child:
                 stderr=log,
                 text=True,
                 env=dict(environment),
-                cwd=self.folder,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the other
             )
         assert self._process.stdout is not None

@@ -1,9 +1,9 @@
 """Runs a program that ends with its parent: `python -m lorakit.serve.vllm.tied FOLDER… -- COMMAND…`.
 
 The parent holds the other end of standard input. When it closes it, or is killed, the program is
-asked to end, then killed with all its processes; then the folders are removed. The program's process
-id is the one line on standard output; what the program prints goes to standard error. It has a
-session of its own, so that Ctrl-C is for the parent alone.
+asked to end, then killed with all its processes; then the folders are removed, of which the first is
+where it works. The program's process id is the one line on standard output; what the program prints
+goes to standard error. It has a session of its own, so that Ctrl-C is for the parent alone.
 """
 
 import contextlib
@@ -24,7 +24,11 @@ def main(arguments: list[str]) -> int:
     at = arguments.index("--")
     folders, command = arguments[:at], arguments[at + 1 :]
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,
+        cwd=folders[0],  # not where the user is, where a folder may be called like a module
     )
     print(child.pid, flush=True)
     gone = threading.Event()
