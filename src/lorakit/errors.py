@@ -12,6 +12,7 @@
     │   └── OutputError       a folder that is not empty, a disk that is full
     ├── DivergedError         a loss or gradient is not finite; its batch was saved
     ├── TrialError            a trial's process ended without a result
+    ├── EngineError           another program that answers for the server does not start, or ended
     ├── CertificateError      a merged model answers differently from its adapter
     └── InterruptedRunError   Ctrl-C; a checkpoint was written
 
@@ -68,6 +69,10 @@ class DivergedError(LorakitError):
 
 class TrialError(LorakitError):
     """The process of a trial failed or was killed; finished trials are kept."""
+
+
+class EngineError(LorakitError):
+    """Another program that answers for the server does not start, refuses its work, or has ended."""
 
 
 class CertificateError(LorakitError):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from engines import base, make_adapter
 
 from families import tokenizer
@@ -17,7 +16,7 @@ from lorakit.adapters.store import Store
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import identify
 from lorakit.serve import server
-from lorakit.serve.spec import EngineSpec, HttpSpec
+from lorakit.serve.spec import EngineSpec, HttpSpec, RuntimeSpec
 
 SPEC = EngineSpec(
     slots=6,
@@ -80,32 +79,37 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    model_folder: Path, store: Path, spec: EngineSpec = SPEC, adapters: Any = (), **http: Any
+    model_folder: Path,
+    store: Path,
+    spec: EngineSpec = SPEC,
+    adapters: Any = (),
+    runtime: RuntimeSpec = RuntimeSpec(),  # noqa: B008 - frozen
+    given: Any = (),
+    **http: Any,
 ) -> Iterator[Running]:
     """A server, from the first request it can take until it has stopped."""
     listening = HttpSpec(port=0, **http)
     sock = server.listen(listening)
-    ready = server.make_ready(
-        ModelSpec(str(model_folder), dtype="float32"),
-        spec,
-        listening,
-        store=store,
-        adapters=adapters,
-    )
-    runner = uvicorn.Server(
-        uvicorn.Config(ready.app, log_level="warning", access_log=False, lifespan="off")
-    )
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [sock]}, daemon=True)
-    ready.engine.start()
-    thread.start()
-    while not runner.started:
-        time.sleep(0.005)
     try:
-        yield Running(server.address(sock), ready)
+        ready = server.make_ready(
+            *(ModelSpec(str(model_folder), dtype="float32"), spec, listening, runtime),
+            store=store,
+            adapters=adapters,
+            given=given,
+        )
+        runner = server.make_server(ready, listening)
+        thread = threading.Thread(target=runner.run, kwargs={"sockets": [sock]}, daemon=True)
+        ready.engine.start()
+        thread.start()
+        while not runner.started:
+            time.sleep(0.005)
+        try:
+            yield Running(server.address(sock), ready)
+        finally:
+            runner.should_exit = True
+            thread.join(10)
+            ready.engine.stop()
     finally:
-        runner.should_exit = True
-        thread.join(10)
-        ready.engine.stop()
         sock.close()
 
 

@@ -62,11 +62,17 @@ def test_a_full_queue_is_a_429_that_says_when_and_nothing_breaks(running):
             call(f"{running.url}/v1/completions", {"model": "small", **ASK, "max_tokens": 30})
         )
 
-    threads = [threading.Thread(target=ask) for _ in range(60)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    # Slow steps, so that the requests meet however slow their own threads are.
+    own = running.engine.observer.step
+    running.engine.observer.step = lambda *told: (time.sleep(0.02), own(*told))
+    try:
+        threads = [threading.Thread(target=ask) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        running.engine.observer.step = own
     assert {status for status, _, _ in outcomes} == {200, 429}
     for status, head, said in outcomes:
         if status == 429:

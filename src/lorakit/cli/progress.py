@@ -27,6 +27,7 @@ STAGES = {
     "after": "answers after training",
     "download": "fetching the built-in model",
     "convert": "converting the built-in model",
+    "vllm": "starting vLLM",
 }
 
 
@@ -93,21 +94,27 @@ class TrainingWatcher:
 
 @contextmanager
 def fetching() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback that shows a bar once the built-in model has to be fetched, and nothing before."""
+    """A callback that shows a bar once something takes a while, such as a download; nothing before.
+
+    Of a stage without a total it shows for how long it has been going on.
+    """
+    terminal = Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        console=Console(stderr=True),
+        console=terminal,
         transient=True,
+        disable=not terminal.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
-            tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
+            tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total or None)
             bars.start()
-        bars.update(tasks[stage], completed=done, total=total)
+        name = STAGES.get(stage, stage) + ("" if total else f", {done} s so far")
+        bars.update(tasks[stage], completed=done, total=total or None, description=name)
 
     try:
         yield show

@@ -1,6 +1,7 @@
 """`lorakit serve`."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from lorakit.cli.show import console, say
 from lorakit.cli.spec_options import read_spec, with_specs
 from lorakit.errors import ConfigError
 from lorakit.models.spec import ModelSpec
-from lorakit.serve.spec import EngineSpec, HttpSpec
+from lorakit.serve.spec import EngineSpec, HttpSpec, RuntimeSpec
 
 _KEY_PANEL = "Making a key"
 
@@ -89,6 +90,8 @@ def serve(
 
     Any client of OpenAI's API works: set its base_url to http://127.0.0.1:8000/v1. A page to try it
     is at http://127.0.0.1:8000/. Ctrl-C or SIGTERM lets running answers end first.
+
+    With `--engine vllm` vLLM computes, and names, keys, limits and the page stay as they are.
     """
     if new_key is not None:
         if "keys" not in specs:
@@ -106,6 +109,7 @@ def serve(
         typer.echo(secret)
         return
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
+    runtime = read_spec(RuntimeSpec, specs)
     model = ModelSpec(base, revision, device, dtype, trust_remote_code)
     from lorakit.serve import server
 
@@ -113,11 +117,12 @@ def serve(
     try:
         with fetching() as progress:
             ready = server.make_ready(
-                *(model, engine, http),
+                *(model, engine, http, runtime),
                 adapters=flatten({"adapters": adapters or []})["adapters"],
                 store=store,
                 force=force,
                 progress=progress,
+                given=[f.name for f in fields(EngineSpec) if f.name in specs],
             )
         say(ready.notes)
         console.print(f"serving {ready.catalog.base} on {server.address(sock)}", soft_wrap=True)
@@ -126,4 +131,4 @@ def serve(
         sock.close()
 
 
-command = with_specs(serve, {"Server": HttpSpec, "Engine": EngineSpec})
+command = with_specs(serve, {"Server": HttpSpec, "Engine": EngineSpec, "vLLM": RuntimeSpec})

@@ -1,7 +1,7 @@
 """A name -> a ready frozen model. The only room that imports transformers.
 
     spec.py         ModelSpec: which model, where, in which format (imports nothing heavy)
-    load.py         load_model, empty_model: frozen, in eval mode, every tensor accounted for
+    load.py         load_model, empty_model, load_outline: frozen, every tensor accounted for
     sources.py      resolve: a folder, hub id, GGUF file or built-in name -> where the files are
     files.py        a model folder's files, looked at before anything heavy opens them
     default.py      the built-in smollm2-135m: one checked download, offline ever after
@@ -29,6 +29,7 @@ _HOMES = {
     "identify": "fingerprint",
     "identify_loaded": "fingerprint",
     "load_model": "load",
+    "load_outline": "load",
     "packed_attention": "attention",
     "packed_hidden": "attention",
     "packed_logits": "attention",

@@ -28,7 +28,7 @@ from lorakit.models.quiet import quiet
 NAME = "lorakit_cached"
 _KEYWORD = "lorakit_step"
 # Rows of a size that no sequence of the step owns are attended to in vain, up to this many between
-# two that one does; a call of its own costs more (on a CPU about 60 microseconds).
+# two that one does; a call of its own would cost more.
 _GAP = 6
 
 

@@ -16,6 +16,8 @@ from lorakit.models.sources import Resolved, resolve
 from lorakit.models.spec import ModelSpec, as_spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -107,6 +109,37 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
             config, dtype=torch_dtype(spec), trust_remote_code=spec.trust_remote_code
         )
     return empty.requires_grad_(False).eval()
+
+
+def load_outline(
+    model: str | ModelSpec = "smollm2-135m", *, progress: Progress = no_progress, **options: Any
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Path]":
+    """All of a base but its weights, for when another program computes with them.
+
+    Returns:
+        The model on the meta device, with the end tokens that its files declare; its tokenizer; and
+        the folder of its files, weights among them, which were looked at and not read.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    spec = as_spec(model, options)
+    where = resolve(spec, progress=progress)
+    config = _config(where, spec)
+    for file in files.weight_files(where.folder):
+        files.check_whole(file)
+    with torch.device("meta"), quiet():
+        empty = AutoModelForCausalLM.from_config(
+            config, dtype=torch_dtype(spec), trust_remote_code=spec.trust_remote_code
+        )
+        if (where.folder / "generation_config.json").is_file():
+            empty.generation_config = GenerationConfig.from_pretrained(
+                where.folder, local_files_only=True
+            )
+    return empty.requires_grad_(False).eval(), _tokenizer(where, spec), where.folder
 
 
 def torch_device(spec: ModelSpec) -> "torch.device":

@@ -1,11 +1,12 @@
 """The slots' numbers: every linear layer of a model's blocks, and the pairs written beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from lorakit.adapters.pairs import StoredAdapter
+from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.lora.batched import SlotGroup
 from lorakit.lora.plan import Target, plan
@@ -19,6 +20,20 @@ Staged = Sequence[SlotGroup]
 def adaptable(model: nn.Module) -> dict[str, Target]:
     """The linear layers of a model's blocks by path, as `LoraSpec()` would adapt them."""
     return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
+
+
+def check_paths(paths: Collection[str], targets: Collection[str], name: str) -> None:
+    """See that an adapter adapts what a server can.
+
+    Raises:
+        AdapterError: a path is none of `targets`.
+    """
+    for path in paths:
+        if path not in targets:
+            raise AdapterError(
+                f"{name} adapts {path}, and a server adapts the linear layers of the blocks "
+                f"only ({did_you_mean(path, targets)}): merge it into a model of its own"
+            )
 
 
 class Bank:
@@ -81,12 +96,7 @@ class Bank:
         Raises:
             AdapterError: it is wider than all slots, or adapts what a server cannot.
         """
-        for path in ranks:
-            if path not in self.targets:
-                raise AdapterError(
-                    f"{name} adapts {path}, and a server adapts the linear layers of the blocks "
-                    f"only ({did_you_mean(path, self.targets)}): merge it into a model of its own"
-                )
+        check_paths(ranks, self.targets, name)
         width = -(-max(ranks.values()) // self.rank)
         if width > self.slots:
             raise AdapterError(
@@ -95,6 +105,15 @@ class Bank:
                 "--slot-rank"
             )
         return width
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes of tensors that could fill all slots in the widest format, and some to spare."""
+        return 8 * self.slots * self.slot_bytes + (64 << 20)
+
+    def open(self, folder: Path, key: str) -> Staged:
+        """Read and stage the adapter in a folder; see `stage`."""
+        return self.stage(read_stored(folder))
 
     def stage(self, adapter: StoredAdapter) -> Staged:
         """An adapter in the slots' form, ready to be copied into them; it touches no slot.

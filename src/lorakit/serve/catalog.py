@@ -9,10 +9,10 @@ by its content id: a new version under an old name shares nothing with the old o
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lorakit.adapters.info import AdapterInfo, adapter_folder, read_adapter
 from lorakit.adapters.pairs import read_stored
@@ -26,7 +26,6 @@ from lorakit.data import Template
 from lorakit.errors import AdapterError, LorakitError, StoreError, did_you_mean
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.session import recorded_template
-from lorakit.serve.bank import Bank, Staged
 
 _REMEMBERED = 4096
 _JSON_BYTES = 8 << 20
@@ -40,6 +39,28 @@ class ForbiddenError(LorakitError):
     """The server does not allow it."""
 
 
+class Holder(Protocol):
+    """Where adapters are held to be computed: the slots of this process, or another program's."""
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes of tensors beyond which a file is not even read."""
+
+    def width(self, ranks: Mapping[str, int], name: str) -> int:
+        """Slots that an adapter of these ranks by path takes.
+
+        Raises:
+            AdapterError: there is no room for it, or it adapts what cannot be adapted here.
+        """
+
+    def open(self, folder: Path, key: str) -> Any:
+        """Read the adapter in a folder, whose content id is `key`, into the form it is held in.
+
+        Raises:
+            AdapterError: it cannot be read, or does not fit.
+        """
+
+
 @dataclass(frozen=True)
 class Model:
     """A model that requests can name.
@@ -48,13 +69,13 @@ class Model:
         name: as it was asked for.
         key: content id of the adapter, "" for the base.
         template: how prompts are put to it.
-        load: reads and stages the adapter; None for the base.
+        load: reads the adapter into the form it is held in; None for the base.
     """
 
     name: str
     key: str
     template: Template
-    load: Callable[[], Staged] | None = None
+    load: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +97,7 @@ class Catalog:
         base: what the base is called.
         identity: its fingerprint; adapters of another base are refused.
         template: the base's own.
-        bank: slots, which say what an adapter may be.
+        holder: where adapters are held, which says what one may be.
         store: where names are looked up, or None.
         names: the only references of the store that are served; None for all.
         folders: adapters by name that lie elsewhere.
@@ -88,14 +109,14 @@ class Catalog:
         base: str,
         identity: BaseIdentity,
         template: Template,
-        bank: Bank,
+        holder: Holder,
         *,
         store: Store | None = None,
         names: Sequence[str] | None = None,
         folders: dict[str, Path] | None = None,
         force: bool = False,
     ) -> None:
-        self.base, self.identity, self.template, self.bank = base, identity, template, bank
+        self.base, self.identity, self.template, self.holder = base, identity, template, holder
         self.store, self.names, self.force = store, names, force
         self._folders = dict(folders or {})
         self._known: OrderedDict[Any, Model] = OrderedDict()
@@ -241,12 +262,13 @@ class Catalog:
         info, record = read_adapter(folder), read_record(folder)
         if not self.force:
             check_base(folder, record, self.identity)
-        self.bank.width(info.ranks, name)
+        self.holder.width(info.ranks, name)
+        key = version or content_id(folder)
         model = Model(
             name,
-            version or content_id(folder),
+            key,
             recorded_template(info, None) or self.template,
-            lambda: self.bank.stage(read_stored(folder)),
+            lambda: self.holder.open(folder, key),
         )
         with self._lock:
             self._known[memory] = model
@@ -256,7 +278,7 @@ class Catalog:
 
     def _bounded(self, folder: Path) -> None:
         """Refuse files far larger than anything that fits the slots, before any is read."""
-        most = 8 * self.bank.slots * self.bank.slot_bytes + (64 << 20)
+        most = self.holder.largest_file
         for name in KEPT:
             file = folder / name
             limit = _JSON_BYTES if name in (CONFIG, RECORD) else most

@@ -130,7 +130,6 @@ def _run(
     arena.index_copy_(0, step.cells, y_THE[:, heads:].view(tokens, 2, keys, width))
     o_TO = attend_step(y_THE[:, :heads], arena, step, block.asked).view(tokens, -1)
     # Adapters before the residual: in 16 bits a small update would be lost in the larger numbers.
-    # (A product and a sum are also faster than one addmm in bf16: 119 + 5 us against 190.)
     y_TD = F.linear(o_TO, *block.o)
     if groups is not None:
         next(groups).add(o_TO, y_TD, batch)

@@ -5,29 +5,29 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lorakit.adapters.store import Store
-from lorakit.errors import ConfigError
+from lorakit.data import Template
+from lorakit.errors import ConfigError, EngineError
 from lorakit.models import ModelSpec
 from lorakit.models.cache import Progress, no_progress
-from lorakit.models.generate import end_tokens
-from lorakit.run.session import open_base
-from lorakit.serve.cache import size_for
-from lorakit.serve.catalog import Catalog, find_folders
-from lorakit.serve.engine import Engine
-from lorakit.serve.forward import open_forward
+from lorakit.models.fingerprint import BaseIdentity
+from lorakit.serve.catalog import Catalog, Holder, find_folders
 from lorakit.serve.keys import read_keys
-from lorakit.serve.spec import EngineSpec, HttpSpec
+from lorakit.serve.opening import open_own
+from lorakit.serve.runtime import Runtime
+from lorakit.serve.spec import EngineSpec, HttpSpec, RuntimeSpec
 
 _log = logging.getLogger("lorakit.serve")
 _SWITCH_SECONDS = 0.0005
 """How long the event loop may keep the engine's thread from starting its next product: Python's own
 5 milliseconds are many products, and the engine asks for the interpreter after each."""
+_OWN = RuntimeSpec()
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Ready:
 
     Attributes:
         app: the ASGI application.
-        engine: its engine, not started.
+        engine: what computes, not started.
         catalog: its models.
         notes: what to say aloud, one sentence each.
     """
 
     app: Any
-    engine: Engine
+    engine: Runtime
     catalog: Catalog
     notes: tuple[str, ...]
 
@@ -51,24 +51,31 @@ def make_ready(
     model: ModelSpec,
     spec: EngineSpec,
     http: HttpSpec,
+    runtime: RuntimeSpec = _OWN,
     *,
     adapters: Sequence[str | Path] = (),
     store: str | Path | None = None,
     force: bool = False,
     progress: Progress = no_progress,
+    given: Collection[str] = (),
 ) -> Ready:
     """Load a base and build the server around it.
 
     Args:
         model: the base.
         spec, http: limits, and where to listen.
+        runtime: what computes; vLLM can answer when this returns.
         adapters: folders, or names in the store; every name of the store without any.
         store: its folder; the user's own by default.
         force: serve adapters although they were trained on another base.
-        progress: told of a download of the built-in model.
+        progress: told of a download of the built-in model ("download", bytes) and of the start of
+            vLLM ("vllm", seconds so far).
+        given: names of the options in `spec` that the user gave; of the others vLLM decides those
+            that depend on its device.
 
     Raises:
-        InputError: the base, an adapter that was named, or the key file cannot be used.
+        InputError: the base, an adapter that was named, the key file or an option cannot be used.
+        EngineError: vLLM does not start.
     """
     from lorakit.serve.http.app import make_app
     from lorakit.serve.http.metrics import Metrics
@@ -76,19 +83,24 @@ def make_ready(
 
     keys = read_keys(http.keys) if http.keys is not None else None
     folders, names = find_folders(adapters)
-    session = open_base(model, progress=progress)
-    context = session.context_length
-    largest = size_for(min(context, spec.max_prompt + spec.max_output))
-    ends = frozenset(end_tokens(session.model, session.tokenizer))
-    forward = open_forward(session.model, spec, largest)
     kept = Store(store)
-    catalog = Catalog(
-        *(Path(model.model).name, session.identity, session.template, forward.bank),
-        store=kept if names or not folders else None,
-        names=names or None,
-        folders=folders,
-        force=force,
-    )
+
+    def make_catalog(identity: BaseIdentity, template: Template, holder: Holder) -> Catalog:
+        return Catalog(
+            *(Path(model.model).name, identity, template, holder),
+            store=kept if names or not folders else None,
+            names=names or None,
+            folders=folders,
+            force=force,
+        )
+
+    if runtime.engine == "vllm":
+        from lorakit.serve.vllm.opening import open_vllm
+
+        opened = open_vllm(model, spec, runtime, make_catalog, progress, given)
+    else:
+        opened = open_own(model, spec, make_catalog, progress)
+    catalog = opened.catalog
     if catalog.base in (*folders, *(entry.name for entry in kept.list())):
         raise ConfigError(
             f"an adapter is called {catalog.base!r}, like the base: rename it, since a model's name "
@@ -99,15 +111,13 @@ def make_ready(
     for name in (*folders, *names):
         catalog.resolve(name)
     metrics = Metrics()
-    service = Service(catalog, session.tokenizer, ends, spec, context, http.max_choices)
-    engine = Engine(forward, session.tokenizer, spec, largest, service.deliver, metrics)
-    service.engine = engine
-    cells = forward.arenas[0].shape[0]
-    notes = (
-        f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
-        f"{spec.slots * forward.bank.slot_bytes / 1e9:.2f} GB, the cache {cells:,} tokens",
+    service = Service(
+        catalog, opened.tokenizer, opened.ends, spec, opened.context, http.max_choices
     )
-    return Ready(make_app(service, http, metrics, keys), engine, catalog, notes)
+    app = make_app(service, http, metrics, keys)
+    # Last, because what it starts has to be stopped again.
+    service.engine = engine = opened.begin(service.deliver, metrics)
+    return Ready(app, engine, catalog, opened.notes)
 
 
 def listen(spec: HttpSpec) -> socket.socket:
@@ -141,34 +151,49 @@ def run(ready: Ready, sock: socket.socket, spec: HttpSpec) -> None:
     """Serve until SIGINT or SIGTERM; then let running answers end, for `spec.drain_seconds`.
 
     From the signal on new requests are refused with 503. A second signal ends everything at once.
+
+    Raises:
+        EngineError: what computes has ended by itself.
     """
+    server = make_server(ready, spec)
+    ready.engine.start()
+    # uvicorn sends itself the signal again when all is done, for a handler that was there before.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with _often_switched(), contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[sock])
+        failure = ready.engine.failure
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        ready.engine.stop()
+    if failure is not None:
+        raise EngineError(failure)
+
+
+def make_server(ready: Ready, spec: HttpSpec) -> Any:
+    """A uvicorn server whose signals also close the engine's door, and which ends with the engine."""
     import uvicorn
 
     class Server(uvicorn.Server):
-        """uvicorn's, whose signal also closes the engine's door."""
-
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             ready.engine.refuse()
             super().handle_exit(sig, frame)
 
-    config = uvicorn.Config(
-        ready.app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=max(1, round(spec.drain_seconds)),
-        timeout_keep_alive=30,
-        limit_concurrency=4096,
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or ready.engine.failure is not None
+
+    return Server(
+        uvicorn.Config(
+            ready.app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, round(spec.drain_seconds)),
+            timeout_keep_alive=30,
+            limit_concurrency=4096,
+        )
     )
-    server = Server(config)
-    ready.engine.start()
-    # uvicorn sends itself the signal again when all is done, for a handler that was there before.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    with _often_switched(), contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[sock])
-    signal.signal(signal.SIGTERM, before)
-    ready.engine.stop()
 
 
 @contextlib.contextmanager

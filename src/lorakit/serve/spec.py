@@ -1,6 +1,7 @@
 """What a server may use and what it allows: small, frozen, quick to import."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lorakit.errors import ConfigError
 
@@ -115,6 +116,46 @@ class HttpSpec:
                 f"host {self.host!r} can be reached from other machines: give --keys FILE, so that "
                 "not everyone may ask (lorakit serve --new-key NAME --keys FILE makes a key)"
             )
+
+
+@dataclass(frozen=True)
+class RuntimeSpec:
+    """Which program computes: lorakit's own engine, or vLLM behind the same server.
+
+    Raises:
+        ConfigError: an option of vLLM's without vLLM, or a value out of its range.
+    """
+
+    engine: Literal["lorakit", "vllm"] = field(
+        default="lorakit",
+        metadata={
+            "help": "What computes the answers: lorakit in this process, or vLLM, which lorakit "
+            "starts, feeds with exported adapters and stands before."
+        },
+    )
+    vllm: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which vLLM: its environment's folder, its python or its vllm command; without "
+            "it the one of this environment, or the vllm command in the PATH."
+        },
+    )
+    vllm_args: str = field(
+        default="",
+        metadata={"help": "More options for vLLM, in one text: '--tensor-parallel-size 2'."},
+    )
+    vllm_seconds: float = field(
+        default=900.0, metadata={"help": "How long vLLM may take until it can answer."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.vllm_seconds <= 0:
+            raise ConfigError(f"vllm_seconds must be above 0; it is {self.vllm_seconds}")
+        if self.engine == "lorakit":
+            for name in ("vllm", "vllm_args", "vllm_seconds"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    flag = "--" + name.replace("_", "-")
+                    raise ConfigError(f"{flag} is for vLLM: give --engine vllm as well")
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

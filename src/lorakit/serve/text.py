@@ -16,7 +16,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        # The tokenizer's own core: transformers' method around it takes ten times as long.
+        # The tokenizer's own core: the method around it does more for every token than is needed.
         self._decoder, self._stop = tokenizer.backend_tokenizer, tuple(s for s in stop if s)
         self._ids: list[int] = []
         # Tokens before `_begin` are text already; those up to `_read` give the same text again.

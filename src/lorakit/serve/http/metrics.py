@@ -45,8 +45,8 @@ class Metrics(Observer):
         self.between = histogram("time_between_tokens_seconds", "Between two tokens", "model")
         self.loads = histogram("adapter_load_seconds", "Reading, checking and staging an adapter")
         self.installs = histogram("adapter_install_seconds", "Copying it into its slots")
-        self._recent: deque[tuple[float, int]] = deque(maxlen=10_000)
-        self._in_step = 0
+        # Tokens of each tenth of a second in which there were any, the latest last.
+        self._recent: deque[tuple[int, int]] = deque(maxlen=round(10 * _WINDOW) + 1)
         # Looking a label up takes longer than counting.
         self._series: dict[str, tuple[Any, ...]] = {}
         self.now = {"running": 0, "waiting": 0}
@@ -54,8 +54,6 @@ class Metrics(Observer):
     def step(self, seconds: float, tokens: int) -> None:
         """A step is over."""
         self.steps.observe(seconds)
-        self._recent.append((time.monotonic(), self._in_step))
-        self._in_step = 0
 
     def level(self, running: int, waiting: int, cells: int) -> None:
         """What is computed and what waits."""
@@ -72,7 +70,10 @@ class Metrics(Observer):
             series = self._series[name] = tuple(each.labels(name) for each in made)
         series[0].inc()
         series[1 if first else 2].observe(since)
-        self._in_step += 1
+        tenth, before = int(10 * time.monotonic()), 0
+        if self._recent and self._recent[-1][0] == tenth:
+            before = self._recent.pop()[1]
+        self._recent.append((tenth, before + 1))
 
     def prompt(self, name: str, tokens: int, reused: int) -> None:
         """A prompt has been read."""
@@ -87,12 +88,10 @@ class Metrics(Observer):
     def per_second(self) -> float:
         """Tokens written a second, over the last few seconds."""
         now = time.monotonic()
-        while self._recent and self._recent[0][0] < now - _WINDOW:
-            self._recent.popleft()
-        recent = list(self._recent)
+        recent = [each for each in tuple(self._recent) if each[0] >= 10 * (now - _WINDOW)]
         if not recent:
             return 0.0
-        return sum(count for _, count in recent) / max(1.0, now - recent[0][0])
+        return sum(count for _, count in recent) / max(1.0, now - recent[0][0] / 10)
 
     def text(self) -> bytes:
         """In Prometheus's format."""

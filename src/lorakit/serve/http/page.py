@@ -58,7 +58,7 @@ def install(
             "base": service.catalog.base,
             "tokens_per_second": round(metrics.per_second(), 1),
             **metrics.now,
-            "resident_adapters": len(engine.pool.resident) if engine else 0,
+            "resident_adapters": engine.residents if engine else 0,
             "slots": service.spec.slots,
             "max_output": service.spec.max_output,
         }

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from lorakit.data import Example, encode_prompt
 from lorakit.errors import DataError
 from lorakit.serve.catalog import Catalog, Model, UnknownModelError
-from lorakit.serve.engine import Engine, Event, Prompt
+from lorakit.serve.engine import Event, Prompt
 from lorakit.serve.http.problems import Problem, bad, busy
 from lorakit.serve.http.schema import ChatRequest, Common, CompletionRequest
+from lorakit.serve.runtime import Runtime
 from lorakit.serve.sampling import Sampling
 from lorakit.serve.scheduler import QueueFullError
 from lorakit.serve.spec import EngineSpec
@@ -93,7 +94,7 @@ class Service:
         # The engine's thread decodes while this one encodes: each has a tokenizer of its own.
         self.tokenizer = copy.deepcopy(tokenizer)
         self.vocabulary = len(tokenizer)
-        self.engine: Engine | None = None
+        self.engine: Runtime | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lorakit-prompts")
 
     def deliver(self, events: list[tuple[Any, Event]]) -> None:

@@ -1,0 +1,68 @@
+"""A base made ready to be served by lorakit's own engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.data import Template
+from lorakit.models import ModelSpec
+from lorakit.models.cache import Progress
+from lorakit.models.fingerprint import BaseIdentity
+from lorakit.models.generate import end_tokens
+from lorakit.run.session import open_base
+from lorakit.serve.cache import size_for
+from lorakit.serve.catalog import Catalog, Holder
+from lorakit.serve.engine import Deliver, Engine, Observer
+from lorakit.serve.forward import open_forward
+from lorakit.serve.runtime import Runtime
+from lorakit.serve.spec import EngineSpec
+
+MakeCatalog = Callable[[BaseIdentity, Template, Holder], Catalog]
+"""A base's fingerprint, its template and where its adapters are held -> its models by name."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base that can be served, whatever computes with it.
+
+    Attributes:
+        catalog: its models.
+        tokenizer: its tokenizer.
+        ends: token ids that end an answer.
+        context: longest sequence that it reads, in tokens.
+        begin: makes what computes, ready to answer.
+        notes: what to say aloud, one sentence each.
+    """
+
+    catalog: Catalog
+    tokenizer: Any
+    ends: frozenset[int]
+    context: int
+    begin: Callable[[Deliver, Observer], Runtime]
+    notes: tuple[str, ...]
+
+
+def open_own(
+    model: ModelSpec, spec: EngineSpec, make_catalog: MakeCatalog, progress: Progress
+) -> Opened:
+    """Load a base, and lay out slots and cache."""
+    session = open_base(model, progress=progress)
+    context = session.context_length
+    largest = size_for(min(context, spec.max_prompt + spec.max_output))
+    forward = open_forward(session.model, spec, largest)
+    catalog = make_catalog(session.identity, session.template, forward.bank)
+    cells = forward.arenas[0].shape[0]
+    slots = (
+        f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
+        f"{spec.slots * forward.bank.slot_bytes / 1e9:.2f} GB, the cache {cells:,} tokens"
+    )
+    return Opened(
+        catalog,
+        session.tokenizer,
+        frozenset(end_tokens(session.model, session.tokenizer)),
+        context,
+        lambda deliver, observer: Engine(
+            forward, session.tokenizer, spec, largest, deliver, observer
+        ),
+        (slots,),
+    )
