@@ -26,7 +26,12 @@ from lorakit.adapters.info import (
 from lorakit.adapters.names import pair_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
-from lorakit.adapters.tensors import read_tensors_and_hash, require_finite, write_tensors
+from lorakit.adapters.tensors import (
+    read_tensors_and_hash,
+    read_tensors_at_once,
+    require_finite,
+    write_tensors,
+)
 from lorakit.errors import AdapterError
 from lorakit.lora import LoraSpec, equations
 from lorakit.lora.targets import first_hit
@@ -148,8 +153,13 @@ class StoredAdapter:
         return Opened(self.source, self.config, self.record, {**_named(self.pairs), **self.whole})
 
 
-def open_adapter(folder: str | Path) -> Opened:
+def open_adapter(folder: str | Path, *, check: bool = True) -> Opened:
     """Read an adapter folder: JSON and tensors, the hash compared, every number finite.
+
+    Args:
+        folder: where.
+        check: False where these very files were checked before and time matters: neither the hash
+            nor the numbers are looked at then.
 
     Raises:
         AdapterError: the folder is no adapter; a foreign, truncated, pickled or changed file; a
@@ -158,6 +168,8 @@ def open_adapter(folder: str | Path) -> Opened:
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
     file = folder / TENSORS
+    if not check:
+        return Opened(folder, config, record, read_tensors_at_once(file))
     tensors, digest = read_tensors_and_hash(file)
     if record is not None and record.tensors_sha256 != digest:
         raise AdapterError(
@@ -168,15 +180,19 @@ def open_adapter(folder: str | Path) -> Opened:
     return Opened(folder, config, record, tensors)
 
 
-def read_stored(folder: str | Path) -> StoredAdapter:
+def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
     """Read an adapter folder as a value, everything checked that can be without a model.
 
     Tensors narrower than float32 are widened, which is exact.
 
+    Args:
+        folder: where.
+        check: as for `open_adapter`; shapes are compared in any case.
+
     Raises:
         AdapterError: as `open_adapter`; or a missing, extra or misshapen tensor.
     """
-    opened = open_adapter(folder)
+    opened = open_adapter(folder, check=check)
     config, tensors = opened.config, opened.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     pairs: dict[str, Pair] = {}

@@ -57,6 +57,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise not_safetensors(path, error) from error
 
 
+def read_tensors_at_once(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, which is read whole and then let go of: it may change afterwards.
+
+    A mapped file that is cut short while it is read ends the process.
+
+    Raises:
+        AdapterError: the file cannot be read, is truncated or no safetensors.
+    """
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise not_safetensors(path, error) from error
+
+
 def read_tensors_and_hash(path: Path) -> tuple[dict[str, Tensor], str]:
     """All tensors of a file and the SHA-256 of the very bytes they came from.
 

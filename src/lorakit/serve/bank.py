@@ -2,16 +2,21 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from lorakit.adapters.pairs import StoredAdapter, read_stored
+from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.lora.batched import SlotGroup
 from lorakit.lora.plan import Target, plan
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import block_of
+
+_REMEMBERED = 4096
+"""Adapters of which it is remembered that they were checked."""
 
 Staged = Sequence[SlotGroup]
 """An adapter in the form of the slots, as many of them as it takes."""
@@ -63,6 +68,8 @@ class Bank:
         self._grouped = [tuple(paths) for paths in grouped]
         assert {path for paths in grouped for path in paths} == self.targets.keys()
         self.groups = self._make(slots)
+        # Content ids whose files were checked, and what the files were like then.
+        self._checked: dict[str, tuple[Any, ...]] = {}
 
     def _make(self, slots: int) -> list[SlotGroup]:
         made = []
@@ -112,8 +119,17 @@ class Bank:
         return 8 * self.slots * self.slot_bytes + (64 << 20)
 
     def open(self, folder: Path, key: str) -> Staged:
-        """Read and stage the adapter in a folder; see `stage`."""
-        return self.stage(read_stored(folder))
+        """Read and stage the adapter in a folder; see `stage`.
+
+        Everything is checked the first time. As long as the files stay those that were checked,
+        later times are a good deal shorter.
+        """
+        files = signature(folder)
+        staged = self.stage(read_stored(folder, check=self._checked.get(key) != files))
+        self._checked[key] = files
+        while len(self._checked) > _REMEMBERED:
+            del self._checked[next(iter(self._checked))]
+        return staged
 
     def stage(self, adapter: StoredAdapter) -> Staged:
         """An adapter in the slots' form, ready to be copied into them; it touches no slot.

@@ -19,7 +19,7 @@ from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD, check_base, read_record
 from lorakit.adapters.store import Entry, Store, content_id
-from lorakit.adapters.store.contents import KEPT
+from lorakit.adapters.store.contents import KEPT, signature
 from lorakit.adapters.store.references import check_name
 from lorakit.adapters.store.summary import numbers
 from lorakit.data import Template
@@ -138,7 +138,7 @@ class Catalog:
             return Model(name, "", self.template)
         folder = self._folders.get(name)
         if folder is not None:
-            return self._at(name, folder, _signature(folder), None)
+            return self._at(name, folder, signature(folder), None)
         entry = self._stored(name)
         if entry is None:
             every = [self.base, *(e.name for e in self._entries()), *self._folders]
@@ -183,7 +183,7 @@ class Catalog:
         if name == self.base:
             raise ForbiddenError(f"{name!r} is the base")
         folder = self._allowed(path, allowed)
-        model = self._at(name, folder, _signature(folder), None)
+        model = self._at(name, folder, signature(folder), None)
         assert model.load is not None
         read_stored(folder)  # everything that can be wrong with it is said now, and not later
         with self._lock:
@@ -225,10 +225,10 @@ class Catalog:
 
     def _card(self, name: str, folder: Path) -> Card:
         """What a folder says of itself, read again when it has changed."""
-        signature = _signature(folder)
+        now = signature(folder)
         known = self._cards.get(name)
-        if known is None or known[0] != signature:
-            known = self._cards[name] = signature, _card(name, read_adapter(folder))
+        if known is None or known[0] != now:
+            known = self._cards[name] = now, _card(name, read_adapter(folder))
         return known[1]
 
     def _entries(self) -> Iterable[Entry]:
@@ -264,12 +264,14 @@ class Catalog:
             check_base(folder, record, self.identity)
         self.holder.width(info.ranks, name)
         key = version or content_id(folder)
-        model = Model(
-            name,
-            key,
-            recorded_template(info, None) or self.template,
-            lambda: self.holder.open(folder, key),
-        )
+
+        def load() -> Any:
+            # A version in the store never changes; files that lie elsewhere may.
+            if version is None and signature(folder) != memory:
+                raise AdapterError(f"{name} was replaced since it was asked for: ask again")
+            return self.holder.open(folder, key)
+
+        model = Model(name, key, recorded_template(info, None) or self.template, load)
         with self._lock:
             self._known[memory] = model
             while len(self._known) > _REMEMBERED:
@@ -318,18 +320,6 @@ def find_folders(places: Sequence[str | Path]) -> tuple[dict[str, Path], list[st
                 raise AdapterError(f"{folder} and {folders[name]} would both be called {name!r}")
             folders[name] = folder.resolve()
     return folders, names
-
-
-def _signature(folder: Path) -> tuple[Any, ...]:
-    """Changes when a file of the folder is replaced."""
-    parts: list[Any] = [str(folder)]
-    for name in KEPT:
-        try:
-            stat = (folder / name).stat()
-        except OSError:
-            continue
-        parts.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(parts)
 
 
 def _card(name: str, info: AdapterInfo) -> Card:

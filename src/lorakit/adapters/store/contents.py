@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -53,6 +54,18 @@ def content_id(folder: str | Path) -> str:
     """The id that an adapter folder has, or would have, in any store."""
     folder = Path(folder)
     return id_of(hash_file(folder / name) for name in KEPT if (folder / name).is_file())
+
+
+def signature(folder: Path) -> tuple[Any, ...]:
+    """Changes when a file of the folder is replaced."""
+    parts: list[Any] = [str(folder)]
+    for name in KEPT:
+        try:
+            stat = (folder / name).stat()
+        except OSError:
+            continue
+        parts.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(parts)
 
 
 def hash_file(path: Path) -> StoredFile:
