@@ -1,6 +1,7 @@
 """Answers of 32 requests at once: one base with no adapter, with 8, and with 32 of them.
 
     python benchmarks/serve.py --rounds 2 --out benchmarks/results/serve.jsonl
+    python benchmarks/serve.py --rounds 1 --contenders lorakit,vllm --vllm ENV/bin/python
 
 `lorakit serve` over HTTP, streaming, against peft's mixed batch (`adapter_names`), transformers' own
 `generate` one by one and 32 at once, and vLLM's CPU build where it is installed. Contenders take
@@ -17,6 +18,7 @@ measured in the process of the run.
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--requests", type=int, default=64, help="of a run, after a warm-up")
     parser.add_argument("--contenders", default="lorakit,peft,transformers")
+    parser.add_argument("--vllm", default=sys.executable, help="python of vLLM's environment")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     options = parser.parse_args()
     same = bench.session()
@@ -57,7 +60,8 @@ def main() -> None:
                 for what, adapters in runs[name]:
                     task = {"what": what, "adapters": adapters, "scratch": scratch}
                     task |= {"new": options.new, "requests": options.requests}
-                    line = same | {"turn": turn} | bench.measure(task)
+                    made = in_vllm(options.vllm, task) if name == "vllm" else bench.measure(task)
+                    line = same | {"turn": turn} | made
                     bench.note(json.dumps({k: v for k, v in line.items() if k not in same}))
                     lines.append(line)
                     bench.append(options.out, [line])
@@ -287,22 +291,37 @@ def generate(task: bench.Line) -> bench.Line:
     return {"tokens_per_second": len(asked) * task["new"] / (time.perf_counter() - began)}
 
 
+def in_vllm(python: str, task: bench.Line) -> bench.Line:
+    """A task in vLLM's own environment, which need not have lorakit."""
+    from lorakit.models import ModelSpec
+    from lorakit.models.sources import resolve
+
+    given = json.dumps(task | {"base": str(resolve(ModelSpec()).folder)})
+    quiet = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": ""}
+    command = [python, __file__, "--task", given]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not answers:
+        sys.stderr.write(done.stderr[-4000:])
+        raise SystemExit(f"{python} ended with {done.returncode}")
+    made: bench.Line = json.loads(answers[-1])
+    return made
+
+
 def run_vllm(task: bench.Line) -> bench.Line:
     """vLLM's own engine, offline, its CPU build."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from lorakit.models import ModelSpec
-    from lorakit.models.sources import resolve
-
     folder = Path(task["scratch"]) / "adapters"
     llm = LLM(
-        str(resolve(ModelSpec()).folder),
+        task["base"],
         enable_lora=task["adapters"] > 0,
         max_loras=max(1, task["adapters"]),
         max_lora_rank=RANK,
         max_model_len=1024,
         max_num_seqs=FLIGHT,
+        kv_cache_memory_bytes=1 << 30,
     )
     asked = [{"prompt_token_ids": ids} for ids in prompts(FLIGHT)]
     loras = None

@@ -121,5 +121,11 @@ def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.dtype.is_floating_point:
             raise AdapterError(f"{path}: {name} is {tensor.dtype}, not a floating-point tensor")
+    # One pass over each tensor and one answer for all: a sum is finite only where its terms are. One
+    # that is not may have overflowed, so that then every number is looked at.
+    sums = [t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors.values()]
+    if not sums or bool(torch.stack([total.double() for total in sums]).isfinite().all()):
+        return
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{path}: {name} holds a NaN or an infinity; train it again")
