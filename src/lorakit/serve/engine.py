@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from lorakit.serve.sampling import Chosen, Sampling, choose
 from lorakit.serve.scheduler import QueueFullError, Scheduler, Work
 from lorakit.serve.spec import EngineSpec
 from lorakit.serve.text import TextStream
+from lorakit.serve.thread import ComputeThread
 
 _log = logging.getLogger("lorakit.serve")
 
@@ -134,6 +135,7 @@ class Engine:
         deliver: called in the engine's thread after every step; must not block.
         observer: told what happens.
         clock: seconds, monotonic.
+        thread: in which steps are run: the one that loaded the base, where there is one.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Engine:
         deliver: Deliver,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        thread: ComputeThread | None = None,
     ) -> None:
         self.forward, self.tokenizer, self.spec = forward, tokenizer, spec
         self.deliver, self.clock = deliver, clock
@@ -157,20 +160,21 @@ class Engine:
         self._wake = threading.Event()
         self._count, self._counted = 0, threading.Lock()
         self._loading: dict[str, Future[tuple[Staged, float]]] = {}
-        # OpenMP gives every thread that computes in parallel a team of its own, and with more
-        # threads than processors all of them sleep between products: a step of 47 ms took 70.
+        # The loader computes alone: a second team would slow every step (thread.py). What it sets
+        # for itself torch takes for every thread that begins to compute later.
         self._threads = torch.get_num_threads()
         self._loader = ThreadPoolExecutor(
             1, thread_name_prefix="lorakit-loader", initializer=lambda: torch.set_num_threads(1)
         )
-        self._state = "running"
-        self._thread = threading.Thread(target=self._loop, name="lorakit-engine", daemon=True)
+        self._state, self._started = "running", False
+        self._thread, self._run = thread or ComputeThread(), Future[None]()
 
     # --- from any thread
 
     def start(self) -> None:
         """Begin to run steps."""
-        self._thread.start()
+        self._run = self._thread.begin(self._loop)
+        self._started = True
 
     def submit(self, prompts: Sequence[Prompt], tag: Any) -> Callable[[], None]:
         """Ask for answers; they come through `deliver` with `tag`.
@@ -227,7 +231,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether steps are run."""
-        return self._thread.is_alive()
+        return self._started and not self._run.done()
 
     @property
     def failure(self) -> str | None:
@@ -253,8 +257,9 @@ class Engine:
             time.sleep(0.02)
         self._state = "stopped"
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._started:
+            wait([self._run])
+        self._thread.end()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _post(self, what: Callable[[], None]) -> None:

@@ -9,13 +9,14 @@ from lorakit.models import ModelSpec
 from lorakit.models.cache import Progress
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.models.generate import end_tokens
-from lorakit.run.session import open_base
+from lorakit.run.session import Session, open_base
 from lorakit.serve.cache import size_for
 from lorakit.serve.catalog import Catalog, Holder
 from lorakit.serve.engine import Deliver, Engine, Observer
-from lorakit.serve.forward import open_forward
+from lorakit.serve.forward import Forward, open_forward
 from lorakit.serve.runtime import Runtime
 from lorakit.serve.spec import EngineSpec
+from lorakit.serve.thread import ComputeThread
 
 MakeCatalog = Callable[[BaseIdentity, Template, Holder], Catalog]
 """A base's fingerprint, its template and where its adapters are held -> its models by name."""
@@ -46,10 +47,14 @@ def open_own(
     model: ModelSpec, spec: EngineSpec, make_catalog: MakeCatalog, progress: Progress
 ) -> Opened:
     """Load a base, and lay out slots and cache."""
-    session = open_base(model, progress=progress)
-    context = session.context_length
-    largest = size_for(min(context, spec.max_prompt + spec.max_output))
-    forward = open_forward(session.model, spec, largest)
+    thread = ComputeThread()
+
+    def load() -> tuple[Session, int, Forward]:
+        session = open_base(model, progress=progress)
+        largest = size_for(min(session.context_length, spec.max_prompt + spec.max_output))
+        return session, largest, open_forward(session.model, spec, largest)
+
+    session, largest, forward = thread.call(load)
     catalog = make_catalog(session.identity, session.template, forward.bank)
     cells = forward.arenas[0].shape[0]
     slots = (
@@ -60,9 +65,9 @@ def open_own(
         catalog,
         session.tokenizer,
         frozenset(end_tokens(session.model, session.tokenizer)),
-        context,
+        session.context_length,
         lambda deliver, observer: Engine(
-            forward, session.tokenizer, spec, largest, deliver, observer
+            *(forward, session.tokenizer, spec, largest, deliver, observer), thread=thread
         ),
         (slots,),
     )

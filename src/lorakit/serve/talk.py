@@ -19,6 +19,7 @@ from lorakit.serve.engine import Engine, Event, Prompt
 from lorakit.serve.forward import open_forward
 from lorakit.serve.sampling import Sampling
 from lorakit.serve.spec import EngineSpec
+from lorakit.serve.thread import ComputeThread
 
 BASE = "base"
 _LONGEST = 4096
@@ -54,7 +55,8 @@ class Talk:
         progress: Progress = no_progress,
     ) -> None:
         found = [None if name == BASE else find_adapter(name, store) for name in adapters]
-        session = open_base(model, data, progress=progress)
+        thread = ComputeThread()
+        session = thread.call(lambda: open_base(model, data, progress=progress))
         self.tokenizer, self.most, self.names = session.tokenizer, most, tuple(adapters)
         self._ends = frozenset(end_tokens(session.model, session.tokenizer))
         context = min(session.context_length, _LONGEST)
@@ -62,7 +64,7 @@ class Talk:
             slots=4 * len(adapters), cache_gb=_CACHE_GB, max_prompt=context, max_output=most
         )
         largest = size_for(context)
-        forward = open_forward(session.model, spec, largest)
+        forward = thread.call(lambda: open_forward(session.model, spec, largest))
         folders = {str(i): each.folder for i, each in enumerate(found) if each is not None}
         catalog = Catalog(
             BASE, session.identity, session.template, forward.bank, folders=folders, force=force
@@ -74,7 +76,9 @@ class Talk:
             self._models = [replace(one, template=session.template) for one in self._models]
         self._turns: list[list[dict[str, str]]] = [[] for _ in adapters]
         self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
-        self._engine = Engine(forward, session.tokenizer, spec, largest, self._deliver)
+        self._engine = Engine(
+            *(forward, session.tokenizer, spec, largest, self._deliver), thread=thread
+        )
         self._engine.start()
         self._context = context
 
