@@ -10,8 +10,9 @@ from families import tiny, tokenizer
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.save import save_adapter
 from lorakit.lora import LoraSpec, attach, detach, lora_layers
+from lorakit.serve.answers import Event, Prompt
 from lorakit.serve.cache import size_for
-from lorakit.serve.engine import Engine, Event, Prompt
+from lorakit.serve.engine import Engine
 from lorakit.serve.forward import open_forward
 from lorakit.serve.sampling import Sampling
 from lorakit.serve.spec import EngineSpec

@@ -16,8 +16,8 @@ from lorakit.adapters.load import load_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.errors import AdapterError, ConfigError, EngineError
 from lorakit.models import ModelSpec
+from lorakit.serve.answers import Prompt
 from lorakit.serve.bank import adaptable
-from lorakit.serve.engine import Prompt
 from lorakit.serve.sampling import Chosen, Sampling
 from lorakit.serve.spec import EngineSpec, RuntimeSpec
 from lorakit.serve.vllm.command import Launch, arguments, check_options, environment

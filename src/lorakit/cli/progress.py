@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lorakit.cli.bars import Bars
 from lorakit.cli.show import console, count, duration, left_out, plan_table, say, size, warn
 
 STAGES = {
@@ -31,32 +31,19 @@ STAGES = {
 }
 
 
-class TrainingWatcher:
+class TrainingWatcher(Bars):
     """Shows what `run_training` reports; use it as a context manager."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        super().__init__(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[detail]}"),
-            console=console,
         )
         self._task: TaskID | None = None
-
-    def __enter__(self) -> "TrainingWatcher":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""

@@ -2,48 +2,34 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
+from lorakit.cli.bars import Bars
 from lorakit.cli.progress import STAGES
 from lorakit.cli.show import console, count, duration, say, size
 
 
-class TogetherWatcher:
+class TogetherWatcher(Bars):
     """Shows what `run_together` reports: one bar a job; use it as a context manager."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[detail]}", markup=False),
-            console=console,
         )
         self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "TogetherWatcher":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""

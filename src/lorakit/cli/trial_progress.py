@@ -2,20 +2,19 @@
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 
-from lorakit.cli.show import console, duration
+from lorakit.cli.bars import Bars
+from lorakit.cli.show import duration
 
 _STAGES = {
     "general": "answering the general prompts",
@@ -25,36 +24,23 @@ _STAGES = {
 }
 
 
-class TrialWatcher:
+class TrialWatcher(Bars):
     """Shows what a runner of trials reports; use it as a context manager.
 
     One bar counts the trials of the whole, and one the steps of each trial that runs.
     """
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        super().__init__(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
-            console=console,
         )
         self._whole: TaskID | None = None
         self._running: dict[str, tuple[TaskID, float]] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""

@@ -8,8 +8,6 @@ RUN/
   report.html      the page made of the two, and plots/*.png
 """
 
-import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +17,11 @@ from lorakit.comparing.methods import Arm, arms_of
 from lorakit.comparing.protocol import Findings, Prospect, compare_arms, prospect
 from lorakit.comparing.settings import Settings
 from lorakit.comparing.summary import summarise
-from lorakit.config import read_yaml
-from lorakit.errors import InputError, OutputError
+from lorakit.errors import InputError
 from lorakit.report import write_compare_report
 from lorakit.run import folder as folders
 from lorakit.trials import Report, Runner, processes
-
-TRIALS = "trials"
+from lorakit.trials.experiment import TRIALS, enter, forget_if_empty
 
 
 def look_ahead(given: Settings, *, report: Report = lambda event: None) -> Prospect:
@@ -64,13 +60,7 @@ def run_compare(
         DivergedError, TrialError: see `compare_arms`; finished trials are kept.
     """
     folder = Path(given.config.output.out)
-    folders.check_folder(folder, resume=given.config.output.resume)
-    if given.config.output.resume:
-        _same_settings(folder, given)
-        command = folders.command_of(folder) or command
-    else:
-        folders.make_folder(folder)
-        folders.write_config(folder, _kept(given), command)
+    command = enter(folder, given.to_flat(), command, what="a comparison")
     made = runner or (lambda root, tell: processes(root, workers=given.spec.workers, report=tell))
     run = made(folder / TRIALS, report)
     chosen = tuple(arms) if arms is not None else _arms(given)
@@ -78,7 +68,7 @@ def run_compare(
     try:
         expected = prospect(chosen, given.spec, given.config, run)
     except InputError:
-        _forget_if_empty(folder)
+        forget_if_empty(folder)
         raise
     report({"kind": "prospect", "prospect": expected, "arms": [arm.name for arm in chosen]})
     findings = compare_arms(chosen, given.spec, given.config, run, expected, report=report)
@@ -115,32 +105,5 @@ def _score(made: Mapping[str, Any], row: int) -> float | None:
     return None if first["rows"] is None else float(first["rows"][row])
 
 
-def _forget_if_empty(folder: Path) -> None:
-    """Remove a folder in which nothing was done, so that the mended command can use it."""
-    if not any((folder / TRIALS).glob("*/result.json")):
-        for name in (folders.CONFIG, TRIALS):
-            place = folder / name
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-
-
 def _arms(given: Settings) -> tuple[Arm, ...]:
     return arms_of(given.spec, given.config.lora)
-
-
-def _kept(given: Settings) -> dict[str, Any]:
-    """The settings without what says only how the command was run."""
-    return {name: value for name, value in given.to_flat().items() if name not in ("resume",)}
-
-
-def _same_settings(folder: Path, given: Settings) -> None:
-    """Refuse to go on with other settings: the folder would hold two comparisons in one."""
-    before, now = dict(read_yaml(folder / folders.CONFIG)), _kept(given)
-    for name in ("out", "workers"):
-        before.pop(name, None)
-        now.pop(name, None)
-    changed = [n for n in now if json.dumps(before.get(n)) != json.dumps(now[n])]
-    if changed:
-        raise OutputError(
-            f"{folder} holds a comparison with other settings ({', '.join(changed)}): leave them "
-            "out to go on with it, or give another --out"
-        )

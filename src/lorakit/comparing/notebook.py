@@ -5,10 +5,8 @@ from typing import Any
 
 from lorakit.comparing.command import run_compare
 from lorakit.comparing.settings import settings
-from lorakit.run import folder as folders
-from lorakit.run.folder import CONFIG
 from lorakit.trials import Report
-from lorakit.trials.sources import Rows, as_source
+from lorakit.trials.sources import Rows, asked, call
 
 
 def compare(
@@ -42,13 +40,5 @@ def compare(
             comparison.
         DivergedError, TrialError: see `lorakit compare`; finished trials are kept.
     """
-    folder = Path(out)
-    resume = (folder / CONFIG).is_file()
-    if not resume:
-        folders.check_folder(folder, resume=False)
-    sources = {"data": (as_source(data, folder, "rows"),)}
-    if eval_data is not None:
-        sources["eval_data"] = (as_source(eval_data, folder, "held-out"),)
-    given = settings(None, {**options, **sources, "out": str(out), "resume": resume})
-    command = f"lorakit.compare({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-    return run_compare(given, command=command, report=report)
+    given = settings(None, asked(data, eval_data, out, options))
+    return run_compare(given, command=call("lorakit.compare", options), report=report)

@@ -10,9 +10,10 @@ from lorakit.models.cache import Progress
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.models.generate import end_tokens
 from lorakit.run.session import Session, open_base
+from lorakit.serve.answers import Deliver, Observer
 from lorakit.serve.cache import size_for
 from lorakit.serve.catalog import Catalog, Holder
-from lorakit.serve.engine import Deliver, Engine, Observer
+from lorakit.serve.engine import Engine
 from lorakit.serve.forward import Forward, open_forward
 from lorakit.serve.runtime import Runtime
 from lorakit.serve.spec import EngineSpec

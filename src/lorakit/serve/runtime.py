@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lorakit.serve.engine import Prompt
+from lorakit.serve.answers import Prompt
 
 
 class Runtime(Protocol):

@@ -13,9 +13,10 @@ from lorakit.models.cache import Progress, no_progress
 from lorakit.models.generate import end_tokens
 from lorakit.run.named import find_adapter
 from lorakit.run.session import open_base
+from lorakit.serve.answers import Event, Prompt
 from lorakit.serve.cache import size_for
 from lorakit.serve.catalog import Catalog, Model
-from lorakit.serve.engine import Engine, Event, Prompt
+from lorakit.serve.engine import Engine
 from lorakit.serve.forward import open_forward
 from lorakit.serve.sampling import Sampling
 from lorakit.serve.spec import EngineSpec

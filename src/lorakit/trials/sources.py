@@ -1,4 +1,4 @@
-"""Rows that somebody holds in Python, as a source that trials in other processes can read."""
+"""Rows that somebody holds in Python, as options of an experiment whose trials are processes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,3 +21,35 @@ def as_source(rows: Rows, folder: Path, name: str) -> str:
         folders.make_folder(folder.parent)
         folders.write_text(beside, text)
     return str(beside)
+
+
+def asked(
+    data: Rows, eval_data: Rows | None, out: str | Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of an experiment that is called from Python: begun, or gone on with.
+
+    Args:
+        data, eval_data: rows in any form.
+        out: the experiment's folder.
+        options: the others.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    folder = Path(out)
+    resume = (folder / folders.CONFIG).is_file()
+    if not resume:
+        folders.check_folder(folder, resume=False)
+    sources = {"data": (as_source(data, folder, "rows"),)}
+    if eval_data is not None:
+        sources["eval_data"] = (as_source(eval_data, folder, "held-out"),)
+    return {**options, **sources, "out": str(out), "resume": resume}
+
+
+def call(name: str, options: Mapping[str, Any]) -> str:
+    """How to repeat a call, for a page: the rows are left out.
+
+    >>> call("lorakit.rank", {"max_rank": 8})
+    'lorakit.rank(max_rank=8)'
+    """
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"

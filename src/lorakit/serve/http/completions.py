@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from lorakit.serve.engine import Event
+from lorakit.serve.answers import Event
 from lorakit.serve.http.schema import CompletionRequest
 from lorakit.serve.http.service import Pending
 from lorakit.serve.http.shapes import heading, token_text, usage

@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lorakit.errors import AdapterError, ConfigError, DataError, LorakitError, StoreError
+from lorakit.serve.answers import StoppingError
 from lorakit.serve.catalog import ForbiddenError, UnknownModelError
-from lorakit.serve.engine import StoppingError
 from lorakit.serve.scheduler import QueueFullError
 
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from lorakit.data import Example, encode_prompt
 from lorakit.errors import DataError
+from lorakit.serve.answers import Event, Prompt
 from lorakit.serve.catalog import Catalog, Model, UnknownModelError
-from lorakit.serve.engine import Event, Prompt
 from lorakit.serve.http.problems import Problem, bad, busy
 from lorakit.serve.http.schema import ChatRequest, Common, CompletionRequest
 from lorakit.serve.runtime import Runtime

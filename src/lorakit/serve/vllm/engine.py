@@ -23,7 +23,7 @@ from typing import Any
 import httpx2
 
 from lorakit.errors import EngineError, LorakitError
-from lorakit.serve.engine import Deliver, Event, Observer, Prompt, StoppingError
+from lorakit.serve.answers import Deliver, Event, Observer, Prompt, StoppingError
 from lorakit.serve.scheduler import QueueFullError
 from lorakit.serve.spec import EngineSpec
 from lorakit.serve.vllm.child import Child

@@ -12,9 +12,9 @@ from lorakit.errors import EngineError
 from lorakit.models import ModelSpec, identify, load_outline
 from lorakit.models.cache import Progress
 from lorakit.models.generate import end_tokens
+from lorakit.serve.answers import Deliver, Observer
 from lorakit.serve.bank import adaptable
 from lorakit.serve.catalog import Catalog
-from lorakit.serve.engine import Deliver, Observer
 from lorakit.serve.opening import MakeCatalog, Opened
 from lorakit.serve.spec import EngineSpec, RuntimeSpec
 from lorakit.serve.vllm.child import Child

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.errors import EngineError
-from lorakit.serve.engine import Event, Prompt
+from lorakit.serve.answers import Event, Prompt
 from lorakit.serve.sampling import Chosen
 
 _TOKEN = "token_id:"
