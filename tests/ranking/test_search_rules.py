@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lorakit.ranking.choose import Measured, gap
+from lorakit.ranking.choose import Measured, choose, gap
 from lorakit.ranking.search import Judge, Run, bracket, halving, heal, nested
 
 RANKS, STEPS, ROWS = (1, 2, 4, 8, 16, 32), 100, 200
@@ -137,3 +137,21 @@ def test_halving_drops_the_worse_half():
     # It never looks back: 32, as good as 16 until then, fell out after a quarter of the run.
     assert found.rank == 16
     assert sorted(lab.trained.values()) == [13, 13, 13, 25, 50, 100]
+
+
+@pytest.mark.parametrize("need", RANKS)
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda lab: bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET),
+        lambda lab: heal(lab, RANKS, 1e-3, 0, JUDGE, heal_share=0.2),
+        lambda lab: nested(lab, RANKS, 1e-3, 0, JUDGE, heal_share=0.2),
+        lambda lab: halving(lab, RANKS, 1e-3, 0, JUDGE),
+    ],
+    ids=["bracket", "heal", "nested", "halving"],
+)
+@pytest.mark.parametrize("noise", [0.001, 0.05])
+def test_the_words_are_about_the_rank_that_was_found(search, need, noise):
+    found = search(Curves(need, noise=noise))
+    little = JUDGE.tolerance(found.pair[1].loss)
+    assert choose(found.gaps, found.reference, little, RANKS).rank == found.rank

@@ -257,3 +257,8 @@ def rate_matters(
         f"{number(spread, 2)} nats per token, and rate {worst:g} in place of {rate:g} cost "
         f"{number(costs[worst], 2)} in the probe."
     )
+
+
+def generator() -> np.random.Generator:
+    """Fresh for every interval, so that none depends on which others were asked for."""
+    return np.random.default_rng(0)

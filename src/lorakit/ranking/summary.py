@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.evaluate.crossed import crossed_mean
-from lorakit.ranking.choose import Measured
-from lorakit.ranking.protocol import Findings, generator
+from lorakit.ranking.choose import Measured, generator
+from lorakit.ranking.protocol import Findings
 from lorakit.ranking.spec import RankSpec
 from lorakit.ranking.workers import spectra_of
 from lorakit.report.numbers import number, percent
