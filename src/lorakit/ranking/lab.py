@@ -66,7 +66,7 @@ class TrialLab:
         self._runner, self._report = runner, report
         self._at: dict[Run, tuple[Place, int]] = {}
         self._cuts: dict[tuple[Run, int], Place] = {}
-        self._healed: dict[tuple[Run, int], Place] = {}
+        self._healed: dict[Run, Place] = {}
         self._nested: dict[int, Place] = {}
         self._alone: Place | None = None
         self.ledger: dict[str, float] = {}
@@ -117,7 +117,7 @@ class TrialLab:
         starts = [self._cuts[run, rank] for rank in ranks]
         found = self._from_adapters(ranks, run.rate, run.seed, starts, steps, "healing")
         for rank, (place, _) in found.items():
-            self._healed[run, rank] = place
+            self._healed[Run(rank, run.rate, run.seed)] = place
         return {rank: point for rank, (_, point) in found.items()}
 
     def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, Measured]:
@@ -178,13 +178,13 @@ class TrialLab:
         """The adapter of a run, cut to a rank."""
         return self._cuts[run, rank]
 
-    def made(self, how: str, rank: int, run: Run) -> Place:
+    def made(self, how: str, run: Run) -> Place:
         """The adapter that a search ended with."""
         if how == "trained":
             return self.place(run)
         if self._alone is not None:
             return self._alone
-        return self._healed[run, rank]
+        return self._healed[run]
 
     # --- trials
 

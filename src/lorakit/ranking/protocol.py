@@ -139,7 +139,7 @@ def search_rank(
         rank = scored.rank
         run = Run(rank, probed.rate, seed)
     if rank == made.rank:
-        place = lab.made(made.how, rank, run)
+        place = lab.made(made.how, run)
         measured = [e.measured for e in made.evidence if e.rank == rank and e.how == made.how][-1]
     else:
         place, measured = lab.place(run), lab.points[run][lab.steps]
