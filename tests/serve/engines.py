@@ -57,10 +57,14 @@ class Answer:
 class Driven(Engine):
     """An engine without its thread, whose answers are kept and whose logits are looked at."""
 
-    def __init__(self, family: str = "llama", spec: EngineSpec = SPEC, dtype: Any = None) -> None:
-        model = base(family)
-        if dtype is not None:
-            model = model.to(dtype)
+    def __init__(
+        self,
+        family: str = "llama",
+        spec: EngineSpec = SPEC,
+        dtype: Any = None,
+        device: str | None = None,
+    ) -> None:
+        model = base(family).to(device, dtype)
         context = model.config.max_position_embeddings
         largest = size_for(min(context, spec.max_prompt + spec.max_output))
         self.answers: dict[Any, Answer] = {}
