@@ -13,9 +13,11 @@ cores with native bfloat16. `--stage search` trains what the candidates ask for,
 trials lie in WORK/TASK/trials, finished measurements in the JSONL file.
 
 Three kinds of rows: those that are trained on, those that choose the rank, and a **test split that
-chooses nothing**, on which every adapter named in the table is measured. Regret of a choice is its
-test loss less that of the best point of the grid, means over the seeds; the seed noise is the
-standard deviation of a grid point over its seeds, pooled.
+chooses nothing**, on which every adapter named in the table is measured. The regret of an adapter is
+its test loss less that of the best point of the grid (mean over the seeds). That of a rank is the
+same with the mean of the grid's runs at that rank and rate in the adapter's place, which is what the
+choice costs whoever trains at it. The seed noise is the standard deviation of a grid point over its
+seeds, pooled.
 
     snips       a spoken command -> JSON
     e2e         facts about a restaurant -> a sentence
@@ -57,6 +59,12 @@ def main() -> None:
     parser.add_argument("--stage", choices=("search", "grid", "all"), default="all")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a training pass")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="the grid's runs at once on one base, all trials in one process: for a GPU",
+    )
     parser.add_argument("--try", action="store_true", dest="tries", help="tiny, nothing kept")
     parser.add_argument("--write", action="store_true", help="only the tables in docs/rank.md")
     parser.add_argument("--out", type=Path, help=f"JSONL file to append to, such as {RESULTS.name}")
@@ -93,6 +101,7 @@ class Bench:
         counts = (24, 12, 12) if self.tries else task.counts
         files = write_rows(name, given.data, work, counts)
         options = task.options | {"model": given.model, "template": "raw", "out": str(work)}
+        options |= {"batch_tokens": given.batch_tokens}
         options |= {"data": (str(files[0]),), "eval_data": (str(files[1]),)}
         if self.tries:
             options |= {"max_steps": 4, "batch_size": 4, "max_rank": 4}
@@ -104,10 +113,13 @@ class Bench:
     def run(self) -> None:
         """What is missing of the asked-for stages."""
         from lorakit.ranking.protocol import look_at
-        from lorakit.trials import processes
+        from lorakit.trials import in_process, processes
 
         root = self.work / "trials"
-        runner = processes(root, workers=self.given.workers, report=self._say)
+        if self.given.together:
+            runner = in_process(root, report=self._say)
+        else:
+            runner = processes(root, workers=self.given.workers, report=self._say)
         spec, config = self.settings.spec, self.settings.config
         self.look = look_at(spec, config, runner)
         self.root, self.runner = root, runner
@@ -207,10 +219,11 @@ class Bench:
             for rate in rates[:2]
             for s in (seed, seed + 1)
         ]
-        lab.grid(runs)
+        held_out = lab.train(runs, lab.steps) if self.given.together else lab.grid(runs)
         for run in runs:
             line = {"kind": "grid", "rank": run.rank, "rate": run.rate, "seed": run.seed}
             line |= {"who": "grid", "best_of_probe": run.rate == findings.probed.rate}
+            line |= {"held_out_loss": held_out[run].loss}
             self._add(line, lab.place(run))
 
     def _add(self, line: bench.Line, place: Any) -> None:
@@ -233,7 +246,7 @@ class Bench:
         }
         found = bench.measure(asked)
         lines = [
-            line | {"test_loss": loss, "test_rows": found["test_rows"]}
+            line | {"test_loss": loss, "test_rows": found["test_rows"], "machine": found["machine"]}
             for (line, _), loss in zip(self.waiting, found["test_losses"], strict=True)
         ]
         bench.append(self.out, lines)
@@ -256,53 +269,84 @@ def work(given: bench.Line) -> bench.Line:
     config = load_config(None, options)
     session = open_base(config.model, config.data)
     table, _, _ = load_rows([given["test"]], config.data, session.tokenizer, session.template)
+    tokens = 1024 if session.model.device.type == "cpu" else config.train.batch_tokens
     losses: dict[str, float] = {}
     for adapter in given["adapters"]:
         if adapter not in losses:
             load_adapter(session.model, adapter)
             with packed_attention(session.model), fused_blocks(session.model):
-                losses[adapter] = per_token(*row_losses(session.model, table, 1024))
+                losses[adapter] = per_token(*row_losses(session.model, table, tokens))
             detach(session.model)
-    return {"test_losses": [losses[a] for a in given["adapters"]], "test_rows": len(table)}
+    return {
+        "test_losses": [losses[a] for a in given["adapters"]],
+        "test_rows": len(table),
+    } | bench.surroundings(session.model.device)
 
 
 # --- tables
 
 
 def tables(lines: Sequence[bench.Line]) -> str:
-    """Every candidate on every task: rank, regret, cost; and ranks by layer beside uniform ones."""
+    """Every candidate on every task, and ranks by layer beside uniform ones.
+
+    Of the grid's points, the best is the one with the lowest mean test loss; being the lowest of
+    twelve noisy means, it is somewhat lower than any choice could count on, the grid's own included.
+    """
     rows: list[list[str]] = []
     for task in dict.fromkeys(line["task"] for line in lines):
         own = [line for line in lines if line["task"] == task]
+        chosen = [line for line in own if line["kind"] == "choice"]
         points = grid_points(own)
         if not points:
             rows += [
-                [task, c["who"], str(c["rank"]), "", "", f"{c['cost']:.2f}"]
-                for c in own
-                if c["kind"] == "choice"
+                [task, c["who"], str(c["rank"]), "", "", "", f"{c['cost']:.2f}"] for c in chosen
             ]
             continue
         best = min(fmean(losses) for losses in points.values())
         noise = seed_noise(points)
-        for line in (line for line in own if line["kind"] == "choice"):
-            rows.append([task, line["who"], str(line["rank"]),
-                         *regret(line["test_loss"], best, noise), f"{line['cost']:.2f}"])  # fmt: skip
-        at = next(x["rate"] for x in own if x["kind"] == "grid" and x["best_of_probe"])
-        for rank in FIXED:
-            if (rank, at) in points:
-                rows.append([task, f"always r={rank}", str(rank),
-                             *regret(fmean(points[rank, at]), best, noise), "1 + probe"])  # fmt: skip
+        for c in chosen:
+            of_rank = fmean(points[c["rank"], c["rate"]])
+            rows.append([task, c["who"], str(c["rank"]), regret(c["test_loss"], best),
+                         *regrets(of_rank, best, noise), f"{c['cost']:.2f}"])  # fmt: skip
+        probed, at = next((x["cost"], x["rate"]) for x in probes(own))
+        for rank in (r for r in FIXED if (r, at) in points):
+            of_rank = fmean(points[rank, at])
+            rows.append([task, f"always r={rank}", str(rank), "",
+                         *regrets(of_rank, best, noise), f"{1 + probed:.2f}"])  # fmt: skip
+        rank, rate = picked_by_grid(own)
+        of_rank = fmean(points[rank, rate])
+        rows.append([task, "the grid, by held-out rows", str(rank), "",
+                     *regrets(of_rank, best, noise), f"{len(points) * 2}"])  # fmt: skip
     head = [
         "task",
         "candidate",
         "rank",
-        "regret (nats per token)",
-        "regret / seed noise",
+        "regret of its adapter",
+        "regret of its rank, nats per token",
+        "over seed noise",
         "cost (runs)",
     ]
     text = bench.table(head, rows)
     layers = by_layer(lines)
     return f"{text}\n\n{layers}" if layers else text
+
+
+def probes(lines: Sequence[bench.Line]) -> list[bench.Line]:
+    """What the probe of the rates cost, and the rate that it chose."""
+    return [
+        {"cost": line["cost_by_phase"]["probe"], "rate": line["rate"]}
+        for line in lines
+        if line["kind"] == "choice" and "cost_by_phase" in line
+    ]
+
+
+def picked_by_grid(lines: Sequence[bench.Line]) -> tuple[int, float]:
+    """Rank and rate with the lowest held-out loss over the grid's seeds."""
+    found: dict[tuple[int, float], list[float]] = {}
+    for line in lines:
+        if line["kind"] == "grid":
+            found.setdefault((line["rank"], line["rate"]), []).append(line["held_out_loss"])
+    return min(found, key=lambda point: fmean(found[point]))
 
 
 def grid_points(lines: Sequence[bench.Line]) -> dict[tuple[int, float], list[float]]:
@@ -320,11 +364,14 @@ def seed_noise(points: dict[tuple[int, float], list[float]]) -> float:
     return fmean(spreads) ** 0.5 if spreads else 0.0
 
 
-def regret(loss: float, best: float, noise: float) -> list[str]:
-    """In nats with its share of the best loss, and over the seed noise."""
-    apart = loss - best
-    over = f"{apart / noise:.1f}" if noise else ""
-    return [f"{apart:+.4f} ({apart / best:+.1%})", over]
+def regret(loss: float, best: float) -> str:
+    """In nats, and as a share of the best loss."""
+    return f"{loss - best:+.4f} ({(loss - best) / best:+.1%})"
+
+
+def regrets(loss: float, best: float, noise: float) -> tuple[str, str]:
+    """The regret, and how many times the seed noise it is."""
+    return regret(loss, best), f"{(loss - best) / noise:.1f}" if noise else ""
 
 
 def by_layer(lines: Sequence[bench.Line]) -> str:

@@ -82,7 +82,6 @@ def work(given: bench.Line) -> bench.Line:
     import random
     from dataclasses import replace
 
-    import torch
     from growth import WORDS
 
     from lorakit.config import load_config
@@ -117,13 +116,18 @@ def work(given: bench.Line) -> bench.Line:
         # The first step warms up.
         seconds += sum(took for step, took in steps if step > 1)
         trained += sum(layer.A.numel() for layers in jobs.layers for layer in layers.values())
+        device = model.device
         del session, model, jobs
-    return given | {
-        "seconds": seconds,
-        "loading_seconds": loading,
-        "peak_memory_bytes": peak_memory(torch.device("cpu")),
-        "numbers_of_A": trained,
-    }
+    return (
+        given
+        | bench.surroundings(device)
+        | {
+            "seconds": seconds,
+            "loading_seconds": loading,
+            "peak_memory_bytes": peak_memory(device),
+            "numbers_of_A": trained,
+        }
+    )
 
 
 def _note(steps: list[tuple[int, float]], event: bench.Line) -> None:

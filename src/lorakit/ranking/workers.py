@@ -30,7 +30,8 @@ from lorakit.training import fused_blocks
 from lorakit.trials import Report
 from lorakit.trials.opening import Opened, open_run
 
-# Most tokens of a forward pass in an evaluation.
+# Most tokens of a forward pass in an evaluation on a CPU, whose memory more would cost and whose
+# time less would not save. Elsewhere a pass costs its launches, and is as large as a training pass.
 EVALUATION_TOKENS = 1024
 
 
@@ -199,7 +200,9 @@ def measure(opened: Opened, jobs: Jobs, job: int, table: TokenTable) -> dict[str
     """Nats of each row with the pairs of one job."""
     model = opened.session.model
     with jobs.alone(job), packed_attention(model), fused_blocks(model):
-        tokens = min(EVALUATION_TOKENS, opened.config.train.batch_tokens)
+        tokens = opened.config.train.batch_tokens
+        if model.device.type == "cpu":
+            tokens = min(EVALUATION_TOKENS, tokens)
         nats, count = row_losses(model, table, tokens)
     loss = per_token(nats, count)
     if not math.isfinite(loss):
