@@ -30,7 +30,7 @@ seeds, pooled.
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, variance
@@ -57,6 +57,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/rank_regret"))
     parser.add_argument("--tasks", default=",".join(TASKS), help="which, commas between")
     parser.add_argument("--stage", choices=("search", "grid", "all"), default="all")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a training pass")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=0,
+        metavar="N",
+        help="for a GPU: N runs of the grid on one base at once, and trials that come one by one "
+        "in this process",
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of a training pass")
@@ -113,13 +124,15 @@ class Bench:
     def run(self) -> None:
         """What is missing of the asked-for stages."""
         from lorakit.ranking.protocol import look_at
-        from lorakit.trials import in_process, processes
+        from lorakit.trials import Outcome, Trial, in_process, processes
 
         root = self.work / "trials"
-        if self.given.together:
-            runner = in_process(root, report=self._say)
-        else:
-            runner = processes(root, workers=self.given.workers, report=self._say)
+        apart = processes(root, workers=self.given.workers, report=self._say)
+        here = in_process(root, report=self._say)
+
+        def runner(trials: Sequence[Trial]) -> Iterator[Outcome]:
+            return here(trials) if self.given.together and len(trials) == 1 else apart(trials)
+
         spec, config = self.settings.spec, self.settings.config
         self.look = look_at(spec, config, runner)
         self.root, self.runner = root, runner
@@ -219,7 +232,7 @@ class Bench:
             for rate in rates[:2]
             for s in (seed, seed + 1)
         ]
-        held_out = lab.train(runs, lab.steps) if self.given.together else lab.grid(runs)
+        held_out = lab.grid(runs, max(1, self.given.together))
         for run in runs:
             line = {"kind": "grid", "rank": run.rank, "rate": run.rate, "seed": run.seed}
             line |= {"who": "grid", "best_of_probe": run.rate == findings.probed.rate}

@@ -95,11 +95,11 @@ class TrialLab:
 
     def train(self, runs: Sequence[Run], until: int) -> Mapping[Run, Measured]:
         """See `Lab`; runs that are there already are not trained again."""
-        return self._train(runs, until, together=True)
+        return self._train(runs, until, at_once=len(runs))
 
-    def grid(self, runs: Sequence[Run]) -> Mapping[Run, Measured]:
-        """Whole runs, a trial each, as many at once as the runner allows."""
-        return self._train(runs, self.steps, together=False)
+    def grid(self, runs: Sequence[Run], at_once: int = 1) -> Mapping[Run, Measured]:
+        """Whole runs, so many on one base in a trial, as many trials at once as the runner allows."""
+        return self._train(runs, self.steps, at_once=at_once)
 
     def cut(self, run: Run, ranks: Sequence[int]) -> Mapping[int, Measured]:
         """See `Lab`."""
@@ -188,20 +188,20 @@ class TrialLab:
 
     # --- trials
 
-    def _train(self, runs: Sequence[Run], until: int, *, together: bool) -> dict[Run, Measured]:
+    def _train(self, runs: Sequence[Run], until: int, *, at_once: int) -> dict[Run, Measured]:
         missing = [run for run in runs if until not in self.points.get(run, {})]
-        groups = [missing] if together else [[run] for run in missing]
-        trials: list[tuple[list[Run], Trial]] = []
-        for group in filter(None, groups):
+        trials: list[tuple[Sequence[Run], Trial]] = []
+        for start in range(0, len(missing), max(1, at_once)):
+            few = missing[start : start + at_once]
             sources: list[dict[str, Any]] = [
                 {"from": {"trial": self._at[run][0].trial, "run": self._index(run)}}
                 if run in self._at
                 else {}
-                for run in group
+                for run in few
             ]
-            spec = self._spec(group, self.steps, until, sources)
-            named = ", ".join(f"rank {run.rank}" for run in group)
-            trials.append((group, self._trial(_TRAIN, spec, f"{named} to step {until}")))
+            spec = self._spec(few, self.steps, until, sources)
+            named = ", ".join(f"rank {run.rank}" for run in few)
+            trials.append((few, self._trial(_TRAIN, spec, f"{named} to step {until}")))
         if trials:
             self._report({"kind": "phase", "name": self.phase, "trials": len(trials)})
             done = {o.trial.key: o for o in self._runner([trial for _, trial in trials])}
