@@ -68,14 +68,6 @@ def main() -> None:
         help="for a GPU: N runs of the grid on one base at once, and trials that come one by one "
         "in this process",
     )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a training pass")
-    parser.add_argument(
-        "--together",
-        action="store_true",
-        help="the grid's runs at once on one base, all trials in one process: for a GPU",
-    )
     parser.add_argument("--try", action="store_true", dest="tries", help="tiny, nothing kept")
     parser.add_argument("--write", action="store_true", help="only the tables in docs/rank.md")
     parser.add_argument("--out", type=Path, help=f"JSONL file to append to, such as {RESULTS.name}")
@@ -124,13 +116,13 @@ class Bench:
     def run(self) -> None:
         """What is missing of the asked-for stages."""
         from lorakit.ranking.protocol import look_at
-        from lorakit.trials import Outcome, Trial, in_process, processes
+        from lorakit.trials import in_process, processes
 
         root = self.work / "trials"
         apart = processes(root, workers=self.given.workers, report=self._say)
         here = in_process(root, report=self._say)
 
-        def runner(trials: Sequence[Trial]) -> Iterator[Outcome]:
+        def runner(trials: Sequence[Any]) -> Iterator[Any]:
             return here(trials) if self.given.together and len(trials) == 1 else apart(trials)
 
         spec, config = self.settings.spec, self.settings.config
