@@ -25,7 +25,7 @@ def two(model_folder, tmp_path):
         attach(model, LoraSpec(rank=4, targets=("q_proj", "up_proj")), seed=seed)
         g = torch.Generator().manual_seed(seed)
         for layer in lora_layers(model).values():
-            layer.B.data.normal_(0.0, 0.1, generator=g)
+            layer.B.data.copy_(0.1 * torch.randn(layer.B.shape, generator=g))
         folders.append(save_adapter(model, tmp_path / name))
     return folders
 

@@ -16,10 +16,9 @@ from lorakit.trials import Outcome, Report, Runner, Trial, one
 _TRAIN, _CUT, _NEST, _ASK = (
     f"lorakit.ranking.workers:{name}" for name in ("train", "cut", "nest", "ask")
 )
-# Fewer held-out rows than this are not worth an interval.
+# Fewer held-out rows than this are not worth an interval, and tell learning rates apart, which
+# differ by more than ranks do.
 LEAST_ROWS = 32
-# Rates differ by more than ranks do: so many rows tell them apart.
-MOST_SHORT_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class TrialLab:
         where: places.
         runner: does the trials.
         report: told of each phase.
+        average: share of a run over whose last steps A and B are averaged for a measurement before
+            its end.
 
     Attributes:
         ledger: FLOPs by what they were for.
@@ -61,7 +62,9 @@ class TrialLab:
         where: Mapping[str, Any],
         runner: Runner,
         report: Report,
+        average: float,
     ) -> None:
+        self._average = average
         self._found, self._common, self._where = found, dict(common), where
         self._runner, self._report = runner, report
         self._at: dict[Run, tuple[Place, int]] = {}
@@ -149,7 +152,7 @@ class TrialLab:
         if not runs:
             return {}
         spec = self._spec(runs, steps, steps, [{} for _ in runs])
-        spec |= {"keep": False, "rows": min(MOST_SHORT_ROWS, int(self._found["eval_rows"]))}
+        spec |= {"keep": False, "rows": min(LEAST_ROWS, int(self._found["eval_rows"]))}
         outcome = self._one(_TRAIN, spec, f"{len(runs)} short runs of {steps} steps")
         told = {}
         for run, each in zip(runs, outcome.result["runs"], strict=True):
@@ -243,7 +246,9 @@ class TrialLab:
     def _spec(
         self, runs: Sequence[Run], steps: int, until: int, sources: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        return {
+        # Whole runs are the same trial whatever an unfinished one is measured with.
+        rests = {"average": max(1, math.ceil(self._average * steps))} if until < steps else {}
+        return rests | {
             "runs": [
                 {
                     "rank": r.rank,
@@ -262,9 +267,9 @@ class TrialLab:
         }
 
     def _rows(self, until: int) -> int:
-        """Held-out rows of a measurement: all from half of a run on, where it may decide."""
+        """Held-out rows of a measurement: half of them before the end of a run."""
         rows = int(self._found["eval_rows"])
-        return min(rows, max(LEAST_ROWS, math.ceil(rows * min(1.0, 2 * until / self.steps))))
+        return rows if until == self.steps else min(rows, max(LEAST_ROWS, math.ceil(rows / 2)))
 
     def _index(self, run: Run) -> int:
         return int(self._at[run][0].adapter.split("/")[0].removeprefix("run-"))

@@ -106,7 +106,7 @@ def search_rank(
             name: found["versions"][name] for name in ("lorakit", "torch", "transformers")
         },
     }
-    lab = TrialLab(found, common, _where(config), runner, report)
+    lab = TrialLab(found, common, _where(config), runner, report, spec.average_share)
     ranks, seed = spec.ranks, config.train.seed
     lab.phase = "look"
     lab.count_look()

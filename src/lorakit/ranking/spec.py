@@ -63,11 +63,18 @@ class RankSpec:
         metadata={"help": "Seeds of the short runs that the seed noise is estimated from."},
     )
     rungs: tuple[float, ...] = field(
-        default=(0.25, 0.5, 1.0),
+        default=(0.4, 1.0),
         metadata={"help": "Shares of a run after which ranks are compared."},
     )
+    average_share: float = field(
+        default=0.15,
+        metadata={
+            "help": "Before its end a run is measured with the mean of its A and B over so much of "
+            "it: at a high rate the last step's wander about, which hides what ranks differ by."
+        },
+    )
     decide_at: float = field(
-        default=0.5,
+        default=0.4,
         metadata={
             "help": "Share of a run from which on a rank that is within the tolerance stops the "
             "search; 1 is safest and dearest."
@@ -121,7 +128,7 @@ class RankSpec:
             raise ConfigError(f"noise_seeds must be at least 2; it is {self.noise_seeds}")
         if not self.rate_factor > 1:
             raise ConfigError(f"rate_factor must be above 1; it is {self.rate_factor}")
-        for name in ("probe_share", "decide_at", "heal_share"):
+        for name in ("probe_share", "decide_at", "heal_share", "average_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in (0, 1]; it is {getattr(self, name)}")
         if not 0.5 < self.level < 1:

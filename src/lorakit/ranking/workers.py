@@ -6,7 +6,8 @@ from by a later trial. All runs of a trial train at once on one base.
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def train(
         spec: "config" and hashes; "runs", each with rank, rate, seed, pattern; "steps" that the
             schedules span, "until" to rest after; "rows" to measure on; "keep", whether their
             adapters and checkpoints are; "recompute"; and for each run one of "from" (the trial and run that it goes on from) and
-            "start" (trial and adapter whose pairs it starts with), or neither.
+            "start" (trial and adapter whose pairs it starts with), or neither. "average": if
+            given, runs are measured with the mean of their pairs over so many steps.
         where: places.
         folder: of the trial; those that it goes on from lie beside it.
         report: told of the steps.
@@ -56,8 +58,9 @@ def train(
     jobs = Jobs(model, plans, [run["seed"] for run in runs])
     losses: list[list[float]] = [[] for _ in runs]
     tokens = [0 for _ in runs]
-    works = []
+    works, means = [], []
     for i, run in enumerate(runs):
+        means.append(_Mean(jobs, i, spec["until"] - spec.get("average", 0)))
         own = folder / f"run-{i}"
         own.mkdir()
         if run.get("from"):
@@ -73,7 +76,7 @@ def train(
                 _schedule(opened, run, spec),
                 spec["steps"],
                 run["rate"],
-                report=_Teller(i, run, spec, losses, tokens, report),
+                report=_Teller(i, run, spec, losses, tokens, report, means[i]),
                 folder=own,
                 resume=bool(run.get("from")),
                 until=spec["until"],
@@ -91,7 +94,8 @@ def train(
         if isinstance(how, DivergedError):
             told.append({"diverged": str(how), "tokens": tokens[i], "train_losses": losses[i]})
             continue
-        found = measure(opened, jobs, i, table)
+        with means[i].in_place():
+            found = measure(opened, jobs, i, table)
         found |= {"tokens": tokens[i], "train_losses": losses[i], "step": how.steps}
         found |= {"notes": list(how.notes), "seconds": how.seconds}
         told.append(found)
@@ -241,6 +245,44 @@ def spectra_of(folder: Path) -> dict[str, list[float]]:
     }
 
 
+class _Mean:
+    """The mean of a job's A and B over its steps after a certain one.
+
+    While the rate is high the last step's pairs wander about; two ranks then differ by where each
+    happens to be, which the rest of the schedule would settle. Their means over a few steps lie near
+    where they would settle (Izmailov et al., arXiv 1803.05407; Kaddour, arXiv 2209.14981).
+    """
+
+    def __init__(self, jobs: Jobs, job: int, after: int) -> None:
+        self._layers, self._after, self._count = jobs.layers[job], after, 0
+        self._sums: list[torch.Tensor] = []
+
+    def _pairs(self) -> list[torch.Tensor]:
+        return [x.detach() for layer in self._layers.values() for x in (layer.A, layer.B)]
+
+    def note(self, step: int) -> None:
+        """A step is done."""
+        if step <= self._after:
+            return
+        self._count += 1
+        if not self._sums:
+            self._sums = [x.clone() for x in self._pairs()]
+        else:
+            torch._foreach_add_(self._sums, self._pairs())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the job has the mean, where there is one; then its own pairs again."""
+        own = [x.clone() for x in self._pairs()] if self._sums else []
+        for x, total in zip(self._pairs(), self._sums, strict=False):
+            x.copy_(total / self._count)
+        try:
+            yield
+        finally:
+            for x, before in zip(self._pairs(), own, strict=False):
+                x.copy_(before)
+
+
 class _Teller:
     """Notes a run's steps, and passes them on with the trial's label."""
 
@@ -252,8 +294,9 @@ class _Teller:
         losses: list[list[float]],
         tokens: list[int],
         report: Report,
+        mean: "_Mean | None" = None,
     ) -> None:
-        self._run, self._what, self._spec = run, what, spec
+        self._run, self._what, self._spec, self._mean = run, what, spec, mean
         self._losses, self._tokens, self._report = losses, tokens, report
 
     def __call__(self, event: Mapping[str, Any]) -> None:
@@ -261,6 +304,8 @@ class _Teller:
             return
         self._losses[self._run].append(event["loss"])
         self._tokens[self._run] += event["tokens"]
+        if self._mean is not None:
+            self._mean.note(event["step"])
         self._report({**event, "steps": self._spec["until"], "rank": self._what["rank"]})
 
 
