@@ -33,10 +33,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, variance
 from typing import Any
 
 import bench
+from rank_regret_table import tables
 from rank_tasks import TASKS, Task, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,6 @@ RESULTS = Path(__file__).parent / "results" / "rank_regret.jsonl"
 PAGE = ROOT / "docs" / "rank.md"
 BEGIN, END = "<!-- measured: rank -->", "<!-- end of rank -->"
 METHODS = ("bracket", "heal", "nested", "halving")
-FIXED = (8, 16, 32)
 ENERGY = 0.9
 UNIFORM = 8
 
@@ -286,112 +285,6 @@ def work(given: bench.Line) -> bench.Line:
         "test_losses": [losses[a] for a in given["adapters"]],
         "test_rows": len(table),
     } | bench.surroundings(session.model.device)
-
-
-# --- tables
-
-
-def tables(lines: Sequence[bench.Line]) -> str:
-    """Every candidate on every task, and ranks by layer beside uniform ones.
-
-    Of the grid's points, the best is the one with the lowest mean test loss; being the lowest of
-    twelve noisy means, it is somewhat lower than any choice could count on, the grid's own included.
-    """
-    rows: list[list[str]] = []
-    for task in dict.fromkeys(line["task"] for line in lines):
-        own = [line for line in lines if line["task"] == task]
-        chosen = [line for line in own if line["kind"] == "choice"]
-        points = grid_points(own)
-        if not points:
-            rows += [
-                [task, c["who"], str(c["rank"]), "", "", "", f"{c['cost']:.2f}"] for c in chosen
-            ]
-            continue
-        best = min(fmean(losses) for losses in points.values())
-        noise = seed_noise(points)
-        for c in chosen:
-            of_rank = points.get((c["rank"], c["rate"]))  # energy may ask for a rank between two
-            theirs = regrets(fmean(of_rank), best, noise) if of_rank else ("", "")
-            rows.append([task, c["who"], str(c["rank"]), regret(c["test_loss"], best),
-                         *theirs, f"{c['cost']:.2f}"])  # fmt: skip
-        probed, at = next((x["cost"], x["rate"]) for x in probes(own))
-        for rank in (r for r in FIXED if (r, at) in points):
-            rows.append([task, f"always r={rank}", str(rank), "",
-                         *regrets(fmean(points[rank, at]), best, noise), f"{1 + probed:.2f}"])  # fmt: skip
-        rank, rate = picked_by_grid(own)
-        rows.append([task, "the grid, by held-out rows", str(rank), "",
-                     *regrets(fmean(points[rank, rate]), best, noise), f"{sum(map(len, points.values()))}"])  # fmt: skip
-    head = [
-        "task",
-        "candidate",
-        "rank",
-        "regret of its adapter",
-        "regret of its rank, nats per token",
-        "over seed noise",
-        "cost (runs)",
-    ]
-    text = bench.table(head, rows)
-    layers = by_layer(lines)
-    return f"{text}\n\n{layers}" if layers else text
-
-
-def probes(lines: Sequence[bench.Line]) -> list[bench.Line]:
-    """What the probe of the rates cost, and the rate that it chose."""
-    return [
-        {"cost": line["cost_by_phase"]["probe"], "rate": line["rate"]}
-        for line in lines
-        if line["kind"] == "choice" and "cost_by_phase" in line
-    ]
-
-
-def picked_by_grid(lines: Sequence[bench.Line]) -> tuple[int, float]:
-    """Rank and rate with the lowest held-out loss over the grid's seeds."""
-    found: dict[tuple[int, float], list[float]] = {}
-    for line in lines:
-        if line["kind"] == "grid":
-            found.setdefault((line["rank"], line["rate"]), []).append(line["held_out_loss"])
-    return min(found, key=lambda point: fmean(found[point]))
-
-
-def grid_points(lines: Sequence[bench.Line]) -> dict[tuple[int, float], list[float]]:
-    """Test losses of the grid by rank and rate."""
-    found: dict[tuple[int, float], list[float]] = {}
-    for line in lines:
-        if line["kind"] == "grid":
-            found.setdefault((line["rank"], line["rate"]), []).append(line["test_loss"])
-    return found
-
-
-def seed_noise(points: dict[tuple[int, float], list[float]]) -> float:
-    """Standard deviation of a point over its seeds, pooled."""
-    spreads = [variance(losses) for losses in points.values() if len(losses) > 1]
-    return fmean(spreads) ** 0.5 if spreads else 0.0
-
-
-def regret(loss: float, best: float) -> str:
-    """In nats, and as a share of the best loss."""
-    return f"{loss - best:+.4f} ({(loss - best) / best:+.1%})"
-
-
-def regrets(loss: float, best: float, noise: float) -> tuple[str, str]:
-    """The regret, and how many times the seed noise it is."""
-    return regret(loss, best), f"{(loss - best) / noise:.1f}" if noise else ""
-
-
-def by_layer(lines: Sequence[bench.Line]) -> str:
-    """Ranks by layer beside the uniform rank of as many parameters, means over the seeds."""
-    rows = []
-    for task in dict.fromkeys(line["task"] for line in lines if line["kind"] == "layers"):
-        own = [line for line in lines if line["task"] == task]
-        layered = [line for line in own if line["kind"] == "layers"]
-        rank, rate = layered[0]["rank"], layered[0]["rate"]
-        uniform = grid_points(own).get((rank, rate))
-        ours = fmean(line["test_loss"] for line in layered)
-        if uniform:
-            theirs = fmean(uniform)
-            rows.append([task, f"{theirs:.4f}", f"{ours:.4f}", f"{ours - theirs:+.4f}"])
-    head = ["task", "uniform", "by layer", "difference (nats per token)"]
-    return bench.table(head, rows) if rows else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The documents' measured figures against the result files, and the tables against worked examples."""
 
 import pytest
+import rank_regret_table
 import tables
 
 
@@ -163,3 +164,29 @@ def test_losses_are_held_against_the_run_that_took_turns():
     ]
     (row,) = cells(tables.goals(lines))
     assert row[-1] == "1.00%"
+
+
+def test_regret_is_of_the_grids_mean_at_the_rank_and_of_the_adapter_itself():
+    grid = {(1, 0.1): (2.2, 2.4), (8, 0.1): (2.0, 2.1), (8, 0.2): (3.0, 3.0)}
+    lines = [
+        {"task": "t", "kind": "grid", "rank": rank, "rate": rate, "test_loss": loss,
+         "held_out_loss": 5.0 - rank}
+        for (rank, rate), losses in grid.items() for loss in losses
+    ]  # fmt: skip
+    choice = {"task": "t", "kind": "choice", "rate": 0.1, "cost": 2.0}
+    lines += [
+        choice | {"who": "bracket", "rank": 1, "test_loss": 2.15, "cost_by_phase": {"probe": 0.25}},
+        choice | {"who": "90 % energy, cut", "rank": 3, "test_loss": 2.05},
+    ]
+    bracket, energy, fixed, whole = rank_regret_table.rows(lines)
+    # Seeds: variances .02, .005 and 0, pooled .025/3; best mean 2.05.
+    assert bracket.best == pytest.approx(2.05)
+    assert bracket.noise == pytest.approx((0.025 / 3) ** 0.5)
+    assert bracket.regret == pytest.approx(0.25)
+    assert bracket.cells()[3:] == ["+0.1000 (+4.9%)", "+0.2500 (+12.2%)", "2.7", "2.00"]
+    assert energy.cells()[3:6] == ["+0.0000 (+0.0%)", "", ""]
+    assert (fixed.who, fixed.regret, fixed.cost) == ("always r=8", pytest.approx(0), 1.25)
+    # The lowest held-out loss is rank 8's, at both rates: the first of them, six runs in all.
+    assert (whole.rank, whole.regret, whole.cost) == (8, pytest.approx(0), 6)
+    (said, *_) = cells(rank_regret_table.summary([bracket]))
+    assert said == ["bracket", "1", "0 of 1", "+12.2%", "2.00 (2.00)"]
