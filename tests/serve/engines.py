@@ -39,7 +39,7 @@ def make_adapter(model: Any, folder: Path, rank: int, seed: int, **spec: Any) ->
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
         layer.A.data.copy_(torch.randn(layer.A.shape, generator=generator) / 4)
-        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / rank**0.5)
+        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / (2 * rank**0.5))
     save_adapter(model, folder)
     detach(model)
     return folder
