@@ -10,6 +10,7 @@ those of the steps alone, so that loading, which eight commands pay eight times,
 """
 
 import argparse
+import gc
 import itertools
 import time
 from functools import partial
@@ -118,6 +119,7 @@ def work(given: bench.Line) -> bench.Line:
         trained += sum(layer.A.numel() for layers in jobs.layers for layer in layers.values())
         device = model.device
         del session, model, jobs
+        gc.collect()  # in turn, no job is to find the model of the one before it in memory
     return (
         given
         | bench.surroundings(device)
