@@ -87,3 +87,11 @@ def ended(pid: int, seconds: float = 20.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def rest(running, seconds=10.0):
+    """Wait until no request is left."""
+    until = time.monotonic() + seconds
+    while running.engine.load[0] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert running.engine.load[0] == 0
