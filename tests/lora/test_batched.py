@@ -120,12 +120,20 @@ def test_slots_copied_from_another_group_are_those():
     assert torch.equal(group.B, expected.B)
 
 
-def test_what_is_not_finite_is_seen():
-    group = filled([(0, 4, random_pairs(4, 0))], dtype=torch.float32)
-    assert group.finite()
-    A, B, _ = random_pairs(4, 0)[0]
-    group.write(0, 1, [(A.float(), B.float() * 1e30, 1e30), None, None])
-    assert not group.finite()
+def test_slots_elsewhere_are_like_their_own_and_share_nothing():
+    group = filled([(0, 8, random_pairs(8, 0))])
+    before = group.A.clone()
+    storage = torch.zeros(2 * group.numbers, dtype=group.A.dtype)
+    other = group.beside(storage, 2)
+    pairs = random_pairs(8, 1)
+    other.write(0, math.ceil(8 / R), [pairs.get(i) for i in range(len(OUTS))])
+    expected = filled([(0, 8, random_pairs(8, 1))], slots=2)
+    assert torch.equal(other.A, expected.A)
+    assert torch.equal(other.B, expected.B)
+    assert torch.equal(group.A, before)
+    assert storage.count_nonzero() == other.A.count_nonzero() + other.B.count_nonzero()
+    group.take(4, other)
+    assert torch.equal(group.A[4:6], expected.A)
 
 
 def brute_force(runs, cost):

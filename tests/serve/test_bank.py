@@ -2,13 +2,16 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from engines import SPEC, base, make_adapter
 
+from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.tensors import read_tensors, write_tensors
 from lorakit.errors import AdapterError
+from lorakit.serve.bank import finite
 from lorakit.serve.cache import size_for
 from lorakit.serve.forward import open_forward
 
@@ -50,3 +53,21 @@ def test_files_that_were_replaced_are_checked_again(bank, tmp_path, how):
         os.replace(tmp_path / "other", file)
     with pytest.raises(AdapterError, match=r"not the file that lorakit\.json was written for"):
         bank.open(folder, "key")
+
+
+def test_what_is_not_finite_is_seen_and_large_numbers_are_not_taken_for_it():
+    large = torch.full((8,), 3e38)
+    assert finite(large)  # their sum is not
+    assert finite(large.to(torch.bfloat16))
+    for odd in (float("nan"), float("inf"), -float("inf")):
+        large[3] = odd
+        assert not finite(large)
+
+
+def test_an_adapter_that_overflows_in_the_slots_is_refused(model, bank, tmp_path):
+    folder = make_adapter(base("llama"), tmp_path / "a", 8, 1)
+    stored = read_stored(folder)
+    path, pair = next(iter(stored.pairs.items()))
+    huge = replace(pair, B=torch.full_like(pair.B, 3e38), scale=10.0)
+    with pytest.raises(AdapterError, match=r"is not finite in torch\.float32"):
+        bank.stage(replace(stored, pairs={**stored.pairs, path: huge}))

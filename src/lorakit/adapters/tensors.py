@@ -2,10 +2,13 @@
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,15 +63,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_tensors_at_once(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, which is read whole and then let go of: it may change afterwards.
 
-    A mapped file that is cut short while it is read ends the process.
+    A mapped file that is cut short while it is read ends the process. The tensors are views of what
+    was read: safetensors' own reader copies each of them, a third of the time that reading takes.
 
     Raises:
         AdapterError: the file cannot be read, is truncated or no safetensors.
     """
     try:
-        return load(path.read_bytes())
+        with path.open("rb") as file:
+            content = bytearray(os.fstat(file.fileno()).st_size)
+            del content[file.readinto(content) :]  # cut short meanwhile
+        found = _views(content)
+        return load(bytes(content)) if found is None else found
     except (SafetensorError, OSError) as error:
         raise not_safetensors(path, error) from error
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _views(content: bytearray) -> dict[str, Tensor] | None:
+    """Tensors of a safetensors file without a copy; None where anything about it is not plain.
+
+    The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, the header
+    as JSON, then the numbers, at offsets from the header's end.
+    """
+    try:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header: dict[str, Any] = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        found = {}
+        for name, told in header.items():
+            dtype, shape = _DTYPES[told["dtype"]], told["shape"]
+            low, high = told["data_offsets"]
+            count = math.prod(shape)
+            if count * dtype.itemsize != high - low or min(low, count - 1) < 0:
+                return None
+            view = torch.frombuffer(content, dtype=dtype, count=count, offset=start + low)
+            found[name] = view.view(shape)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return None  # safetensors' own reader says what is wrong
+    return found
 
 
 def read_tensors_and_hash(path: Path) -> tuple[dict[str, Tensor], str]:

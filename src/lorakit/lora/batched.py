@@ -29,6 +29,7 @@ The oracle in the tests is a loop over tokens.
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -201,14 +202,34 @@ class SlotGroup:
         self.chunk = math.gcd(*self.out_features)
         chunks = [out // self.chunk for out in self.out_features]
         self._first = [sum(chunks[:i]) for i in range(len(chunks))]
-        shape_A = (slots, len(chunks), rank, in_features)
-        shape_B = (slots, sum(chunks), rank, self.chunk)
-        self.A = torch.zeros(shape_A, dtype=dtype, device=device)
-        self.B = torch.zeros(shape_B, dtype=dtype, device=device)
+        self._shapes = (len(chunks), rank, in_features), (sum(chunks), rank, self.chunk)
         owners = [i for i, count in enumerate(chunks) for _ in range(count)]
         self._owners = None if len(owners) == 1 else torch.tensor(owners, device=device)
+        self._hold(torch.zeros(slots * self.numbers, dtype=dtype, device=device), slots)
+
+    def _hold(self, storage: Tensor, slots: int) -> None:
+        """Take zeros for A and B of so many slots."""
+        ends = [slots * math.prod(shape) for shape in self._shapes]
+        A, B = storage.split(ends)
+        self.A, self.B = (x.view(slots, *s) for x, s in zip((A, B), self._shapes, strict=True))
         # Slots with a pair: an adapter that leaves these layers alone costs nothing here.
         self._filled: set[int] = set()
+
+    @property
+    def numbers(self) -> int:
+        """Of A and B in a slot."""
+        return sum(math.prod(shape) for shape in self._shapes)
+
+    def beside(self, storage: Tensor, slots: int) -> "SlotGroup":
+        """Slots of the same layers elsewhere.
+
+        Args:
+            storage: `slots` times `numbers` zeros.
+            slots: how many.
+        """
+        other = copy(self)
+        other._hold(storage, slots)
+        return other
 
     def write(
         self, slot: int, width: int, pairs: Sequence[tuple[Tensor, Tensor, float] | None]
@@ -244,12 +265,14 @@ class SlotGroup:
                 continue
             A, B, s = pair
             first, count = self._first[i], self.out_features[i] // self.chunk
-            scaled = (B * s).view(count, self.chunk, -1).transpose(1, 2)
+            B_crc = B.to(self.B.device).view(count, self.chunk, -1).transpose(1, 2)
             for k in range(width):
                 rows = slice(k * self.rank, (k + 1) * self.rank)
                 held = A[rows].shape[0]
                 self.A[slot + k, i, :held] = A[rows]
-                self.B[slot + k, first : first + count, :held] = scaled[:, rows]
+                # Scaled, turned and narrowed in one pass.
+                place = self.B[slot + k, first : first + count, :held]
+                torch.mul(B_crc[:, rows], s, out=place)
             self._filled.update(places)
 
     def take(self, slot: int, other: "SlotGroup") -> None:
@@ -260,13 +283,6 @@ class SlotGroup:
             self.B[slot : places.stop] = other.B
         self._filled.difference_update(places)
         self._filled.update(slot + held for held in other._filled)
-
-    def finite(self) -> bool:
-        """Whether all numbers are finite."""
-        total = self.A.sum(dtype=torch.float32) + self.B.sum(dtype=torch.float32)
-        if math.isfinite(total.item()):
-            return True
-        return bool(self.A.isfinite().all() and self.B.isfinite().all())
 
     def add(self, x_TI: Tensor, y_TO: Tensor, plan: BatchPlan) -> None:
         """Add each token's s·B(A x) to the outputs of the linears, in place.
