@@ -38,21 +38,17 @@ class Row:
     noise: float
     cost: float
 
-    @property
-    def regret(self) -> float:
-        """Of its rank; of its adapter where the grid does not have the rank."""
-        loss = self.adapter if self.of_rank is None else self.of_rank
-        assert loss is not None
-        return loss - self.best
-
     def cells(self) -> list[str]:
         of_rank = "" if self.of_rank is None else self._said(self.of_rank)
         return [
             *(self.task, self.who, str(self.rank)),
             "" if self.adapter is None else self._said(self.adapter),
-            *(of_rank, f"{self.regret / self.noise:.1f}" if of_rank and self.noise else ""),
+            *(of_rank, self._over(self.of_rank)),
             f"{self.cost:.2f}",
         ]
+
+    def _over(self, loss: float | None) -> str:
+        return "" if loss is None or not self.noise else f"{(loss - self.best) / self.noise:.1f}"
 
     def _said(self, loss: float) -> str:
         return f"{loss - self.best:+.4f} ({(loss - self.best) / self.best:+.1%})"
@@ -97,17 +93,27 @@ def rows(lines: Sequence[bench.Line]) -> list[Row]:
 
 
 def summary(found: Sequence[Row]) -> str:
-    """Each candidate over all tasks."""
+    """Each candidate over all tasks: what it ended with, and its choice of a rank."""
     made = []
     for who in dict.fromkeys(row.who for row in found):
         own = [row for row in found if row.who == who]
-        within = sum(row.regret <= row.noise for row in own)
-        worst = max(row.regret / row.best for row in own)
-        costs = f"{median(row.cost for row in own):.2f} ({max(row.cost for row in own):.2f})"
         ranks = ", ".join(str(row.rank) for row in own)
-        made.append([who, ranks, f"{within} of {len(own)}", f"{worst:+.1%}", costs])
-    head = ["candidate", "its ranks", "regret at most the seed noise", "largest regret"]
-    return bench.table([*head, "cost in runs, median (largest)"], made) if made else ""
+        costs = f"{median(row.cost for row in own):.2f} ({max(row.cost for row in own):.2f})"
+        adapters = _over_tasks([(row, row.adapter) for row in own])
+        chosen = _over_tasks([(row, row.of_rank) for row in own])
+        made.append([who, ranks, *adapters, *chosen, costs])
+    head = ["candidate", "its ranks", "adapter: regret at most the seed noise", "largest"]
+    head += ["rank: regret at most the seed noise", "largest", "cost in runs, median (largest)"]
+    return bench.table(head, made) if made else ""
+
+
+def _over_tasks(losses: Sequence[tuple[Row, float | None]]) -> tuple[str, str]:
+    known = [(row, loss - row.best) for row, loss in losses if loss is not None]
+    if not known:
+        return "", ""
+    within = sum(regret <= row.noise for row, regret in known)
+    worst = max(regret / row.best for row, regret in known)
+    return f"{within} of {len(known)}", f"{worst:+.1%}"
 
 
 def picked_by_grid(lines: Sequence[bench.Line]) -> tuple[int, float]:

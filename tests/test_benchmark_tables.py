@@ -182,11 +182,11 @@ def test_regret_is_of_the_grids_mean_at_the_rank_and_of_the_adapter_itself():
     # Seeds: variances .02, .005 and 0, pooled .025/3; best mean 2.05.
     assert bracket.best == pytest.approx(2.05)
     assert bracket.noise == pytest.approx((0.025 / 3) ** 0.5)
-    assert bracket.regret == pytest.approx(0.25)
     assert bracket.cells()[3:] == ["+0.1000 (+4.9%)", "+0.2500 (+12.2%)", "2.7", "2.00"]
     assert energy.cells()[3:6] == ["+0.0000 (+0.0%)", "", ""]
-    assert (fixed.who, fixed.regret, fixed.cost) == ("always r=8", pytest.approx(0), 1.25)
+    assert (fixed.who, fixed.of_rank, fixed.cost) == ("always r=8", pytest.approx(2.05), 1.25)
     # The lowest held-out loss is rank 8's, at both rates: the first of them, six runs in all.
-    assert (whole.rank, whole.regret, whole.cost) == (8, pytest.approx(0), 6)
-    (said, *_) = cells(rank_regret_table.summary([bracket]))
-    assert said == ["bracket", "1", "0 of 1", "+12.2%", "2.00 (2.00)"]
+    assert (whole.rank, whole.of_rank, whole.cost) == (8, pytest.approx(2.05), 6)
+    ours, theirs = cells(rank_regret_table.summary([bracket, energy]))
+    assert ours == ["bracket", "1", "0 of 1", "+4.9%", "0 of 1", "+12.2%", "2.00 (2.00)"]
+    assert theirs == ["90 % energy, cut", "3", "1 of 1", "+0.0%", "", "", "2.00 (2.00)"]
