@@ -167,7 +167,10 @@ def bracket(
             break
     if judge.suffices(*pairs[lowest]) and state != "parted":
         train([lowest], 1.0)
-        said.append(f"rank {lowest} goes to the end; rank {highest} stopped after {parted:.0%}")
+        if parted < 1:
+            said.append(f"rank {lowest} goes to the end; rank {highest} stopped after {parted:.0%}")
+        else:
+            said.append(f"both have come to the end: rank {lowest} suffices")
         return Found(lowest, highest, "trained", gaps, pairs[lowest], evidence, said)
 
     # They part, or the end leaves it open: bisect at the share where alike counts as alike.

@@ -98,7 +98,8 @@ def _leaving(result: Record, folder: Path) -> Figure:
     return _two(
         lambda width: plots.leaving(courses, width=width), "leaving",
         "Learning curves, and what parts them", said,
-        "Loss of each step's batch, smoothed, and held-out loss (circles; early ones on fewer rows). "
+        "Loss of each step's batch, smoothed, and held-out loss (circles; before the end on half of "
+        "the rows, with the mean of the last steps' pairs). "
         "All runs take the same batches, so that their differences, below, are paired: a low rank "
         "follows the common curve until its capacity is used up.",
         folder,
