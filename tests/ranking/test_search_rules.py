@@ -107,6 +107,16 @@ def test_a_rank_that_parts_early_is_stopped_early():
     assert "parted" in " ".join(found.steps_taken)
 
 
+def test_no_rank_counts_as_alike_before_the_share_that_decides():
+    """`decide_at` lies between two rungs, and rank 1 parts at the one before it."""
+    found = bracket(
+        Curves(need=8, worse=3.0), RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=0.4
+    )
+    # Rank 2 falls behind from a quarter of the run on, 4 from half of it on, as at decide_at .5.
+    assert found.rank == 4
+    assert any("50% of the run rank 2" in said for said in found.steps_taken)
+
+
 def test_runs_are_never_started_twice():
     """`Curves.train` refuses to go back; a run that goes on pays only for what is new."""
     lab = Curves(need=4)

@@ -5,11 +5,6 @@ import threading
 
 import openai
 import pytest
-import torch
-
-from lorakit.adapters.load import load_adapter
-from lorakit.adapters.store import Store
-from lorakit.models import load_model
 
 ASK = [{"role": "user", "content": "where is it?"}]
 
@@ -24,32 +19,6 @@ def client(running):
 def _nothing_is_left(running):
     yield
     running.rest()
-
-
-@pytest.fixture(scope="module")
-def alone(house):
-    """Greedy text of the model's own code with one adapter, one request at a time."""
-    models, known = {}, {}
-
-    def answer(name, prompt_text, most):
-        if name not in models:
-            model, tokenizer = load_model(str(house / "tiny-base"), dtype="float32")
-            if name != "tiny-base":
-                load_adapter(model, Store(house / "store").resolve(name).folder)
-            models[name] = model, tokenizer
-        model, tokenizer = models[name]
-        ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
-        have = list(ids)
-        with torch.no_grad():
-            while len(have) < len(ids) + most:
-                next_id = int(model(torch.tensor([have]), use_cache=False).logits[0, -1].argmax())
-                if next_id in (1, 4):
-                    break
-                have.append(next_id)
-        known[name] = tokenizer.decode(have[len(ids) :], skip_special_tokens=True)
-        return known[name]
-
-    return answer
 
 
 CHAT = "<|im_start|>user\nwhere is it?<|im_end|>\n<|im_start|>assistant\n"

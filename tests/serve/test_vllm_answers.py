@@ -4,13 +4,9 @@ from pathlib import Path
 
 import openai
 import pytest
-import torch
 from stand_in import VLLM_SPEC, rest, vllm_serving
 from test_attacks import call
 
-from lorakit.adapters.load import load_adapter
-from lorakit.adapters.store import Store
-from lorakit.models import load_model
 from lorakit.serve.vllm.exports import NOTHING
 
 ASK = [{"role": "user", "content": "where is it?"}]
@@ -31,31 +27,6 @@ def client(computing):
     url = f"{computing[0].url}/v1"
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def alone(house):
-    """Greedy ids of the model's own code with the adapter in the store: the oracle."""
-    models = {}
-
-    def answer(name, text, most):
-        if name not in models:
-            model, tokenizer = load_model(str(house / "tiny-base"), dtype="float32")
-            if name != "tiny-base":
-                load_adapter(model, Store(house / "store").resolve(name).folder)
-            models[name] = model, tokenizer
-        model, tokenizer = models[name]
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        have = list(ids)
-        with torch.no_grad():
-            while len(have) < len(ids) + most:
-                best = int(model(torch.tensor([have]), use_cache=False).logits[0, -1].argmax())
-                if best in (1, 4):
-                    break
-                have.append(best)
-        return tokenizer.decode(have[len(ids) :], skip_special_tokens=True)
-
-    return answer
 
 
 def test_vllm_was_started_with_what_was_asked_for(computing):

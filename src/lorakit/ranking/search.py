@@ -174,7 +174,8 @@ def bracket(
         return Found(lowest, highest, "trained", gaps, pairs[lowest], evidence, said)
 
     # They part, or the end leaves it open: bisect at the share where alike counts as alike.
-    at = max(decide_at, parted) if state == "parted" else 1.0
+    least = max(decide_at, parted) if state == "parted" else 1.0
+    at = next(share for share in rungs if share >= least)
     until = [share for share in rungs if share <= at]
     low, high = 0, len(ranks) - 1
     while high - low > 1:
