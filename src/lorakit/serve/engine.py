@@ -22,7 +22,7 @@ import torch
 
 from lorakit.errors import LorakitError
 from lorakit.lora.batched import Run
-from lorakit.models.cached import Place
+from lorakit.models.steps import Place
 from lorakit.serve import scheduler
 from lorakit.serve.answers import Deliver, Event, Observer, Prompt, StoppingError
 from lorakit.serve.bank import Staged

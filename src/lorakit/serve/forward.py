@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lorakit.errors import ConfigError, ModelError
 from lorakit.lora.batched import BatchPlan, Costs, Run, SlotGroup, costs, plan_batch
 from lorakit.models.attention import evaluating, head_is_plain
-from lorakit.models.cached import Layer, Place, Step, attach_cache, plan_step, step_logits
+from lorakit.models.cached import Layer, attach_cache, step_logits
+from lorakit.models.steps import Place, Step, plan_step
 from lorakit.serve.bank import Bank, adaptable
 from lorakit.serve.lean import LeanBlocks
 from lorakit.serve.spec import EngineSpec

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lorakit.lora.batched import BatchPlan, SlotGroup
 from lorakit.models.attention import AttentionSettings
-from lorakit.models.cached import Layer, Step, attend_step
+from lorakit.models.cached import Layer, attend_step
+from lorakit.models.steps import Step
 
 _TOP = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
