@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from lorakit.errors import ConfigError
+from lorakit.evaluate.crossed import CrossedInterval
 from lorakit.ranking.choose import (
     Measured,
     choose,
     gap,
+    likely,
     rate_matters,
     state_of,
-    surely,
+    suffices,
     tolerance_of,
 )
 from lorakit.ranking.layers import allot, rank_for_energy
@@ -64,7 +66,8 @@ def test_what_rows_cannot_tell_is_said():
     assert found[1].low < 0.005
     by_mean = choose(found, reference, 0.005, (1, 2))
     assert by_mean.rank == 1
-    assert "by its estimate" in by_mean.words
+    assert "likelier answer" in by_mean.words
+    assert 0.5 < by_mean.confidence < 0.95
     careful = choose(found, reference, 0.005, (1, 2), undecided="larger")
     assert careful.rank == 2
     assert "do not say" in careful.words
@@ -109,12 +112,44 @@ def test_seeds_are_paired_and_widen_the_interval():
     assert many.high - many.low > few.high - few.low
 
 
-def test_confidence_is_near_one_or_a_half_or_zero():
-    generator = np.random.default_rng(0)
+def interval(mean, s):
+    """Bounds of 95 %, one-sided, of a normal estimate."""
+    return CrossedInterval(mean, mean - 1.645 * s, mean + 1.645 * s, 0.9, 1, 100, 99.0, 4000)
+
+
+@pytest.mark.parametrize(
+    ("mean", "s"), [(0.0, 0.02), (0.02, 0.02), (0.02, 0.005), (0.006, 0.02), (-0.01, 0.01)]
+)
+def test_how_likely_is_what_simulation_says(mean, s):
+    """Of all true differences that a seed may make, those whose estimate came out like this one."""
+    tolerance, generator = 0.01, np.random.default_rng(0)
+    true = tolerance * generator.standard_normal(4_000_000)
+    seen = true + s * generator.standard_normal(true.size)
+    alike = true[abs(seen - mean) < 0.05 * s]
+    assert len(alike) > 1000
+    wanted = (alike <= tolerance).mean()
+    assert likely(interval(mean, s), tolerance) == pytest.approx(wanted, abs=0.03)
+
+
+def test_few_rows_are_believed_little_and_many_as_they_are():
+    """The same difference of twice τ: open and likelier within, open and likelier not, parted."""
+    found = [interval(0.02, s) for s in (0.02, 0.008, 0.001)]
+    assert [state_of(d, 0.01) for d in found] == ["open", "open", "parted"]
+    assert [suffices(d, 0.01, "estimate") for d in found] == [True, False, False]
+    assert [suffices(d, 0.01, "larger") for d in found] == [False, False, False]
+    # So few rows that even their lower bound lies far above τ do not make it likely.
+    assert not suffices(interval(0.5, 0.1), 0.01, "estimate")
+
+
+def test_confidence_is_near_one_or_zero_where_rows_tell():
     reference = measured(0.0, seed=2)
-    sure = [surely(measured(e, seed=1), reference, 0.005, generator=generator) for e in (0.0, 0.05)]
-    assert sure == [1.0, 0.0]
-    assert surely(reference, reference, 0.005, generator=generator) == 1.0
+    found = [
+        gap(measured(e, seed=1), reference, generator=np.random.default_rng(0), level=0.95)
+        for e in (0.0, 0.05)
+    ]
+    assert [round(likely(d, 0.005), 3) for d in found] == [1.0, 0.0]
+    same = gap(reference, reference, generator=np.random.default_rng(0), level=0.95)
+    assert likely(same, 0.005) == 1.0
 
 
 def test_tolerance():
@@ -124,7 +159,7 @@ def test_tolerance():
     assert "3 short runs" in noise.words
     # An estimate from three runs is kept within a range, and that is said.
     wild, tame = tolerance_of(None, [1.0, 1.5]), tolerance_of(None, [1.0, 1.0])
-    assert (wild.share, tame.share) == (0.02, 0.001)
+    assert (wild.share, tame.share) == (0.01, 0.001)
     assert "kept within" in wild.words
     assert "kept within" in tame.words
 
@@ -150,7 +185,8 @@ class TestSpec:
             ({"tolerance": "little"}, "give 'auto' or a share"),
             ({"tolerance": "0"}, "give 'auto' or a share"),
             ({"rungs": (0.5, 0.25, 1.0)}, "rungs must rise"),
-            ({"rungs": (0.25, 0.5)}, "end at 1"),
+            ({"rungs": (0.5, 1.5)}, "at most 1"),
+            ({"rungs": (0.25, 0.5), "decide_at": 0.75}, "after the last of rungs"),
             ({"metric": "field_acuracy"}, "did you mean 'field_accuracy'"),
             ({"level": 0.3}, "level must lie"),
             ({"noise_seeds": 1}, "noise_seeds must be at least 2"),

@@ -34,8 +34,9 @@ def test_the_result_has_every_part(found):
     assert 0 <= result["confidence"] <= 1
     assert result["loss"] < result["base_loss"]
     assert result["tolerance"]["runs"] == 3
-    assert 0.001 <= result["tolerance"]["share"] <= 0.02
-    assert {p["round"] for p in result["probe"]} == {1, 2}
+    assert 0.001 <= result["tolerance"]["share"] <= 0.01
+    assert {p["round"] for p in result["probe"]} <= {1, 2}
+    assert len([p for p in result["probe"] if p["round"] == 1]) == 3
     assert [e["rank"] for e in result["evidence"][:2]] == [1, 8]
     assert result["prior"]["bits"] > 0
     assert set(result["cost"]["flops"]) == {

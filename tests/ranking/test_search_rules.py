@@ -88,13 +88,16 @@ def test_where_ranks_are_alike_it_costs_one_and_a_half_runs():
     assert found.gaps[1].high <= 0.005 * found.pair[1].loss
 
 
-def test_what_is_open_goes_to_the_end_and_there_its_mean_decides():
-    """Rows so noisy that no bound is within τ; the means of many are."""
+def test_what_is_open_goes_to_the_last_rung_and_there_it_is_settled():
+    """Rows so noisy that no bound is within τ; the difference is likelier small than not."""
     lab = Curves(need=1, noise=0.05)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
     little = 0.005 * found.pair[1].loss
-    assert found.gaps[1].mean <= little < found.gaps[1].high
+    assert found.gaps[1].low <= little < found.gaps[1].high
     assert (found.rank, lab.spent) == (1, pytest.approx(2.0))
+    sooner = Curves(need=1, noise=0.05)
+    assert bracket(sooner, RANKS, 1e-3, 0, JUDGE, rungs=(0.25, 0.5), decide_at=0.5).rank == 1
+    assert sooner.spent == pytest.approx(1.5)
     careful = Judge(JUDGE.gap, JUDGE.tolerance, "larger")
     assert bracket(Curves(need=1, noise=0.05), RANKS, 1e-3, 0, careful, **BRACKET).rank > 1
 
@@ -115,6 +118,32 @@ def test_no_rank_counts_as_alike_before_the_share_that_decides():
     # Rank 2 falls behind from a quarter of the run on, 4 from half of it on, as at decide_at .5.
     assert found.rank == 4
     assert any("50% of the run rank 2" in said for said in found.steps_taken)
+
+
+class PowerLaw(Curves):
+    """Rank r is behind the highest by c / r, from the beginning."""
+
+    def __init__(self, c, beyond=0.0):
+        super().__init__(need=1, noise=0.0)
+        self.c, self.beyond = c, beyond
+
+    def point(self, rank, step, need, seed):
+        point = super().point(rank, step, need, seed)
+        behind = 0.0 if rank == RANKS[-1] else self.c / rank - self.beyond
+        return Measured(point.nats_N + behind * point.tokens_N, point.tokens_N, step)
+
+
+def test_a_rank_that_its_neighbours_rule_out_is_not_trained():
+    """τ is .005 of a loss of about 1.2: 1 and 2 are behind by .02 and .01, 4 by .005."""
+    lab = PowerLaw(0.02)
+    found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
+    assert found.rank == 4
+    assert {run.rank for run in lab.trained} == {1, 4, 32}
+    assert "rank 2 is not trained" in " ".join(found.steps_taken)
+    # Where the larger one is better than the highest there is no such law, and it is trained.
+    better = PowerLaw(0.02, beyond=0.006)
+    assert bracket(better, RANKS, 1e-3, 0, JUDGE, **BRACKET).rank == 2
+    assert {run.rank for run in better.trained} == {1, 2, 4, 32}
 
 
 def test_runs_are_never_started_twice():

@@ -8,12 +8,18 @@ and L_r its lower one (one-sided, each holds with the given certainty), and τ t
     open      else          these rows do not say
 
 The answer is the smallest rank that is within. Where rows leave a rank open, which they often do
-when they are few, either the mean of d decides, and the answer says how sure it is, or the larger
-rank is taken (`undecided`). The reference is the best of those that were trained as long; it is
-within by itself.
+when they are few, either it is taken if it is more likely than not to be within, and the answer says
+how likely, or the larger rank is taken (`undecided`). The reference is the best of those that were
+trained as long; it is within by itself.
+
+How likely: two ranks that both suffice differ by about as much as two seeds do. Before any row is
+seen d_r is taken to be N(0, τ²); the rows say N(mean, s²), s from the bootstrap. Then d_r is normal
+about mean · τ² / (τ² + s²), with variance τ² s² / (τ² + s²) (James and Stein, 1961, shrink alike): few
+rows are believed little, many as they are.
 """
 # ruff: noqa: N815  (the fields carry their shapes in their names)
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
@@ -21,6 +27,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from lorakit.evaluate.crossed import CrossedInterval, crossed_mean
 from lorakit.report.numbers import number, percent
@@ -30,9 +37,10 @@ State = Literal["within", "parted", "open"]
 Kind = Literal["indistinguishable", "needed", "unsaturated"]
 Undecided = Literal["estimate", "larger"]
 
-# The seed noise is estimated from few short runs: outside of these shares of the loss the estimate
-# says more about their luck than about the task.
-LEAST_SHARE, MOST_SHARE = 0.001, 0.02
+# The seed noise is estimated from few short runs, which differ more than whole ones: outside of these
+# shares of the loss the estimate says more about their luck than about the task, and more than a
+# hundredth of the loss is not to be given away unasked.
+LEAST_SHARE, MOST_SHARE = 0.001, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +88,7 @@ def tolerance_of(share: float | None, losses: Sequence[float]) -> Tolerance:
         share: as given; None for the noise.
         losses: final losses of short runs that differ by nothing but their seeds.
 
-    >>> tolerance_of(None, [1.000, 1.004, 1.002]).share
+    >>> round(tolerance_of(None, [1.000, 1.004, 1.002]).share, 4)
     0.002
     """
     if share is not None:
@@ -127,11 +135,27 @@ def state_of(d: CrossedInterval, tolerance: float) -> State:
     return "parted" if d.low > tolerance else "open"
 
 
+def likely(d: CrossedInterval, tolerance: float) -> float:
+    """How likely it is that d is at most τ, both in nats per token; see above.
+
+    >>> from lorakit.evaluate.crossed import CrossedInterval
+    >>> wide = CrossedInterval(0.015, -0.018, 0.048, 0.9, 1, 100, 99.0, 4000)  # s = 0.02
+    >>> round(likely(wide, 0.01), 2), round(likely(wide, 0.001), 2)
+    (0.78, 0.83)
+    """
+    s = (d.high - d.low) / (2 * float(ndtri((1 + d.level) / 2)))
+    if s <= 0 or tolerance <= 0:
+        return float(d.mean <= tolerance)
+    weight = tolerance**2 / (tolerance**2 + s**2)
+    return float(ndtr((tolerance - weight * d.mean) / (s * math.sqrt(weight))))
+
+
 def suffices(d: CrossedInterval, tolerance: float, undecided: Undecided) -> bool:
     """Whether a rank counts as within τ, both in nats per token."""
-    if undecided == "larger":
-        return state_of(d, tolerance) == "within"
-    return d.mean <= tolerance
+    state = state_of(d, tolerance)
+    if state == "open" and undecided == "estimate":
+        return likely(d, tolerance) >= 0.5
+    return state == "within"
 
 
 @dataclass(frozen=True)
@@ -143,8 +167,8 @@ class Choice:
         kind: whether all ranks are alike, some are too small, or even the highest is.
         gaps: d of every rank that was compared; the reference has none.
         reference: the rank that the others were held against.
-        confidence: share of the bootstrap's draws in which d of the chosen rank is at most τ; 1
-            for the reference, which is the best there is.
+        confidence: how likely d of the chosen rank is to be at most τ, see `likely`; 1 for the
+            reference, which is the best there is.
         words: for a person.
     """
 
@@ -163,7 +187,6 @@ def choose(
     ranks: Sequence[int],
     *,
     undecided: Undecided = "estimate",
-    confidence: float = 1.0,
 ) -> Choice:
     """The smallest rank within τ of the reference.
 
@@ -173,12 +196,12 @@ def choose(
         tolerance: τ in nats per token.
         ranks: all candidates, rising.
         undecided: what decides where rows leave a rank open.
-        confidence: of the choice; see `surely`.
     """
     lowest, highest = ranks[0], ranks[-1]
     states = {rank: state_of(d, tolerance) for rank, d in gaps.items()}
     enough = [rank for rank, d in gaps.items() if suffices(d, tolerance, undecided)]
     rank = min([*enough, reference])
+    confidence = likely(gaps[rank], tolerance) if rank in gaps else 1.0
     below = [r for r in states if r < rank]
     untold = [r for r in below if states[r] == "open"]
     little = f"{number(tolerance, 2)} nats per token"
@@ -210,25 +233,11 @@ def choose(
     if states.get(rank) == "open":
         d = gaps[rank]
         words += (
-            f" That is by its estimate, {number(d.mean, 2)} from rank {reference}; by these held-out "
-            f"rows it may be {number(d.low, 2)} to {number(d.high, 2)}, and more of them would tell."
+            f" That is the likelier answer ({percent(confidence, 0)}): by these held-out rows it is "
+            f"{number(d.low, 2)} to {number(d.high, 2)} from rank {reference}, and more of them would "
+            "tell."
         )
     return Choice(rank, kind, dict(gaps), reference, confidence, words)
-
-
-def surely(
-    rank: Measured,
-    reference: Measured,
-    tolerance: float,
-    *,
-    generator: np.random.Generator,
-    draws: int = 4000,
-) -> float:
-    """Share of the bootstrap's draws of rows in which the rank is within τ of the reference."""
-    rows = len(rank.tokens_N)
-    counts_BN = generator.multinomial(rows, np.full(rows, 1 / rows), size=draws)
-    apart_B = counts_BN @ (rank.nats_N - reference.nats_N) / (counts_BN @ rank.tokens_N)
-    return float((apart_B <= tolerance).mean())
 
 
 def rate_matters(

@@ -9,16 +9,13 @@ import numpy as np
 
 from lorakit.errors import DivergedError
 from lorakit.ranking.choose import Measured
-from lorakit.ranking.look import evaluation_flops, training_flops
+from lorakit.ranking.look import LEAST_ROWS, early_rows, evaluation_flops, training_flops
 from lorakit.ranking.search import Run
 from lorakit.trials import Outcome, Report, Runner, Trial, one
 
 _TRAIN, _CUT, _NEST, _ASK = (
     f"lorakit.ranking.workers:{name}" for name in ("train", "cut", "nest", "ask")
 )
-# Fewer held-out rows than this are not worth an interval, and tell learning rates apart, which
-# differ by more than ranks do.
-LEAST_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,13 @@ class Place:
 class Short:
     """A short run of the probe or for the seed noise: None where it diverged."""
 
-    loss: float | None
+    measured: Measured | None
     steps: int
+
+    @property
+    def loss(self) -> float | None:
+        """Nats per token on the held-out rows it was judged on."""
+        return None if self.measured is None else self.measured.loss
 
 
 class TrialLab:
@@ -157,7 +159,7 @@ class TrialLab:
         told = {}
         for run, each in zip(runs, outcome.result["runs"], strict=True):
             self._count(run, each, outcome.result["judged_tokens"])
-            told[run] = Short(each.get("loss") if not each["diverged"] else None, steps)
+            told[run] = Short(None if each["diverged"] else _measured(each, steps), steps)
         return told
 
     def ask(self, place: Place, rank: int, asking: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +173,7 @@ class TrialLab:
 
     def count_look(self) -> None:
         """What the first trial measured of the base."""
-        self._count_evaluation(0, self._found["eval_tokens"] + self._found["prior_tokens"])
+        self._count_evaluation(0, self._found["base_tokens"] + self._found["prior_tokens"])
 
     def place(self, run: Run) -> Place:
         """The adapter of a run as it is now."""
@@ -267,9 +269,9 @@ class TrialLab:
         }
 
     def _rows(self, until: int) -> int:
-        """Held-out rows of a measurement: half of them before the end of a run."""
+        """Held-out rows of a measurement: all at the end of a run, before it some."""
         rows = int(self._found["eval_rows"])
-        return rows if until == self.steps else min(rows, max(LEAST_ROWS, math.ceil(rows / 2)))
+        return rows if until == self.steps else early_rows(rows)
 
     def _index(self, run: Run) -> int:
         return int(self._at[run][0].adapter.split("/")[0].removeprefix("run-"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.data import TokenTable
 from lorakit.evaluate.likelihood import per_token, row_losses
 from lorakit.forecast import ModelShape, flops_per_token, shape_of
 from lorakit.lora import plan
@@ -27,6 +28,9 @@ BITS_A_PARAMETER = 2.0
 # The prior decides nothing: it is to cost little.
 _MOST_PRIOR_ROWS = 32
 _EVALUATION_TOKENS = 1024
+# Fewer held-out rows than this are not worth an interval, and tell learning rates apart, which
+# differ by more than ranks do.
+LEAST_ROWS = 32
 
 
 def look(
@@ -57,12 +61,11 @@ def look(
         trainable=sum(each.trainable for each in plans),
     )
     report({"kind": "stage", "name": "measure"})
-    some = (
-        np.arange(min(len(rows), _MOST_PRIOR_ROWS)) * len(rows) // min(len(rows), _MOST_PRIOR_ROWS)
-    )
+    some = spread(rows, _MOST_PRIOR_ROWS)
+    judged = spread(held, early_rows(len(held)))
     with packed_attention(model), fused_blocks(model):
-        base_nats, base_tokens = row_losses(model, held, _EVALUATION_TOKENS)
-        prior_nats, _ = row_losses(model, rows.take(some), _EVALUATION_TOKENS)
+        base_nats, base_tokens = row_losses(model, judged, _EVALUATION_TOKENS)
+        prior_nats, _ = row_losses(model, some, _EVALUATION_TOKENS)
     bits = float(prior_nats.sum()) / math.log(2) * len(rows) / len(some)
     of_one = plans[0].trainable // ranks[0]
     batch = min(config.batch_size, len(rows))
@@ -88,6 +91,8 @@ def look(
         "trainable": {str(rank): each.trainable for rank, each in zip(ranks, plans, strict=True)},
         "modules": len(plans[0].targets),
         "base_loss": per_token(base_nats, base_tokens),
+        "base_rows": len(judged),
+        "base_tokens": judged.tokens,
         "prior": {
             "bits": bits,
             "rows": len(some),
@@ -100,13 +105,29 @@ def look(
         "loss_share": rows.loss_tokens / rows.tokens,
         "eval_mean_length": _mean(held.lengths),
         "eval_loss_share": held.loss_tokens / held.tokens,
-        "prior_tokens": rows.take(some).tokens,
+        "prior_tokens": some.tokens,
         "versions": versions(),
         "measured": {
             "machine": machine(model.device),
             "seconds_per_step": expected.forecast.seconds / spec["together"],
         },
     }
+
+
+def early_rows(rows: int) -> int:
+    """Of so many held-out rows, those that are measured before the end of a run: half of them.
+
+    >>> early_rows(200), early_rows(40), early_rows(20)
+    (100, 32, 20)
+    """
+    return min(rows, max(LEAST_ROWS, math.ceil(rows / 2)))
+
+
+def spread(table: TokenTable, rows: int) -> TokenTable:
+    """So many rows, spread evenly over all."""
+    if rows >= len(table):
+        return table
+    return table.take(np.arange(rows) * len(table) // rows)
 
 
 def _mean(lengths: Any) -> float:

@@ -1,7 +1,7 @@
 """A search for a rank, from top to bottom.
 
     look      rows, base, steps, FLOPs, the prior                       one trial
-    probe     learning rates by successive halving, at a middle rank    rounds
+    probe     learning rates in short runs, at a middle rank            one or two trials
     noise     short runs that differ in their seed alone                one trial
     search    bracket, heal, nested or halving                          see search.py
     metric    answers of the ranks around the choice, where asked for
@@ -28,7 +28,6 @@ from lorakit.ranking.choose import (
     gap,
     generator,
     rate_matters,
-    surely,
 )
 from lorakit.ranking.lab import Place, TrialLab
 from lorakit.ranking.search import Found, Judge, Run
@@ -126,10 +125,7 @@ def search_rank(
     for text in made.steps_taken:
         report({"kind": "decided", "text": text})
     little = tolerance.nats(made.pair[1].loss)
-    sure = surely(*made.pair, little, generator=generator())
-    choice = choose(
-        made.gaps, made.reference, little, ranks, undecided=spec.undecided, confidence=sure
-    )
+    choice = choose(made.gaps, made.reference, little, ranks, undecided=spec.undecided)
     rank, run = made.rank, Run(made.rank, probed.rate, seed)
 
     scored = None

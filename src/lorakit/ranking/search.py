@@ -130,9 +130,9 @@ def bracket(
         ranks: candidates, rising.
         rate, seed: of every run.
         judge: compares two ranks.
-        rungs: shares of a run at which they are compared, rising to 1.
-        decide_at: share from which on a rank that is within τ stops the search. What is open
-            goes on to the end.
+        rungs: shares of a run at which they are compared, rising.
+        decide_at: share from which on a rank that is within τ stops the search. What is open goes
+            on to the last rung, where `judge.undecided` decides.
     """
     lowest, highest = ranks[0], ranks[-1]
     seen: dict[tuple[int, float], Measured] = {}
@@ -158,28 +158,36 @@ def bracket(
         )
         return state
 
-    state, parted = "open", 1.0
+    told = rungs[-1]
     for share in rungs:
         train([lowest, highest], share)
         state = compare(lowest, share)
         if state == "parted" or (state == "within" and share >= decide_at):
-            parted = share
+            told = share
             break
-    if judge.suffices(*pairs[lowest]) and state != "parted":
+    if judge.suffices(*pairs[lowest]):
         train([lowest], 1.0)
-        if parted < 1:
-            said.append(f"rank {lowest} goes to the end; rank {highest} stopped after {parted:.0%}")
+        if told < 1:
+            said.append(f"rank {lowest} goes to the end; rank {highest} stopped after {told:.0%}")
         else:
             said.append(f"both have come to the end: rank {lowest} suffices")
         return Found(lowest, highest, "trained", gaps, pairs[lowest], evidence, said)
 
-    # They part, or the end leaves it open: bisect at the share where alike counts as alike.
-    least = max(decide_at, parted) if state == "parted" else 1.0
-    at = next(share for share in rungs if share >= least)
+    # Between them, compared where the lowest was told from the highest, or where alike counts.
+    at = next((share for share in rungs if share >= max(decide_at, told)), rungs[-1])
     until = [share for share in rungs if share <= at]
+    little = judge.tolerance(pairs[lowest][1].loss)
     low, high = 0, len(ranks) - 1
     while high - low > 1:
         middle = (low + high) // 2
+        expected = _between(gaps, ranks[low], ranks[middle], ranks[high])
+        if expected is not None and expected > little:
+            said.append(
+                f"rank {ranks[middle]} is not trained: a power law through ranks {ranks[low]} and "
+                f"{ranks[high]} puts it at {expected:+.4f}, above the tolerance of {little:.4f}"
+            )
+            low = middle
+            continue
         state = "open"
         for share in until:
             train([highest, ranks[middle]], share)
@@ -292,6 +300,17 @@ def halving(
     best = order[0]
     gaps = {r: judge.gap(points[r], points[best]) for r in order[1:]}
     return Found(best, best, "trained", gaps, (points[best], points[best]), evidence, said)
+
+
+def _between(gaps: Mapping[int, CrossedInterval], low: int, middle: int, high: int) -> float | None:
+    """d of a rank by a power law through a smaller one that does not suffice and a larger one that does.
+
+    None where there is none: the larger is the reference, or no worse than it.
+    """
+    if low not in gaps or high not in gaps or gaps[high].mean <= 0:
+        return None
+    way = math.log(middle / low) / math.log(high / low)
+    return gaps[low].mean ** (1 - way) * gaps[high].mean ** way
 
 
 def _step(lab: Lab, share: float) -> int:

@@ -54,17 +54,25 @@ class RankSpec:
         default=round(math.sqrt(10), 4), metadata={"help": "From one rate of the grid to the next."}
     )
     probe_share: float = field(
-        default=0.08,
-        metadata={"help": "Steps of the probe's last round, and of the runs for the seed noise, "
-                  "as a share of a run's."},
-    )  # fmt: skip
+        default=0.05,
+        metadata={
+            "help": "Steps of a short run, for the rate and for the seed noise, as a share of a "
+            "whole run's."
+        },
+    )
     noise_seeds: int = field(
         default=3,
-        metadata={"help": "Seeds of the short runs that the seed noise is estimated from."},
+        metadata={
+            "help": "Seeds of the short runs that the seed noise is estimated from, and that two "
+            "rates are compared with which one run each does not tell apart."
+        },
     )
     rungs: tuple[float, ...] = field(
-        default=(0.4, 1.0),
-        metadata={"help": "Shares of a run after which ranks are compared."},
+        default=(0.2, 0.4),
+        metadata={
+            "help": "Shares of a run after which ranks are compared; what the last leaves open is "
+            "settled there, as --undecided says."
+        },
     )
     average_share: float = field(
         default=0.15,
@@ -91,7 +99,8 @@ class RankSpec:
         default="estimate",
         metadata={
             "help": "Where held-out rows leave open whether a rank is within the tolerance: "
-            "'estimate' goes by its mean and says how sure that is, 'larger' takes the next rank."
+            "'estimate' takes it if it is likelier within than not and says how sure that is, "
+            "'larger' takes the next rank."
         },
     )
     per_layer: bool = field(
@@ -134,8 +143,12 @@ class RankSpec:
         if not 0.5 < self.level < 1:
             raise ConfigError(f"level must lie in (0.5, 1); it is {self.level}")
         rising = all(a < b for a, b in zip(self.rungs, self.rungs[1:], strict=False))
-        if not self.rungs or not rising or self.rungs[0] <= 0 or self.rungs[-1] != 1:
-            raise ConfigError(f"rungs must rise from above 0 and end at 1; they are {self.rungs}")
+        if not self.rungs or not rising or self.rungs[0] <= 0 or self.rungs[-1] > 1:
+            raise ConfigError(f"rungs must rise from above 0 to at most 1; they are {self.rungs}")
+        if self.decide_at > self.rungs[-1]:
+            raise ConfigError(
+                f"decide_at is {self.decide_at}, after the last of rungs, {self.rungs[-1]}"
+            )
         if self.metric is not None:
             from lorakit.evaluate.metrics import METRICS  # heavy, and not for --help
 

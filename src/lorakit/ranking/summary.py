@@ -39,6 +39,7 @@ def summarise(findings: Findings, spec: RankSpec, command: str, root: Path) -> d
         "confidence": findings.choice.confidence,
         "loss": findings.measured.loss,
         "base_loss": look["base_loss"],
+        "base_rows": look["base_rows"],
         "learning_rate": findings.probed.rate,
         "trainable_parameters": lab.parameters(rank),
         "parameters_of_max_rank": lab.parameters(spec.ranks[-1]),

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lorakit.adapters import save_adapter
@@ -24,6 +23,7 @@ from lorakit.evaluate.likelihood import per_token, row_losses
 from lorakit.lora import LoraSpec, plan, spectrum
 from lorakit.lora.together import Jobs
 from lorakit.models.attention import packed_attention
+from lorakit.ranking.look import spread
 from lorakit.ranking.nested import fit_nested
 from lorakit.run import answers
 from lorakit.run.fitting import Work, fit_models
@@ -88,7 +88,7 @@ def train(
         batch_tokens=opened.config.train.batch_tokens,
         recompute=spec["recompute"],
     )
-    table = judged(opened, spec["rows"])
+    table = spread(opened.data.eval, spec["rows"])
     told = []
     for i, how in enumerate(fitted):
         if isinstance(how, DivergedError):
@@ -124,7 +124,7 @@ def cut(
     stored = read_stored(folder.parent / spec["from"]["trial"] / spec["from"]["adapter"])
     plans = [plan(model, replace(opened.config.lora, rank=rank)) for rank in spec["ranks"]]
     jobs = Jobs(model, plans, [0 for _ in plans])
-    table = judged(opened, spec["rows"])
+    table = spread(opened.data.eval, spec["rows"])
     points = {}
     for i, rank in enumerate(spec["ranks"]):
         report({"kind": "stage", "name": f"cut to {rank}"})
@@ -161,7 +161,7 @@ def nest(
         recompute=spec["recompute"],
         report=_Teller(0, run, {**spec, "until": spec["steps"]}, losses, tokens, report),
     )
-    table = judged(opened, spec["rows"])
+    table = spread(opened.data.eval, spec["rows"])
     points = {}
     for i, rank in enumerate(ranks):
         points[str(rank)] = measure(opened, jobs, i, table)
@@ -212,14 +212,6 @@ def measure(opened: Opened, jobs: Jobs, job: int, table: TokenTable) -> dict[str
     if not math.isfinite(loss):
         return {"diverged": "not finite at the end"}
     return {"diverged": "", "loss": loss, "rows": nats.tolist(), "row_tokens": count.tolist()}
-
-
-def judged(opened: Opened, rows: int) -> TokenTable:
-    """So many of the held-out rows, spread evenly over them."""
-    table = opened.data.eval
-    if rows >= len(table):
-        return table
-    return table.take(np.arange(rows) * len(table) // rows)
 
 
 @torch.no_grad()
