@@ -56,6 +56,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/rank_regret"))
     parser.add_argument("--tasks", default=",".join(TASKS), help="which, commas between")
     parser.add_argument("--stage", choices=("search", "grid", "all"), default="all")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="which searches; ranks by layer with all only"
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of a training pass")
@@ -128,14 +131,15 @@ class Bench:
         self.look = look_at(spec, config, runner)
         self.root, self.runner = root, runner
         found = {}
-        for method in METHODS:
+        for method in self.given.methods.split(","):
             found[method] = self._search(method)
-        first = found["bracket"]
+        first = next(iter(found.values()))
         if self.given.stage in ("search", "all"):
             for method, findings in found.items():
                 self._add(self._choice(method, findings), findings.place)
-            self._cut_by_energy(first)
-            self._by_layer(first)
+            if set(found) == set(METHODS):
+                self._cut_by_energy(first)
+                self._by_layer(first)
             self._measure()
         if self.given.stage in ("grid", "all"):
             self._grid(first)

@@ -74,6 +74,17 @@ def test_what_rows_cannot_tell_is_said():
     assert careful.kind == "needed"  # and not "unsaturated", which nobody has seen
 
 
+def test_ranks_that_nobody_compared_are_said():
+    found, _ = gaps([0.30, 0.2, 0.1, 0.0])
+    choice = choose({1: found[1]}, 8, 0.005, (1, 2, 4, 8))
+    assert (choice.rank, choice.kind) == (8, "needed")
+    assert "Ranks 2 to 4 were not compared." in choice.words
+    assert "raise --max-rank" not in choice.words
+    choice = choose({1: found[1], 4: gaps([0.0, 0.0])[0][1]}, 8, 0.005, (1, 2, 4, 8))
+    assert choice.rank == 4
+    assert "Rank 2 was not compared." in choice.words
+
+
 def test_pairing_is_what_tells_them_apart():
     """Rows differ by about a nat; paired, a difference of 0.01 stands out."""
     rank, reference = measured(0.01, seed=1), measured(0.0, seed=2)
@@ -190,6 +201,7 @@ class TestSpec:
             ({"metric": "field_acuracy"}, "did you mean 'field_accuracy'"),
             ({"level": 0.3}, "level must lie"),
             ({"noise_seeds": 1}, "noise_seeds must be at least 2"),
+            ({"budget": 0.0}, "budget must be above 0"),
         ],
     )
     def test_bad_values(self, options, words):

@@ -1,5 +1,7 @@
 """The searches over a lab of synthetic curves: what they find, and what they spend."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -98,7 +100,7 @@ def test_what_is_open_goes_to_the_last_rung_and_there_it_is_settled():
     sooner = Curves(need=1, noise=0.05)
     assert bracket(sooner, RANKS, 1e-3, 0, JUDGE, rungs=(0.25, 0.5), decide_at=0.5).rank == 1
     assert sooner.spent == pytest.approx(1.5)
-    careful = Judge(JUDGE.gap, JUDGE.tolerance, "larger")
+    careful = Judge(JUDGE.rows, JUDGE.tolerance, "larger")
     assert bracket(Curves(need=1, noise=0.05), RANKS, 1e-3, 0, careful, **BRACKET).rank > 1
 
 
@@ -118,6 +120,46 @@ def test_no_rank_counts_as_alike_before_the_share_that_decides():
     # Rank 2 falls behind from a quarter of the run on, 4 from half of it on, as at decide_at .5.
     assert found.rank == 4
     assert any("50% of the run rank 2" in said for said in found.steps_taken)
+
+
+def test_where_runs_happen_to_be_counts_until_they_have_settled():
+    """A rank behind by .03 of a loss of 1.5 at half a run, where seeds differ by twice as much."""
+
+    class Astray(Curves):
+        def point(self, rank, step, need, seed):
+            point = super().point(rank, step, need, seed)
+            off = 0.03 if rank == 1 and step <= 50 else 0.0
+            return Measured(point.nats_N + off * point.tokens_N, point.tokens_N, step)
+
+    rungs = {"rungs": (0.5, 0.75), "decide_at": 0.5}
+    hasty = bracket(Astray(need=1), RANKS, 1e-3, 0, JUDGE, **rungs)
+    assert hasty.rank > 1
+    assert "parted" in hasty.steps_taken[0]
+    wary = Judge(
+        JUDGE.rows, JUDGE.tolerance, unsettled=lambda step: 0.04 * (1 - step / STEPS) * 0.5
+    )
+    lab = Astray(need=1)
+    found = bracket(lab, RANKS, 1e-3, 0, wary, **rungs)
+    assert found.rank == 1
+    assert found.steps_taken[0].endswith("open")
+    assert lab.spent == pytest.approx(1.75)
+    # √2 · .02 · .25 of the loss at .75 of the run, beside what the rows leave open.
+    d, rows = wary.gap(*found.pair), wary.rows(*found.pair)
+    off = 1.645 * math.sqrt(2) * 0.04 * 0.25 * 0.5 * found.pair[1].loss
+    assert d.high - d.mean == pytest.approx(math.hypot(rows.high - rows.mean, off), rel=1e-3)
+
+
+def test_what_would_cost_too_much_is_not_trained():
+    """1 and 32 come to a quarter of a run, where 1 parts; 4 would need another run and a quarter."""
+    tight = {**BRACKET, "budget": 1.6}
+    lab = Curves(need=8, worse=3.0)
+    found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **tight)
+    assert (found.rank, {run.rank for run in lab.trained}) == (32, {1, 32})
+    assert "rank 4 is not trained: with it the search would cost 1.8 runs" in found.steps_taken[-2]
+    assert lab.spent == pytest.approx(1.25)
+    enough = Curves(need=8, worse=3.0)
+    assert bracket(enough, RANKS, 1e-3, 0, JUDGE, **{**BRACKET, "budget": 4}).rank == 4
+    assert enough.spent <= 4
 
 
 class PowerLaw(Curves):

@@ -21,7 +21,7 @@ rows are believed little, many as they are.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import stdev
 from typing import Literal
 
@@ -128,6 +128,16 @@ def gap(
     return crossed_mean(values_KN, tokens_N, generator=generator, level=2 * level - 1)
 
 
+def widened(d: CrossedInterval, deviation: float) -> CrossedInterval:
+    """d whose bounds hold for another source of chance besides the rows, of this standard deviation."""
+    reach = float(ndtri((1 + d.level) / 2)) * deviation
+    low, high = (
+        d.mean - math.hypot(d.mean - d.low, reach),
+        d.mean + math.hypot(d.high - d.mean, reach),
+    )
+    return replace(d, low=low, high=high)
+
+
 def state_of(d: CrossedInterval, tolerance: float) -> State:
     """Where d stands to τ, both in nats per token."""
     if d.high <= tolerance:
@@ -212,7 +222,7 @@ def choose(
             f"Ranks {rank} to {highest} are indistinguishable here, to within {little}: take the "
             f"smallest, {rank}."
         )
-    elif rank == highest and below and not untold:
+    elif rank == highest and below and max(below) == ranks[-2] and not untold:
         kind = "unsaturated"
         words = (
             f"The loss is not saturated at rank {highest}: {max(below)} is worse by "
@@ -225,6 +235,14 @@ def choose(
         if lost:
             d = gaps[max(lost)]
             words += f" Rank {max(lost)} is worse by {number(d.mean, 2)}."
+    passed = [r for r in ranks if max(below, default=rank) < r < rank]
+    if passed:
+        between = (
+            f"Ranks {passed[0]} to {passed[-1]} were"
+            if len(passed) > 1
+            else f"Rank {passed[0]} was"
+        )
+        words += f" {between} not compared."
     if untold:
         words += (
             f" Whether rank {min(untold)} suffices these held-out rows do not say; more of them "

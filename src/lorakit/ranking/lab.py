@@ -91,6 +91,11 @@ class TrialLab:
         tokens = self.steps * self._found["tokens_per_step"]
         return training_flops(self._found, self.parameters(highest), tokens)
 
+    @property
+    def spent(self) -> float:
+        """See `Lab`."""
+        return sum(self.ledger.values()) / self.whole
+
     def parameters(self, rank: int) -> int:
         """Of an adapter of this rank."""
         smallest = min(self._found["trainable"], key=int)

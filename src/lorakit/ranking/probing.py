@@ -79,7 +79,8 @@ def probe(lab: TrialLab, spec: RankSpec, config: RunConfig, found: Mapping[str, 
 
 def _worse(rate: Short, best: Short, level: float) -> bool:
     """Whether the rows tell a short run from the best one, which has the lower loss."""
-    assert rate.measured is not None and best.measured is not None  # survivors did not diverge
+    assert rate.measured is not None  # survivors did not diverge
+    assert best.measured is not None
     return gap(rate.measured, best.measured, generator=generator(), level=level).low > 0
 
 

@@ -32,6 +32,7 @@ from lorakit.ranking.choose import (
 from lorakit.ranking.lab import Place, TrialLab
 from lorakit.ranking.search import Found, Judge, Run
 from lorakit.ranking.spec import RankSpec
+from lorakit.training import learning_rate_at
 from lorakit.trials import Report, Runner, Trial, one
 
 _LOOK = "lorakit.ranking.look:look"
@@ -119,6 +120,12 @@ def search_rank(
         lambda rank, reference: gap(rank, reference, generator=generator(), level=spec.level),
         tolerance.nats,
         spec.undecided,
+        # Where a run happens to be depends on its seed the more the higher the rate is; once that
+        # has decayed, runs have settled.
+        lambda step: (
+            (tolerance.noise or 0.0)
+            * learning_rate_at(min(step, lab.steps), lab.steps, 1.0, config.train)
+        ),
     )
     lab.phase = "search"
     made = _search(lab, spec, judge, probed.rate, seed)
@@ -175,7 +182,14 @@ def _search(lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int)
     match spec.method:
         case "bracket":
             return search.bracket(
-                lab, ranks, rate, seed, judge, rungs=spec.rungs, decide_at=spec.decide_at
+                lab,
+                ranks,
+                rate,
+                seed,
+                judge,
+                rungs=spec.rungs,
+                decide_at=spec.decide_at,
+                budget=spec.budget,
             )
         case "heal":
             return search.heal(lab, ranks, rate, seed, judge, heal_share=spec.heal_share)

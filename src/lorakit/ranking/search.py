@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lorakit.evaluate.crossed import CrossedInterval
-from lorakit.ranking.choose import Measured, Undecided, state_of, suffices
+from lorakit.ranking.choose import Measured, Undecided, state_of, suffices, widened
 
 How = Literal["trained", "cut", "healed", "nested"]
 
@@ -38,6 +38,10 @@ class Lab(Protocol):
     @property
     def steps(self) -> int:
         """Steps of a whole run."""
+
+    @property
+    def spent(self) -> float:
+        """What all has cost so far, in runs at the highest rank."""
 
     def train(self, runs: Sequence[Run], until: int) -> Mapping[Run, Measured]:
         """Take runs to this step of their schedule, from wherever they are, and measure them."""
@@ -60,14 +64,22 @@ class Judge:
     """The rule by which two measured ranks are compared.
 
     Attributes:
-        gap: d of a rank and a reference.
+        rows: d of a rank and a reference, with the bounds that the rows give.
         tolerance: τ in nats per token beside a loss.
         undecided: what decides where the rows do not.
+        unsettled: by how much a run may be off after so many steps, as a share of its loss: the
+            standard deviation over seeds. Two runs are off by √2 times as much.
     """
 
-    gap: Callable[[Measured, Measured], CrossedInterval]
+    rows: Callable[[Measured, Measured], CrossedInterval]
     tolerance: Callable[[float], float]
     undecided: Undecided = "estimate"
+    unsettled: Callable[[int], float] = lambda step: 0.0
+
+    def gap(self, rank: Measured, reference: Measured) -> CrossedInterval:
+        """d, with bounds for both chances: which rows there were, and where the runs happened to be."""
+        off = math.sqrt(2) * self.unsettled(rank.step) * reference.loss
+        return widened(self.rows(rank, reference), off)
 
     def state(self, rank: Measured, reference: Measured) -> tuple[CrossedInterval, str]:
         """d, and where it stands to τ."""
@@ -122,6 +134,7 @@ def bracket(
     *,
     rungs: Sequence[float],
     decide_at: float,
+    budget: float = math.inf,
 ) -> Found:
     """The lowest and the highest rank side by side; then between them, if they part.
 
@@ -133,6 +146,8 @@ def bracket(
         rungs: shares of a run at which they are compared, rising.
         decide_at: share from which on a rank that is within τ stops the search. What is open goes
             on to the last rung, where `judge.undecided` decides.
+        budget: what all may cost, in runs. Where one more rank would take more, the smallest that is
+            known to suffice is the answer. The lowest and the highest are compared in any case.
     """
     lowest, highest = ranks[0], ranks[-1]
     seen: dict[tuple[int, float], Measured] = {}
@@ -188,6 +203,15 @@ def bracket(
             )
             low = middle
             continue
+        # To compare it, and then to finish it or the highest.
+        there = max(share for rank, share in seen if rank == highest)
+        cost = lab.spent + 1 + max(0.0, at - there)
+        if cost > budget:
+            said.append(
+                f"rank {ranks[middle]} is not trained: with it the search would cost {cost:.1f} runs, "
+                f"and --budget is {budget:g}"
+            )
+            break
         state = "open"
         for share in until:
             train([highest, ranks[middle]], share)

@@ -68,10 +68,17 @@ class RankSpec:
         },
     )
     rungs: tuple[float, ...] = field(
-        default=(0.2, 0.4),
+        default=(0.4, 0.7),
         metadata={
             "help": "Shares of a run after which ranks are compared; what the last leaves open is "
             "settled there, as --undecided says."
+        },
+    )
+    budget: float = field(
+        default=2.5,
+        metadata={
+            "help": "What the search may cost, in runs at the highest rank, measuring included. Where "
+            "one more rank would take more, the smallest known to suffice is taken."
         },
     )
     average_share: float = field(
@@ -135,6 +142,8 @@ class RankSpec:
             raise ConfigError("max_rank is 1: there is nothing to choose between")
         if self.noise_seeds < 2:
             raise ConfigError(f"noise_seeds must be at least 2; it is {self.noise_seeds}")
+        if not self.budget > 0:
+            raise ConfigError(f"budget must be above 0; it is {self.budget}")
         if not self.rate_factor > 1:
             raise ConfigError(f"rate_factor must be above 1; it is {self.rate_factor}")
         for name in ("probe_share", "decide_at", "heal_share", "average_share"):
