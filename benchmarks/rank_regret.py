@@ -82,6 +82,7 @@ def main() -> None:
         PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
         return
     chosen = bench.pick(parser, given.tasks, TASKS)
+    given.methods = tuple(bench.pick(parser, given.methods, dict.fromkeys(METHODS)))
     if given.data is None and set(chosen) != {"keys"}:
         parser.error("--data is needed for all tasks but keys")
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,6 +103,7 @@ class Bench:
         from lorakit.ranking.settings import settings
 
         self.name, self.given, self.work, self.out = name, given, work, out
+        self.methods = given.methods
         self.tries, self.lines = given.tries, bench.read(out) if out and out.exists() else []
         counts = (24, 12, 12) if self.tries else task.counts
         files = write_rows(name, given.data, work, counts)
@@ -131,7 +133,7 @@ class Bench:
         self.look = look_at(spec, config, runner)
         self.root, self.runner = root, runner
         found = {}
-        for method in self.given.methods.split(","):
+        for method in self.methods:
             found[method] = self._search(method)
         first = next(iter(found.values()))
         if self.given.stage in ("search", "all"):

@@ -13,7 +13,9 @@ from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import OutputError, TargetError
 from lorakit.lora import LoraSpec, equations, plan
 from lorakit.lora.together import Jobs
+from lorakit.ranking import protocol
 from lorakit.ranking.nested import dealt, fit_nested
+from lorakit.ranking.settings import settings
 from lorakit.ranking.workers import at_scale, put_pairs
 from lorakit.training import TrainSpec
 
@@ -49,6 +51,23 @@ def test_the_result_has_every_part(found):
     assert {p.name for p in (out / "plots").iterdir()} >= {
         f"{name}.png" for name in ("loss", "leaving", "heat", "decay", "rates", "cost")
     }
+
+
+def test_what_another_version_looked_at_is_looked_at_anew(small, easy, monkeypatch):
+    """An older look lacks what a newer search asks of it."""
+    given = settings(None, {**small, "data": (str(easy),)})
+    keys = []
+
+    def runner(trials):
+        keys.extend(trial.key for trial in trials)
+        raise InterruptedError
+
+    for number in ("0.1.0", "0.1.0", "0.2.0"):
+        known = {"lorakit": number, "torch": "2", "transformers": "5"}
+        monkeypatch.setattr(protocol, "versions", lambda known=known: known)
+        with pytest.raises(InterruptedError):
+            protocol.look_at(given.spec, given.config, runner)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_adapter_is_there_at_the_recommended_rank(found):

@@ -32,6 +32,7 @@ from lorakit.ranking.choose import (
 from lorakit.ranking.lab import Place, TrialLab
 from lorakit.ranking.search import Found, Judge, Run
 from lorakit.ranking.spec import RankSpec
+from lorakit.run.machine import versions
 from lorakit.training import learning_rate_at
 from lorakit.trials import Report, Runner, Trial, one
 
@@ -73,6 +74,7 @@ def look_at(spec: RankSpec, config: RunConfig, runner: Runner) -> dict[str, Any]
         "ranks": list(spec.ranks),
         "together": together,
         "files": stamps,
+        "software": _software(versions()),
     }
     return one(runner, Trial(_LOOK, asked, _where(config), "look")).result
 
@@ -102,9 +104,7 @@ def search_rank(
         "config": _options(config),
         "data_sha256": found["data_sha256"],
         "base": found["base"],
-        "software": {
-            name: found["versions"][name] for name in ("lorakit", "torch", "transformers")
-        },
+        "software": _software(found["versions"]),
     }
     lab = TrialLab(found, common, _where(config), runner, report, spec.average_share)
     ranks, seed = spec.ranks, config.train.seed
@@ -218,6 +218,11 @@ def _options(config: RunConfig) -> dict[str, Any]:
     for each in fields(OutputSpec):
         flat.pop(each.name)
     return flat
+
+
+def _software(found: Mapping[str, str]) -> dict[str, str]:
+    """What a trial of another version is not the same as."""
+    return {name: found[name] for name in ("lorakit", "torch", "transformers")}
 
 
 def _stamp(name: str) -> list[Any]:

@@ -27,7 +27,8 @@ def rank_figures(made: RankFiles, folder: Path) -> dict[str, Figure]:
         figures["rates"] = _one(
             plots.rates(tried, result["learning_rate"]), "rates", "Learning rates tried", said,
             f"Rates tried at rank {result['probe_rank']} on held-out rows; ringed the one that every "
-            "run of the search took. Rates that diverged are left out.",
+            "run of the search took. A second round is the mean over seeds. Rates that diverged are "
+            "left out.",
             folder,
         )  # fmt: skip
     cost = result["cost"]
