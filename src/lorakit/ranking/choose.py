@@ -214,6 +214,7 @@ def choose(
     confidence = likely(gaps[rank], tolerance) if rank in gaps else 1.0
     below = [r for r in states if r < rank]
     untold = [r for r in below if states[r] == "open"]
+    passed = [r for r in ranks if max(below, default=rank) < r < rank]
     little = f"{number(tolerance, 2)} nats per token"
     kind: Kind = "needed"
     if rank == lowest:
@@ -230,19 +231,12 @@ def choose(
             "to see whether more helps."
         )
     else:
-        words = f"Rank {rank} is the smallest within {little} of the best."
+        which = "smallest of those compared" if passed else "smallest"
+        words = f"Rank {rank} is the {which} that is within {little} of the best."
         lost = [r for r in below if states[r] == "parted"]
         if lost:
             d = gaps[max(lost)]
             words += f" Rank {max(lost)} is worse by {number(d.mean, 2)}."
-    passed = [r for r in ranks if max(below, default=rank) < r < rank]
-    if passed:
-        between = (
-            f"Ranks {passed[0]} to {passed[-1]} were"
-            if len(passed) > 1
-            else f"Rank {passed[0]} was"
-        )
-        words += f" {between} not compared."
     if untold:
         words += (
             f" Whether rank {min(untold)} suffices these held-out rows do not say; more of them "
@@ -255,6 +249,13 @@ def choose(
             f"{number(d.low, 2)} to {number(d.high, 2)} from rank {reference}, and more of them would "
             "tell."
         )
+    if passed:
+        between = (
+            f"Ranks {passed[0]} to {passed[-1]} were"
+            if len(passed) > 1
+            else f"Rank {passed[0]} was"
+        )
+        words += f" {between} not compared."
     return Choice(rank, kind, dict(gaps), reference, confidence, words)
 
 

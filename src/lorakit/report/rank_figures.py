@@ -62,7 +62,7 @@ def _loss(result: Record, folder: Path) -> Figure:
         "loss", "Held-out loss against rank", said,
         f"Held-out loss with its {level} interval over rows; dashed, the recommended rank. Runs that "
         "were stopped early lie higher for that alone: what is compared are runs after the same "
-        "steps, row by row, whose intervals are far narrower (table below).",
+        "steps, row by row (table below).",
         folder,
     )  # fmt: skip
 

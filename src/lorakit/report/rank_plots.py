@@ -56,6 +56,8 @@ def loss_by_rank(
     """
 
     def draw(figure: "Figure", palette: Palette) -> None:
+        from matplotlib.ticker import NullLocator
+
         axes = figure.add_subplot()
         named: set[str] = set()
         for dot in dots:
@@ -76,6 +78,7 @@ def loss_by_rank(
         above = axes.secondary_xaxis("top")
         ranks = sorted(parameters)
         above.set_xticks(ranks, labels=[_short(parameters[rank]) for rank in ranks])
+        above.xaxis.set_minor_locator(NullLocator())
         above.tick_params(colors=palette.muted, labelsize=12, length=0)
         above.spines["top"].set_visible(False)
         above.set_xlabel("parameters of the adapter", color=palette.muted, fontsize=12)
