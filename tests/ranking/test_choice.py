@@ -164,7 +164,11 @@ def test_confidence_is_near_one_or_zero_where_rows_tell():
 
 
 def test_tolerance():
-    assert tolerance_of(0.01, []).nats(0.4) == pytest.approx(0.004)
+    given = tolerance_of(0.01, [1.0, 1.004, 1.002])
+    assert given.nats(0.4) == pytest.approx(0.004)
+    # What unfinished runs differ by is known all the same.
+    assert given.noise == pytest.approx(0.002, rel=0.01)
+    assert "as given" in given.words
     noise = tolerance_of(None, [1.0, 1.004, 1.002])
     assert noise.share == pytest.approx(0.002, rel=0.01)
     assert "3 short runs" in noise.words

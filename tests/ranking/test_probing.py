@@ -93,6 +93,15 @@ def test_a_rate_that_diverges_with_another_seed_is_out():
     assert len(probed.losses) == 3
 
 
+def test_a_given_tolerance_leaves_the_noise_to_be_known():
+    spec = RankSpec(tolerance="0.5%")
+    lab = Losses(lambda rate, steps, seed: 1 + abs(math.log10(rate / 1.9e-3)) + 0.01 * seed)
+    probed = probe(lab, spec, load_config(None, {}), FOUND)
+    found = tolerance(lab, spec, probed, 0)
+    assert found.share == 0.005
+    assert found.noise == pytest.approx(0.01 / np.mean(probed.losses[0] + 0.01), rel=1e-2)
+
+
 def test_a_given_rate_is_not_probed():
     lab = Losses(bowl(1e-3))
     probed = probe(lab, RankSpec(), load_config(None, {"learning_rate": 3e-4}), FOUND)

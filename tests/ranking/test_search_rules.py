@@ -188,6 +188,24 @@ def test_a_rank_that_its_neighbours_rule_out_is_not_trained():
     assert {run.rank for run in better.trained} == {1, 2, 4, 32}
 
 
+def test_a_law_needs_two_ranks_that_are_worse_than_the_highest():
+    """Rank 1 is better on the mean, and open; `larger` does not take it, and goes on to 2."""
+
+    class Uneven(Curves):
+        def point(self, rank, step, need, seed):
+            point = super().point(rank, step, need, seed)
+            own = np.random.default_rng(3).standard_normal(ROWS)
+            off = {1: 0.2 * (own - own.mean()) - 0.002, 4: 0.001}.get(rank, 0.0)
+            return Measured(point.nats_N + off * point.tokens_N, point.tokens_N, step)
+
+    lab = Uneven(need=1, noise=0.0)
+    careful = Judge(JUDGE.rows, JUDGE.tolerance, "larger")
+    found = bracket(lab, RANKS, 1e-3, 0, careful, **BRACKET)
+    assert found.gaps[1].mean < 0 < found.gaps[4].mean
+    assert found.rank == 2
+    assert Run(2, 1e-3, 0) in lab.trained
+
+
 def test_runs_are_never_started_twice():
     """`Curves.train` refuses to go back; a run that goes on pays only for what is new."""
     lab = Curves(need=4)

@@ -66,13 +66,13 @@ class Tolerance:
 
     Attributes:
         share: of the best loss.
-        noise: the seed noise that was estimated, as a share; None where τ was given.
+        noise: the seed noise that was estimated, as a share.
         runs: short runs that it was estimated from.
         words: for a person.
     """
 
     share: float
-    noise: float | None
+    noise: float
     runs: int
     words: str
 
@@ -86,14 +86,15 @@ def tolerance_of(share: float | None, losses: Sequence[float]) -> Tolerance:
 
     Args:
         share: as given; None for the noise.
-        losses: final losses of short runs that differ by nothing but their seeds.
+        losses: final losses of short runs that differ by nothing but their seeds; at least two.
 
     >>> round(tolerance_of(None, [1.000, 1.004, 1.002]).share, 4)
     0.002
     """
-    if share is not None:
-        return Tolerance(share, None, 0, f"{percent(share, 2)} of the loss, as given")
     noise = float(f"{stdev(losses) / (sum(losses) / len(losses)):.4g}")
+    if share is not None:
+        words = f"{percent(share, 2)} of the loss, as given (seed noise of short runs: {percent(noise, 2)})"
+        return Tolerance(share, noise, len(losses), words)
     kept = min(max(noise, LEAST_SHARE), MOST_SHARE)
     words = (
         f"{percent(kept, 2)} of the loss: the seed noise, estimated from {len(losses)} short runs "

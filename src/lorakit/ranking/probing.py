@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from lorakit.config import RunConfig
@@ -87,14 +88,14 @@ def _worse(rate: Short, best: Short, level: float) -> bool:
 def _mean(losses: list[float | None]) -> float | None:
     """None if one diverged."""
     finite = [loss for loss in losses if loss is not None]
-    return sum(finite) / len(finite) if len(finite) == len(losses) else None
+    return fmean(finite) if len(finite) == len(losses) else None
 
 
 def tolerance(lab: TrialLab, spec: RankSpec, probed: Probed, seed: int) -> Tolerance:
-    """As given, or the noise of short runs that differ in their seed alone, the probe's among them."""
-    share = spec.share()
-    if share is not None:
-        return tolerance_of(share, [])
+    """As given, or the noise of short runs that differ in their seed alone, the probe's among them.
+
+    The noise is estimated in either case: how far unfinished runs are to be believed rests on it.
+    """
     seeds = range(seed + len(probed.losses), seed + spec.noise_seeds)
     runs = [Run(probed.rank, probed.rate, each) for each in seeds]
     more = [one.loss for one in lab.short(runs, probed.steps).values()]
@@ -104,4 +105,4 @@ def tolerance(lab: TrialLab, spec: RankSpec, probed: Probed, seed: int) -> Toler
             f"short runs at rate {probed.rate:g} diverged with other seeds: give a lower "
             "--learning-rate"
         )
-    return tolerance_of(None, losses)
+    return tolerance_of(spec.share(), losses)

@@ -123,8 +123,7 @@ def search_rank(
         # Where a run happens to be depends on its seed the more the higher the rate is; once that
         # has decayed, runs have settled.
         lambda step: (
-            (tolerance.noise or 0.0)
-            * learning_rate_at(min(step, lab.steps), lab.steps, 1.0, config.train)
+            tolerance.noise * learning_rate_at(min(step, lab.steps), lab.steps, 1.0, config.train)
         ),
     )
     lab.phase = "search"

@@ -329,9 +329,9 @@ def halving(
 def _between(gaps: Mapping[int, CrossedInterval], low: int, middle: int, high: int) -> float | None:
     """d of a rank by a power law through a smaller one that does not suffice and a larger one that does.
 
-    None where there is none: the larger is the reference, or no worse than it.
+    None where there is none: the larger is the reference, or one of both is no worse than that.
     """
-    if low not in gaps or high not in gaps or gaps[high].mean <= 0:
+    if low not in gaps or high not in gaps or min(gaps[low].mean, gaps[high].mean) <= 0:
         return None
     way = math.log(middle / low) / math.log(high / low)
     return gaps[low].mean ** (1 - way) * gaps[high].mean ** way

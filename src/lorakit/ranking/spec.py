@@ -77,8 +77,8 @@ class RankSpec:
     budget: float = field(
         default=2.5,
         metadata={
-            "help": "What the search may cost, in runs at the highest rank, measuring included. Where "
-            "one more rank would take more, the smallest known to suffice is taken."
+            "help": "What bracket may spend, in runs at the highest rank, the probe and measuring "
+            "included. Where one more rank would take more, the smallest known to suffice is taken."
         },
     )
     average_share: float = field(
