@@ -141,7 +141,9 @@ def test_workers_below_one_are_refused(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_trials_end_with_the_process_that_runs_them(number, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lorakit.trials import Trial, processes\n"
+        "import signal, sys; from pathlib import Path; from lorakit.trials import Trial, processes\n"
+        # As at a terminal, also where a shell began these tests with `&`, which has Ctrl-C ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "list(processes(Path(sys.argv[1]))([Trial('trial_workers:wait', {})]))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE)
