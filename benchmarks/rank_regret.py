@@ -59,6 +59,11 @@ def main() -> None:
     parser.add_argument(
         "--methods", default=",".join(METHODS), help="which searches; ranks by layer with all only"
     )
+    parser.add_argument(
+        "--seeds",
+        default="0",
+        help="of the searches, commas between; the grid begins with the first",
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--workers", type=int, default=1, help="trials of the grid at once")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of a training pass")
@@ -82,6 +87,7 @@ def main() -> None:
         PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
         return
     chosen = bench.pick(parser, given.tasks, TASKS)
+    given.seeds = tuple(int(seed) for seed in given.seeds.split(","))
     given.methods = tuple(bench.pick(parser, given.methods, dict.fromkeys(METHODS)))
     if given.data is None and set(chosen) != {"keys"}:
         parser.error("--data is needed for all tasks but keys")
@@ -108,7 +114,7 @@ class Bench:
         counts = (24, 12, 12) if self.tries else task.counts
         files = write_rows(name, given.data, work, counts)
         options = task.options | {"model": given.model, "template": "raw", "out": str(work)}
-        options |= {"batch_tokens": given.batch_tokens}
+        options |= {"batch_tokens": given.batch_tokens, "seed": given.seeds[0]}
         options |= {"data": (str(files[0]),), "eval_data": (str(files[1]),)}
         if self.tries:
             options |= {"max_steps": 4, "batch_size": 4, "max_rank": 4}
@@ -119,7 +125,6 @@ class Bench:
 
     def run(self) -> None:
         """What is missing of the asked-for stages."""
-        from lorakit.ranking.protocol import look_at
         from lorakit.trials import in_process, processes
 
         root = self.work / "trials"
@@ -129,17 +134,14 @@ class Bench:
         def runner(trials: Sequence[Any]) -> Iterator[Any]:
             return here(trials) if self.given.together and len(trials) == 1 else apart(trials)
 
-        spec, config = self.settings.spec, self.settings.config
-        self.look = look_at(spec, config, runner)
         self.root, self.runner = root, runner
-        found = {}
-        for method in self.methods:
-            found[method] = self._search(method)
-        first = next(iter(found.values()))
+        every = [(seed, method) for seed in self.given.seeds for method in self.methods]
+        found = {(seed, method): self._search(method, seed) for seed, method in every}
+        first = found[every[0]]
         if self.given.stage in ("search", "all"):
-            for method, findings in found.items():
-                self._add(self._choice(method, findings), findings.place)
-            if set(found) == set(METHODS):
+            for (seed, method), findings in found.items():
+                self._add(self._choice(method, findings) | {"seed": seed}, findings.place)
+            if set(self.methods) == set(METHODS):
                 self._cut_by_energy(first)
                 self._by_layer(first)
             self._measure()
@@ -151,11 +153,13 @@ class Bench:
         if event["kind"] == "begin":
             bench.note(f"{self.name}: {event['label']}")
 
-    def _search(self, method: str) -> Any:
-        from lorakit.ranking.protocol import search_rank
+    def _search(self, method: str, seed: int) -> Any:
+        from lorakit.ranking.protocol import look_at, search_rank
 
-        spec = replace(self.settings.spec, method=method)
-        return search_rank(spec, self.settings.config, self.runner, self.root, self.look)
+        spec, config = replace(self.settings.spec, method=method), self.settings.config
+        config = replace(config, train=replace(config.train, seed=seed))
+        look = look_at(spec, config, self.runner)
+        return search_rank(spec, config, self.runner, self.root, look)
 
     def _choice(self, method: str, findings: Any) -> bench.Line:
         spent = sum(findings.lab.ledger.values()) / findings.lab.whole

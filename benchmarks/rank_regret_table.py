@@ -1,7 +1,7 @@
 """The tables of rank_regret.py: what each way of choosing a rank costs, in loss and in runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median, variance
 
@@ -37,6 +37,7 @@ class Row:
     best: float
     noise: float
     cost: float
+    seed: int = 0
 
     def cells(self) -> list[str]:
         of_rank = "" if self.of_rank is None else self._said(self.of_rank)
@@ -55,10 +56,13 @@ class Row:
 
 
 def tables(lines: Sequence[bench.Line]) -> str:
-    """Every candidate on every task, over all tasks, and ranks by layer beside uniform ones."""
-    found = rows(lines)
+    """Every candidate on every task, over all tasks and over seeds, and ranks by layer."""
+    every = rows(lines)
+    found = [row for row in every if row.seed == 0]
     each = bench.table(HEAD, (row.cells() for row in found))
-    return "\n\n".join(text for text in (summary(found), each, by_layer(lines)) if text)
+    return "\n\n".join(
+        text for text in (summary(found), each, by_seed(every), by_layer(lines)) if text
+    )
 
 
 def rows(lines: Sequence[bench.Line]) -> list[Row]:
@@ -77,9 +81,8 @@ def rows(lines: Sequence[bench.Line]) -> list[Row]:
         make = partial(Row, task, best=min(means.values()), noise=seed_noise(points))
         for line in (line for line in own if line["kind"] == "choice"):
             of_rank = means.get((line["rank"], line["rate"]))  # energy may ask for a rank between
-            found.append(
-                make(line["who"], line["rank"], line["test_loss"], of_rank, cost=line["cost"])
-            )
+            made = make(line["who"], line["rank"], line["test_loss"], of_rank, cost=line["cost"])
+            found.append(replace(made, seed=line.get("seed", 0)))
         probe = next(line for line in own if "cost_by_phase" in line)
         for rank in (r for r in FIXED if (r, probe["rate"]) in means):
             cost = 1 + probe["cost_by_phase"]["probe"]
@@ -105,6 +108,36 @@ def summary(found: Sequence[Row]) -> str:
     head = ["candidate", "its ranks", "adapter: regret at most the seed noise", "largest"]
     head += ["rank: regret at most the seed noise", "largest", "cost in runs, median (largest)"]
     return bench.table(head, made) if made else ""
+
+
+def by_seed(found: Sequence[Row]) -> str:
+    """A candidate that was searched with several seeds: what it came to with each."""
+    made = []
+    for who, task in dict.fromkeys((row.who, row.task) for row in found if row.seed):
+        own = sorted(
+            (row for row in found if (row.who, row.task) == (who, task)), key=lambda row: row.seed
+        )
+        adapters, chosen = (
+            [(row, row.adapter) for row in own],
+            [(row, row.of_rank) for row in own],
+        )
+        made.append(
+            [
+                *(who, task),
+                ", ".join(str(row.rank) for row in own),
+                *(_each(adapters), _over_tasks(adapters)[0], _each(chosen), _over_tasks(chosen)[0]),
+                ", ".join(f"{row.cost:.2f}" for row in own),
+            ]
+        )
+    head = ["candidate", "task", "rank by seed", "regret of its adapter", "at most the seed noise"]
+    head += ["regret of its rank", "at most the seed noise", "cost (runs)"]
+    return bench.table(head, made) if made else ""
+
+
+def _each(losses: Sequence[tuple[Row, float | None]]) -> str:
+    return ", ".join(
+        "–" if loss is None else f"{(loss - row.best) / row.best:+.1%}" for row, loss in losses
+    )
 
 
 def _over_tasks(losses: Sequence[tuple[Row, float | None]]) -> tuple[str, str]:

@@ -190,3 +190,12 @@ def test_regret_is_of_the_grids_mean_at_the_rank_and_of_the_adapter_itself():
     ours, theirs = cells(rank_regret_table.summary([bracket, energy]))
     assert ours == ["bracket", "1", "0 of 1", "+4.9%", "0 of 1", "+12.2%", "2.00 (2.00)"]
     assert theirs == ["90 % energy, cut", "3", "1 of 1", "+0.0%", "", "", "2.00 (2.00)"]
+    # A search with another seed has a table of its own, and changes no other.
+    again = choice | {"who": "bracket", "rank": 8, "rate": 0.2, "test_loss": 2.05, "seed": 1}
+    again |= {"cost": 2.5, "cost_by_phase": {"probe": 0.25}}
+    found = rank_regret_table.rows([*lines, again])
+    (row,) = cells(rank_regret_table.by_seed(found))
+    assert row == ["bracket", "t", "1, 8", "+4.9%, +0.0%", "1 of 2", "+12.2%, +46.3%", "0 of 2", "2.00, 2.50"]  # fmt: skip
+    assert rank_regret_table.by_seed(rank_regret_table.rows(lines)) == ""
+    first = rank_regret_table.tables(lines)
+    assert all(part in rank_regret_table.tables([*lines, again]) for part in first.split("\n\n"))

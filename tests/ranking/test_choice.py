@@ -132,9 +132,9 @@ def interval(mean, s):
     ("mean", "s"), [(0.0, 0.02), (0.02, 0.02), (0.02, 0.005), (0.006, 0.02), (-0.01, 0.01)]
 )
 def test_how_likely_is_what_simulation_says(mean, s):
-    """Of all true differences that a seed may make, those whose estimate came out like this one."""
+    """Of all true differences, none likelier than another, those whose estimate came out like this."""
     tolerance, generator = 0.01, np.random.default_rng(0)
-    true = tolerance * generator.standard_normal(4_000_000)
+    true = generator.uniform(-0.2, 0.2, 4_000_000)
     seen = true + s * generator.standard_normal(true.size)
     alike = true[abs(seen - mean) < 0.05 * s]
     assert len(alike) > 1000
@@ -142,14 +142,22 @@ def test_how_likely_is_what_simulation_says(mean, s):
     assert likely(interval(mean, s), tolerance) == pytest.approx(wanted, abs=0.03)
 
 
-def test_few_rows_are_believed_little_and_many_as_they_are():
-    """The same difference of twice τ: open and likelier within, open and likelier not, parted."""
-    found = [interval(0.02, s) for s in (0.02, 0.008, 0.001)]
+def test_where_rows_leave_it_open_what_is_likelier_decides():
+    found = [interval(mean, s) for mean, s in ((0.009, 0.02), (0.011, 0.02), (0.011, 1e-4))]
     assert [state_of(d, 0.01) for d in found] == ["open", "open", "parted"]
     assert [suffices(d, 0.01, "estimate") for d in found] == [True, False, False]
+    assert [likely(d, 0.01) > 0.5 for d in found] == [True, False, False]
     assert [suffices(d, 0.01, "larger") for d in found] == [False, False, False]
-    # So few rows that even their lower bound lies far above τ do not make it likely.
-    assert not suffices(interval(0.5, 0.1), 0.01, "estimate")
+    assert suffices(interval(0.009, 1e-4), 0.01, "larger")
+
+
+def test_each_rank_is_held_to_the_tolerance_of_its_comparison():
+    """1 was compared at the end, where τ is .005; 2 sooner, beside a loss twice as high."""
+    found = {1: interval(0.008, 0.0001), 2: interval(0.008, 0.0001)}
+    choice = choose(found, 4, 0.01, (1, 2, 4), tolerances={1: 0.005, 2: 0.01})
+    assert choice.rank == 2
+    assert choice.states == {1: "parted", 2: "within"}
+    assert choice.confidence == pytest.approx(1.0)
 
 
 def test_confidence_is_near_one_or_zero_where_rows_tell():

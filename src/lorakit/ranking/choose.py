@@ -8,14 +8,13 @@ and L_r its lower one (one-sided, each holds with the given certainty), and τ t
     open      else          these rows do not say
 
 The answer is the smallest rank that is within. Where rows leave a rank open, which they often do
-when they are few, either it is taken if it is more likely than not to be within, and the answer says
-how likely, or the larger rank is taken (`undecided`). The reference is the best of those that were
+when they are few, either it is taken if it is likelier within than not, and the answer says how
+likely, or the larger rank is taken (`undecided`). The reference is the best of those that were
 trained as long; it is within by itself.
 
-How likely: two ranks that both suffice differ by about as much as two seeds do. Before any row is
-seen d_r is taken to be N(0, τ²); the rows say N(mean, s²), s from the bootstrap. Then d_r is normal
-about mean · τ² / (τ² + s²), with variance τ² s² / (τ² + s²) (James and Stein, 1961, shrink alike): few
-rows are believed little, many as they are.
+How likely: with s the standard error of the estimate d̂_r, from the bootstrap, d_r is at most τ with
+probability Φ((τ - d̂_r) / s) where nothing was known of it before. That is one half at d̂_r = τ: what is
+likelier than not is what the estimate says.
 """
 # ruff: noqa: N815  (the fields carry their shapes in their names)
 
@@ -150,22 +149,21 @@ def likely(d: CrossedInterval, tolerance: float) -> float:
     """How likely it is that d is at most τ, both in nats per token; see above.
 
     >>> from lorakit.evaluate.crossed import CrossedInterval
-    >>> wide = CrossedInterval(0.015, -0.018, 0.048, 0.9, 1, 100, 99.0, 4000)  # s = 0.02
-    >>> round(likely(wide, 0.01), 2), round(likely(wide, 0.001), 2)
-    (0.78, 0.83)
+    >>> wide = CrossedInterval(0.005, -0.028, 0.038, 0.9, 1, 100, 99.0, 4000)  # s = 0.02
+    >>> round(likely(wide, 0.01), 2), round(likely(wide, 0.005), 2), round(likely(wide, 0.001), 2)
+    (0.6, 0.5, 0.42)
     """
     s = (d.high - d.low) / (2 * float(ndtri((1 + d.level) / 2)))
-    if s <= 0 or tolerance <= 0:
+    if s <= 0:
         return float(d.mean <= tolerance)
-    weight = tolerance**2 / (tolerance**2 + s**2)
-    return float(ndtr((tolerance - weight * d.mean) / (s * math.sqrt(weight))))
+    return float(ndtr((tolerance - d.mean) / s))
 
 
 def suffices(d: CrossedInterval, tolerance: float, undecided: Undecided) -> bool:
     """Whether a rank counts as within τ, both in nats per token."""
     state = state_of(d, tolerance)
     if state == "open" and undecided == "estimate":
-        return likely(d, tolerance) >= 0.5
+        return d.mean <= tolerance
     return state == "within"
 
 
@@ -177,6 +175,7 @@ class Choice:
         rank: the smallest within.
         kind: whether all ranks are alike, some are too small, or even the highest is.
         gaps: d of every rank that was compared; the reference has none.
+        states: where each of them stands.
         reference: the rank that the others were held against.
         confidence: how likely d of the chosen rank is to be at most τ, see `likely`; 1 for the
             reference, which is the best there is.
@@ -186,6 +185,7 @@ class Choice:
     rank: int
     kind: Kind
     gaps: Mapping[int, CrossedInterval]
+    states: Mapping[int, State]
     reference: int
     confidence: float
     words: str
@@ -198,6 +198,7 @@ def choose(
     ranks: Sequence[int],
     *,
     undecided: Undecided = "estimate",
+    tolerances: Mapping[int, float] | None = None,
 ) -> Choice:
     """The smallest rank within τ of the reference.
 
@@ -207,12 +208,14 @@ def choose(
         tolerance: τ in nats per token.
         ranks: all candidates, rising.
         undecided: what decides where rows leave a rank open.
+        tolerances: τ of ranks that were compared beside another loss, such as sooner in the run.
     """
     lowest, highest = ranks[0], ranks[-1]
-    states = {rank: state_of(d, tolerance) for rank, d in gaps.items()}
-    enough = [rank for rank, d in gaps.items() if suffices(d, tolerance, undecided)]
+    little_of = {rank: (tolerances or {}).get(rank, tolerance) for rank in gaps}
+    states = {rank: state_of(d, little_of[rank]) for rank, d in gaps.items()}
+    enough = [rank for rank, d in gaps.items() if suffices(d, little_of[rank], undecided)]
     rank = min([*enough, reference])
-    confidence = likely(gaps[rank], tolerance) if rank in gaps else 1.0
+    confidence = likely(gaps[rank], little_of[rank]) if rank in gaps else 1.0
     below = [r for r in states if r < rank]
     untold = [r for r in below if states[r] == "open"]
     passed = [r for r in ranks if max(below, default=rank) < r < rank]
@@ -257,7 +260,7 @@ def choose(
             else f"Rank {passed[0]} was"
         )
         words += f" {between} not compared."
-    return Choice(rank, kind, dict(gaps), reference, confidence, words)
+    return Choice(rank, kind, dict(gaps), states, reference, confidence, words)
 
 
 def rate_matters(

@@ -96,6 +96,13 @@ class TrialLab:
         """See `Lab`."""
         return sum(self.ledger.values()) / self.whole
 
+    @property
+    def measuring(self) -> float:
+        """See `Lab`."""
+        highest = max(int(rank) for rank in self._found["trainable"])
+        tokens = self._found["eval_tokens"]
+        return evaluation_flops(self._found, self.parameters(highest), tokens) / self.whole
+
     def parameters(self, rank: int) -> int:
         """Of an adapter of this rank."""
         smallest = min(self._found["trainable"], key=int)

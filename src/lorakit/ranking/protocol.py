@@ -20,6 +20,7 @@ from typing import Any
 
 from lorakit.config import OutputSpec, RunConfig
 from lorakit.ranking import checks, probing, search
+from lorakit.ranking.bracket import bracket
 from lorakit.ranking.choose import (
     Choice,
     Measured,
@@ -131,7 +132,14 @@ def search_rank(
     for text in made.steps_taken:
         report({"kind": "decided", "text": text})
     little = tolerance.nats(made.pair[1].loss)
-    choice = choose(made.gaps, made.reference, little, ranks, undecided=spec.undecided)
+    choice = choose(
+        made.gaps,
+        made.reference,
+        little,
+        ranks,
+        undecided=spec.undecided,
+        tolerances=made.tolerances,
+    )
     rank, run = made.rank, Run(made.rank, probed.rate, seed)
 
     scored = None
@@ -180,7 +188,7 @@ def _search(lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int)
     ranks = spec.ranks
     match spec.method:
         case "bracket":
-            return search.bracket(
+            return bracket(
                 lab,
                 ranks,
                 rate,

@@ -1,9 +1,6 @@
 """Ways to search for a rank, behind one interface. Pure: what is trained and measured, a Lab does.
 
-bracket   the lowest and the highest rank side by side on the same batches. Low ranks follow
-          the common curve until their capacity is used up ("LoRA Without Regret", Thinking
-          Machines 2025): paired curves tell early whether they part. If they do not, the
-          lowest wins, and the highest stops; if they do, bisection between them.
+bracket   the lowest and the highest rank side by side, then between them: see bracket.py.
 heal      the highest rank, cut by SVD, each candidate trained on for a while, judged then.
 nested    one run in which the rows of every step are dealt out among the prefixes of the
           highest rank (after DyLoRA, arXiv 2210.07558, and Matryoshka learning, arXiv
@@ -42,6 +39,10 @@ class Lab(Protocol):
     @property
     def spent(self) -> float:
         """What all has cost so far, in runs at the highest rank."""
+
+    @property
+    def measuring(self) -> float:
+        """What it costs to measure a run on all held-out rows, in the same unit."""
 
     def train(self, runs: Sequence[Run], until: int) -> Mapping[Run, Measured]:
         """Take runs to this step of their schedule, from wherever they are, and measure them."""
@@ -114,6 +115,7 @@ class Found:
         pair: the answer and the reference, measured after the same steps: what d of it rests on.
         evidence: all that was measured.
         steps_taken: the decisions, in words.
+        tolerances: τ of ranks that were compared elsewhere in the run than the answer was.
     """
 
     rank: int
@@ -123,107 +125,7 @@ class Found:
     pair: tuple[Measured, Measured]
     evidence: list[Evidence] = field(default_factory=list)
     steps_taken: list[str] = field(default_factory=list)
-
-
-def bracket(
-    lab: Lab,
-    ranks: Sequence[int],
-    rate: float,
-    seed: int,
-    judge: Judge,
-    *,
-    rungs: Sequence[float],
-    decide_at: float,
-    budget: float = math.inf,
-) -> Found:
-    """The lowest and the highest rank side by side; then between them, if they part.
-
-    Args:
-        lab: trains and measures.
-        ranks: candidates, rising.
-        rate, seed: of every run.
-        judge: compares two ranks.
-        rungs: shares of a run at which they are compared, rising.
-        decide_at: share from which on a rank that is within τ stops the search. What is open goes
-            on to the last rung, where `judge.undecided` decides.
-        budget: what all may cost, in runs. Where one more rank would take more, the smallest that is
-            known to suffice is the answer. The lowest and the highest are compared in any case.
-    """
-    lowest, highest = ranks[0], ranks[-1]
-    seen: dict[tuple[int, float], Measured] = {}
-    evidence: list[Evidence] = []
-    said: list[str] = []
-    gaps: dict[int, CrossedInterval] = {}
-    pairs: dict[int, tuple[Measured, Measured]] = {}
-
-    def train(wanted: Sequence[int], share: float) -> None:
-        new = [rank for rank in wanted if (rank, share) not in seen]
-        runs = [Run(rank, rate, seed) for rank in new]
-        for run, point in lab.train(runs, _step(lab, share)).items() if runs else ():
-            seen[run.rank, share] = point
-            evidence.append(Evidence(run.rank, "trained", share, point))
-
-    def compare(rank: int, share: float) -> str:
-        ours, theirs = seen[rank, share], seen[highest, share]
-        gaps[rank], state = judge.state(ours, theirs)
-        pairs[rank] = (ours, theirs)
-        said.append(
-            f"after {share:.0%} of the run rank {rank} is {gaps[rank].mean:+.4f} nats per token "
-            f"from rank {highest} ({gaps[rank].low:+.4f} to {gaps[rank].high:+.4f}): {state}"
-        )
-        return state
-
-    told = rungs[-1]
-    for share in rungs:
-        train([lowest, highest], share)
-        state = compare(lowest, share)
-        if state == "parted" or (state == "within" and share >= decide_at):
-            told = share
-            break
-    if judge.suffices(*pairs[lowest]):
-        train([lowest], 1.0)
-        if told < 1:
-            said.append(f"rank {lowest} goes to the end; rank {highest} stopped after {told:.0%}")
-        else:
-            said.append(f"both have come to the end: rank {lowest} suffices")
-        return Found(lowest, highest, "trained", gaps, pairs[lowest], evidence, said)
-
-    # Between them, compared where the lowest was told from the highest, or where alike counts.
-    at = next((share for share in rungs if share >= max(decide_at, told)), rungs[-1])
-    until = [share for share in rungs if share <= at]
-    little = judge.tolerance(pairs[lowest][1].loss)
-    low, high = 0, len(ranks) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        expected = _between(gaps, ranks[low], ranks[middle], ranks[high])
-        if expected is not None and expected > little:
-            said.append(
-                f"rank {ranks[middle]} is not trained: a power law through ranks {ranks[low]} and "
-                f"{ranks[high]} puts it at {expected:+.4f}, above the tolerance of {little:.4f}"
-            )
-            low = middle
-            continue
-        # To compare it, and then to finish it or the highest.
-        there = max(share for rank, share in seen if rank == highest)
-        cost = lab.spent + 1 + max(0.0, at - there)
-        if cost > budget:
-            said.append(
-                f"rank {ranks[middle]} is not trained: with it the search would cost {cost:.1f} runs, "
-                f"and --budget is {budget:g}"
-            )
-            break
-        state = "open"
-        for share in until:
-            train([highest, ranks[middle]], share)
-            state = compare(ranks[middle], share)
-            if state == "parted":
-                break
-        low, high = (low, middle) if judge.suffices(*pairs[ranks[middle]]) else (middle, high)
-    answer = ranks[high]
-    train([answer], 1.0)
-    end = seen[answer, 1.0]
-    said.append(f"rank {answer} goes to the end")
-    return Found(answer, highest, "trained", gaps, pairs.get(answer, (end, end)), evidence, said)
+    tolerances: dict[int, float] = field(default_factory=dict)
 
 
 def heal(
@@ -313,7 +215,7 @@ def halving(
     said: list[str] = []
     while True:
         runs = [Run(rank, rate, seed) for rank in left]
-        points = {run.rank: p for run, p in lab.train(runs, _step(lab, share)).items()}
+        points = {run.rank: p for run, p in lab.train(runs, step_at(lab, share)).items()}
         evidence += [Evidence(rank, "trained", share, point) for rank, point in points.items()]
         order = sorted(points, key=lambda rank: (points[rank].loss, rank))
         said.append(f"after {share:.0%} of the run, best first: {', '.join(map(str, order))}")
@@ -326,16 +228,6 @@ def halving(
     return Found(best, best, "trained", gaps, (points[best], points[best]), evidence, said)
 
 
-def _between(gaps: Mapping[int, CrossedInterval], low: int, middle: int, high: int) -> float | None:
-    """d of a rank by a power law through a smaller one that does not suffice and a larger one that does.
-
-    None where there is none: the larger is the reference, or one of both is no worse than that.
-    """
-    if low not in gaps or high not in gaps or min(gaps[low].mean, gaps[high].mean) <= 0:
-        return None
-    way = math.log(middle / low) / math.log(high / low)
-    return gaps[low].mean ** (1 - way) * gaps[high].mean ** way
-
-
-def _step(lab: Lab, share: float) -> int:
+def step_at(lab: Lab, share: float) -> int:
+    """The step that a share of a run ends with."""
     return max(1, math.ceil(share * lab.steps))

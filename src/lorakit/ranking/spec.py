@@ -71,14 +71,15 @@ class RankSpec:
         default=(0.4, 0.7),
         metadata={
             "help": "Shares of a run after which ranks are compared; what the last leaves open is "
-            "settled there, as --undecided says."
+            "compared at the end if --budget reaches so far, and settled as --undecided says if not."
         },
     )
     budget: float = field(
         default=2.5,
         metadata={
             "help": "What bracket may spend, in runs at the highest rank, the probe and measuring "
-            "included. Where one more rank would take more, the smallest known to suffice is taken."
+            "included. The lowest and the highest are compared up to the last of --rungs in any case; "
+            "where one more rank would take more, the smallest known to suffice is taken."
         },
     )
     average_share: float = field(

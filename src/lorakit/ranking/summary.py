@@ -55,7 +55,10 @@ def summarise(findings: Findings, spec: RankSpec, command: str, root: Path) -> d
         "ranks": list(spec.ranks),
         "steps": look["steps"],
         "reference": made.reference,
-        "gaps": {str(r): d.to_dict() for r, d in sorted(made.gaps.items())},
+        "gaps": {
+            str(r): d.to_dict() | {"state": findings.choice.states[r]}
+            for r, d in sorted(made.gaps.items())
+        },
         "evidence": [
             {
                 "rank": e.rank,

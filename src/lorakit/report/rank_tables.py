@@ -35,12 +35,10 @@ def tiles(made: RankFiles) -> list[Tile]:
 
 def gaps(made: RankFiles) -> list[tuple[str, ...]]:
     """Each rank that was compared, paired with the reference."""
-    little = made.result["tolerance"]["nats"]
-    rows: list[tuple[str, ...]] = []
-    for rank, d in made.result["gaps"].items():
-        state = "within" if d["high"] <= little else "parted" if d["low"] > little else "open"
-        rows.append((rank, _nats(d["mean"]), _nats(d["low"]), _nats(d["high"]), state))
-    return rows
+    return [
+        (rank, _nats(d["mean"]), _nats(d["low"]), _nats(d["high"]), str(d["state"]))
+        for rank, d in made.result["gaps"].items()
+    ]
 
 
 def evidence(made: RankFiles) -> list[tuple[str, ...]]:

@@ -1,0 +1,193 @@
+"""The search that is the default: the lowest and the highest rank side by side, then between them.
+
+Low ranks follow the common learning curve until their capacity is used up ("LoRA Without Regret",
+Thinking Machines, 2025), so that paired curves on the same batches tell early whether they part. If
+they do not, the lowest wins and the highest stops; if they do, the ranks between are bisected, each
+from its start. Pure, like search.py: what is trained and measured, a Lab does.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.ranking.choose import Measured
+from lorakit.ranking.search import Evidence, Found, Judge, Lab, Run, step_at
+
+
+def bracket(
+    lab: Lab,
+    ranks: Sequence[int],
+    rate: float,
+    seed: int,
+    judge: Judge,
+    *,
+    rungs: Sequence[float],
+    decide_at: float,
+    budget: float = math.inf,
+) -> Found:
+    """The lowest and the highest rank side by side; then between them, if they part.
+
+    Args:
+        lab: trains and measures.
+        ranks: candidates, rising.
+        rate, seed: of every run.
+        judge: compares two ranks.
+        rungs: shares of a run at which they are compared, rising. What the last leaves open is
+            compared at the end of both.
+        decide_at: share from which on a rank that is within τ needs no later comparison.
+        budget: what all may cost, in runs. The lowest and the highest are compared on every rung that
+            they need in any case; their end, and whatever concerns a rank between, only if the
+            budget reaches so far. What was left open for its sake `judge.undecided` decides; of
+            ranks that were not compared, the next larger one that suffices is taken.
+    """
+    race = _Race(lab, ranks[-1], rate, seed, judge, rungs, decide_at, budget)
+    lowest = ranks[0]
+    told = race.settle(lowest, always=True)
+    if race.suffices(lowest):
+        return race.finish(lowest)
+    # A larger rank falls behind later than the lowest, and is not alike before that had been told.
+    race.decide_at = max(decide_at, told)
+    little = judge.tolerance(race.pairs[lowest][1].loss)
+    low, high = 0, len(ranks) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        expected = _between(race.gaps, ranks[low], ranks[middle], ranks[high])
+        if expected is not None and expected > little:
+            race.said.append(
+                f"rank {ranks[middle]} is not trained: a power law through ranks {ranks[low]} and "
+                f"{ranks[high]} puts it at {expected:+.4f}, above the tolerance of {little:.4f}"
+            )
+            low = middle
+        elif not race.settle(ranks[middle]):
+            break
+        else:
+            low, high = (low, middle) if race.suffices(ranks[middle]) else (middle, high)
+    return race.finish(ranks[high])
+
+
+class _Race:
+    """Ranks against the highest, on the same batches: what was seen of them, and what was said.
+
+    Attributes:
+        decide_at: see `bracket`.
+        gaps, pairs: of each rank that was compared, d and what it rests on, as seen last.
+        said: the decisions, in words.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        highest: int,
+        rate: float,
+        seed: int,
+        judge: Judge,
+        rungs: Sequence[float],
+        decide_at: float,
+        budget: float,
+    ) -> None:
+        self._lab, self._highest, self._judge, self._budget = lab, highest, judge, budget
+        self._rate, self._seed, self._rungs = rate, seed, tuple(rungs)
+        self.decide_at = decide_at
+        self._seen: dict[tuple[int, float], Measured] = {}
+        self._evidence: list[Evidence] = []
+        self.gaps: dict[int, CrossedInterval] = {}
+        self.pairs: dict[int, tuple[Measured, Measured]] = {}
+        self.said: list[str] = []
+
+    def settle(self, rank: int, *, always: bool = False) -> float:
+        """Compare a rank with the highest, later and later, until it is told or the budget is out.
+
+        Args:
+            rank: which.
+            always: on all rungs, whatever they cost.
+
+        Returns:
+            the share after which it was last compared; 0 where it was not.
+        """
+        last, shares = 0.0, tuple(dict.fromkeys((*self._rungs, 1.0)))
+        # Before this share nothing counts as alike: it has to be reached, or it is in vain.
+        least = next(share for share in shares if share >= self.decide_at)
+        for share in shares:
+            given = always and share in self._rungs
+            if not given and not self._affords(rank, max(share, least), last):
+                break
+            self._train([rank, self._highest], share)
+            last, state = share, self._compare(rank, share)
+            if state == "parted" or (state == "within" and share >= self.decide_at):
+                break
+        return last
+
+    def suffices(self, rank: int) -> bool:
+        """Whether a rank that was compared counts as good as the highest."""
+        return self._judge.suffices(*self.pairs[rank])
+
+    def finish(self, answer: int) -> Found:
+        """Train the answer to its end."""
+        reached = {rank: self._reached(rank) for rank, _ in self._seen}
+        self._train([answer], 1.0)
+        end = self._seen[answer, 1.0]
+        stopped = ", ".join(
+            f"rank {rank} stopped after {share:.0%}"
+            for rank, share in sorted(reached.items())
+            if rank != answer and share < 1
+        )
+        if reached[answer] < 1:
+            self.said.append(f"rank {answer} goes to the end" + (stopped and f"; {stopped}"))
+        elif not stopped:
+            self.said.append(f"both have come to the end: rank {answer} suffices")
+        return Found(
+            answer,
+            self._highest,
+            "trained",
+            self.gaps,
+            self.pairs.get(answer, (end, end)),
+            self._evidence,
+            self.said,
+            {rank: self._judge.tolerance(theirs.loss) for rank, (_, theirs) in self.pairs.items()},
+        )
+
+    def _affords(self, rank: int, share: float, last: float) -> bool:
+        """Whether the budget reaches so far: to compare there, and then to finish one of both."""
+        further = sum(max(0.0, share - self._reached(each)) for each in (rank, self._highest))
+        training, measured = further + (1 - share), 2 if share == 1 else 3
+        cost = self._lab.spent + training + measured * self._lab.measuring
+        if cost <= self._budget:
+            return True
+        what = f"not compared later than after {last:.0%} of the run" if last else "not trained"
+        self.said.append(
+            f"rank {rank} is {what}: with it the search would cost {cost:.2f} runs, and --budget is "
+            f"{self._budget:g}"
+        )
+        return False
+
+    def _reached(self, rank: int) -> float:
+        return max((share for each, share in self._seen if each == rank), default=0.0)
+
+    def _train(self, wanted: Sequence[int], share: float) -> None:
+        new = [rank for rank in wanted if (rank, share) not in self._seen]
+        runs = [Run(rank, self._rate, self._seed) for rank in new]
+        points = self._lab.train(runs, step_at(self._lab, share)) if runs else {}
+        for run, point in points.items():
+            self._seen[run.rank, share] = point
+            self._evidence.append(Evidence(run.rank, "trained", share, point))
+
+    def _compare(self, rank: int, share: float) -> str:
+        ours, theirs = self._seen[rank, share], self._seen[self._highest, share]
+        d, state = self._judge.state(ours, theirs)
+        self.gaps[rank], self.pairs[rank] = d, (ours, theirs)
+        self.said.append(
+            f"after {share:.0%} of the run rank {rank} is {d.mean:+.4f} nats per token from rank "
+            f"{self._highest} ({d.low:+.4f} to {d.high:+.4f}): {state}"
+        )
+        return state
+
+
+def _between(gaps: Mapping[int, CrossedInterval], low: int, middle: int, high: int) -> float | None:
+    """d of a rank by a power law through a smaller one that does not suffice and a larger one that does.
+
+    None where there is none: the larger is the reference, or one of both is no worse than that.
+    """
+    if low not in gaps or high not in gaps or min(gaps[low].mean, gaps[high].mean) <= 0:
+        return None
+    way = math.log(middle / low) / math.log(high / low)
+    return gaps[low].mean ** (1 - way) * gaps[high].mean ** way
