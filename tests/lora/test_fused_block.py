@@ -1,13 +1,15 @@
 """The hot path of a block against autograd through the formulas, and finite differences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lorakit.lora import equations
+from lorakit.lora import LoraSpec, attach, detach, equations, lora_layers
 from lorakit.lora.fused import lora_linear
 from lorakit.lora.fused_block import gated_mlp, normed_group, residual_linear
-from lorakit.lora.groups import Linear, Pair
+from lorakit.lora.groups import Group, Linear, Pair, flat
 
 T, D, M, R = 5, 6, 7, 3
 EPS = 1e-3
@@ -293,3 +295,49 @@ class TestPairsForSomeOfTheRows:
             lambda: [slow_mlp(x, norm, *linears)],
             inputs,
         )
+
+
+class TestSpareColumns(TestPairsForSomeOfTheRows):
+    """The same where every pair takes a multiple of 4 columns of h, as a multiple of 8 in 16 bits."""
+
+    @pytest.fixture(autouse=True)
+    def spare(self, monkeypatch):
+        monkeypatch.setattr(Pair, "columns", lambda self, weight: -(-self.A.shape[0] // 4) * 4)
+
+    def test_of_one_job(self):
+        x, norm = draw(T, D, seed=0), draw(D, seed=1)
+        linears = [linear(out, D, 10 * out, rank=rank) for out, rank in ((4, 3), (6, 1), (5, 4))]
+        inputs = [t.requires_grad_() for t in (x, *trainables(linears))]
+        self.check(
+            lambda: normed_group(x, norm, EPS, linears),
+            lambda: slow_group(x, norm, linears),
+            inputs,
+        )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unlike", "widths"),
+    [
+        (torch.bfloat16, True, {8, 16}),
+        (torch.bfloat16, False, set(range(1, 17))),
+        (torch.float32, True, set(range(1, 17))),
+    ],
+)
+def test_in_16_bits_unlike_ranks_have_few_shapes(dtype, unlike, widths):
+    """oneDNN compiles each shape anew: ranks 1 to 8 are one, 9 to 16 another."""
+    found = set()
+    for rank in range(1, 17):
+        plain = linear(5, D, 1, rank=rank, dtype=dtype)
+        pairs = tuple(replace(pair, unlike=unlike) for pair in plain.pairs)
+        (h,) = Group(*flat([replace(plain, pairs=pairs)])).low(draw(T, D, seed=0, dtype=dtype))
+        found.add(h.shape[1])
+    assert found == widths
+
+
+def test_ranks_are_unlike_where_a_pattern_says_so():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    for pattern, unlike in (({}, False), ({"1": 3}, True)):
+        attach(model, LoraSpec(rank=2, targets=("0", "1"), rank_pattern=pattern))
+        assert [layer.pair().unlike for layer in lora_layers(model).values()] == [unlike, unlike]
+        assert model[1].pair((0, 2)).rows == (0, 2)
+        detach(model)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import TargetError
 from lorakit.lora import equations, fused
+from lorakit.lora.groups import Pair
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
 
@@ -146,6 +147,10 @@ class LoraLinear(LoraLayer):
             weight = self.weight.t() if self.geometry.transposed else self.weight
             return fused.lora_linear(x, weight, self.bias, self.A, self.B, self.scale)
         return self.base(x) + self.low_rank(x)
+
+    def pair(self, rows: tuple[int, int] | None = None) -> Pair:
+        """The pair as the blocks of `fused_block` take it, for these rows or for all."""
+        return Pair(self.A, self.B, self.scale, rows, unlike=bool(self.spec.rank_pattern))
 
     def low_rank(self, x: Tensor) -> Tensor:
         """s · B (A x), with dropout on x in training: (…, out_features)."""

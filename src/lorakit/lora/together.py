@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lorakit.errors import TargetError
 from lorakit.lora.attach import lora_layers, make_layer
 from lorakit.lora.fused_block import residual_linear
-from lorakit.lora.groups import Linear, Pair
+from lorakit.lora.groups import Linear
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.plan import Plan
 
@@ -177,7 +177,7 @@ class JointLinear(nn.Module):
         """The tensors of this layer with the pairs of the jobs that have rows."""
         weight = self.weight.t() if self.geometry.transposed else self.weight
         pairs = tuple(
-            Pair(self.layers[job].A, self.layers[job].B, self.layers[job].scale, (first, last))
+            self.layers[job].pair((first, last))
             for job, first, last in self.jobs.spans
             if job in self.layers and last > first
         )

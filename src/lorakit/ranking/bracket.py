@@ -109,7 +109,8 @@ class _Race:
         least = next(share for share in shares if share >= self.decide_at)
         for share in shares:
             given = always and share in self._rungs
-            if not given and not self._affords(rank, max(share, least), last):
+            ahead = [each for each in shares if share <= each <= max(share, least)]
+            if not given and not self._affords(rank, ahead, last):
                 break
             self._train([rank, self._highest], share)
             last, state = share, self._compare(rank, share)
@@ -131,10 +132,8 @@ class _Race:
             for rank, share in sorted(reached.items())
             if rank != answer and share < 1
         )
-        if reached[answer] < 1:
-            self.said.append(f"rank {answer} goes to the end" + (stopped and f"; {stopped}"))
-        elif not stopped:
-            self.said.append(f"both have come to the end: rank {answer} suffices")
+        way = "goes to the end" if reached[answer] < 1 else "has come to the end"
+        self.said.append(f"rank {answer} {way}" + (stopped and f"; {stopped}"))
         return Found(
             answer,
             self._highest,
@@ -146,11 +145,12 @@ class _Race:
             {rank: self._judge.tolerance(theirs.loss) for rank, (_, theirs) in self.pairs.items()},
         )
 
-    def _affords(self, rank: int, share: float, last: float) -> bool:
-        """Whether the budget reaches so far: to compare there, and then to finish one of both."""
-        further = sum(max(0.0, share - self._reached(each)) for each in (rank, self._highest))
-        training, measured = further + (1 - share), 2 if share == 1 else 3
-        cost = self._lab.spent + training + measured * self._lab.measuring
+    def _affords(self, rank: int, shares: Sequence[float], last: float) -> bool:
+        """Whether the budget reaches so far: to compare after each, and then to finish one of both."""
+        end = shares[-1]
+        further = sum(max(0.0, end - self._reached(each)) for each in (rank, self._highest))
+        measured = 2 * len(shares) + (end < 1)
+        cost = self._lab.spent + further + (1 - end) + measured * self._lab.measuring
         if cost <= self._budget:
             return True
         what = f"not compared later than after {last:.0%} of the run" if last else "not trained"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorakit.lora.fused_block import gated_mlp, normed_group, residual_linear
-from lorakit.lora.groups import Linear, Pair
+from lorakit.lora.groups import Linear
 from lorakit.lora.layers import LoraLinear
 from lorakit.lora.together import JointLinear
 from lorakit.models.attention import (
@@ -211,8 +211,7 @@ def _linear(module: Any) -> Linear:
     if isinstance(module, JointLinear):
         return module.linear()
     if isinstance(module, LoraLinear):
-        pair = Pair(module.A, module.B, module.scale)
-        return Linear(module.weight, module.bias, (pair,))
+        return Linear(module.weight, module.bias, (module.pair(),))
     return Linear(module.weight, module.bias)
 
 
