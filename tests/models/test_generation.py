@@ -119,6 +119,19 @@ def test_the_model_is_left_as_it_was_and_packed_attention_does_not_disturb():
     assert [module.training for module in model.modules()] == modes
 
 
+def test_the_output_head_gets_rows_that_one_product_takes():
+    """A view of the last positions would be a batch of products, each with a copy of the weight."""
+    model, seen = tiny("llama"), []
+    head = model.get_output_embeddings()
+    watch = head.register_forward_hook(
+        lambda _module, given, _output: seen.append((len(given[0]), given[0].is_contiguous()))
+    )
+    generate(model, tokenizer(), PROMPTS, max_new_tokens=2)
+    assert set(seen) == {(len(PROMPTS), True)}
+    watch.remove()
+    assert not head._forward_pre_hooks  # and the model is left as it was
+
+
 def test_sampling_repeats_with_its_seed_and_keeps_the_global_generator():
     model, words = tiny("llama"), tokenizer()
     options = {"max_new_tokens": 8, "temperature": 1.5, "top_p": 0.95, "top_k": 50}
