@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, addmm, bfloat16, cat, float16, float32, float64
+from torch.nn.functional import pad
 
 from lorakit.lora.products import add_product, product
 
@@ -95,7 +96,6 @@ class _Part:
         rows: of the T rows.
         pairs: by the place of their linear in the group.
         columns: of h that belong to each: its rank and what it is filled up with.
-        width: of h.
     """
 
     def __init__(
@@ -104,37 +104,22 @@ class _Part:
         self.rows = slice(None) if rows is None else slice(*rows)
         self.pairs = pairs
         self.columns: dict[int, slice] = {}
-        self.width = 0
+        start = 0
         for i, pair in pairs.items():
-            start = self.width
-            self.width += pair.columns(weight)
-            self.columns[i] = slice(start, self.width)
-        self._spare = self.width > sum(pair.A.shape[0] for pair in pairs.values())
+            self.columns[i] = slice(start, start + pair.columns(weight))
+            start = self.columns[i].stop
 
     def A(self, like: Tensor) -> Tensor:
         """All A's under one another, (R, in_features), in the dtype of the activations."""
-        if not self._spare:
-            return cat([pair.A for pair in self.pairs.values()]).to(like.dtype)
-        first = next(iter(self.pairs.values())).A
-        A_RI = like.new_zeros(self.width, first.shape[1])
-        for i, pair in self.pairs.items():
-            A_RI[self.columns[i]][: pair.A.shape[0]] = pair.A
-        return A_RI
+        return cat([_filled(pair.A.t(), self.columns[i]).t() for i, pair in self.pairs.items()]).to(
+            like.dtype
+        )
 
     def scaled(self, i: int, like: Tensor, *, rows_of_rank: bool = False) -> Tensor:
         """s·B in the dtype of the activations, (out, R), or laid out as (R, out): see fused.py."""
-        pair, width = self.pairs[i], self.columns[i].stop - self.columns[i].start
-        sB_OR = pair.scale * pair.B
-        if pair.B.shape[1] == width:
-            sB_OR = sB_OR.to(like.dtype)
-            return sB_OR.t().contiguous() if rows_of_rank else sB_OR
-        if rows_of_rank:
-            filled = like.new_zeros(width, pair.B.shape[0])
-            filled[: pair.B.shape[1]] = sB_OR.t()
-        else:
-            filled = like.new_zeros(pair.B.shape[0], width)
-            filled[:, : pair.B.shape[1]] = sB_OR
-        return filled
+        pair = self.pairs[i]
+        sB_OR = _filled((pair.scale * pair.B).to(like.dtype), self.columns[i])
+        return sB_OR.t().contiguous() if rows_of_rank else sB_OR
 
 
 class Group:
@@ -255,3 +240,9 @@ def _products(
     for place, left, right in factors:
         y_TO[place].addmm_(left, right)
     return y_TO
+
+
+def _filled(matrix_NR: Tensor, columns: slice) -> Tensor:
+    """The matrix with zeros up to this many columns; itself where it has as many."""
+    spare = columns.stop - columns.start - matrix_NR.shape[1]
+    return pad(matrix_NR, (0, spare)) if spare else matrix_NR
