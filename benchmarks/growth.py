@@ -102,9 +102,9 @@ def work(given: bench.Line) -> bench.Line:
     """Train at one point, the way the command goes."""
     from lorakit.config import load_config
     from lorakit.lora import attach
+    from lorakit.run.commands.training import prepare
     from lorakit.run.fitting import fit_model
     from lorakit.run.machine import peak_memory
-    from lorakit.run.training import prepare
 
     count = given["rows"] or given["steps"] * given["batch_size"]
     events: list[bench.Line] = []

@@ -96,8 +96,8 @@ def merge(folder: Path) -> dict[str, Any]:
 
     from lorakit.config import RunConfig
     from lorakit.models import ModelSpec
+    from lorakit.run.commands.merging import run_merge
     from lorakit.run.machine import versions
-    from lorakit.run.merging import run_merge
 
     imported = peak_bytes()
     started = time.perf_counter()

@@ -125,7 +125,7 @@ class Bench:
 
     def run(self) -> None:
         """What is missing of the asked-for stages."""
-        from lorakit.trials import in_process, processes
+        from lorakit.experiments import in_process, processes
 
         root = self.work / "trials"
         apart = processes(root, workers=self.given.workers, report=self._say)
@@ -273,9 +273,9 @@ def work(given: bench.Line) -> bench.Line:
     from lorakit.adapters import load_adapter
     from lorakit.config import load_config
     from lorakit.data import load_rows
-    from lorakit.evaluate.likelihood import per_token, row_losses
+    from lorakit.evaluation.likelihood import per_token, row_losses
+    from lorakit.execution.packed import packed_attention
     from lorakit.lora import detach
-    from lorakit.models.attention import packed_attention
     from lorakit.run.session import open_base
     from lorakit.training import fused_blocks
 

@@ -33,7 +33,6 @@ from typing import Any
 
 import bench
 import psutil
-
 from serve import LORAKIT, make_adapters
 
 PROMPTS = ["where is my order", "the parcel is late", "please refund me", "hello"]
@@ -151,8 +150,8 @@ def swap_p99() -> float:
     """Seconds to find and plan another mix of 16 resident adapters in 32 rows."""
     import torch
 
-    from lorakit.lora.batched import Run, costs, plan_batch
-    from lorakit.serve.pool import SlotPool
+    from lorakit.kernels.slots import Run, costs, plan_batch
+    from lorakit.serving.pool import SlotPool
 
     pool, draw, device, seconds = SlotPool(16), random.Random(0), torch.device("cpu"), []
     for number in range(16):

@@ -88,7 +88,7 @@ def work(given: bench.Line) -> bench.Line:
     from lorakit.config import load_config
     from lorakit.data.table import TokenTable
     from lorakit.lora import LoraSpec, plan
-    from lorakit.lora.together import Jobs
+    from lorakit.lora.jobs import Jobs
     from lorakit.run.fitting import Work, fit_models
     from lorakit.run.machine import peak_memory
     from lorakit.run.session import open_base

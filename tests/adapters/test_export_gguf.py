@@ -13,7 +13,7 @@ from adapter_models import adapt
 from families import tiny
 from gguf_oracle import convert, field, tensors
 from llama_cpp import LlamaCpp
-from lorakit.adapters import merged_model, save_adapter
+from lorakit.adapters import save_adapter
 from lorakit.adapters.export import write_gguf_adapter
 from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.pairs import read_stored
@@ -21,6 +21,7 @@ from lorakit.cli.main import run
 from lorakit.errors import AdapterError, OutputError
 from lorakit.lora import detach, lora_layers
 from lorakit.lora.spec import ALL_LINEAR
+from lorakit.merging import merged_model
 from lorakit.models.sources import resolve
 from lorakit.models.spec import ModelSpec
 

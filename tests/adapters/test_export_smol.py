@@ -17,9 +17,9 @@ from lorakit.adapters.pairs import read_stored
 from lorakit.cli.main import run
 from lorakit.data import Example, encode_prompt, resolve_template
 from lorakit.data.spec import DataSpec
+from lorakit.execution.generate import end_tokens, generate
 from lorakit.lora import lora_layers
 from lorakit.models import load_model
-from lorakit.models.generate import end_tokens, generate
 from lorakit.models.sources import resolve
 from lorakit.models.spec import ModelSpec
 

@@ -205,8 +205,8 @@ def test_vllm_itself(tmp_path):
     vllm = pytest.importorskip("vllm")
     from vllm.lora.request import LoRARequest
 
+    from lorakit.execution.generate import generate
     from lorakit.models import load_model
-    from lorakit.models.generate import generate
     from lorakit.models.sources import resolve
     from lorakit.models.spec import ModelSpec
 

@@ -7,14 +7,15 @@ import torch
 from adapter_models import adapt, logits, tiny_llama
 
 from families import tiny, tokenizer
-from lorakit.adapters import load_adapter, merged_model, save_adapter
+from lorakit.adapters import load_adapter, save_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.shrink import ShrinkSpec, shrink
 from lorakit.config import RunConfig
 from lorakit.errors import AdapterError, ConfigError, ModelError
 from lorakit.lora import LoraSpec, lora_layers
+from lorakit.merging import merged_model
 from lorakit.models import ModelSpec, load_model
-from lorakit.run.shaping import Output, run_extract
+from lorakit.run.commands.shaping import Output, run_extract
 
 IDS = torch.tensor([[7, 40, 41, 99, 200, 3]])
 

@@ -12,8 +12,8 @@ from adapter_models import adapt, logits, tiny_llama
 from safetensors.torch import load_file
 
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
-from lorakit.adapters.folders import write_folder
 from lorakit.errors import AdapterError, ConfigError, OutputError
+from lorakit.files.folders import write_folder
 from lorakit.lora import lora_layers
 from lorakit.models.fingerprint import BaseIdentity
 

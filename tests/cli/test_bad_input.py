@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lorakit.run import training
+from lorakit.run.commands import training
 
 
 def refused(outcome, *parts: str) -> None:

@@ -7,9 +7,9 @@ import torch
 
 from families import tiny, tokenizer
 from lorakit import attach, load_model, save_adapter
-from lorakit.adapters import merged_model
 from lorakit.adapters.pairs import read_stored
 from lorakit.lora import LoraSpec, lora_layers
+from lorakit.merging import merged_model
 
 
 @pytest.fixture(autouse=True)

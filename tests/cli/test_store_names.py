@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from lorakit.adapters.store import Store, content_id, verify
 from lorakit.config import load_config
 from lorakit.errors import InterruptedRunError, OutputError
-from lorakit.run.training import run_training
+from lorakit.run.commands.training import run_training
 
 
 @pytest.fixture(autouse=True)

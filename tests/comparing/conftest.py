@@ -8,7 +8,7 @@ import pytest
 from families import saved
 from lorakit.comparing.command import run_compare
 from lorakit.comparing.settings import settings
-from lorakit.trials import in_process
+from lorakit.experiments import in_process
 
 WORDS = ["lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet"]
 

@@ -11,9 +11,9 @@ from lorakit.comparing.settings import settings
 from lorakit.comparing.spec import Budget, CompareSpec
 from lorakit.comparing.verdict import judge, quality
 from lorakit.errors import ConfigError, DivergedError
-from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.evaluation.crossed import CrossedInterval
+from lorakit.experiments.rates import at_edge, grid, rounds, survivors
 from lorakit.lora import LoraSpec
-from lorakit.trials.rates import at_edge, grid, rounds, survivors
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_peak_memory_is_what_the_system_says_of_the_process(whole, tmp_path):
         alone = tmp_path / "trials" / f"alone-{checked}"
         alone.mkdir()
         shutil.copy(file.parent / "trial.json", alone)
-        command = [sys.executable, "-m", "lorakit.trials.worker", str(alone)]
+        command = [sys.executable, "-m", "lorakit.experiments.worker", str(alone)]
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, *command],
             capture_output=True,

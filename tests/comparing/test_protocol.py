@@ -12,9 +12,9 @@ from lorakit.comparing.methods import FULL, Arm, Method, arms_of
 from lorakit.comparing.protocol import compare_arms, prospect
 from lorakit.comparing.settings import settings
 from lorakit.data import DataSpec, load_data
+from lorakit.experiments import in_process
+from lorakit.experiments.opening import tuning_rows
 from lorakit.lora import LoraSpec
-from lorakit.trials import in_process
-from lorakit.trials.opening import tuning_rows
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 # The engines that are driven step by step are those of the serving tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
 
 @pytest.fixture(scope="session")

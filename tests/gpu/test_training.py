@@ -8,9 +8,9 @@ import torch
 from families import tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
+from lorakit.execution.packed import packed_attention
 from lorakit.lora import LoraSpec, attach, lora_layers, plan
-from lorakit.lora.together import Jobs
-from lorakit.models.attention import packed_attention
+from lorakit.lora.jobs import Jobs
 from lorakit.training import (
     Course,
     TrainSpec,

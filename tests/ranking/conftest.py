@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from families import saved
+from lorakit.experiments import in_process
 from lorakit.ranking.command import run_rank
 from lorakit.ranking.settings import settings
-from lorakit.trials import in_process
 
 WORDS = ["lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorakit.errors import ConfigError
-from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.evaluation.crossed import CrossedInterval
 from lorakit.ranking.choose import (
     Measured,
     choose,

@@ -5,7 +5,7 @@ import torch
 
 from families import tiny
 from lorakit.lora import LoraSpec, plan
-from lorakit.lora.together import Jobs
+from lorakit.lora.jobs import Jobs
 from lorakit.ranking.protocol import _options, _where
 from lorakit.ranking.settings import settings
 from lorakit.ranking.workers import _Mean, train

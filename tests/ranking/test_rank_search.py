@@ -12,7 +12,7 @@ from lorakit.adapters.pairs import read_stored
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import OutputError, TargetError
 from lorakit.lora import LoraSpec, equations, plan
-from lorakit.lora.together import Jobs
+from lorakit.lora.jobs import Jobs
 from lorakit.ranking import protocol
 from lorakit.ranking.nested import dealt, fit_nested
 from lorakit.ranking.settings import settings

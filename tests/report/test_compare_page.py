@@ -12,8 +12,8 @@ from families import saved
 from lorakit.comparing.command import run_compare
 from lorakit.comparing.settings import settings
 from lorakit.errors import DataError
+from lorakit.experiments import in_process
 from lorakit.report import write_compare_report
-from lorakit.trials import in_process
 
 SECTIONS = [
     *("learning", "quality", "trade-off", "cost", "forgetting", "rates", "answers", "protocol"),

@@ -10,10 +10,10 @@ from report_pages import Page
 
 from families import saved
 from lorakit.errors import DataError
+from lorakit.experiments import in_process
 from lorakit.ranking.command import run_rank
 from lorakit.ranking.settings import settings
 from lorakit.report import write_rank_report
-from lorakit.trials import in_process
 
 EVIL = "<script>alert(1)</script>"
 SECTIONS = [

@@ -6,10 +6,10 @@ import torch
 
 from families import tiny
 from lorakit.data.table import Encoded, TokenTable
+from lorakit.execution.packed import packed_attention, packed_hidden
 from lorakit.forecast import HELD, MATMUL_SHARE, flops_per_token, forecast, shape_of
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.models import empty_model
-from lorakit.models.attention import packed_attention, packed_hidden
 from lorakit.run import fitting
 from lorakit.run.fitting import outlook
 from lorakit.training import TrainSpec, fused_blocks, numbers_kept

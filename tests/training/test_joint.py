@@ -10,9 +10,9 @@ from families import tiny
 from lorakit.data.batches import micro_batches, order
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import DivergedError, ModelError, TargetError
+from lorakit.execution.packed import packed_attention
 from lorakit.lora import LoraSpec, attach, lora_layers, plan
-from lorakit.lora.together import Jobs
-from lorakit.models.attention import packed_attention
+from lorakit.lora.jobs import Jobs
 from lorakit.training import (
     Course,
     TrainSpec,

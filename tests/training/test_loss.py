@@ -6,10 +6,11 @@ import torch
 from families import FAMILIES, NOT_PACKABLE, tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
+from lorakit.execution.packed import packed_attention
+from lorakit.kernels import head
 from lorakit.lora import LoraSpec, attach, lora_layers
-from lorakit.models.attention import packed_attention
 from lorakit.training import loss as losses
-from lorakit.training.loss import _ChunkedHead, held_out_loss, make_loss
+from lorakit.training.loss import held_out_loss, make_loss
 
 
 def rows(lengths=(3, 9, 4, 14, 6)) -> TokenTable:
@@ -92,9 +93,9 @@ def test_a_rows_gradient_does_not_depend_on_its_company():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 def test_chunked_head_by_finite_differences(chunk, bias, padded, monkeypatch):
-    monkeypatch.setattr(losses, "HEAD_CHUNK", chunk)
-    monkeypatch.setattr(losses, "SOFTMAX_ROWS", 2)
-    monkeypatch.setattr(losses, "compiles_shapes", lambda dtype, device: padded)
+    monkeypatch.setattr(head, "HEAD_CHUNK", chunk)
+    monkeypatch.setattr(head, "SOFTMAX_ROWS", 2)
+    monkeypatch.setattr(head, "compiles_shapes", lambda dtype, device: padded)
     generator = torch.Generator().manual_seed(0)
     hidden, weight, offset = (
         torch.randn(size, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -102,10 +103,10 @@ def test_chunked_head_by_finite_differences(chunk, bias, padded, monkeypatch):
     )
     labels = torch.randint(0, 11, (7,), generator=generator)
 
-    def head(h, w, b):
-        return _ChunkedHead.apply(h, w, b if bias else None, labels)
+    def summed(h, w, b):
+        return head.chunked_head_loss(h, w, b if bias else None, labels)
 
-    assert torch.autograd.gradcheck(head, (hidden, weight, offset))
+    assert torch.autograd.gradcheck(summed, (hidden, weight, offset))
 
 
 def test_chunked_head_in_bfloat16_stays_near_float32():
@@ -114,7 +115,7 @@ def test_chunked_head_in_bfloat16_stays_near_float32():
     weight = torch.randn(300, 16, generator=generator) * 0.3
     labels = torch.randint(0, 300, (40,), generator=generator)
     half = hidden.bfloat16().requires_grad_()
-    got = _ChunkedHead.apply(half, weight.bfloat16(), None, labels)
+    got = head.chunked_head_loss(half, weight.bfloat16(), None, labels)
     got.backward()
     exact = half.detach().float().requires_grad_()
     logits = exact @ weight.bfloat16().float().T
@@ -128,7 +129,7 @@ def test_chunked_head_in_bfloat16_stays_near_float32():
 def test_a_frozen_head_gets_no_gradient():
     weight = torch.randn(11, 4)
     hidden = torch.randn(3, 4, requires_grad=True)
-    _ChunkedHead.apply(hidden, weight, None, torch.tensor([1, 2, 3])).backward()
+    head.chunked_head_loss(hidden, weight, None, torch.tensor([1, 2, 3])).backward()
     assert weight.grad is None
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.adapters import shards
 from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import unit_spec
 from lorakit.adapters.peft_config import PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, make_record
 from lorakit.errors import AdapterError, TargetError
 from lorakit.lora import Target, spectrum
+from lorakit.models import shards
 from lorakit.models.weights import Place
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.adapters.folders import write_folder
 from lorakit.adapters.info import TENSORS
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD
 from lorakit.errors import AdapterError, InputError, OutputError
+from lorakit.files.folders import write_folder
 from lorakit.models.quiet import quiet
 
 FILES = (CONFIG, TENSORS, RECORD, "README.md")

@@ -8,8 +8,8 @@ from typing import Any
 from lorakit.adapters.names import foreign, pair_names, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config
 from lorakit.adapters.provenance import Record, read_record
-from lorakit.adapters.tensors import read_shapes
 from lorakit.errors import AdapterError, did_you_mean
+from lorakit.files.tensors import read_shapes
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import first_hit
 

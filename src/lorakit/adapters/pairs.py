@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters.card import model_card
-from lorakit.adapters.folders import write_folder
 from lorakit.adapters.info import (
     TENSORS,
     AdapterInfo,
@@ -26,13 +25,14 @@ from lorakit.adapters.info import (
 from lorakit.adapters.names import pair_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
-from lorakit.adapters.tensors import (
+from lorakit.errors import AdapterError
+from lorakit.files.folders import write_folder
+from lorakit.files.tensors import (
     read_tensors_and_hash,
     read_tensors_at_once,
     require_finite,
     write_tensors,
 )
-from lorakit.errors import AdapterError
 from lorakit.lora import LoraSpec, equations
 from lorakit.lora.targets import first_hit
 

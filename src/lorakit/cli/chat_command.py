@@ -95,8 +95,8 @@ def _one(
 def _several(
     adapters: Sequence[str], config: RunConfig, sampling: Mapping[str, Any], *, force: bool
 ) -> None:
-    from lorakit.serve.sampling import Sampling
-    from lorakit.serve.talk import Talk
+    from lorakit.serving.sampling import Sampling
+    from lorakit.serving.talk import Talk
 
     with fetching() as progress:
         talk = Talk(

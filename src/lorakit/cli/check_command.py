@@ -24,13 +24,13 @@ def check(
     The recognised shape of the rows, their lengths, some rows with the loss-bearing tokens
     coloured, what would be adapted, and the forecast of memory and time. Nothing is written.
     """
-    from lorakit.run.training import prepare
+    from lorakit.run.commands.training import prepare
 
     chosen = load_config(config, flatten(flags))
     if not chosen.together:
         _show(prepare(chosen), rows)
         return
-    from lorakit.run.together import jobs_of
+    from lorakit.run.commands.together import jobs_of
 
     for job in jobs_of(chosen):
         console.rule(job.name)

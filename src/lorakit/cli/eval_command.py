@@ -41,7 +41,7 @@ def evaluate(
     `lorakit eval --data test.jsonl --adapter runs/first/adapter`; leave `--adapter` out to
     measure the base.
     """
-    from lorakit.run.evaluation import run_evaluation
+    from lorakit.run.commands.evaluation import run_evaluation
 
     config = load_config(None, flatten(flags))
     with fetching() as progress:

@@ -55,7 +55,7 @@ def export(
     Scales that a runtime cannot have are folded into B; what it has no place for is refused by
     name. `lorakit merge` writes the merged model that transformers loads.
     """
-    from lorakit.run.exporting import run_export, run_lint
+    from lorakit.run.commands.exporting import run_export, run_lint
 
     config = load_config(None, flatten(flags))
     if lint:

@@ -47,8 +47,8 @@ def import_adapter(
 
     A .pt file is opened by torch's weights-only reader, which builds tensors and calls nothing.
     """
-    from lorakit.run.importing import run_import
-    from lorakit.run.shaping import Output
+    from lorakit.run.commands.importing import run_import
+    from lorakit.run.commands.shaping import Output
 
     config = load_config(None, flatten({**flags, "model": base}))
     with fetching() as progress:

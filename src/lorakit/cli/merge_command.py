@@ -62,7 +62,7 @@ def merge(
     sum and, where the model fits the memory, its logits from the adapter's; above the tolerance
     nothing is written.
     """
-    from lorakit.run.merging import parse_weighted, run_merge, run_unmerge
+    from lorakit.run.commands.merging import parse_weighted, run_merge, run_unmerge
 
     config = load_config(None, flatten(flags))
     if out is None:

@@ -26,7 +26,7 @@ def pull(
 
     Only the files of an adapter are fetched: safetensors, JSON and text, nothing that could run.
     """
-    from lorakit.run.sharing import run_pull
+    from lorakit.run.commands.sharing import run_pull
 
     config = load_config(None, flatten(flags))
     pulled, place = run_pull(

@@ -35,7 +35,7 @@ def push(
 
     Its four files travel and nothing else. `hf auth login` comes first.
     """
-    from lorakit.run.sharing import run_push
+    from lorakit.run.commands.sharing import run_push
 
     config = load_config(None, flatten(flags))
     address = run_push(

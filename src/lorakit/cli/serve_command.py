@@ -13,7 +13,7 @@ from lorakit.cli.show import console, say
 from lorakit.cli.spec_options import read_spec, with_specs
 from lorakit.errors import ConfigError
 from lorakit.models.spec import ModelSpec
-from lorakit.serve.spec import EngineSpec, HttpSpec, RuntimeSpec
+from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
 _KEY_PANEL = "Making a key"
 
@@ -96,7 +96,7 @@ def serve(
     if new_key is not None:
         if "keys" not in specs:
             raise ConfigError("--new-key needs --keys FILE, where the key's hash is kept")
-        from lorakit.serve.keys import add_key
+        from lorakit.serving.keys import add_key
 
         secret = add_key(
             specs["keys"],
@@ -111,7 +111,7 @@ def serve(
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
     model = ModelSpec(base, revision, device, dtype, trust_remote_code)
-    from lorakit.serve import server
+    from lorakit.serving import server
 
     sock = server.listen(http)
     try:

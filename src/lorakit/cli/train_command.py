@@ -70,7 +70,7 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
 def start_training(config: RunConfig, command: str) -> dict[str, Any]:
     """Train with bars on the terminal, write the report, and say what came out."""
     from lorakit.report import write_report
-    from lorakit.run.training import run_training
+    from lorakit.run.commands.training import run_training
 
     out = Path(config.output.out)
     with stop_at_ctrl_c() as stop, TrainingWatcher() as watcher:
@@ -88,7 +88,7 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
     """Train several adapters at once, write the report of each, and say what came out."""
     from lorakit.cli.together_progress import TogetherWatcher, summarise_jobs
     from lorakit.report import write_report
-    from lorakit.run.together import run_together
+    from lorakit.run.commands.together import run_together
 
     out = Path(config.output.out)
     with stop_at_ctrl_c() as stop, TogetherWatcher() as watcher:

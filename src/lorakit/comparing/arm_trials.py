@@ -11,17 +11,17 @@ from typing import Any
 from lorakit.comparing.base_trials import REFERENCE
 from lorakit.comparing.methods import Method, prepare, save_trained
 from lorakit.errors import DivergedError
-from lorakit.evaluate.forgetting import Forgetting, Reference, forgetting, load_reference
-from lorakit.evaluate.likelihood import per_token, row_losses
-from lorakit.models.attention import packed_attention
+from lorakit.evaluation.forgetting import Forgetting, Reference, forgetting, load_reference
+from lorakit.evaluation.likelihood import per_token, row_losses
+from lorakit.execution.packed import packed_attention
+from lorakit.experiments import Report
+from lorakit.experiments.opening import Opened, open_run
 from lorakit.run import answers
 from lorakit.run.fitting import fit_model
 from lorakit.run.folder import METRICS, MetricsFile
 from lorakit.run.limits import give_back_memory
 from lorakit.run.machine import peak_memory
 from lorakit.training import FitResult, fused_blocks
-from lorakit.trials import Report
-from lorakit.trials.opening import Opened, open_run
 
 # Most tokens of a forward pass in an evaluation. More would be faster, and would set the peak of
 # memory of an arm whose training needs little.

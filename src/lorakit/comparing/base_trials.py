@@ -7,16 +7,16 @@ from typing import Any
 
 from lorakit.comparing import general
 from lorakit.comparing.methods import Method, trained_parameters
-from lorakit.evaluate.forgetting import forgetting, reference
-from lorakit.evaluate.likelihood import per_token, row_losses
+from lorakit.evaluation.forgetting import forgetting, reference
+from lorakit.evaluation.likelihood import per_token, row_losses
+from lorakit.execution.packed import packed_attention
+from lorakit.experiments import Report
+from lorakit.experiments.opening import base_hash, open_run
 from lorakit.forecast import shape_of
-from lorakit.models.attention import packed_attention
 from lorakit.run import answers
 from lorakit.run.fitting import outlook, peak_rate
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.training import fused_blocks
-from lorakit.trials import Report
-from lorakit.trials.opening import base_hash, open_run
 
 REFERENCE = "general.npz"
 

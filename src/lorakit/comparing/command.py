@@ -2,7 +2,7 @@
 
 RUN/
   config.yaml      every option; with --resume the comparison goes on from here
-  trials/          one folder a trial, see lorakit.trials
+  trials/          one folder a trial, see lorakit.experiments
   result.json      the figures
   samples.json     held-out prompts with the answers of the base and of every arm
   report.html      the page made of the two, and plots/*.png
@@ -18,10 +18,10 @@ from lorakit.comparing.protocol import Findings, Prospect, compare_arms, prospec
 from lorakit.comparing.settings import Settings
 from lorakit.comparing.summary import summarise
 from lorakit.errors import InputError
+from lorakit.experiments import Report, Runner, processes
+from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
 from lorakit.report import write_compare_report
 from lorakit.run import folder as folders
-from lorakit.trials import Report, Runner, processes
-from lorakit.trials.experiment import TRIALS, enter, forget_if_empty
 
 
 def look_ahead(given: Settings, *, report: Report = lambda event: None) -> Prospect:

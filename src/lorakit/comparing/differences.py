@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.comparing.protocol import ArmFindings
-from lorakit.evaluate.crossed import CrossedInterval, crossed_mean, crossed_statistic
-from lorakit.evaluate.metrics import score
+from lorakit.evaluation.crossed import CrossedInterval, crossed_mean, crossed_statistic
+from lorakit.evaluation.metrics import score
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95

@@ -7,8 +7,8 @@ from typing import Any
 
 from lorakit.comparing.prompts import PROMPTS
 from lorakit.data import DataSpec, Example, TokenTable, encode_all, encode_prompt, load_rows
-from lorakit.models.generate import generate
-from lorakit.trials.opening import Opened
+from lorakit.execution.generate import generate
+from lorakit.experiments.opening import Opened
 
 MOST_ROWS = 256
 OWN = "40 general prompts with the base's own answers"

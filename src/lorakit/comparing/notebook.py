@@ -5,8 +5,8 @@ from typing import Any
 
 from lorakit.comparing.command import run_compare
 from lorakit.comparing.settings import settings
-from lorakit.trials import Report
-from lorakit.trials.sources import Rows, asked, call
+from lorakit.experiments import Report
+from lorakit.experiments.sources import Rows, asked, call
 
 
 def compare(

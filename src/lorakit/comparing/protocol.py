@@ -17,8 +17,8 @@ from typing import Any
 from lorakit.comparing.methods import Arm
 from lorakit.comparing.spec import Budget, CompareSpec
 from lorakit.config import OutputSpec, RunConfig
-from lorakit.trials import Outcome, Report, Runner, Trial, one
-from lorakit.trials.rates import grid, rounds, survivors
+from lorakit.experiments import Outcome, Report, Runner, Trial, one
+from lorakit.experiments.rates import grid, rounds, survivors
 
 _LOOK, _BASE = (f"lorakit.comparing.base_trials:{name}" for name in ("look", "base"))
 _PROBE, _RUN = (f"lorakit.comparing.arm_trials:{name}" for name in ("probe", "run"))
@@ -139,7 +139,7 @@ def compare_arms(
 
     Raises:
         DivergedError: every rate of an arm's probe diverged, or a run at the chosen one did.
-        InputError, TrialError: see `lorakit.trials`.
+        InputError, TrialError: see `lorakit.experiments`.
     """
     found, where = expected.look, _where(config, spec)
     common = {

@@ -16,7 +16,7 @@ from lorakit.comparing.methods import Arm
 from lorakit.comparing.protocol import ArmFindings, Findings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.config import RunConfig
-from lorakit.trials.rates import at_edge, rounds
+from lorakit.experiments.rates import at_edge, rounds
 
 # The best learning rate of LoRA over that of full fine-tuning, as published ("LoRA Without
 # Regret", Thinking Machines 2025).

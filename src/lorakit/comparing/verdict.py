@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.evaluation.crossed import CrossedInterval
 from lorakit.report.numbers import number, percent
 
 Kind = Literal["better", "indistinguishable", "close", "behind", "worth it"]

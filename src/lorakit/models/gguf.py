@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorakit.errors import ModelError
-from lorakit.models.cache import Progress, build_folder, cache_dir, no_progress
+from lorakit.files.cache import Progress, build_folder, cache_dir, no_progress
 from lorakit.models.quiet import no_stderr, quiet
 
 CONVERSION = 1

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lorakit.errors import ModelError
+from lorakit.files.cache import Progress, no_progress
 from lorakit.models import default, files
-from lorakit.models.cache import Progress, no_progress
 from lorakit.models.quiet import quiet
 from lorakit.models.sources import Resolved, resolve
 from lorakit.models.spec import ModelSpec, as_spec

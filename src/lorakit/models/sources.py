@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.errors import ModelError, did_you_mean
+from lorakit.files.cache import Progress, no_progress
 from lorakit.models import default, gguf
-from lorakit.models.cache import Progress, no_progress
 from lorakit.models.spec import ModelSpec
 
 BUILT_IN = (default.NAME,)

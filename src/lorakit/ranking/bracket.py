@@ -9,7 +9,7 @@ from its start. Pure, like search.py: what is trained and measured, a Lab does.
 import math
 from collections.abc import Mapping, Sequence
 
-from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.evaluation.crossed import CrossedInterval
 from lorakit.ranking.choose import Measured
 from lorakit.ranking.search import Evidence, Found, Judge, Lab, Run, step_at
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lorakit.adapters.pairs import read_stored
 from lorakit.config import RunConfig
-from lorakit.evaluate.crossed import CrossedInterval, crossed_mean
+from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
 from lorakit.ranking.choose import generator
 from lorakit.ranking.lab import Place, TrialLab
 from lorakit.ranking.layers import allot

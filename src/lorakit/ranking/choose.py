@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from lorakit.evaluate.crossed import CrossedInterval, crossed_mean
+from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
 from lorakit.report.numbers import number, percent
 
 Floats = NDArray[np.float64]
@@ -148,7 +148,7 @@ def state_of(d: CrossedInterval, tolerance: float) -> State:
 def likely(d: CrossedInterval, tolerance: float) -> float:
     """How likely it is that d is at most τ, both in nats per token; see above.
 
-    >>> from lorakit.evaluate.crossed import CrossedInterval
+    >>> from lorakit.evaluation.crossed import CrossedInterval
     >>> wide = CrossedInterval(0.005, -0.028, 0.038, 0.9, 1, 100, 99.0, 4000)  # s = 0.02
     >>> round(likely(wide, 0.01), 2), round(likely(wide, 0.005), 2), round(likely(wide, 0.001), 2)
     (0.6, 0.5, 0.42)

@@ -2,7 +2,7 @@
 
 RUN/
   config.yaml      every option; with --resume the search goes on from here
-  trials/          one folder a trial, see lorakit.trials
+  trials/          one folder a trial, see lorakit.experiments
   adapter/         trained, at the recommended rank
   result.json      the figures
   report.html      the page made of them, and plots/*.png
@@ -15,13 +15,13 @@ from typing import Any
 
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.errors import InputError
+from lorakit.experiments import Report, Runner, processes
+from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
 from lorakit.ranking.protocol import Findings, look_at, search_rank
 from lorakit.ranking.settings import Settings
 from lorakit.ranking.summary import summarise
 from lorakit.report import write_rank_report
 from lorakit.run import folder as folders
-from lorakit.trials import Report, Runner, processes
-from lorakit.trials.experiment import TRIALS, enter, forget_if_empty
 
 # What may be asked for later of a search that is there: its trials stay what they are.
 _LATER = (

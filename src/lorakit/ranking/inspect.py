@@ -16,11 +16,11 @@ from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.shrink import ShrinkSpec, shrink
 from lorakit.config import RunConfig
 from lorakit.data import load_rows
-from lorakit.evaluate.likelihood import per_token, row_losses
+from lorakit.evaluation.likelihood import per_token, row_losses
+from lorakit.execution.packed import packed_attention
+from lorakit.files.cache import Progress, no_progress
 from lorakit.lora import plan
-from lorakit.lora.together import Jobs
-from lorakit.models.attention import packed_attention
-from lorakit.models.cache import Progress, no_progress
+from lorakit.lora.jobs import Jobs
 from lorakit.ranking.layers import rank_for_energy
 from lorakit.ranking.workers import EVALUATION_TOKENS, put_pairs, spectra_of
 from lorakit.report.rank_figures import spectra_figures

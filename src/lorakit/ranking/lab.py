@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lorakit.errors import DivergedError
+from lorakit.experiments import Outcome, Report, Runner, Trial, one
 from lorakit.ranking.choose import Measured
 from lorakit.ranking.look import LEAST_ROWS, early_rows, evaluation_flops, training_flops
 from lorakit.ranking.search import Run
-from lorakit.trials import Outcome, Report, Runner, Trial, one
 
 _TRAIN, _CUT, _NEST, _ASK = (
     f"lorakit.ranking.workers:{name}" for name in ("train", "cut", "nest", "ask")

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from lorakit.data import TokenTable
-from lorakit.evaluate.likelihood import per_token, row_losses
+from lorakit.evaluation.likelihood import per_token, row_losses
+from lorakit.execution.packed import packed_attention
+from lorakit.experiments import Report
+from lorakit.experiments.opening import base_hash, open_run
 from lorakit.forecast import ModelShape, flops_per_token, shape_of
 from lorakit.lora import plan
-from lorakit.models.attention import packed_attention
 from lorakit.run.fitting import outlook, peak_rate, steps_of
 from lorakit.run.machine import machine, versions
 from lorakit.training import fused_blocks, make_joint_loss
-from lorakit.trials import Report
-from lorakit.trials.opening import base_hash, open_run
 
 BITS_A_PARAMETER = 2.0
 # The prior decides nothing: it is to cost little.

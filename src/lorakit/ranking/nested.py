@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lorakit.data import Batch, TokenTable, micro_batches
-from lorakit.lora.together import Jobs
+from lorakit.lora.jobs import Jobs
 from lorakit.run.fitting import Report, batch_rows, training
 from lorakit.training import Course, FitResult, TrainSpec, make_joint_loss
 from lorakit.training.joint import passes, spans

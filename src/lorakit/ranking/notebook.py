@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from lorakit.experiments import Report
+from lorakit.experiments.sources import Rows, asked, call
 from lorakit.ranking.command import run_rank
 from lorakit.ranking.settings import settings
-from lorakit.trials import Report
-from lorakit.trials.sources import Rows, asked, call
 
 
 def rank(

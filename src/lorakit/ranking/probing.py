@@ -8,11 +8,11 @@ from typing import Any
 
 from lorakit.config import RunConfig
 from lorakit.errors import DivergedError
+from lorakit.experiments.rates import at_edge, grid, survivors
 from lorakit.ranking.choose import Tolerance, gap, generator, tolerance_of
 from lorakit.ranking.lab import Short, TrialLab
 from lorakit.ranking.search import Run
 from lorakit.ranking.spec import RankSpec
-from lorakit.trials.rates import at_edge, grid, survivors
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.config import OutputSpec, RunConfig
+from lorakit.experiments import Report, Runner, Trial, one
 from lorakit.ranking import checks, probing, search
 from lorakit.ranking.bracket import bracket
 from lorakit.ranking.choose import (
@@ -35,7 +36,6 @@ from lorakit.ranking.search import Found, Judge, Run
 from lorakit.ranking.spec import RankSpec
 from lorakit.run.machine import versions
 from lorakit.training import learning_rate_at
-from lorakit.trials import Report, Runner, Trial, one
 
 _LOOK = "lorakit.ranking.look:look"
 

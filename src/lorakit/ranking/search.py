@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from lorakit.evaluate.crossed import CrossedInterval
+from lorakit.evaluation.crossed import CrossedInterval
 from lorakit.ranking.choose import Measured, Undecided, state_of, suffices, widened
 
 How = Literal["trained", "cut", "healed", "nested"]

@@ -160,7 +160,7 @@ class RankSpec:
                 f"decide_at is {self.decide_at}, after the last of rungs, {self.rungs[-1]}"
             )
         if self.metric is not None:
-            from lorakit.evaluate.metrics import METRICS  # heavy, and not for --help
+            from lorakit.evaluation.metrics import METRICS  # heavy, and not for --help
 
             if self.metric not in METRICS:
                 known = did_you_mean(self.metric, METRICS)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorakit.evaluate.crossed import crossed_mean
+from lorakit.evaluation.crossed import crossed_mean
 from lorakit.ranking.choose import Measured, generator
 from lorakit.ranking.protocol import Findings
 from lorakit.ranking.spec import RankSpec

@@ -19,17 +19,17 @@ from lorakit.adapters.pairs import Pair, StoredAdapter, read_stored
 from lorakit.adapters.shrink import ShrinkSpec, shrink
 from lorakit.data import TokenTable
 from lorakit.errors import DivergedError
-from lorakit.evaluate.likelihood import per_token, row_losses
+from lorakit.evaluation.likelihood import per_token, row_losses
+from lorakit.execution.packed import packed_attention
+from lorakit.experiments import Report
+from lorakit.experiments.opening import Opened, open_run
 from lorakit.lora import LoraSpec, plan, spectrum
-from lorakit.lora.together import Jobs
-from lorakit.models.attention import packed_attention
+from lorakit.lora.jobs import Jobs
 from lorakit.ranking.look import spread
 from lorakit.ranking.nested import fit_nested
 from lorakit.run import answers
 from lorakit.run.fitting import Work, fit_models
 from lorakit.training import fused_blocks
-from lorakit.trials import Report
-from lorakit.trials.opening import Opened, open_run
 
 # Most tokens of a forward pass in an evaluation on a CPU, whose memory more would cost and whose
 # time less would not save. Elsewhere a pass costs its launches, and is as large as a training pass.

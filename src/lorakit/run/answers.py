@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.data import Example, encode_prompt
-from lorakit.evaluate.metrics import Scores, score
-from lorakit.models.generate import Generation, generate
+from lorakit.evaluation.metrics import Scores, score
+from lorakit.execution.generate import Generation, generate
 from lorakit.run.session import Session
 
 

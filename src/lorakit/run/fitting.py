@@ -11,8 +11,8 @@ from typing import Any
 from lorakit import forecast as forecasting
 from lorakit.data import Batch, TokenTable, micro_batches, order, total_steps
 from lorakit.errors import ConfigError, DivergedError
-from lorakit.lora.together import Jobs
-from lorakit.models.attention import packed_attention
+from lorakit.execution.packed import packed_attention
+from lorakit.lora.jobs import Jobs
 from lorakit.run.machine import available_memory
 from lorakit.training import (
     Course,

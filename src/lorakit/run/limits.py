@@ -5,7 +5,7 @@ import os
 import sys
 
 # oneDNN keeps the compiled form of every shape of product that it met, 1,024 of them, up to half a
-# megabyte each. Batches have few sizes (models/layout.py) but still some dozens, and within one all
+# megabyte each. Batches have few sizes (kernels/layout.py) but still some dozens, and within one all
 # blocks share about forty shapes. Measured with SmolLM2-135M in bfloat16, 20 steps of 16 E2E rows:
 # 1.69 GB and 813 tokens/s without the limit, 1.60 GB and 808 tokens/s with it.
 _PRIMITIVES = "64"

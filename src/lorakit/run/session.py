@@ -7,8 +7,8 @@ from typing import Any
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
 from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec, identify, load_model
-from lorakit.models.cache import Progress, no_progress
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.named import find_adapter
 

@@ -1,6 +1,6 @@
 """Training: a loss, an optimizer, one loop, and checkpoints to go on from."""
 
-from lorakit.training.blocks import fused_blocks, numbers_kept
+from lorakit.execution.blocks import fused_blocks, numbers_kept
 from lorakit.training.course import Course, Event, FitResult
 from lorakit.training.joint import fit_jobs, make_joint_loss
 from lorakit.training.loop import fit

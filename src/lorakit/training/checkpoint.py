@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters.folders import write_folder
-from lorakit.adapters.tensors import read_tensors, write_tensors
 from lorakit.errors import AdapterError, OutputError
+from lorakit.files.folders import write_folder
+from lorakit.files.tensors import read_tensors, write_tensors
 
 _PREFIX = "step-"
 

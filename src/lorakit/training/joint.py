@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import Batch, join
 from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, ModelError
-from lorakit.lora.together import Jobs
-from lorakit.models import attention
+from lorakit.execution import packed as attention
+from lorakit.lora.jobs import Jobs
 from lorakit.training.course import Course, FitResult
 from lorakit.training.loss import head_loss, logits_loss
 

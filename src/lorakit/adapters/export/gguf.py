@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters.export.families import GgufBase
-from lorakit.adapters.export.files import write_file
 from lorakit.adapters.export.fold import commonest_alpha, with_alpha
 from lorakit.adapters.pairs import Pair, StoredAdapter
 from lorakit.errors import AdapterError
+from lorakit.files.whole import write_file
 
 AdapterType = Literal["f32", "f16"]
 _TYPES = {"f32": torch.float32, "f16": torch.float16}

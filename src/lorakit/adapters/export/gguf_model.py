@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from lorakit.adapters.export.files import write_file
 from lorakit.errors import ConfigError, ModelError
+from lorakit.files.whole import write_file
 from lorakit.models.gguf import read_header
 
 ModelType = Literal["f32", "f16", "bf16", "q8_0"]

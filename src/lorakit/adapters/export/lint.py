@@ -18,8 +18,8 @@ from lorakit.adapters.info import TENSORS, adapter_folder
 from lorakit.adapters.names import foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
 from lorakit.adapters.refusals import VARIANTS, refusal
-from lorakit.adapters.tensors import read_shapes
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
+from lorakit.files.tensors import read_shapes
 
 Runtime = Literal["lorakit", "vllm", "llama.cpp"]
 RUNTIMES: tuple[Runtime, ...] = ("lorakit", "vllm", "llama.cpp")

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from lorakit.adapters.imports.fitting import find_module, kinds_of
 from lorakit.adapters.pairs import Pair
-from lorakit.adapters.tensors import require_finite
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.files.tensors import require_finite
 from lorakit.lora import equations
 from lorakit.lora.kinds import geometry_of
 

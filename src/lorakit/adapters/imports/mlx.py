@@ -17,8 +17,8 @@ from torch import nn
 from lorakit.adapters.imports.fitting import find_module, kinds_of
 from lorakit.adapters.pairs import Pair
 from lorakit.adapters.peft_config import read_json
-from lorakit.adapters.tensors import read_tensors, require_finite
 from lorakit.errors import AdapterError, did_you_mean
+from lorakit.files.tensors import read_tensors, require_finite
 
 TENSORS, CONFIG = "adapters.safetensors", "adapter_config.json"
 _SIDES = (".lora_a", ".lora_b")

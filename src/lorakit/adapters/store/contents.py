@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from lorakit.adapters.store.records import StoredFile, place
 from lorakit.errors import AdapterError, OutputError
-from lorakit.models.cache import sync
+from lorakit.files.cache import sync
 
 KEPT = ("README.md", "adapter_config.json", "adapter_model.safetensors", "lorakit.json")
 _CHUNK = 1 << 20

@@ -57,7 +57,7 @@ def combine(
 
     `lorakit adapters combine invoices:0.7 letters:0.3 --how ties --rank 16 --name both`
     """
-    from lorakit.run.shaping import Output, run_combine
+    from lorakit.run.commands.shaping import Output, run_combine
 
     store = load_config(None, flatten(flags)).output.store
     made, place = run_combine(

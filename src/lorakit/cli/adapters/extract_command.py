@@ -33,7 +33,7 @@ def extract(
     Printed for each kind of layer: how far it moved and what the rank does not hold. What differs
     but has no pair (norms, embeddings, biases) is named.
     """
-    from lorakit.run.shaping import Output, run_extract
+    from lorakit.run.commands.shaping import Output, run_extract
 
     config = load_config(None, flatten({**flags, "model": base}))
     with fetching() as progress:

@@ -40,7 +40,7 @@ def shrink(
 
     `lorakit adapters shrink invoices --rank 4 --data held_out.jsonl --name invoices-small`
     """
-    from lorakit.run.shaping import Output, run_shrink
+    from lorakit.run.commands.shaping import Output, run_shrink
 
     config = load_config(None, flatten(flags))
     with fetching() as progress:

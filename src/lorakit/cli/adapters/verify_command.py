@@ -24,7 +24,7 @@ def verify_store(
     Ends with exit code 1 where something is not as it was stored. Bases are looked for under
     the name or path that the adapter records; nothing is fetched.
     """
-    from lorakit.run.verifying import BaseCheck
+    from lorakit.run.commands.verifying import BaseCheck
 
     kept, check = Store(store), BaseCheck()
     asked = adapters or []

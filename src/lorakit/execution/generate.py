@@ -1,0 +1,344 @@
+"""Answers from a model: many prompts at once, or one as it is written.
+
+transformers' own `generate` does the work, key-value cache included; here are the order of the
+batch, the tokens that end an answer, and a state of the model that is the same before and after.
+"""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorakit.errors import ConfigError, ModelError
+from lorakit.execution.packed import evaluating, own_attention
+from lorakit.models.quiet import quiet
+
+_MARK = "lorakit asks where an answer ends"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    `ids` are the new tokens without the end token; `text` is their text, special tokens left out
+    and cut before a stop string; `finished` is False where `max_new_tokens` ran out first.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    batch_size: int = 16,
+) -> list[Generation]:
+    """Continue each prompt; the answers come in the order of the prompts.
+
+    Prompts of similar length share a batch, padded on the left. Of the sampling settings that
+    come with a model none is applied: what is not given here is off. Greedy answers do not depend
+    on the batch (up to float rounding in ties); sampled ones repeat with the same seed, prompts
+    and `batch_size`.
+
+    Args:
+        model: a causal LM, in packed attention or not, training or not: it is left as it was.
+        tokenizer: its tokenizer, with a pad token.
+        prompt_ids: token ids of each prompt, at least one each.
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it and sampled.
+        top_p: sample from the likeliest tokens that hold this share of probability.
+        top_k: sample from this many likeliest tokens; 0 from all.
+        seed: of the sampling; None draws from torch's global generator.
+        stop: an answer ends before the first of these strings.
+        batch_size: prompts at once.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        ModelError: an empty prompt, or one too long for the model's positions.
+    """
+    settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1; it is {batch_size}")
+    _check_prompts(model, prompt_ids, max_new_tokens)
+    ends = frozenset(settings.eos_token_id)
+    extra: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+    order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
+    answers: dict[int, Generation] = {}
+    with _ready(model, settings), _seeded(seed, model):
+        for first in range(0, len(order), batch_size):
+            members = order[first : first + batch_size]
+            ids_BT, mask_BT = _left_padded([prompt_ids[i] for i in members], tokenizer, model)
+            new_BN = model.generate(
+                ids_BT, attention_mask=mask_BT, generation_config=settings, **extra
+            )[:, ids_BT.shape[1] :]
+            for i, row in zip(members, new_BN.tolist(), strict=True):
+                answers[i] = _answer(tokenizer, row, ends, stop, max_new_tokens)
+    return [answers[i] for i in range(len(prompt_ids))]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Continue one prompt and give its text piece by piece; arguments as for `generate`.
+
+    A piece is always whole characters: bytes of an unfinished one wait for the rest. Closing the
+    iterator early ends the computation.
+    """
+    settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
+    _check_prompts(model, [ids], max_new_tokens)
+    return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end an answer: the model's, the tokenizer's, and the chat template's end of turn.
+
+    The template's is found by rendering a turn: it is the special token right after the answer.
+    """
+    declared = model.generation_config.eos_token_id if model.generation_config else None
+    ends = set(declared if isinstance(declared, list) else [declared])
+    ends |= {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
+    return tuple(sorted(int(i) for i in ends if i is not None))
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    if not tokenizer.chat_template:
+        return None
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return None  # a template that wants other roles; the declared end tokens remain
+    tail = text.rpartition(_MARK)[2].lstrip()
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
+    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+
+
+def _settings(
+    model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, top_k: int
+) -> Any:
+    from transformers import GenerationConfig
+
+    for name, value, fits in [
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1),
+        ("temperature", temperature, temperature >= 0),
+        ("top_p", top_p, 0 < top_p <= 1),
+        ("top_k", top_k, top_k >= 0),
+    ]:
+        if not fits:
+            raise ConfigError(f"{name} is out of range: {value}")
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
+    with quiet():
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            eos_token_id=list(end_tokens(model, tokenizer)),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            use_cache=True,
+            **sampling,
+        )
+
+
+def _check_prompts(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ModelError(f"prompt {number} has no tokens")
+        if most is not None and len(prompt) + new > most:
+            raise ModelError(
+                f"prompt {number} has {len(prompt)} tokens; with {new} new ones it passes the "
+                f"model's {most} positions: shorten it or lower max_new_tokens"
+            )
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], tokenizer: Any, model: Any
+) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[row, longest - len(prompt) :] = 1
+    return ids_BT.to(model.device), mask_BT.to(model.device)
+
+
+def _answer(
+    tokenizer: Any, row: list[int], ends: frozenset[int], stop: Sequence[str], most: int
+) -> Generation:
+    length = next((i for i, token in enumerate(row) if token in ends), len(row))
+    finished = length < len(row)
+    ids = row[:length]
+    text = _decode(tokenizer, ids)
+    if cuts := [at for s in stop if (at := text.find(s)) >= 0]:
+        text, finished = text[: min(cuts)], True
+        # What follows in the row is padding or the rest of a token: keep what the text needs.
+        while ids and len(_decode(tokenizer, ids[:-1])) >= len(text):
+            ids = ids[:-1]
+    return Generation(text, tuple(ids), finished)
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
+@contextlib.contextmanager
+def _ready(model: Any, settings: Any) -> Iterator[None]:
+    """Eval mode, the model's own attention and these settings alone; everything comes back.
+
+    The settings are set on the model too, because transformers fills what they leave open (a
+    repetition penalty, for one) from the model's.
+    """
+    declared = model.generation_config
+    model.generation_config = settings
+    try:
+        with evaluating(model), own_attention(model), _dense_head(model), quiet():
+            yield
+    finally:
+        model.generation_config = declared
+
+
+@contextlib.contextmanager
+def _dense_head(model: Any) -> Iterator[None]:
+    """Within the block the output head gets the last positions as a tensor of their own.
+
+    transformers hands it a view of all positions. torch cannot fold the batch of such a view into
+    the rows of one product, takes a batch of products, and oneDNN copies the weight for each of
+    them: 16 prompts at SmolLM2-135M's head took .95 GB for a moment (bfloat16, torch 2.13).
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(
+        lambda _, given: (given[0].contiguous(), *given[1:]) if given else None
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, model: Any) -> Iterator[None]:
+    """Within the block random numbers start from the seed; the global generators come back."""
+    if seed is None:
+        yield
+        return
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Tokens:
+    """What transformers streams into: a queue of new token ids, None at the end."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
+        self._prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_seen:
+            self.queue.put(value.flatten().tolist())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+def _stream(
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[int],
+    settings: Any,
+    seed: int | None,
+    stop: tuple[str, ...],
+) -> Iterator[str]:
+    from transformers import StoppingCriteriaList
+
+    tokens, closed, failures = _Tokens(), threading.Event(), []
+    ids_1T, mask_1T = _left_padded([ids], tokenizer, model)
+
+    def is_closed(ids_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((ids_BT.shape[0],), closed.is_set(), device=ids_BT.device)
+
+    def work() -> None:
+        try:
+            model.generate(
+                ids_1T,
+                attention_mask=mask_1T,
+                generation_config=settings,
+                streamer=tokens,
+                stopping_criteria=StoppingCriteriaList([is_closed]),
+            )
+        except BaseException as error:  # handed to the reader, who raises it
+            failures.append(error)
+            tokens.end()
+
+    worker = threading.Thread(target=work, daemon=True)
+    with _ready(model, settings), _seeded(seed, model):
+        worker.start()
+        try:
+            yield from _pieces(tokenizer, tokens, frozenset(settings.eos_token_id), stop)
+        finally:
+            closed.set()
+            worker.join()
+    if failures:
+        raise failures[0]
+
+
+def _pieces(
+    tokenizer: Any, tokens: _Tokens, ends: frozenset[int], stop: tuple[str, ...]
+) -> Iterator[str]:
+    """Text as soon as it is certain: whole characters that cannot be part of a stop string."""
+    ids: list[int] = []
+    sent = 0
+    while (new := tokens.queue.get()) is not None:
+        ids += [i for i in new if i not in ends]
+        text = _decode(tokenizer, ids)
+        if cuts := [at for s in stop if (at := text.find(s)) >= 0]:
+            yield text[sent : min(cuts)]
+            return
+        if text.endswith("\ufffd"):
+            continue
+        certain = len(text) - _held_back(text, stop)
+        if certain > sent:
+            yield text[sent:certain]
+            sent = certain
+    if rest := _decode(tokenizer, ids)[sent:]:
+        yield rest
+
+
+def _held_back(text: str, stop: tuple[str, ...]) -> int:
+    """How many of the last characters could be the beginning of a stop string."""
+    return max(
+        (n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])),
+        default=0,
+    )

@@ -1,0 +1,1 @@
+"""Arithmetic on tensors: every fast operation beside its plain twin. Imports torch alone."""

@@ -1,0 +1,248 @@
+"""Linear layers that share an input, with pairs, as plain functions: no autograd.
+
+    y_i = W_i n + b_i + s·B_i (A_i n)           `Group.forward`, h = A n for all pairs at once
+    dn  = Σ_i W_iᵀ dy_i + Aᵀ dh                 `Group.gradient_input`, in one buffer
+
+Pairs that read the same rows are one part: their A's stand under one another, so that one product
+gives every h. Most often there is one part, of all rows; several jobs that share a pass are a part
+each (lora/jobs.py). The blocks of block.py are made of these.
+
+Where ranks differ by layer there are hundreds of shapes of products, and oneDNN, which computes the
+16-bit ones on a CPU, compiles each shape anew that its cache does not hold. There every pair takes a
+multiple of 8 columns of h, the spare ones with zeros in A and in B. (SmolLM2-135M in bfloat16 on two
+cores with AMX, ranks 1 to 16 by layer, steps of 16 E2E rows: 1.82 s a step without, 1.33 with; 1.34
+with rank 8 everywhere, where 8 columns would save nothing.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, addmm, bfloat16, cat, float16, float32, float64
+from torch.nn.functional import pad
+
+from lorakit.kernels.products import add_product, product
+
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair, and the rows that it works on.
+
+    Attributes:
+        A: (rank, in_features).
+        B: (out_features, rank).
+        scale: s.
+        rows: first and one past the last of the T rows; None for all of them.
+        unlike: whether the pairs of other layers have other ranks.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    rows: tuple[int, int] | None = None
+    unlike: bool = False
+
+    def columns(self, weight: Tensor) -> int:
+        """Columns of h that it takes beside such a weight: its rank, or more."""
+        rank = self.A.shape[0]
+        compiled = weight.device.type == "cpu" and weight.dtype in (bfloat16, float16)
+        return -(-rank // _COLUMNS) * _COLUMNS if self.unlike and compiled else rank
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The tensors of one linear layer, with or without pairs.
+
+    Attributes:
+        weight: (out_features, in_features).
+        bias: (out_features,) or None.
+        pairs: one for all rows, or several for rows that do not overlap.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    pairs: tuple[Pair, ...] = ()
+
+
+# Of each linear, what is no tensor of its pairs: scale, rows, unlike.
+Layout = tuple[tuple[tuple[float, tuple[int, int] | None, bool], ...], ...]
+
+
+def flat(linears: Sequence[Linear]) -> tuple[Layout, list[Tensor | None]]:
+    """The layout, and the tensors one after another, as autograd wants them.
+
+    Of each linear: weight, bias, and A and B of each pair.
+    """
+    tensors: list[Tensor | None] = []
+    for each in linears:
+        tensors += [each.weight, each.bias]
+        tensors += [tensor for pair in each.pairs for tensor in (pair.A, pair.B)]
+    return tuple(
+        tuple((p.scale, p.rows, p.unlike) for p in each.pairs) for each in linears
+    ), tensors
+
+
+def size_of(layout: Layout) -> int:
+    """How many tensors `flat` gives for linears of this layout."""
+    return sum(2 + 2 * len(pairs) for pairs in layout)
+
+
+class _Part:
+    """The pairs that read the same rows of a group's input: those of one adapter.
+
+    Attributes:
+        rows: of the T rows.
+        pairs: by the place of their linear in the group.
+        columns: of h that belong to each: its rank and what it is filled up with.
+    """
+
+    def __init__(
+        self, rows: tuple[int, int] | None, pairs: dict[int, Pair], weight: Tensor
+    ) -> None:
+        self.rows = slice(None) if rows is None else slice(*rows)
+        self.pairs = pairs
+        self.columns: dict[int, slice] = {}
+        start = 0
+        for i, pair in pairs.items():
+            self.columns[i] = slice(start, start + pair.columns(weight))
+            start = self.columns[i].stop
+
+    def A(self, like: Tensor) -> Tensor:
+        """All A's under one another, (R, in_features), in the dtype of the activations."""
+        return cat([_filled(pair.A.t(), self.columns[i]).t() for i, pair in self.pairs.items()]).to(
+            like.dtype
+        )
+
+    def scaled(self, i: int, like: Tensor, *, rows_of_rank: bool = False) -> Tensor:
+        """s·B in the dtype of the activations, (out, R), or laid out as (R, out): see fused.py."""
+        pair = self.pairs[i]
+        sB_OR = _filled((pair.scale * pair.B).to(like.dtype), self.columns[i])
+        return sB_OR.t().contiguous() if rows_of_rank else sB_OR
+
+
+class Group:
+    """Linears that share an input n: (T, in_features); forward and backward as plain functions.
+
+    h is one tensor a part: (rows of the part, sum of its ranks).
+    """
+
+    def __init__(self, layout: Layout, tensors: Sequence[Tensor | None]) -> None:
+        rest: Any = iter(tensors)
+        self.linears = [
+            Linear(next(rest), next(rest), tuple(Pair(next(rest), next(rest), *p) for p in pairs))
+            for pairs in layout
+        ]
+        found: dict[tuple[int, int] | None, dict[int, Pair]] = {}
+        for i, each in enumerate(self.linears):
+            for pair in each.pairs:
+                found.setdefault(pair.rows, {})[i] = pair
+        weight = self.linears[0].weight
+        self.parts = [_Part(rows, pairs, weight) for rows, pairs in found.items()]
+        self._place = {rows: place for place, rows in enumerate(found)}
+
+    def low(self, n_TI: Tensor) -> list[Tensor]:
+        """h = n Aᵀ for all pairs of a part together."""
+        return [n_TI[part.rows] @ part.A(n_TI).t() for part in self.parts]
+
+    def forward(self, n_TI: Tensor, hs: Sequence[Tensor], i: int, onto: Tensor | None) -> Tensor:
+        """L_i(n), or onto + L_i(n): (T, out_i).
+
+        The low-rank product comes first and the base's is added to it in the matmul. In 16 bits it
+        would be lost the other way round: what is less than half a unit in the last place of a
+        number that is rounded already changes nothing, and of the residual stream, whose numbers
+        are large, that is nearly all of it.
+        """
+        each = self.linears[i]
+        here = [(part, h) for part, h in zip(self.parts, hs, strict=True) if i in part.pairs]
+        if not here:
+            y_TO = product(n_TI, each.weight.t(), onto)
+        else:
+            before = onto if n_TI.dtype in (float32, float64) else None
+            factors = [
+                (part.rows, h_TR[:, part.columns[i]], part.scaled(i, n_TI).t())
+                for part, h_TR in here
+            ]
+            y_TO = _products(factors, n_TI.shape[0], before)
+            add_product(y_TO, n_TI, each.weight.t())
+            if before is None and onto is not None:
+                y_TO.add_(onto)
+        if each.bias is not None:
+            y_TO.add_(each.bias)
+        return y_TO
+
+    def gradient_h(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Gradient of each h."""
+        found = []
+        for part in self.parts:
+            pieces = [
+                grads[i][part.rows] @ part.scaled(i, grads[i], rows_of_rank=True).t()
+                for i in part.pairs
+            ]
+            found.append(pieces[0] if len(pieces) == 1 else cat(pieces, dim=1))
+        return found
+
+    def gradient_input(self, grads: Sequence[Tensor], grad_hs: Sequence[Tensor]) -> Tensor:
+        """Σ_i grad_i W_i + grad_h A: (T, in_features), accumulated in one buffer."""
+        if not self.parts:
+            grad_TI = product(grads[0], self.linears[0].weight)
+        else:  # the low-rank products first, as in the forward
+            factors = [
+                (part.rows, grad_h_TR, part.A(grad_h_TR))
+                for part, grad_h_TR in zip(self.parts, grad_hs, strict=True)
+            ]
+            grad_TI = _products(factors, grads[0].shape[0], None)
+            add_product(grad_TI, grads[0], self.linears[0].weight)
+        for each, grad_TO in zip(self.linears[1:], grads[1:], strict=True):
+            add_product(grad_TI, grad_TO, each.weight)
+        return grad_TI
+
+    def gradients(
+        self,
+        grads: Sequence[Tensor],
+        n_TI: Tensor,
+        hs: Sequence[Tensor],
+        grad_hs: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Gradients in the order of `flat`, None where nobody wants one."""
+        wanted = iter(needs)
+        grads_A: dict[int, Tensor] = {}
+        out: list[Tensor | None] = []
+        for i, (each, grad_TO) in enumerate(zip(self.linears, grads, strict=True)):
+            out.append(grad_TO.t() @ n_TI if next(wanted) else None)
+            out.append(grad_TO.sum(0) if next(wanted) else None)
+            for pair in each.pairs:
+                place = self._place[pair.rows]
+                part, rank = self.parts[place], pair.A.shape[0]
+                grad_A = grad_B = None
+                if next(wanted):
+                    if place not in grads_A:  # of all linears of the part at once
+                        grads_A[place] = grad_hs[place].t() @ n_TI[part.rows]
+                    grad_A = grads_A[place][part.columns[i]][:rank].to(pair.A.dtype)
+                if next(wanted):
+                    h_TR = hs[place][:, part.columns[i]]
+                    grad_B_RO = (h_TR.t() @ grad_TO[part.rows])[:rank]
+                    grad_B = grad_B_RO.t().to(pair.B.dtype).mul(pair.scale)
+                out += [grad_A, grad_B]
+        return out
+
+
+def _products(
+    factors: Sequence[tuple[slice, Tensor, Tensor]], rows: int, onto: Tensor | None
+) -> Tensor:
+    """Each left @ right on rows of its own, zero on the others, and onto them: a new (rows, out)."""
+    _, left, right = factors[0]
+    if len(factors) == 1 and left.shape[0] == rows:
+        return left @ right if onto is None else addmm(onto, left, right)
+    y_TO = left.new_zeros(rows, right.shape[1]) if onto is None else onto.clone()
+    for place, left, right in factors:
+        y_TO[place].addmm_(left, right)
+    return y_TO
+
+
+def _filled(matrix_NR: Tensor, columns: slice) -> Tensor:
+    """The matrix with zeros up to this many columns; itself where it has as many."""
+    spare = columns.stop - columns.start - matrix_NR.shape[1]
+    return pad(matrix_NR, (0, spare)) if spare else matrix_NR

@@ -1,0 +1,277 @@
+"""Several adapters trained beside one frozen base, each on rows of its own.
+
+    y[rows of job j] = W x + b + s_j · B_j (A_j x)        x: the rows of all jobs, laid end to end
+
+W x is one product for all rows; each job's pair works on its own. A job's layers are ordinary
+`LoraLayer`s over the same base modules, so that one of them alone beside the base is the adapter
+that it would be anywhere else:
+
+    jobs = Jobs(model, plans, seeds)
+    with jobs.together():              # joint layers stand in the model
+        jobs.tell([(0, 0, 40), (1, 40, 96)])
+        ...                            # a pass over 96 rows
+    with jobs.alone(0):                # the model has the first job's pairs, as after `attach`
+        ...
+
+This is for training, where every job brings many rows. What serves many adapters at once, a row
+each, is another thing.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.errors import TargetError
+from lorakit.kernels.block import residual_linear
+from lorakit.kernels.groups import Linear
+from lorakit.lora.attach import lora_layers, make_layer
+from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
+from lorakit.lora.plan import Plan
+
+Span = tuple[int, int, int]
+"""A job, and first and one past the last of its rows in a pass."""
+
+
+class Jobs:
+    """The pairs of several jobs on one model.
+
+    Args:
+        model: frozen from now on; nothing of it is copied.
+        plans: of each job, made for this model.
+        seeds: of each job's start of A.
+
+    Attributes:
+        layers: of each job, by path.
+
+    Raises:
+        TargetError: the model has pairs already, or a plan adapts a convolution.
+    """
+
+    def __init__(self, model: nn.Module, plans: Sequence[Plan], seeds: Sequence[int]) -> None:
+        if lora_layers(model):
+            raise TargetError("this model has an adapter attached already: detach it first")
+        model.requires_grad_(False)
+        self.model = model
+        self.spans: tuple[Span, ...] = ()
+        self.layers = tuple(_layers(model, p, s) for p, s in zip(plans, seeds, strict=True))
+        self._draws: dict[int, Tensor] = {}
+        paths = [path for path, _ in model.named_modules()]
+        used = {path for layers in self.layers for path in layers}
+        self._joint = {
+            path: _joint(
+                model.get_submodule(path),
+                {job: layers[path] for job, layers in enumerate(self.layers) if path in layers},
+                self,
+            )
+            for path in paths
+            if path in used
+        }
+        # By parent and name: while blocks run fused, paths lead elsewhere.
+        self._place = {path: _parent(model, path) for path in self._joint}
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def parameters(self, job: int) -> list[nn.Parameter]:
+        """A and B of every layer of a job."""
+        return [p for layer in self.layers[job].values() for p in (layer.A, layer.B)]
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Within the block every adapted module works for all jobs, on the rows last told."""
+        with self._standing(self._joint):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, job: int) -> Iterator[None]:
+        """Within the block the model has this job's pairs and no other, as `attach` leaves it."""
+        with self._standing(self.layers[job]):
+            yield
+
+    def tell(self, spans: Sequence[Span]) -> None:
+        """Say whose rows are whose in the passes to come; rows of nobody are the base's alone.
+
+        Raises:
+            ValueError: two spans overlap, or name one job.
+        """
+        ordered = sorted(spans, key=lambda span: span[1])
+        ends = [0, *(last for _, _, last in ordered)]
+        if any(first < end for (_, first, _), end in zip(ordered, ends, strict=False)):
+            raise ValueError(f"rows belong to two jobs: {list(spans)}")
+        if len({job for job, _, _ in spans}) < len(spans):
+            raise ValueError(f"a job has two spans of rows: {list(spans)}")
+        self.spans = tuple(spans)
+
+    def seed(self, job: int, seed: int) -> None:
+        """Start a job's own stream of dropout: that of `torch.manual_seed(seed)`."""
+        kept = _random_state(self.model)
+        torch.manual_seed(seed)
+        self._draws[job] = _random_state(self.model)
+        _set_random_state(self.model, kept)
+
+    @contextlib.contextmanager
+    def drawing(self, job: int) -> Iterator[None]:
+        """Within the block random numbers come from the job's own stream."""
+        kept = _random_state(self.model)
+        _set_random_state(self.model, self._draws.get(job, kept))
+        yield
+        self._draws[job] = _random_state(self.model)
+        _set_random_state(self.model, kept)
+
+    @contextlib.contextmanager
+    def _standing(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        before = {path: getattr(parent, name) for path, (parent, name) in self._place.items()}
+        mode = self.model.training
+        for path, (parent, name) in self._place.items():
+            module = modules.get(path, self._joint[path].base)
+            setattr(parent, name, module.train(mode))
+        try:
+            yield
+        finally:
+            mode = self.model.training
+            for path, (parent, name) in self._place.items():
+                setattr(parent, name, before[path].train(mode))
+
+
+class JointLinear(nn.Module):
+    """One frozen linear layer, and a pair for the rows of each job.
+
+    Attributes:
+        base: the module that was there before.
+        layers: the jobs' own layers over the same base, by job.
+    """
+
+    def __init__(self, base: nn.Module, layers: Mapping[int, LoraLinear], jobs: Jobs) -> None:
+        super().__init__()
+        self.base = base
+        # Not modules of this one: A and B belong to a job, not to the model.
+        self.__dict__["layers"] = dict(layers)
+        self.__dict__["jobs"] = jobs
+        self.geometry = next(iter(layers.values())).geometry
+        self.dropout = max(layer.dropout for layer in layers.values())
+
+    layers: dict[int, LoraLinear]
+    jobs: Jobs
+
+    def train(self, mode: bool = True) -> "JointLinear":
+        """The jobs' layers follow."""
+        super().train(mode)
+        for layer in self.layers.values():
+            layer.train(mode)
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own frozen weight."""
+        return self.geometry.weight(self.base)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own frozen bias, or None."""
+        return self.geometry.bias(self.base)
+
+    def linear(self) -> Linear:
+        """The tensors of this layer with the pairs of the jobs that have rows."""
+        weight = self.weight.t() if self.geometry.transposed else self.weight
+        pairs = tuple(
+            self.layers[job].pair((first, last))
+            for job, first, last in self.jobs.spans
+            if job in self.layers and last > first
+        )
+        return Linear(weight, self.bias, pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in_features) -> (…, out_features)."""
+        rows = x.reshape(-1, x.shape[-1])
+        if self.geometry.plain and not (self.training and self.dropout > 0.0):
+            y = residual_linear(None, rows, self.linear())
+        else:
+            y = _added(self.base(rows), rows, self.layers, self.jobs)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class JointEmbedding(nn.Module):
+    """One frozen embedding, and a pair for the rows of each job.
+
+    Attributes:
+        base: the embedding that was there before.
+        layers: the jobs' own layers over it, by job.
+    """
+
+    def __init__(self, base: nn.Module, layers: Mapping[int, LoraEmbedding], jobs: Jobs) -> None:
+        super().__init__()
+        self.base = base
+        self.__dict__["layers"] = dict(layers)
+        self.__dict__["jobs"] = jobs
+
+    layers: dict[int, LoraEmbedding]
+    jobs: Jobs
+
+    @property
+    def weight(self) -> Any:
+        """The base's own frozen weight."""
+        return self.base.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…) ids -> (…, dim)."""
+        rows = ids.reshape(-1)
+        y = _added(self.base(rows), rows, self.layers, self.jobs)
+        return y.view(*ids.shape, y.shape[-1])
+
+
+def _added(y_TO: Tensor, rows: Tensor, layers: Mapping[int, Any], jobs: Jobs) -> Tensor:
+    """y and, on each job's rows, its own low-rank path."""
+    low_TO = torch.zeros_like(y_TO)
+    for job, first, last in jobs.spans:
+        if job in layers:
+            with jobs.drawing(job):
+                low_TO[first:last] = layers[job].low_rank(rows[first:last])
+    return y_TO + low_TO
+
+
+def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
+    """What `attach` would put into the model, from the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, LoraLayer] = {}
+    for target in plan.targets:
+        base = model.get_submodule(target.path)
+        layer = make_layer(base, target, plan.spec).train(base.training)
+        if not isinstance(layer, LoraLinear | LoraEmbedding):
+            raise TargetError(
+                f"{target.path} is a convolution, which cannot be trained for several jobs at "
+                "once: exclude it, or train the jobs one by one"
+            )
+        layer.reset(plan.spec.init, generator)
+        made[target.path] = layer
+    return made
+
+
+def _joint(base: nn.Module, layers: Mapping[int, Any], jobs: Jobs) -> Any:
+    first = next(iter(layers.values()))
+    kind = JointEmbedding if isinstance(first, LoraEmbedding) else JointLinear
+    return kind(base, layers, jobs)
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    above, _, name = path.rpartition(".")
+    return model.get_submodule(above), name
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _random_state(model: nn.Module) -> Tensor:
+    device = _device(model)
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(model: nn.Module, state: Tensor) -> None:
+    device = _device(model)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

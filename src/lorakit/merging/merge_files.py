@@ -1,0 +1,257 @@
+"""W + s·B·A into the files of a model, block of rows by block of rows.
+
+The new folder has the base's shards and index; a tensor without a pair is copied byte for byte.
+What was written is read back and held against W + s·B·A in float64, so that a model of any size
+has a certificate of its weights. Memory is a few blocks of rows, not a shard.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorakit.adapters.pairs import Pair
+from lorakit.errors import AdapterError, TargetError
+from lorakit.lora import Plan, Target, equations
+from lorakit.models import shards
+from lorakit.models.weights import OtherNamesError, Place
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class WeightCheck:
+    """One merged tensor as it was written, against W + s·B·A in float64.
+
+    Attributes:
+        name: of the tensor in the new folder.
+        dtype: of the written numbers.
+        largest_error: largest absolute difference.
+        largest_rounding: largest difference as a share of what rounding may do to its entry: half
+            a unit in the last place of `dtype` and, where the sum was in float32, its error.
+        update_lost: ‖written - (W + ΔW)‖ / ‖ΔW‖: the share of the update that rounding swallowed.
+        passed: that share is at most 1, give or take a thousandth.
+    """
+
+    name: str
+    dtype: str
+    largest_error: float
+    largest_rounding: float
+    update_lost: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """All merged tensors of a folder, and how many were copied as they are."""
+
+    merged: tuple[WeightCheck, ...]
+    copied: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every merged tensor is what it should be."""
+        return all(check.passed for check in self.merged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's own types."""
+        rows = [asdict(check) for check in self.merged]
+        return {"passed": self.passed, "copied": self.copied, "merged": rows}
+
+    def __str__(self) -> str:
+        rounding = max(check.largest_rounding for check in self.merged)
+        lost = max(check.update_lost for check in self.merged)
+        return (
+            f"weights read back: {len(self.merged)} merged tensors, the worst entry at {rounding:.3g} of "
+            f"what rounding to {self.merged[0].dtype} may do; it took at most {lost:.2g} of a layer's "
+            f"update; {self.copied} tensors copied"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One tensor to merge: where W lies, and the factors of its update by rows.
+
+    The update's rows are s · left[rows] · right in the layout of W.
+    """
+
+    place: Place
+    name: str
+    left: Tensor
+    right: Tensor
+    scale: float
+
+    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
+        """Rows of s·B·A."""
+        return equations.delta(self.right.to(kind), self.left[start:stop].to(kind), self.scale)
+
+    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows of W + s·B·A, added in float32 (float64 for wider factors) and rounded once."""
+        W = shards.read_rows(self.place, start, stop)
+        kind = torch.promote_types(torch.promote_types(W.dtype, self.left.dtype), torch.float32)
+        left, right = self.left[start:stop].to(kind), self.right.to(kind)
+        return equations.merge(W.to(kind), right, left, self.scale).to(dtype)
+
+
+def merge_files(
+    places: Mapping[str, Place],
+    held: Mapping[str, Place],
+    plan: Plan,
+    pairs: Mapping[str, Pair],
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> WeightsReport:
+    """Write the weight files of the merged model and check them.
+
+    Args:
+        places: where the weight of each target lies, by its name in the model (`PATH.weight`).
+        held: every tensor of the base's files.
+        plan: of the adapter on this base: layout and ties of each target.
+        pairs: by path.
+        folder: gets the files; they must not be there.
+        dtype: of all floating-point tensors; None keeps each as it is.
+
+    Raises:
+        TargetError: a weight cannot take its product: a grouped convolution, or integers.
+        AdapterError: two pairs are on one tied weight.
+        OtherNamesError: a tied weight has a name in the files that the model does not know.
+    """
+    jobs, extra = _jobs(places, held, plan, pairs)
+    written: dict[Path, list[shards.Planned]] = {}
+    for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
+        there = written.setdefault(place.file, [])
+        job = jobs.get(place.name)
+        there.append(_merged(job, dtype) if job else _plain(place, place.name, dtype))
+        # The other half of a tie keeps the base's numbers under its own name.
+        there += [_plain(place, name, dtype) for name in extra.get(place.name, ())]
+    for file, tensors in written.items():
+        shards.write_stream(folder / file.name, tensors)
+    write_index(folder, {file.name: tensors for file, tensors in written.items()})
+    names = {place.file: place.file.name for place in held.values()}
+    checks = [_check(job, folder / names[job.place.file], dtype) for job in jobs.values()]
+    copied = sum(map(len, written.values())) - len(jobs)
+    return WeightsReport(tuple(checks), copied)
+
+
+def _jobs(
+    places: Mapping[str, Place],
+    held: Mapping[str, Place],
+    plan: Plan,
+    pairs: Mapping[str, Pair],
+) -> tuple[dict[str, Job], dict[str, list[str]]]:
+    """What to merge by the base's name of the tensor; and names that a tie's other half needs."""
+    jobs: dict[str, Job] = {}
+    extra: dict[str, list[str]] = {}
+    for target in plan.targets:
+        place, pair = places[f"{target.path}.weight"], pairs[target.path]
+        if place.name in jobs:
+            raise AdapterError(f"two pairs change the one tensor {place.name}: {target.path}'s too")
+        if place.entry.dtype not in shards.DTYPES:
+            raise TargetError(
+                f"{place.file}: {place.name} is kept as {place.entry.dtype} and cannot take s·B·A: "
+                "merge into the unquantized base"
+            )
+        if pair.grouped:
+            raise TargetError(f"{target.path} is a convolution with groups: keep it unmerged")
+        left, right = _factors(target, pair)
+        name = place.name
+        if target.tied_to:
+            name, others = f"{target.path}.weight", [f"{path}.weight" for path in target.tied_to]
+            if place.name not in (name, *others):
+                raise OtherNamesError(
+                    f"{place.file} calls the tied weight {place.name}, and the model {name}"
+                )
+            # A folder may hold both halves of a tie; then each keeps its own.
+            extra[place.name] = [n for n in others if n not in held or n == place.name]
+        jobs[place.name] = Job(place, name, left, right, pair.scale)
+    return jobs, extra
+
+
+def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Factors of the update in the layout of the weight: an embedding and a Conv1D transpose it."""
+    if target.geometry.transposed or target.geometry.kind == "embedding":
+        return pair.A.T.contiguous(), pair.B.T.contiguous()
+    return pair.B, pair.A
+
+
+def _plain(place: Place, name: str, dtype: torch.dtype | None) -> shards.Planned:
+    """A tensor of the base as it is, or in another floating-point format."""
+    entry = place.entry
+    own = shards.DTYPES.get(entry.dtype)
+    if dtype is None or own is None or own == dtype:
+        return shards.Planned(
+            name, entry.dtype, entry.shape, shards.raw(place), entry.end - entry.start
+        )
+    return _made(name, dtype, entry.shape, _converted(place, dtype))
+
+
+def _converted(place: Place, dtype: torch.dtype) -> Iterator[memoryview]:
+    if not place.entry.shape:
+        yield shards.as_bytes(shards.read_whole(place).to(dtype))
+        return
+    for start, stop in shards.blocks(place.entry.shape):
+        yield shards.as_bytes(shards.read_rows(place, start, stop).to(dtype))
+
+
+def _merged(job: Job, dtype: torch.dtype | None) -> shards.Planned:
+    entry = job.place.entry
+    kept = dtype or shards.DTYPES[entry.dtype]
+    parts = (shards.as_bytes(job.merged(a, b, kept)) for a, b in shards.blocks(entry.shape))
+    return _made(job.name, kept, entry.shape, parts)
+
+
+def _made(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], parts: Iterator[memoryview]
+) -> shards.Planned:
+    size = math.prod(shape) * dtype.itemsize
+    return shards.Planned(name, shards.CODES[dtype], shape, parts, size)
+
+
+def write_index(folder: Path, written: Mapping[str, Sequence[shards.Planned]]) -> None:
+    """The index of several shards, as transformers writes it; a single file has none."""
+    if len(written) == 1 and "model.safetensors" in written:
+        return
+    where = {tensor.name: file for file, tensors in written.items() for tensor in tensors}
+    total = sum(tensor.size for tensors in written.values() for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _check(job: Job, file: Path, dtype: torch.dtype | None) -> WeightCheck:
+    """Read a merged tensor back and compare it with W + s·B·A in float64.
+
+    What may differ: half a unit in the last place of the format, and where the sum ran in float32
+    (rank + 2) · 2⁻²⁴ · (|W| + |s| ‖b‖ ‖a‖), the error bound of its inner products.
+    """
+    entry = job.place.entry
+    kept = dtype or shards.DTYPES[entry.dtype]
+    eps = torch.finfo(kept).eps
+    least = float(torch.finfo(kept).smallest_normal) * eps / 2
+    in_float32 = job.left.dtype != torch.float64 and entry.dtype != "F64"
+    unit = (job.left.shape[1] + 2) * 2.0**-24 if in_float32 else 2.0**-50
+    right_norms = job.right.double().norm(dim=0)
+    back = Place(file, job.name, entry)
+    error = rounding = missed = size = 0.0
+    for start, stop in shards.blocks(entry.shape):
+        W = shards.read_rows(job.place, start, stop).double()
+        update = job.update(start, stop, torch.float64)
+        left_norms = job.left[start:stop].double().flatten(1).norm(dim=1)
+        reach = left_norms.view(-1, *[1] * right_norms.dim()) * right_norms * abs(job.scale)
+        exact = W + update
+        gap = (shards.read_rows(back, start, stop).double() - exact).abs()
+        allowed = exact.abs().mul_(eps / 2).add_(least).add_(W.abs().add_(reach), alpha=unit)
+        error = max(error, float(gap.max()))
+        rounding = max(rounding, float(gap.div(allowed).max()))
+        missed += float(gap.square().sum())
+        size += float(update.square().sum())
+    name = str(kept).removeprefix("torch.")
+    lost = (missed / size) ** 0.5 if size else 0.0
+    # NaN compares false and so fails; max() above would let one go, hence the sums.
+    passed = rounding <= 1.001 and math.isfinite(missed)
+    return WeightCheck(job.name, name, error, rounding, lost, passed)

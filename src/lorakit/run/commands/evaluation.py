@@ -1,0 +1,117 @@
+"""`lorakit eval`: rows and a model or adapter -> loss and scores."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.config import RunConfig
+from lorakit.data import Example, load_rows, micro_batches
+from lorakit.data.notes import length_notes
+from lorakit.errors import DataError
+from lorakit.execution.packed import packed_attention
+from lorakit.files.cache import Progress, no_progress
+from lorakit.run import answers
+from lorakit.run import folder as folders
+from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.session import open_adapted
+from lorakit.training import held_out_loss, make_loss
+
+
+def run_evaluation(
+    config: RunConfig,
+    *,
+    adapter: str | Path | None,
+    metrics: str,
+    out: Path | None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Measure on every row of `config.data.data` and return what `result.json` holds.
+
+    Args:
+        config: model, rows and limits.
+        adapter: a folder or a name in the store `config.output.store`, or None for the base.
+        metrics: 'auto', 'none', or names with commas between.
+        force: use the adapter although it was trained on another base.
+        progress: told of a download of the built-in model.
+        out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    started = time.perf_counter()
+    if not config.data.data:
+        raise DataError("no rows: give --data")
+    if out is not None:
+        folders.check_folder(out, resume=False)
+    session = open_adapted(
+        config.model,
+        adapter,
+        config.data,
+        store=config.output.store,
+        force=force,
+        progress=progress,
+    )
+    table, examples, report = load_rows(
+        config.data.data,
+        config.data,
+        session.tokenizer,
+        session.template,
+        limit=config.data.max_rows,
+        context_length=session.context_length,
+    )
+    device = session.model.device
+    batches = micro_batches(table, range(len(table)), config.train.batch_tokens)
+    with packed_attention(session.model):
+        loss = held_out_loss(
+            session.model, (batch.to(device) for batch in batches), make_loss(session.model)
+        )
+    scores: dict[str, float] = {}
+    notes = length_notes(report, "rows", config.data.too_long)
+    asked = answers.with_answers(examples)
+    made: list[str] = []
+    if metrics != "none" and asked:
+        made = answers.ask(session, asked, config.output.max_new_tokens)
+        chosen = "auto" if metrics == "auto" else metrics.split(",")
+        scored = answers.score_answers(asked, made, chosen)
+        scores = {metric.name: metric.value for metric in scored.metrics}
+        notes.append(scored.why)
+    result = {
+        "model": session.identity.name,
+        "adapter": str(adapter) if adapter else None,
+        "eval_loss": loss,
+        "perplexity": math.exp(loss),
+        "scores": scores,
+        "rows": len(table),
+        "tokens": table.tokens,
+        "loss_tokens": table.loss_tokens,
+        "peak_memory_bytes": peak_memory(device),
+        "seconds": time.perf_counter() - started,
+        "template": session.template.to_dict(),
+        "data_sha256": content_hash(examples),
+        "versions": versions(),
+        "machine": machine(device),
+        "notes": notes,
+    }
+    if out is not None:
+        folders.make_folder(out)
+        lines = (
+            {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
+            for e, a in zip(asked, made, strict=False)
+        )
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        folders.write_text(out / "answers.jsonl", text)
+        folders.write_json(out / folders.RESULT, result)
+    return result
+
+
+def content_hash(examples: Sequence[Example]) -> str:
+    """SHA-256 of the content of rows in their order, whatever file they came from."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(hashlib.sha256(example.canonical()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,252 @@
+"""`lorakit merge`: a base and adapters -> an ordinary model folder with a certificate.
+
+The weights go from file to file, block of rows by block of rows, and are read back. Where the
+model fits the memory, its logits are compared with the adapter's too.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lorakit.adapters.combine import CombineSpec, combine
+from lorakit.adapters.load import attach_stored, fit_stored
+from lorakit.adapters.pairs import StoredAdapter, read_stored
+from lorakit.adapters.parents import Part
+from lorakit.adapters.peft_config import read_json
+from lorakit.adapters.provenance import check_base
+from lorakit.config import RunConfig
+from lorakit.errors import BaseMismatchError, ConfigError, ModelError
+from lorakit.files.cache import Progress, no_progress
+from lorakit.files.folders import write_folder
+from lorakit.merging.certify import Certificate, Tolerance
+from lorakit.merging.dequantize import dequantize, quantization
+from lorakit.merging.merge import (
+    CERTIFICATE,
+    require,
+    write_certificate,
+    write_merged,
+)
+from lorakit.merging.merge_files import merge_files
+from lorakit.merging.model_folder import (
+    copy_settings,
+    copy_tokenizer,
+    require_tied_by_config,
+)
+from lorakit.models import ModelSpec, empty_model, identify, load_model
+from lorakit.models.files import weight_files
+from lorakit.models.fingerprint import hash_files
+from lorakit.models.sources import resolve
+from lorakit.models.weights import OtherNamesError, find, tensors_of
+from lorakit.run.commands.certifying import compare_logits, format_of, probes_of, too_large
+from lorakit.run.named import find_adapter
+
+Certify = Literal["auto", "weights", "logits"]
+
+
+def run_merge(
+    config: RunConfig,
+    *,
+    adapters: Sequence[tuple[str | Path, float]],
+    out: Path,
+    dtype: str,
+    certify: Certify = "auto",
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Certificate:
+    """Merge, check and write the folder.
+
+    Args:
+        config: names the base.
+        adapters: folders or names in the store `config.output.store`, with their weights;
+            W + Σ w_i s_i B_i A_i is written.
+        out: the new model folder, missing or empty.
+        dtype: 'base' (each tensor as it is) or a format of torch's.
+        certify: 'weights' reads the merged tensors back and holds them against float64; 'logits'
+            compares answers as well, which takes the model in memory; 'auto' where it fits.
+        force: use adapters although they were trained on another base.
+        progress: told of a download of the built-in model.
+
+    Raises:
+        CertificateError: the merged model differs by more than the tolerance; nothing is written.
+        InputError: something given cannot be used.
+    """
+    found = [(find_adapter(name, config.output.store), weight) for name, weight in adapters]
+    parts = [Part(read_stored(f.folder), weight, name=f.name) for f, weight in found]
+    spec = config.model
+    where = resolve(spec, progress=progress)
+    identity = identify(spec)
+    if not force:
+        for part in parts:
+            check_base(part.adapter.source, part.adapter.record, identity)
+    made_of = {"base": identity.to_dict(), "adapters": [_named(part) for part in parts]}
+    kept = None if dtype == "base" else getattr(torch, dtype)
+    adapter = _one(parts, force)
+    if quantization(where.folder) is None:
+        return _merge(spec, where.folder, adapter, made_of, out, kept, certify, ())
+    with tempfile.TemporaryDirectory(dir=_beside(out)) as place:
+        ordinary = Path(place)
+        done = dequantize(where.folder, ordinary)
+        copy_tokenizer(where.folder, ordinary)
+        note = (
+            f"the base is quantized ({done.method}): {done.weights} weights were dequantized to "
+            "float32 first, and the certificate is against those"
+        )
+        plain = replace(spec, model=place, revision=None)
+        return _merge(plain, ordinary, adapter, made_of, out, kept or done.dtype, certify, (note,))
+
+
+def _merge(
+    spec: ModelSpec,
+    base: Path,
+    adapter: StoredAdapter,
+    made_of: Mapping[str, Any],
+    out: Path,
+    kept: torch.dtype | None,
+    certify: Certify,
+    notes: tuple[str, ...],
+) -> Certificate:
+    """Merge into the files of an ordinary model folder."""
+    empty = empty_model(spec)
+    plan, more = fit_stored(empty, adapter)
+    notes = (*notes, *more)
+    tied = [target.path for target in plan.targets if target.tied_to]
+    if tied:
+        require_tied_by_config(empty.config.tie_word_embeddings, " and ".join(tied))
+    held = tensors_of(base)
+    try:
+        places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)
+    except OtherNamesError as error:
+        if certify == "weights":
+            raise
+        notes = (*notes, f"merged in memory and not file by file: {error}")
+        return _in_memory(spec, adapter, out, kept, made_of, notes)
+    made: list[Certificate] = []
+
+    def fill(partial: Path) -> None:
+        report = merge_files(places, held, plan, adapter.pairs, partial, dtype=kept)
+        copy_settings(
+            base,
+            partial,
+            dtype=kept,
+            untie=tied[0] if tied else None,
+            code=spec.trust_remote_code,
+        )
+        certificate = Certificate((), Tolerance(), report, made_of, notes)
+        require(certificate)
+        refusal = too_large(spec, empty) if certify == "auto" else None
+        if certify == "logits" or (certify == "auto" and refusal is None):
+            compared = compare_logits(spec, adapter, partial, format_of(held, kept))
+            certificate = replace(certificate, comparisons=compared)
+        else:
+            why = refusal or "logits were not compared, as asked"
+            certificate = replace(certificate, notes=(*notes, why))
+        require(certificate)
+        write_certificate(partial, certificate)
+        made.append(certificate)
+
+    write_folder(out, fill, what="merged model")
+    return made[0]
+
+
+def run_unmerge(config: RunConfig, *, merged: Path, out: Path, progress: Progress) -> int:
+    """The base that a merged folder was made of, in a folder of its own: its files' bytes.
+
+    Nothing is subtracted, since rounding cannot be undone: the base is `config.model`, and its
+    hash has to be the one in the merged folder's certificate.
+
+    Returns:
+        How many files were copied.
+
+    Raises:
+        ModelError: the folder has no certificate that names its base.
+        BaseMismatchError: the base at hand is another.
+    """
+    file = merged / CERTIFICATE
+    if not file.is_file():
+        raise ModelError(f"{merged} has no {CERTIFICATE}: it is no folder that lorakit merged")
+    base = (read_json(file).get("made_of") or {}).get("base")
+    if not base:
+        raise ModelError(f"{file} does not say which base it was made of")
+    where = resolve(config.model, progress=progress)
+    found = hash_files(weight_files(where.folder))  # afresh: what is promised is bytes
+    if found != base["weights_sha256"]:
+        raise BaseMismatchError(
+            f"{merged} was made of {base['name']!r} (weights {base['weights_sha256'][:12]}…), and "
+            f"{where.name!r} is another ({found[:12]}…): name its base with --model"
+        )
+    files = sorted(f for f in where.folder.iterdir() if f.is_file())
+
+    def fill(partial: Path) -> None:
+        for file in files:
+            shutil.copyfile(file, partial / file.name)
+
+    write_folder(out, fill, what="base model")
+    return len(files)
+
+
+def parse_weighted(text: str) -> tuple[str, float]:
+    """An adapter and its weight: 'a:0.7' is a at 0.7, 'a' is a at 1.
+
+    What exists as a path by its whole text is that path, whatever its name ends with.
+
+    Raises:
+        ConfigError: nothing stands before the colon.
+    """
+    name, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return text, 1.0
+    if not name:
+        raise ConfigError(f"{text!r} names no adapter: write NAME:WEIGHT, such as invoices:0.7")
+    return name, value
+
+
+def _beside(out: Path) -> Path:
+    """The nearest folder above that is there: a whole model may not fit the system's own."""
+    return next(folder for folder in out.absolute().parents if folder.is_dir())
+
+
+def _one(parts: Sequence[Part], force: bool) -> StoredAdapter:
+    """The adapters as one: the exact weighted sum, kept in float64."""
+    if len(parts) == 1 and parts[0].weight == 1.0:
+        return parts[0].adapter
+    return combine(parts, CombineSpec(how="cat"), force=force, dtype=torch.float64).adapter
+
+
+def _named(part: Part) -> dict[str, Any]:
+    record = part.adapter.record
+    return {
+        "name": part.name,
+        "weight": part.weight,
+        "tensors_sha256": record.tensors_sha256 if record else None,
+    }
+
+
+def _in_memory(
+    spec: ModelSpec,
+    adapter: StoredAdapter,
+    out: Path,
+    dtype: torch.dtype | None,
+    made_of: Mapping[str, Any],
+    notes: tuple[str, ...],
+) -> Certificate:
+    """The way of a model that transformers puts together while it loads: whole, in memory."""
+    model, tokenizer = load_model(spec)
+    attach_stored(model, adapter)
+    return write_merged(
+        model,
+        tokenizer,
+        out,
+        dtype=dtype,
+        probes_ids=probes_of(adapter, tokenizer),
+        made_of=made_of,
+        notes=notes,
+    )

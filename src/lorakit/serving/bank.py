@@ -1,0 +1,167 @@
+"""The slots' numbers: every linear layer of a model's blocks, and the pairs written beside them."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.adapters.pairs import StoredAdapter, read_stored
+from lorakit.adapters.store.contents import signature
+from lorakit.errors import AdapterError, did_you_mean
+from lorakit.kernels.slots import SlotGroup
+from lorakit.lora.plan import Target, plan
+from lorakit.lora.spec import LoraSpec
+from lorakit.lora.targets import block_of
+
+_REMEMBERED = 4096
+"""Adapters of which it is remembered that they were checked."""
+
+Staged = Sequence[SlotGroup]
+"""An adapter in the form of the slots, as many of them as it takes."""
+
+
+def finite(numbers: torch.Tensor) -> bool:
+    """Whether all are; a sum is finite only where its terms are, and may overflow where they are."""
+    # In its own dtype: told another one, torch takes eleven times as long over bfloat16.
+    return math.isfinite(numbers.sum()) or bool(numbers.isfinite().all())
+
+
+def adaptable(model: nn.Module) -> dict[str, Target]:
+    """The linear layers of a model's blocks by path, as `LoraSpec()` would adapt them."""
+    return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
+
+
+def check_paths(paths: Collection[str], targets: Collection[str], name: str) -> None:
+    """See that an adapter adapts what a server can.
+
+    Raises:
+        AdapterError: a path is none of `targets`.
+    """
+    for path in paths:
+        if path not in targets:
+            raise AdapterError(
+                f"{name} adapts {path}, and a server adapts the linear layers of the blocks "
+                f"only ({did_you_mean(path, targets)}): merge it into a model of its own"
+            )
+
+
+class Bank:
+    """Slots for every linear layer of the blocks.
+
+    Args:
+        targets: the layers, from `adaptable`.
+        grouped: paths that share their input, group by group; every path once.
+        slots: how many adapters (of the slots' rank) there is room for.
+        rank: of a slot.
+        dtype: of the slots, the base's.
+        device: likewise.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        grouped: Sequence[Sequence[str]],
+        slots: int,
+        rank: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.targets, self.slots, self.rank = dict(targets), slots, rank
+        self.dtype, self.device = dtype, device
+        self._grouped = [tuple(paths) for paths in grouped]
+        assert {path for paths in grouped for path in paths} == self.targets.keys()
+        self.groups = [self._group(paths) for paths in self._grouped]
+        # Content ids whose files were checked, and what the files were like then.
+        self._checked: dict[str, tuple[Any, ...]] = {}
+
+    def _group(self, paths: Sequence[str]) -> SlotGroup:
+        shapes = [self.targets[path].geometry for path in paths]
+        outs = [shape.out_features for shape in shapes]
+        return SlotGroup(
+            *(shapes[0].in_features, outs, self.slots, self.rank),
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one slot."""
+        return sum(group.numbers for group in self.groups) * self.groups[0].A.element_size()
+
+    @property
+    def numbers(self) -> float:
+        """Of A and B for each unit of rank in a block, as `lora.batched.costs` takes them."""
+        blocks = {block_of(path) for path in self.targets}
+        return self.slot_bytes / self.groups[0].A.element_size() / self.rank / len(blocks)
+
+    def width(self, ranks: Mapping[str, int], name: str) -> int:
+        """Slots that an adapter of these ranks takes.
+
+        Raises:
+            AdapterError: it is wider than all slots, or adapts what a server cannot.
+        """
+        check_paths(ranks, self.targets, name)
+        width = -(-max(ranks.values()) // self.rank)
+        if width > self.slots:
+            raise AdapterError(
+                f"{name} has rank {max(ranks.values())}, and {self.slots} slots of rank "
+                f"{self.rank} hold {self.slots * self.rank}: give more --slots or a larger "
+                "--slot-rank"
+            )
+        return width
+
+    @property
+    def largest_file(self) -> int:
+        """Bytes of tensors that could fill all slots in the widest format, and some to spare."""
+        return 8 * self.slots * self.slot_bytes + (64 << 20)
+
+    def open(self, folder: Path, key: str) -> Staged:
+        """Read and stage the adapter in a folder; see `stage`.
+
+        Everything is checked the first time. As long as the files stay those that were checked,
+        later times are a good deal shorter.
+        """
+        files = signature(folder)
+        staged = self.stage(read_stored(folder, check=self._checked.get(key) != files))
+        self._checked[key] = files
+        while len(self._checked) > _REMEMBERED:
+            del self._checked[next(iter(self._checked))]
+        return staged
+
+    def stage(self, adapter: StoredAdapter) -> Staged:
+        """An adapter in the slots' form, ready to be copied into them; it touches no slot.
+
+        Raises:
+            AdapterError: it does not fit the model, or is not finite in the slots' dtype.
+        """
+        name = str(adapter.source)
+        width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
+        if adapter.whole:
+            raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")
+        sizes = [width * group.numbers for group in self.groups]
+        numbers = torch.zeros(sum(sizes), dtype=self.dtype, device=self.device)
+        places = zip(self.groups, numbers.split(sizes), strict=True)
+        staged, left = [mine.beside(place, width) for mine, place in places], dict(adapter.pairs)
+        for group, paths in zip(staged, self._grouped, strict=True):
+            pairs = []
+            for path in paths:
+                pair = left.pop(path, None)
+                if pair is not None and pair.kind not in ("linear", "conv1d"):
+                    raise AdapterError(f"{name}: {path} is a pair of the kind {pair.kind}")
+                pairs.append(None if pair is None else (pair.A, pair.B, pair.scale))
+            try:
+                group.write(0, width, pairs)
+            except ValueError as error:
+                raise AdapterError(f"{name} does not fit this model at {paths}: {error}") from None
+        if not finite(numbers):
+            raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
+        return staged
+
+    def install(self, slot: int, staged: Staged) -> None:
+        """Copy a staged adapter into slots [slot, slot + width)."""
+        for mine, theirs in zip(self.groups, staged, strict=True):
+            mine.take(slot, theirs)

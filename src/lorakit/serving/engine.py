@@ -1,0 +1,358 @@
+"""The thread that runs steps: requests in, tokens out.
+
+    submit ──► inbox ──► Scheduler.plan ──► Forward.run ──► choose ──► events ──► deliver
+                              ▲   wanted
+               ready ◄── loader thread (reads, checks and stages an adapter)
+
+Everything but `submit`, `cancel` and `stop` happens in the engine's own thread, so that nothing here
+needs a lock. An adapter that is not in its slots is read in another thread and copied between steps.
+"""
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorakit.errors import LorakitError
+from lorakit.execution.steps import Place
+from lorakit.kernels.slots import Run
+from lorakit.serving import scheduler
+from lorakit.serving.answers import Deliver, Event, Observer, Prompt, StoppingError
+from lorakit.serving.bank import Staged
+from lorakit.serving.cache import Cache
+from lorakit.serving.forward import Forward
+from lorakit.serving.pool import SlotPool
+from lorakit.serving.sampling import Chosen, choose
+from lorakit.serving.scheduler import QueueFullError, Scheduler, Work
+from lorakit.serving.spec import EngineSpec
+from lorakit.serving.text import TextStream
+from lorakit.serving.thread import ComputeThread
+
+_log = logging.getLogger("lorakit.serving")
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One answer, as the engine knows it."""
+
+    prompt: Prompt
+    sequence: scheduler.Sequence
+    tag: Any
+    text: TextStream
+    generator: random.Random
+    before: float
+    answered: int = 0
+
+
+class Engine:
+    """Runs requests on one base.
+
+    Args:
+        forward: the base made ready.
+        tokenizer: its tokenizer.
+        spec: limits.
+        largest: cells of the longest sequence, as for `open_forward`.
+        deliver: called in the engine's thread after every step; must not block.
+        observer: told what happens.
+        clock: seconds, monotonic.
+        thread: in which steps are run: the one that loaded the base, where there is one.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        tokenizer: Any,
+        spec: EngineSpec,
+        largest: int,
+        deliver: Deliver,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        thread: ComputeThread | None = None,
+    ) -> None:
+        self.forward, self.tokenizer, self.spec = forward, tokenizer, spec
+        self.deliver, self.clock = deliver, clock
+        self.observer = observer or Observer()
+        self.cache = Cache(forward.arenas[0].shape[0], largest)
+        self.pool = SlotPool(spec.slots)
+        self.scheduler = Scheduler(spec, self.cache, self.pool)
+        self._answers: dict[scheduler.Sequence, _Answer] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._count, self._counted = 0, threading.Lock()
+        self._loading: dict[str, Future[tuple[Staged, float]]] = {}
+        # The loader computes alone: a second team would slow every step (thread.py). What it sets
+        # for itself torch takes for every thread that begins to compute later.
+        self._threads = torch.get_num_threads()
+        self._loader = ThreadPoolExecutor(
+            1, thread_name_prefix="lorakit-loader", initializer=lambda: torch.set_num_threads(1)
+        )
+        self._state, self._started = "running", False
+        self._thread, self._run = thread or ComputeThread(), Future[None]()
+
+    # --- from any thread
+
+    def start(self) -> None:
+        """Begin to run steps."""
+        self._run = self._thread.begin(self._loop)
+        self._started = True
+
+    def submit(self, prompts: Sequence[Prompt], tag: Any) -> Callable[[], None]:
+        """Ask for answers; they come through `deliver` with `tag`.
+
+        Args:
+            prompts: answers of one request; those with equal ids and key share the prompt's work.
+            tag: given back with every event.
+
+        Returns:
+            A function that ends them all, from any thread, at the next step.
+
+        Raises:
+            QueueFullError: too many are waiting; nothing was taken.
+            StoppingError: `stop` was called.
+        """
+        now = self.clock()
+        with self._counted:
+            if self._state != "running":
+                raise StoppingError("the server is stopping")
+            if self._count + len(prompts) > self.spec.max_queue + self.spec.max_running:
+                raise QueueFullError(f"{self._count} answers are waiting or being written")
+            self._count += len(prompts)
+        answers: list[_Answer] = []
+        leaders: dict[tuple[str, tuple[int, ...]], scheduler.Sequence] = {}
+        for prompt in prompts:
+            alike = (prompt.key, tuple(prompt.ids))
+            sequence = scheduler.Sequence(prompt.key, prompt.ids, prompt.most, now)
+            sequence.leader = leaders.get(alike)
+            leaders.setdefault(alike, sequence)
+            answers.append(
+                _Answer(
+                    *(prompt, sequence, tag, TextStream(self.tokenizer, prompt.stop)),
+                    prompt.sampling.generator(prompt.choice),
+                    before=now,
+                )
+            )
+
+        def begin() -> None:
+            self._answers |= {answer.sequence: answer for answer in answers}
+            self.scheduler.waiting.extend(answer.sequence for answer in answers)
+
+        def cancel() -> None:
+            for answer in answers:
+                self._end(answer)
+
+        self._post(begin)
+        return lambda: self._post(cancel)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Answers that are waiting or being written, and how many there may be."""
+        return self._count, self.spec.max_queue + self.spec.max_running
+
+    @property
+    def alive(self) -> bool:
+        """Whether steps are run."""
+        return self._started and not self._run.done()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the server has to end; a step that fails ends its own answers only."""
+        return None
+
+    @property
+    def residents(self) -> int:
+        """Adapters that are ready in their slots."""
+        return len(self.pool.resident)
+
+    def refuse(self) -> None:
+        """Take no more requests; those taken go on."""
+        with self._counted:
+            if self._state == "running":
+                self._state = "draining"
+
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let those taken end for so long, then end the thread."""
+        self.refuse()
+        until = time.monotonic() + drain_seconds
+        while self._count and self.alive and time.monotonic() < until:
+            time.sleep(0.02)
+        self._state = "stopped"
+        self._wake.set()
+        if self._started:
+            wait([self._run])
+        self._thread.end()
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _post(self, what: Callable[[], None]) -> None:
+        self._inbox.put(what)
+        self._wake.set()
+
+    # --- in the engine's thread
+
+    def _loop(self) -> None:
+        torch.set_num_threads(self._threads)
+        while self._state != "stopped":
+            self._wake.clear()
+            try:
+                busy = self.step()
+            except Exception:
+                _log.exception("the engine failed between steps; all its answers are ended")
+                why = "the server failed"
+                self.deliver([self._fail(answer, why) for answer in list(self._answers.values())])
+                busy = False
+            if not busy:
+                self._wake.wait(0.5)
+        self.deliver(
+            [(a.tag, Event(a.prompt.choice, "", finish="error")) for a in self._answers.values()]
+        )
+
+    def step(self) -> bool:
+        """Take what came in and run one step; False where there was nothing to do."""
+        while not self._inbox.empty():
+            self._inbox.get()()
+        began = self.clock()
+        events = self._install()
+        plan = self.scheduler.plan(began)
+        self._fetch(plan.wanted)
+        for sequence in plan.admitted:
+            lease = sequence.lease
+            assert lease is not None
+            if lease.copy_from is not None and lease.copy_from != lease.row.start:
+                self.forward.copy(lease.copy_from, lease.row.start, lease.reused)
+        if plan.work:
+            try:
+                events += self._compute(plan.work)
+            except Exception:
+                _log.exception("a step failed; its sequences are ended")
+                events += [
+                    self._fail(self._answers[work.sequence], "the server failed at this step")
+                    for work in plan.work
+                ]
+            self.observer.step(self.clock() - began, sum(work.count for work in plan.work))
+        waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
+        self.observer.level(running, waiting, self.cache.busy)
+        if events:
+            self.deliver(events)
+        return bool(plan.work or events)
+
+    def _compute(self, work: Sequence[Work]) -> list[tuple[Any, Event]]:
+        """Run a step's tokens through the base, choose the next ones, say what became of each."""
+        order = sorted(work, key=_slot)
+        ids: list[int] = []
+        places: list[Place] = []
+        keep: list[int] = []
+        runs: list[Run] = []
+        for each in order:
+            sequence, lease = each.sequence, each.sequence.lease
+            assert lease is not None
+            ids += sequence.tokens[sequence.past : sequence.past + each.count]
+            places.append(Place(lease.row.start, lease.row.size, sequence.past, each.count))
+            if each.last:
+                keep.append(len(ids) - 1)
+            if (resident := sequence.resident) is not None:
+                rows = each.count
+                if runs and runs[-1].slot == resident.slot:
+                    rows += runs.pop().rows
+                runs.append(Run(resident.slot, resident.width, rows))
+        logits = self.forward.run(ids, places, keep, runs)
+        chosen = [self._answers[each.sequence] for each in order if each.last]
+        tokens = choose(logits, [a.prompt.sampling for a in chosen], [a.generator for a in chosen])
+        for each in order:
+            self.scheduler.advance(each)
+        now = self.clock()
+        return [self._take(*pair, now) for pair in zip(chosen, tokens, strict=True)]
+
+    def _take(self, answer: _Answer, token: Chosen | None, now: float) -> tuple[Any, Event]:
+        """One more token of an answer, or its end."""
+        if token is None:
+            return self._fail(answer, f"{answer.prompt.name} gives no finite numbers")
+        prompt, sequence = answer.prompt, answer.sequence
+        name, first = prompt.name, not answer.answered
+        if first:
+            self.observer.prompt(name, len(prompt.ids), sequence.reused)
+        self.observer.token(name, now - answer.before, first=first)
+        answer.before = now
+        answer.answered += 1
+        text, finish = "", None
+        if token.id in prompt.ends:
+            text, finish = answer.text.finish(), "stop"
+        else:
+            sequence.tokens.append(token.id)
+            text = answer.text.feed(token.id)
+            if answer.text.stopped is not None:
+                finish = "stop"
+            elif answer.answered >= prompt.most:
+                text, finish = text + answer.text.finish(), "length"
+        if finish is not None:
+            self._end(answer)
+        return answer.tag, Event(prompt.choice, text, (token,), finish, sequence.reused)
+
+    def _fail(self, answer: _Answer, why: str) -> tuple[Any, Event]:
+        self._end(answer, sound=False)
+        return answer.tag, Event(answer.prompt.choice, why, finish="error")
+
+    def _end(self, answer: _Answer, *, sound: bool = True) -> None:
+        """Forget an answer; its cells are wiped unless its last logits showed them to be finite."""
+        sequence = answer.sequence
+        if sequence.over:
+            return
+        sound = sound and (answer.answered > 0)
+        if not sound and sequence.lease is not None:
+            self.forward.wipe(sequence.lease.row.start, sequence.lease.row.size)
+        self.scheduler.end(sequence, keep=sound)
+        del self._answers[sequence]
+        with self._counted:
+            self._count -= 1
+
+    def _fetch(self, wanted: Sequence[str]) -> None:
+        """Have the loader read the first few adapters that requests wait for."""
+        for key in wanted[:2]:
+            if key not in self._loading:
+                load = next(a.prompt.load for s, a in self._answers.items() if s.key == key)
+                assert load is not None
+                future = self._loading[key] = self._loader.submit(self._timed, load)
+                future.add_done_callback(lambda _: self._wake.set())
+
+    def _timed(self, load: Callable[[], Staged]) -> tuple[Staged, float]:
+        """Read and stage an adapter, in the loader's thread; and how long it took."""
+        began = self.clock()
+        staged = load()
+        return staged, self.clock() - began
+
+    def _install(self) -> list[tuple[Any, Event]]:
+        """Copy what the loader has read into slots; end the answers whose adapter is none."""
+        events: list[tuple[Any, Event]] = []
+        for key, future in list(self._loading.items()):
+            if not future.done():
+                continue
+            asked = [a for s, a in self._answers.items() if s.key == key]
+            error = future.exception()
+            if error is not None or not asked:
+                del self._loading[key]
+                why = (
+                    str(error) if isinstance(error, LorakitError) else "its adapter cannot be read"
+                )
+                if error is not None and not isinstance(error, LorakitError):
+                    _log.error("loading an adapter failed", exc_info=error)
+                events += [self._fail(answer, why) for answer in asked]
+                continue
+            staged, reading = future.result()
+            began = self.clock()
+            resident = self.pool.place(key, staged[0].A.shape[0])
+            if resident is not None:  # else all slots are in use: at a later step
+                self.forward.bank.install(resident.slot, staged)
+                self.observer.loaded(reading, self.clock() - began)
+                del self._loading[key]
+        return events
+
+
+def _slot(work: Work) -> int:
+    """Sorts a step's sequences by slot, the base's last."""
+    resident = work.sequence.resident
+    return resident.slot if resident is not None else 1 << 30

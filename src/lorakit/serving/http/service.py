@@ -1,0 +1,214 @@
+"""Between the event loop, where requests come in, and the engine's thread, where they are answered."""
+
+import asyncio
+import contextlib
+import copy
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from lorakit.data import Example, encode_prompt
+from lorakit.errors import DataError
+from lorakit.serving.answers import Event, Prompt
+from lorakit.serving.catalog import Catalog, Model, UnknownModelError
+from lorakit.serving.http.problems import Problem, bad, busy
+from lorakit.serving.http.schema import ChatRequest, Common, CompletionRequest
+from lorakit.serving.runtime import Runtime
+from lorakit.serving.sampling import Sampling
+from lorakit.serving.scheduler import QueueFullError
+from lorakit.serving.spec import EngineSpec
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Pending:
+    """A request that is being answered: its events, and how to end it."""
+
+    loop: asyncio.AbstractEventLoop
+    choices: int
+    prompt_tokens: int
+    events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
+    cancel: Callable[[], None] = lambda: None
+    answered: int = 0
+    reused: int = 0
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Every event, until all choices have ended or the client has gone.
+
+        Raises:
+            Problem: an answer could not be given.
+        """
+        left = self.choices
+        while left and (event := await self.events.get()) is not None:
+            if event.finish == "error":
+                text = event.text or "the server is stopping"
+                raise Problem(503, text, "server_error", after=5)
+            self.answered += len(event.tokens)
+            self.reused = max(self.reused, event.reused)
+            left -= event.finish is not None
+            yield event
+
+    @contextlib.asynccontextmanager
+    async def watched(self, receive: Callable[[], Any]) -> AsyncIterator[None]:
+        """Within the block a client that goes away ends its request; so does leaving the block."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.cancel()
+            self.events.put_nowait(None)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            self.cancel()
+
+
+class Service:
+    """Requests in, events out.
+
+    Args:
+        catalog: the models.
+        tokenizer: the base's.
+        ends: token ids that end an answer.
+        spec: limits.
+        context: longest sequence that the model reads, in tokens.
+        max_choices: most answers to one request.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        tokenizer: Any,
+        ends: frozenset[int],
+        spec: EngineSpec,
+        context: int,
+        max_choices: int,
+    ) -> None:
+        self.catalog, self.ends, self.spec = catalog, ends, spec
+        self.context, self.max_choices = context, max_choices
+        # The engine's thread decodes while this one encodes: each has a tokenizer of its own.
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.vocabulary = len(tokenizer)
+        self.engine: Runtime | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lorakit-prompts")
+
+    def deliver(self, events: list[tuple[Any, Event]]) -> None:
+        """Take a step's events, in the engine's thread."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Pending, Event]]] = {}
+        for pending, event in events:
+            by_loop.setdefault(pending.loop, []).append((pending, event))
+        for loop, some in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(_dispatch, some)
+
+    async def work(self, do: Callable[[], T]) -> T:
+        """Do something that takes a while (files, templates, tokens) beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, do)
+
+    async def ask(
+        self, request: ChatRequest | CompletionRequest, visible: Callable[[str], bool]
+    ) -> Pending:
+        """Have a request answered.
+
+        Args:
+            request: what was asked for.
+            visible: whether the client may use the model of this name.
+
+        Raises:
+            Problem: it is refused, now or for good.
+            LorakitError: see `problems.as_problem`.
+        """
+        if not visible(request.model):
+            raise UnknownModelError(f"there is no model {request.model!r} for this key")
+
+        def prepare() -> tuple[Model, list[list[int]]]:
+            model = self.catalog.resolve(request.model, visible)
+            if isinstance(request, ChatRequest):
+                return model, [self._chat(model, request)]
+            return model, [self._raw(prompt) for prompt in request.prompts]
+
+        model, prompts = await self.work(prepare)
+        wanted = [self._prompt(request, model, ids) for ids in prompts]
+        choices = [one(i * request.n + k) for i, one in enumerate(wanted) for k in range(request.n)]
+        if len(choices) > self.max_choices:
+            raise bad(
+                f"{len(choices)} answers are asked for; at most {self.max_choices} to a request"
+            )
+        pending = Pending(
+            asyncio.get_running_loop(), len(choices), sum(len(ids) for ids in prompts)
+        )
+        assert self.engine is not None
+        try:
+            pending.cancel = self.engine.submit(choices, pending)
+        except QueueFullError as error:
+            count, most = self.engine.load
+            raise busy(str(error), 1 + 5 * count / most) from None
+        return pending
+
+    def _chat(self, model: Model, request: ChatRequest) -> list[int]:
+        messages = [message.plain() for message in request.messages]
+        if model.template.kind == "raw":
+            if len(messages) > 1:
+                raise bad(
+                    f"{model.name} was trained on plain prompts and knows no turns: send one user "
+                    "message, or use /v1/completions"
+                )
+            example = Example(origin="messages", prompt=messages[0]["content"])
+        else:
+            # The answer that is asked for, empty: what stands before it is the prompt.
+            turns = (*messages, {"role": "assistant", "content": ""})
+            example = Example(origin="messages", messages=turns)
+        return [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
+
+    def _raw(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, list):
+            for id in prompt:
+                if id >= self.vocabulary:
+                    raise bad(f"token {id} is beyond the vocabulary of {self.vocabulary}")
+            return prompt
+        return [int(i) for i in self.tokenizer(prompt)["input_ids"]]
+
+    def _prompt(self, request: Common, model: Model, ids: Sequence[int]) -> Callable[[int], Prompt]:
+        """Makes the choices of one prompt, once its lengths are known to be allowed."""
+        assert isinstance(request, ChatRequest | CompletionRequest)
+        asked = request.max_tokens
+        if isinstance(request, ChatRequest):
+            asked = request.max_completion_tokens or asked
+        longest = min(self.spec.max_prompt, self.context - 1)
+        if not ids:
+            raise DataError("the prompt has no tokens")
+        if len(ids) > longest:
+            raise bad(f"the prompt has {len(ids)} tokens; at most {longest} are read")
+        room = min(self.spec.max_output, self.context - len(ids))
+        if asked is not None and asked > room:
+            raise bad(
+                f"{asked} tokens are asked for; after a prompt of {len(ids)} at most {room} are given"
+            )
+        sampling = Sampling(
+            request.temperature,
+            request.top_p,
+            max(0, request.top_k),
+            request.seed,
+            request.reported,
+        )
+        return lambda choice: Prompt(
+            ids=ids,
+            key=model.key,
+            load=model.load,
+            name=model.name,
+            most=asked or room,
+            ends=frozenset() if request.ignore_eos else self.ends,
+            stop=request.stops,
+            sampling=sampling,
+            choice=choice,
+        )
+
+
+def _dispatch(events: list[tuple[Pending, Event]]) -> None:
+    for pending, event in events:
+        pending.events.put_nowait(event)

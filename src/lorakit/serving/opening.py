@@ -1,0 +1,74 @@
+"""A base made ready to be served by lorakit's own engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lorakit.data import Template
+from lorakit.execution.generate import end_tokens
+from lorakit.files.cache import Progress
+from lorakit.models import ModelSpec
+from lorakit.models.fingerprint import BaseIdentity
+from lorakit.run.session import Session, open_base
+from lorakit.serving.answers import Deliver, Observer
+from lorakit.serving.cache import size_for
+from lorakit.serving.catalog import Catalog, Holder
+from lorakit.serving.engine import Engine
+from lorakit.serving.forward import Forward, open_forward
+from lorakit.serving.runtime import Runtime
+from lorakit.serving.spec import EngineSpec
+from lorakit.serving.thread import ComputeThread
+
+MakeCatalog = Callable[[BaseIdentity, Template, Holder], Catalog]
+"""A base's fingerprint, its template and where its adapters are held -> its models by name."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base that can be served, whatever computes with it.
+
+    Attributes:
+        catalog: its models.
+        tokenizer: its tokenizer.
+        ends: token ids that end an answer.
+        context: longest sequence that it reads, in tokens.
+        begin: makes what computes, ready to answer.
+        notes: what to say aloud, one sentence each.
+    """
+
+    catalog: Catalog
+    tokenizer: Any
+    ends: frozenset[int]
+    context: int
+    begin: Callable[[Deliver, Observer], Runtime]
+    notes: tuple[str, ...]
+
+
+def open_own(
+    model: ModelSpec, spec: EngineSpec, make_catalog: MakeCatalog, progress: Progress
+) -> Opened:
+    """Load a base, and lay out slots and cache."""
+    thread = ComputeThread()
+
+    def load() -> tuple[Session, int, Forward]:
+        session = open_base(model, progress=progress)
+        largest = size_for(min(session.context_length, spec.max_prompt + spec.max_output))
+        return session, largest, open_forward(session.model, spec, largest)
+
+    session, largest, forward = thread.call(load)
+    catalog = make_catalog(session.identity, session.template, forward.bank)
+    cells = forward.arenas[0].shape[0]
+    slots = (
+        f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
+        f"{spec.slots * forward.bank.slot_bytes / 1e9:.2f} GB, the cache {cells:,} tokens"
+    )
+    return Opened(
+        catalog,
+        session.tokenizer,
+        frozenset(end_tokens(session.model, session.tokenizer)),
+        session.context_length,
+        lambda deliver, observer: Engine(
+            *(forward, session.tokenizer, spec, largest, deliver, observer), thread=thread
+        ),
+        (slots,),
+    )
