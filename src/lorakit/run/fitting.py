@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorakit import forecast as forecasting
-from lorakit.data import Batch, TokenTable, micro_batches, order, total_steps
+from lorakit.data import Batch, TokenTable, order, total_steps
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
 from lorakit.lora.jobs import Jobs
 from lorakit.run.machine import available_memory
+from lorakit.tasks import CAUSAL_LM, Task
 from lorakit.training import (
-    CausalLoss,
     Checkpoints,
     Course,
     FitResult,
@@ -134,6 +134,7 @@ def fit_model(
     schedule: Schedule,
     *,
     recompute: bool = False,
+    task: Task = CAUSAL_LM,
     observers: Observers | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> FitResult:
@@ -147,24 +148,25 @@ def fit_model(
         held_out: rows that `observers.evaluate` is the loss on, where it is not given.
         schedule: steps, peak rate and the rest.
         recompute: activation checkpointing; see `outlook` for the spec's 'auto'.
+        task: what it is trained for.
         observers: who looks.
         checkpoints: where the run is kept.
     """
-    loss, observers = CausalLoss(model, recompute=recompute), observers or Observers()
+    loss, observers = task.loss(model, recompute=recompute), observers or Observers()
     if observers.evaluate is None:
-        evaluate = _evaluation(model, held_out, schedule.spec, loss)
+        evaluate = _evaluation(task, model, held_out, schedule.spec, loss)
         observers = replace(observers, evaluate=evaluate)
     try:
         return fit(
             model,
-            batches_of(model, train, schedule.spec, schedule.steps),
+            batches_of(task, model, train, schedule.spec, schedule.steps),
             schedule,
             loss=loss,
             observers=observers,
             checkpoints=checkpoints,
         )
     finally:
-        loss.runnable.rest()
+        Runnable(model).rest()
 
 
 @dataclass(frozen=True)
@@ -211,10 +213,10 @@ def fit_models(
 
     def course(job: int, work: Work) -> Course:
         spec, steps = work.schedule.spec, work.schedule.steps
-        evaluate = _evaluation(model, work.held_out, spec, loss.of_job(job))
+        evaluate = _evaluation(CAUSAL_LM, model, work.held_out, spec, loss.of_job(job))
         return Course(
             jobs.parameters(job),
-            batches_of(model, work.train, spec, steps),
+            batches_of(CAUSAL_LM, model, work.train, spec, steps),
             work.schedule,
             replace(work.observers, evaluate=evaluate),
             work.checkpoints,
@@ -229,22 +231,19 @@ def fit_models(
 
 
 def _evaluation(
-    model: Any, held_out: TokenTable, spec: TrainSpec, loss: Loss
+    task: Task, model: Any, held_out: TokenTable, spec: TrainSpec, loss: Loss
 ) -> Callable[[], float] | None:
     """The loss on held-out rows, or None where there are none."""
-    batches = micro_batches(held_out, range(len(held_out)), spec.batch_tokens)
-    kept = [batch.to(model.device) for batch in batches]
-    return (lambda: held_out_loss(kept, loss)) if kept else None
+    batches = task.batches(held_out, range(len(held_out)), spec.batch_tokens, model.device)
+    return (lambda: held_out_loss(batches, loss)) if batches else None
 
 
 def batches_of(
-    model: Any, train: TokenTable, spec: TrainSpec, steps: int
+    task: Task, model: Any, train: TokenTable, spec: TrainSpec, steps: int
 ) -> Callable[[int], list[Batch]]:
     """The micro-batches of any step, on the model's device."""
     rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
-    return lambda step: [
-        batch.to(model.device) for batch in micro_batches(train, rows_of(step), spec.batch_tokens)
-    ]
+    return lambda step: task.batches(train, rows_of(step), spec.batch_tokens, model.device)
 
 
 def batch_rows(

@@ -1,48 +1,24 @@
 """A base model made ready: tokenizer, identity, template, and an adapter if one is asked for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
-from lorakit.data import DataSpec, Template, resolve_template
+from lorakit.data import DataSpec, Template
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.cache import Progress, no_progress
-from lorakit.models import ModelSpec, identify, load_model
-from lorakit.models.fingerprint import BaseIdentity
+from lorakit.models import ModelSpec
 from lorakit.run.named import find_adapter
+from lorakit.tasks import CAUSAL_LM, Session
 
-
-@dataclass(frozen=True)
-class Session:
-    """What every command that runs a model holds.
-
-    Attributes:
-        model, tokenizer: ready and frozen; the adapter's pairs attached where there is one.
-        identity: fingerprint of the base.
-        template: how a prompt is put to the model.
-        adapter: what was attached, or None.
-    """
-
-    model: Any
-    tokenizer: Any
-    identity: BaseIdentity
-    template: Template
-    adapter: AdapterInfo | None = None
-
-    @property
-    def context_length(self) -> int:
-        """Longest sequence that the model reads, in tokens."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+__all__ = ["Session", "open_adapted", "open_base", "recorded_template"]
 
 
 def open_base(
     spec: ModelSpec, data: DataSpec | None = None, *, progress: Progress = no_progress
 ) -> Session:
-    """Load a base model and what belongs to it."""
-    model, tokenizer = load_model(spec, progress=progress)
-    template = resolve_template(data or DataSpec(), tokenizer)
-    return Session(model, tokenizer, identify(spec), template)
+    """Load a base model and what belongs to it, for the task that is trained."""
+    return CAUSAL_LM.load(spec, data, progress=progress)
 
 
 def open_adapted(

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.config import RunConfig
-from lorakit.data import Example, load_rows, micro_batches
+from lorakit.data import Example
 from lorakit.data.notes import length_notes
 from lorakit.errors import DataError
 from lorakit.files.cache import Progress, no_progress
-from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import open_adapted
-from lorakit.training import CausalLoss, held_out_loss
+from lorakit.training import held_out_loss
 
 
 def run_evaluation(
@@ -55,25 +54,18 @@ def run_evaluation(
         force=force,
         progress=progress,
     )
-    table, examples, report = load_rows(
-        config.data.data,
-        config.data,
-        session.tokenizer,
-        session.template,
-        limit=config.data.max_rows,
-        context_length=session.context_length,
-    )
-    device = session.model.device
-    batches = micro_batches(table, range(len(table)), config.train.batch_tokens)
-    loss = held_out_loss((batch.to(device) for batch in batches), CausalLoss(session.model))
+    task, device = session.task, session.model.device
+    table, examples, report = task.rows_to_measure(config.data, session)
+    batches = task.batches(table, range(len(table)), config.train.batch_tokens, device)
+    loss = held_out_loss(batches, task.loss(session.model))
     scores: dict[str, float] = {}
     notes = length_notes(report, "rows", config.data.too_long)
-    asked = answers.with_answers(examples)
-    made: list[str] = []
-    if metrics != "none" and asked:
-        made = answers.ask(session, asked, config.output.max_new_tokens)
+    answered = task.examples(examples)
+    predictions: list[str] = []
+    if metrics != "none" and answered:
+        predictions = task.predict(session, answered, config.output.max_new_tokens)
         chosen = "auto" if metrics == "auto" else metrics.split(",")
-        scored = answers.score_answers(asked, made, chosen)
+        scored = task.measure(answered, predictions, chosen)
         scores = {metric.name: metric.value for metric in scored.metrics}
         notes.append(scored.why)
     result = {
@@ -97,7 +89,7 @@ def run_evaluation(
         folders.make_folder(out)
         lines = (
             {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
-            for e, a in zip(asked, made, strict=False)
+            for e, a in zip(answered, predictions, strict=False)
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         folders.write_text(out / "answers.jsonl", text)

@@ -13,15 +13,15 @@ from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
-from lorakit.data import Dataset, Example, load_data
+from lorakit.data import Dataset, Example
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan, attach, plan
-from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.fitting import Outlook, Report, fit_model, outlook, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.tasks import Comparison
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
 
@@ -66,11 +66,10 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
 
 def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None) -> Prepared:
     """`prepare` on a base that is loaded already."""
-    data = load_data(
+    data = session.task.rows(
         config.data,
-        session.tokenizer,
+        session,
         seed=config.train.seed,
-        context_length=session.context_length,
         template=recorded_template(parent.info, config.data) if parent else None,
     )
     session = replace(session, template=data.template)
@@ -134,6 +133,7 @@ def run_training(
             data.eval,
             Schedule(ready.steps, ready.learning_rate, spec),
             recompute=ready.outlook.recompute,
+            task=session.task,
             observers=Observers(report=tell, should_stop=should_stop),
             checkpoints=Checkpoints(
                 folder, run_hash(config, session, data, ready.parent), config.output.resume
@@ -154,9 +154,9 @@ class Asked:
 
 def ask_before(ready: Prepared) -> Asked:
     """The held-out prompts that the run will be shown by, and the model's answers as it is now."""
-    output = ready.config.output
-    examples = answers.pick(ready.data.eval_examples, output.samples)
-    return Asked(examples, answers.ask(ready.session, examples, output.max_new_tokens))
+    output, task = ready.config.output, ready.session.task
+    examples = task.examples(ready.data.eval_examples, output.samples)
+    return Asked(examples, task.predict(ready.session, examples, output.max_new_tokens))
 
 
 @contextmanager
@@ -196,8 +196,8 @@ def finish(
     """
     config, session, data = ready.config, ready.session, ready.data
     model, folder = session.model, Path(config.output.out)
-    after = answers.ask(session, before.examples, config.output.max_new_tokens)
-    scores = answers.compare(before.examples, before.answers, after)
+    after = session.task.predict(session, before.examples, config.output.max_new_tokens)
+    scores = session.task.figures(before.examples, before.answers, after)
     folders.write_json(folder / folders.SAMPLES, scores.samples)
     figures = _figures(config, ready, fitted, scores, command, started)
     save_adapter(
@@ -253,7 +253,7 @@ def _figures(
     config: RunConfig,
     ready: Prepared,
     fitted: FitResult,
-    scores: answers.Compared,
+    scores: Comparison,
     command: str,
     started: float,
 ) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Which held-out prompts are asked."""
+"""Which validation prompts a causal language model is asked."""
 
 from lorakit.data import Example
-from lorakit.run.answers import pick
+from lorakit.tasks import CAUSAL_LM
 
 
 def made(*prompts: str) -> list[Example]:
@@ -9,18 +9,18 @@ def made(*prompts: str) -> list[Example]:
 
 
 def test_no_prompt_is_asked_twice_and_they_are_spread():
-    chosen = pick(made("a", "a", "a", "b", "b", "c", "d", "e", "e", "f"), 3)
+    chosen = CAUSAL_LM.examples(made("a", "a", "a", "b", "b", "c", "d", "e", "e", "f"), 3)
     assert [e.prompt for e in chosen] == ["a", "c", "e"]
     assert chosen[0].origin == "f:1"
 
 
 def test_all_where_there_are_few_and_none_where_none_is_wanted():
-    assert [e.prompt for e in pick(made("a", "b"), 8)] == ["a", "b"]
-    assert pick(made("a", "b"), 0) == []
+    assert [e.prompt for e in CAUSAL_LM.examples(made("a", "b"), 8)] == ["a", "b"]
+    assert CAUSAL_LM.examples(made("a", "b"), 0) == []
 
 
 def test_plain_text_cannot_be_asked():
-    assert pick([Example("f:1", text="no question here")], 4) == []
+    assert CAUSAL_LM.examples([Example("f:1", text="no question here")], 4) == []
 
 
 def test_conversations_that_end_alike_but_began_otherwise_are_two():
@@ -28,4 +28,4 @@ def test_conversations_that_end_alike_but_began_otherwise_are_two():
         turns = (("user", first), ("assistant", "ok"), ("user", "and?"), ("assistant", "done"))
         return Example("f:1", messages=tuple({"role": r, "content": c} for r, c in turns))
 
-    assert len(pick([talk("one"), talk("two"), talk("one")], 8)) == 2
+    assert len(CAUSAL_LM.examples([talk("one"), talk("two"), talk("one")], 8)) == 2
