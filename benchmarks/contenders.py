@@ -24,6 +24,7 @@ from lorakit.lora import attach, detach, lora_layers, plan
 from lorakit.models import load_model
 from lorakit.run.fitting import fit_model
 from lorakit.run.machine import peak_memory
+from lorakit.training import Observers, Schedule
 
 RATE, RATE_FULL, CLIP = 1e-3, 1e-4, 1.0
 PACKED = 2048
@@ -118,10 +119,8 @@ def lorakit(task: Task) -> Trained:
         task.model,
         task.train,
         empty,
-        task.config.train,
-        steps=len(task.steps),
-        learning_rate=task.rate,
-        report=lambda e: events.append(e) if e["kind"] == "train" else None,
+        Schedule(len(task.steps), task.rate, task.config.train),
+        observers=Observers(report=lambda e: events.append(e) if e["kind"] == "train" else None),
     )
     seconds, losses, tokens = ([e[k] for e in events] for k in ("seconds", "loss", "tokens"))
     return Trained(task.model, seconds, losses, tokens)

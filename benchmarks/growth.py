@@ -105,6 +105,7 @@ def work(given: bench.Line) -> bench.Line:
     from lorakit.run.commands.training import prepare
     from lorakit.run.fitting import fit_model
     from lorakit.run.machine import peak_memory
+    from lorakit.training import Observers, Schedule
 
     count = given["rows"] or given["steps"] * given["batch_size"]
     events: list[bench.Line] = []
@@ -133,11 +134,11 @@ def work(given: bench.Line) -> bench.Line:
         model,
         ready.data.train,
         ready.data.eval,
-        config.train,
-        steps=ready.steps,
-        learning_rate=ready.learning_rate,
+        Schedule(ready.steps, ready.learning_rate, config.train),
         recompute=ready.outlook.recompute,
-        report=lambda event: events.append(event) if event["kind"] == "train" else None,
+        observers=Observers(
+            report=lambda event: events.append(event) if event["kind"] == "train" else None
+        ),
     )
     return given | {
         "tokens": [event["tokens"] for event in events],

@@ -274,10 +274,8 @@ def work(given: bench.Line) -> bench.Line:
     from lorakit.config import load_config
     from lorakit.data import load_rows
     from lorakit.evaluation.likelihood import per_token, row_losses
-    from lorakit.execution.packed import packed_attention
     from lorakit.lora import detach
     from lorakit.run.session import open_base
-    from lorakit.training import fused_blocks
 
     options = {k: v for k, v in given["options"].items() if v is not None}
     config = load_config(None, options)
@@ -288,8 +286,7 @@ def work(given: bench.Line) -> bench.Line:
     for adapter in given["adapters"]:
         if adapter not in losses:
             load_adapter(session.model, adapter)
-            with packed_attention(session.model), fused_blocks(session.model):
-                losses[adapter] = per_token(*row_losses(session.model, table, tokens))
+            losses[adapter] = per_token(*row_losses(session.model, table, tokens))
             detach(session.model)
     return {
         "test_losses": [losses[a] for a in given["adapters"]],

@@ -231,7 +231,7 @@ def forecast(
     dtype: torch.dtype,
     rate: float,
     elementwise: float,
-    numbers_kept: float | None = None,
+    elements_kept: float | None = None,
     recompute: bool = False,
     full: bool = False,
     steps: int = 0,
@@ -249,7 +249,7 @@ def forecast(
         dtype: of the base.
         rate: FLOP/s, see `matmul_rate`.
         elementwise: numbers/s, see `elementwise_rate`.
-        numbers_kept: for the backward, of each token, where the model's blocks run fused; None
+        elements_kept: for the backward, of each token, where the model's blocks run fused; None
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
         full: every parameter of the base is trained, without an adapter.
@@ -263,9 +263,9 @@ def forecast(
         flops += 2 * shape.block_parameters + (0 if full else 2 * trainable)
         flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
-    numbers = KEPT * shape.activation_floats if numbers_kept is None else numbers_kept
+    numbers = KEPT * shape.activation_floats if elements_kept is None else elements_kept
     chains = PASSES * numbers * (RECOMPUTED if recompute else 1.0)
-    kept = numbers if numbers_kept is None else HELD * numbers
+    kept = numbers if elements_kept is None else HELD * numbers
     if recompute:  # the input of every block, and all of the one that is computed again
         kept = shape.layers * shape.width + kept / shape.layers
     activations = kept * size * batch_tokens

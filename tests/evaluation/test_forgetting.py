@@ -11,7 +11,6 @@ from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import OutputError
 from lorakit.evaluation.forgetting import coarse_kl, forgetting, load_reference, reference
 from lorakit.evaluation.likelihood import per_token, row_losses
-from lorakit.execution.packed import packed_attention
 
 FAMILIES = ["llama", "gemma2", "bloom"]  # packed with a plain head, with soft caps, padded
 
@@ -48,8 +47,7 @@ def moved(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_row_losses_are_those_of_a_plain_loop(family):
     model, table = tiny(family), rows()
-    with packed_attention(model):
-        nats, tokens = row_losses(model, table, batch_tokens=16)
+    nats, tokens = row_losses(model, table, batch_tokens=16)
     for i, row in enumerate(table):
         log_p, labels = distributions(model, row)
         assert nats[i] == pytest.approx(-float(log_p.gather(1, labels[:, None]).sum()), rel=1e-4)
@@ -61,11 +59,9 @@ def test_row_losses_are_those_of_a_plain_loop(family):
 def test_kl_and_loss_with_all_words_kept_are_exact(family):
     base = tiny(family)
     tuned, table = moved(base), rows()
-    with packed_attention(base):
-        kept = reference(base, table, 16, kept=300)
+    kept = reference(base, table, 16, kept=300)
     assert kept.mass == pytest.approx(1.0, abs=1e-4)
-    with packed_attention(tuned):
-        found = forgetting(tuned, kept, 1000)  # in other batches than the reference
+    found = forgetting(tuned, kept, 1000)  # in other batches than the reference
     for i, row in enumerate(table):
         log_p, labels = distributions(base, row)
         log_q, _ = distributions(tuned, row)
@@ -78,8 +74,7 @@ def test_kl_and_loss_with_all_words_kept_are_exact(family):
 
 def test_a_base_stands_nowhere_but_at_itself():
     model, table = tiny("llama"), rows()
-    with packed_attention(model):
-        found = forgetting(model, reference(model, table, 64, kept=20), 64)
+    found = forgetting(model, reference(model, table, 64, kept=20), 64)
     assert found.kl_S == pytest.approx(np.zeros(5), abs=1e-5)
 
 
@@ -88,10 +83,8 @@ def test_fewer_words_never_give_more_and_give_nearly_as_much():
     tuned, table = moved(base), rows()
     kl = []
     for words in (5, 50, 300):
-        with packed_attention(base):
-            kept = reference(base, table, 64, kept=words)
-        with packed_attention(tuned):
-            kl.append(forgetting(tuned, kept, 64).kl_S.sum())
+        kept = reference(base, table, 64, kept=words)
+        kl.append(forgetting(tuned, kept, 64).kl_S.sum())
     assert kl[0] <= kl[1] <= kl[2] + 1e-6
     assert kl[1] > 0.5 * kl[2]
 
@@ -104,8 +97,7 @@ def test_coarse_kl_by_hand():
 
 def test_a_reference_comes_back_from_its_file(tmp_path):
     model, table = tiny("llama"), rows()
-    with packed_attention(model):
-        made = reference(model, table, 64, kept=20)
+    made = reference(model, table, 64, kept=20)
     made.save(tmp_path / "general.npz")
     back = load_reference(tmp_path / "general.npz")
     assert torch.equal(back.words_NK, made.words_NK)

@@ -4,8 +4,6 @@ transformers computes its norms in float32 whatever the model, so the two agree 
 roundings; the operations themselves are held in float64 in tests/kernels/test_block.py.
 """
 
-import contextlib
-
 import pytest
 import torch
 from torch import nn
@@ -13,10 +11,9 @@ from torch import nn
 from families import FAMILIES, tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded
-from lorakit.execution.blocks import FusedBlock
-from lorakit.execution.packed import packed_attention
+from lorakit.execution.runnable import Runnable
 from lorakit.lora import LoraSpec, attach, lora_layers
-from lorakit.training import fused_blocks, make_loss
+from lorakit.training import CausalLoss
 
 FUSED = {"llama", "qwen2", "qwen3", "mistral"}
 
@@ -41,13 +38,12 @@ def batch(lengths=(4, 17, 9)):
     return only
 
 
-def gradients(model, loss, fused, recompute=False):
+def gradients(model, fused, recompute=False):
     model.zero_grad()
-    fast = fused_blocks(model, recompute=recompute) if fused else contextlib.nullcontext(0)
-    with packed_attention(model), fast as count:
-        assert bool(count) == fused
-        nll, _ = loss(model, batch())
-        nll.backward()
+    runnable = Runnable(model, fused=fused)
+    assert bool(runnable.fused_blocks) == fused
+    nll, _ = CausalLoss(runnable, recompute=recompute)(batch(), training=True)
+    nll.backward()
     return nll.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -62,9 +58,7 @@ def same(fast, slow):
 def test_who_qualifies_and_the_model_comes_back(family):
     model = adapted(family, torch.float32)
     before = dict(model.named_modules())
-    with packed_attention(model), fused_blocks(model) as count:
-        assert count == (2 if family in FUSED else 0)
-        assert sum(isinstance(m, FusedBlock) for m in model.modules()) == count
+    assert len(Runnable(model).fused_blocks) == (2 if family in FUSED else 0)
     assert dict(model.named_modules()) == before
 
 
@@ -72,9 +66,8 @@ def test_who_qualifies_and_the_model_comes_back(family):
 @pytest.mark.parametrize("family", sorted(FUSED))
 def test_loss_and_every_gradient_are_those_of_the_models_own_code(family, recompute):
     model = adapted(family)
-    loss = make_loss(model)
-    slow_nll, slow = gradients(model, loss, fused=False)
-    fast_nll, fast = gradients(model, loss, fused=True, recompute=recompute)
+    slow_nll, slow = gradients(model, fused=False)
+    fast_nll, fast = gradients(model, fused=True, recompute=recompute)
     assert fast_nll == pytest.approx(slow_nll, rel=1e-6)
     assert slow
     same(fast, slow)
@@ -82,9 +75,8 @@ def test_loss_and_every_gradient_are_those_of_the_models_own_code(family, recomp
 
 def test_full_fine_tuning_runs_through_the_same_blocks():
     model = tiny("llama").double().requires_grad_(True).train()
-    loss = make_loss(model)
-    _, slow = gradients(model, loss, fused=False)
-    _, fast = gradients(model, loss, fused=True)
+    _, slow = gradients(model, fused=False)
+    _, fast = gradients(model, fused=True)
     assert slow.keys() == {name for name, _ in model.named_parameters()}
     same(fast, slow)
 
@@ -100,9 +92,8 @@ def test_full_fine_tuning_runs_through_the_same_blocks():
 )
 def test_any_choice_of_targets(spec):
     model = adapted("qwen2", spec=spec)
-    loss = make_loss(model)
-    slow_nll, slow = gradients(model, loss, fused=False)
-    fast_nll, fast = gradients(model, loss, fused=True)
+    slow_nll, slow = gradients(model, fused=False)
+    fast_nll, fast = gradients(model, fused=True)
     assert fast_nll == pytest.approx(slow_nll, rel=1e-6)
     same(fast, slow)
 
@@ -118,8 +109,7 @@ def test_any_choice_of_targets(spec):
 )
 def test_what_the_formulas_do_not_cover_keeps_its_own_code(changes, spec):
     model = adapted("llama", torch.float32, spec, **changes)
-    with packed_attention(model), fused_blocks(model) as count:
-        assert count == 0
+    assert not Runnable(model).fused_blocks
 
 
 def test_a_linear_of_another_kind_keeps_its_block_and_no_other():
@@ -131,5 +121,8 @@ def test_a_linear_of_another_kind_keeps_its_block_and_no_other():
     odd = Odd(base.in_features, base.out_features, bias=False)
     odd.weight = base.weight
     model.model.layers[1].mlp.up_proj = odd
-    with packed_attention(model), fused_blocks(model) as count:
-        assert count == 1
+    assert Runnable(model).fused_blocks == ("model.layers.0",)
+    slow_nll, slow = gradients(model, fused=False)
+    fast_nll, fast = gradients(model, fused=True)
+    assert fast_nll == pytest.approx(slow_nll, rel=1e-6)
+    same(fast, slow)

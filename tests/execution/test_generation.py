@@ -5,8 +5,9 @@ import torch
 
 from families import FAMILIES, VOCABULARY, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
-from lorakit.execution.generate import end_tokens, generate, stream
-from lorakit.execution.packed import NAME, packed_attention
+from lorakit.execution.generate import end_tokens, generate
+from lorakit.execution.runnable import Runnable
+from lorakit.execution.streaming import stream
 
 PROMPTS = [[5, 9, 33], [80] * 17, [7], [100, 101, 102, 103, 104, 105], [44, 45]]
 
@@ -107,15 +108,14 @@ def test_a_stream_may_be_left_and_an_error_in_it_reaches_the_reader():
         list(stream(model, words, [5, 6, 7], max_new_tokens=5))
 
 
-def test_the_model_is_left_as_it_was_and_packed_attention_does_not_disturb():
+def test_the_model_is_left_as_it_was_and_being_ready_does_not_disturb():
     model, words = tiny("llama"), tokenizer()
     plain = generate(model, words, PROMPTS, max_new_tokens=5)
     model.train()
     model.model.layers[1].eval()
     modes = [module.training for module in model.modules()]
-    with packed_attention(model):
-        assert generate(model, words, PROMPTS, max_new_tokens=5) == plain
-        assert model.config._attn_implementation == NAME
+    assert Runnable(model).packs
+    assert generate(model, words, PROMPTS, max_new_tokens=5) == plain
     assert [module.training for module in model.modules()] == modes
 
 

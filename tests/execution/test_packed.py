@@ -1,4 +1,4 @@
-"""Laid end to end equals alone equals padded; attention against a float64 loop with a mask."""
+"""Packed equals alone equals padded; attention against a float64 loop with a mask."""
 
 import math
 
@@ -7,21 +7,19 @@ import torch
 
 from families import FAMILIES, NOT_PACKABLE, VOCABULARY, tiny
 from lorakit.errors import ModelError
-from lorakit.execution.packed import (
-    head_is_plain,
-    own_attention,
-    packed_attention,
-    packed_hidden,
-    packed_logits,
-    padded_logits,
-    supports_packing,
-)
+from lorakit.execution.attention import switch
+from lorakit.execution.runnable import Packed, Runnable
 from lorakit.kernels import attention as kernels
 from lorakit.kernels import attention_blocked as blocked
 from lorakit.kernels.attention import attend
 from lorakit.kernels.layout import layout, rounded
 
 LENGTHS = (9, 1, 23, 12)
+
+
+def packed(lengths=LENGTHS):
+    ids, positions, _ = rows(lengths)
+    return Packed(ids, positions, lengths)
 
 
 def rows(lengths=LENGTHS):
@@ -34,23 +32,22 @@ def rows(lengths=LENGTHS):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_equals_alone_equals_padded(family):
     model = tiny(family)
-    ids, positions, every = rows()
+    ids, _, every = rows()
     with torch.no_grad():
         alone = torch.cat([model(part[None]).logits[0] for part in ids.split(LENGTHS)])
-        padded = padded_logits(model, ids, positions, LENGTHS, every)
-        with packed_attention(model):
-            packed = packed_logits(model, ids, positions, LENGTHS, every)
-            some = packed_logits(model, ids, positions, LENGTHS, every[3::5])
-            hidden = packed_hidden(model, ids, positions, LENGTHS)
-            with own_attention(model):
-                inside = model(ids[None, :9]).logits[0]
+        runnable = Runnable(model)
+        assert runnable.packs
+        padded = runnable.padded_logits(packed(), every)
+        logits = runnable.logits(packed(), every)
+        some = runnable.logits(packed(), every[3::5])
+        hidden = runnable.hidden(packed())
+        inside = model(ids[None, :9]).logits[0]  # as loaded, for everybody else
     scale = alone.abs().max()
-    assert (packed - alone).abs().max() < 2e-5 * scale
+    assert (logits - alone).abs().max() < 2e-5 * scale
     assert (padded - alone).abs().max() < 2e-5 * scale
     assert (some - alone[3::5]).abs().max() < 2e-5 * scale
     assert (inside - alone[:9]).abs().max() < 1e-6 * scale
     assert hidden.shape == (sum(LENGTHS), 48)
-    assert supports_packing(model)
 
 
 # The method's newer name is not in every transformers that lorakit allows.
@@ -59,19 +56,20 @@ def test_packed_equals_alone_equals_padded(family):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_equal_those_of_each_sequence_alone(family, checkpointing):
     model = tiny(family)
-    ids, positions, every = rows()
+    ids, _, every = rows()
     loss = sum(model(part[None]).logits.sin().sum() for part in ids.split(LENGTHS))
     loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-    with packed_attention(model):
-        packed_logits(model, ids, positions, LENGTHS, every).sin().sum().backward()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    runnable = Runnable(model)
+    logits = runnable.logits(packed(), every, training=checkpointing, recompute=checkpointing)
+    logits.sin().sum().backward()
+    runnable.rest()
+    assert not model.training
+    assert not model.is_activation_checkpointing
     for name, parameter in model.named_parameters():
         scale = expected[name].abs().max().clamp_min(1e-3)
         assert (parameter.grad - expected[name]).abs().max() < 1e-4 * scale, name
@@ -80,50 +78,68 @@ def test_gradients_equal_those_of_each_sequence_alone(family, checkpointing):
 @pytest.mark.parametrize("family", NOT_PACKABLE)
 def test_models_that_cannot_be_packed_are_found_and_run_padded(family):
     model = tiny(family)
-    assert not supports_packing(model)
-    ids, positions, every = rows()
+    before = model.config._attn_implementation
+    runnable = Runnable(model)
+    assert not runnable.packs
+    assert model.config._attn_implementation == before
+    ids, _, every = rows()
     with torch.no_grad():
         alone = torch.cat([model(part[None]).logits[0] for part in ids.split(LENGTHS)])
-        padded = padded_logits(model, ids, positions, LENGTHS, every)
+        padded = runnable.padded_logits(packed(), every)
     assert (padded - alone).abs().max() < 2e-5 * alone.abs().max()
-    with packed_attention(model):
-        assert torch.equal(padded_logits(model, ids, positions, LENGTHS, every), padded)
-        with pytest.raises(ModelError, match="supports_packing"):
-            packed_hidden(model, ids, positions, LENGTHS)
+    with pytest.raises(ModelError, match="cannot be packed"):
+        runnable.hidden(packed())
 
 
 @pytest.mark.parametrize(("family", "plain"), [("llama", True), ("gpt2", True), ("gemma2", False)])
 def test_a_soft_cap_on_the_logits_is_seen(family, plain):
-    assert head_is_plain(tiny(family)) is plain
+    assert Runnable(tiny(family)).head_is_plain is plain
 
 
 def test_the_trials_leave_every_modules_mode():
     model = tiny("llama").train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
-    assert supports_packing(model)
-    assert head_is_plain(model)
+    assert Runnable(model).packs
+    assert Runnable(model).head_is_plain
+    assert Runnable(model).fused_blocks
     assert [module.training for module in model.modules()] == modes
 
 
-def test_the_attention_comes_back_even_after_an_error():
+def test_what_was_found_is_remembered(monkeypatch):
     model = tiny("llama")
-    before = model.config._attn_implementation
-    with pytest.raises(KeyError), packed_attention(model), packed_attention(model):
-        raise KeyError
-    assert model.config._attn_implementation == before
+    first = Runnable(model)
+    assert first.packs
+    assert first.fused_blocks
+    monkeypatch.setattr("lorakit.execution.facts.same_answer", None)
+    again = Runnable(model)
+    assert again.packs
+    assert again.fused_blocks == first.fused_blocks
 
 
-def test_outside_the_block_and_with_wrong_lengths_it_says_so():
-    model = tiny("llama")
+@pytest.mark.parametrize(
+    ("family", "loaded"),
+    [(f, a) for f in ("llama", "gpt2", "qwen3") for a in ("eager", "sdpa")] + [("gemma2", "eager")],
+)
+def test_a_switched_model_attends_as_it_was_loaded_to_for_everybody_else(family, loaded):
+    """Logits, masks of padding and the KV cache: the same bits as a model that was left alone."""
+    left, switched = (tiny(family, attn_implementation=loaded) for _ in range(2))
+    switch(switched)
+    assert switched.config._attn_implementation == f"lorakit_{loaded}"
+    ids = torch.randint(5, 200, (3, 11), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones_like(ids)
+    mask[0, :6] = mask[1, :2] = 0
+    settings = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 2}
+    with torch.no_grad():
+        for given in ({}, {"attention_mask": mask}):
+            assert torch.equal(left(ids, **given).logits, switched(ids, **given).logits)
+        assert torch.equal(left.generate(ids, **settings), switched.generate(ids, **settings))
+
+
+def test_wrong_lengths_are_named():
     ids, positions, _ = rows()
-    with pytest.raises(ModelError, match="with packed_attention"):
-        packed_hidden(model, ids, positions, LENGTHS)
-    with packed_attention(model):
-        with pytest.raises(ValueError, match="lengths sum to 44, but there are 45"):
-            packed_hidden(model, ids, positions, (9, 1, 22, 12))
-        with pytest.raises(ModelError, match="was not told where the sequences lie"):
-            model(ids[None])
+    with pytest.raises(ValueError, match="lengths sum to 44, but there are 45"):
+        Runnable(tiny("llama")).hidden(Packed(ids, positions, (9, 1, 22, 12)))
 
 
 def oracle(q, k, v, lengths, scale, window=None, softcap=None):
@@ -273,10 +289,9 @@ def test_packed_rows_in_bf16_are_padded_without_a_trace():
     handle = model.base_model.layers[0].register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].shape[1])
     )
-    with packed_attention(model):
-        hidden = packed_hidden(model, ids, positions, lengths)
+    hidden = Runnable(model, fused=False).hidden(Packed(ids, positions, lengths))
     handle.remove()
-    assert seen[-1] == 64  # after the short trials of supports_packing
+    assert seen[-1] == 64  # after the short trials
     assert hidden.shape[0] == 39
     alone = [model.base_model(part[None]).last_hidden_state[0] for part in ids.split(lengths)]
     assert torch.allclose(hidden.float(), torch.cat(alone).float(), rtol=0.05, atol=0.05)

@@ -8,17 +8,18 @@ import torch
 from families import tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
-from lorakit.execution.packed import packed_attention
 from lorakit.lora import LoraSpec, attach, lora_layers, plan
 from lorakit.lora.jobs import Jobs
 from lorakit.training import (
+    CausalLoss,
     Course,
+    JointLoss,
+    Observers,
+    Schedule,
     TrainSpec,
     fit,
     fit_jobs,
-    fused_blocks,
-    make_joint_loss,
-    make_loss,
+    guard_of,
 )
 
 pytestmark = pytest.mark.gpu
@@ -46,16 +47,15 @@ def trained(family: str, device: str, dtype: torch.dtype, rank: int = 4):
     still = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
     base = tiny(family, **(still if family == "gpt2" else {}))
     model = attach(base.to(device, dtype), LoraSpec(rank=rank), seed=0).train()
-    with packed_attention(model), fused_blocks(model):
-        fit(
-            model,
-            partial(batches, device),
-            5,
-            TrainSpec(warmup=0.0),
-            loss=make_loss(model),
-            learning_rate=0.01,
-            report=lambda e: seen.append(e["loss"]) if e["kind"] == "train" else None,
-        )
+    fit(
+        model,
+        partial(batches, device),
+        Schedule(5, 0.01, TrainSpec(warmup=0.0)),
+        loss=CausalLoss(model),
+        observers=Observers(
+            report=lambda e: seen.append(e["loss"]) if e["kind"] == "train" else None
+        ),
+    )
     return seen, {p: (x.A.cpu(), x.B.cpu()) for p, x in lora_layers(model).items()}
 
 
@@ -95,17 +95,16 @@ def test_training_follows_the_cpu_in_bfloat16(family, device):
 def test_a_job_in_company_is_the_job_alone(family, device):
     model = tiny(family).to(device)
     jobs = Jobs(model, [plan(model, LoraSpec(rank=rank)) for rank in RANKS], [0 for _ in RANKS])
-    model.train()
-    with packed_attention(model), jobs.together(), fused_blocks(model):
-        courses = [
-            Course(
-                *(model, jobs.parameters(j), partial(batches, device), 5, TrainSpec(warmup=0.0)),
-                learning_rate=0.01,
-                look=partial(jobs.alone, j),
-            )
-            for j in range(len(RANKS))
-        ]
-        fit_jobs(jobs, courses, loss=make_joint_loss(model), batch_tokens=400)
+    courses = [
+        Course(
+            jobs.parameters(j),
+            partial(batches, device),
+            Schedule(5, 0.01, TrainSpec(warmup=0.0)),
+            guard=guard_of(jobs, j),
+        )
+        for j in range(len(RANKS))
+    ]
+    fit_jobs(jobs, courses, loss=JointLoss(jobs), batch_tokens=400)
     for job, rank in enumerate(RANKS):
         _, theirs = trained(family, device, torch.float32, rank)
         ours = {p: (x.A.cpu(), x.B.cpu()) for p, x in jobs.layers[job].items()}

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lorakit.kernels import block
 from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
-from lorakit.kernels.groups import Group, Linear, Pair, flat
-from lorakit.kernels.lora_linear import lora_linear
+from lorakit.kernels.groups import Linear, LinearGroup, LowRank, flat
 from lorakit.lora import LoraSpec, attach, detach, equations, lora_layers
 
 T, D, M, R = 5, 6, 7, 3
@@ -26,7 +26,7 @@ def linear(out, into, seed, *, pair=True, bias=False, rank=R, dtype=torch.float6
     return Linear(
         draw(out, into, seed=seed, dtype=dtype),
         draw(out, seed=seed + 1, dtype=dtype) if bias else None,
-        (Pair(A, B, 0.3 + seed % 5),) if pair else (),
+        (LowRank(A, B, 0.3 + seed % 5),) if pair else (),
     )
 
 
@@ -167,7 +167,7 @@ def test_values_and_gradients_are_those_of_the_formulas(what, dtype, tolerance):
                 e.weight.to(kind),
                 None if e.bias is None else e.bias.to(kind),
                 tuple(
-                    Pair(
+                    LowRank(
                         (p.A if fast else p.A.to(kind)).detach().requires_grad_(),
                         (p.B if fast else p.B.to(kind)).detach().requires_grad_(),
                         p.scale,
@@ -227,13 +227,12 @@ def test_in_16_bits_a_small_pair_is_not_lost(what):
     def made(dtype, *, zero):
         pairs = [some(10 * i, zero=zero) for i in range(3)]
         linears = [
-            Linear(W.to(dtype), None, (Pair(A.float(), B.float(), 1.0),)) for W, A, B in pairs
+            Linear(W.to(dtype), None, (LowRank(A.float(), B.float(), 1.0),)) for W, A, B in pairs
         ]
         stream, heads, weight = (t.to(dtype) for t in (x, o, norm))
         match what:
             case "linear":
-                only = linears[0].pairs[0]
-                y = lora_linear(heads, linears[0].weight, None, only.A, only.B, only.scale)
+                y = block.linear(heads, linears[0])
             case "group":
                 y = torch.cat(normed_group(stream, weight, EPS, linears), dim=1)
             case "residual":
@@ -251,7 +250,7 @@ def test_in_16_bits_a_small_pair_is_not_lost(what):
 def for_rows(each, rows, seed, rank):
     """The same frozen linear with one pair more, for these rows alone."""
     out, into = each.weight.shape
-    pair = Pair(draw(rank, into, seed=seed), draw(out, rank, seed=seed + 1), 0.5, rows)
+    pair = LowRank(draw(rank, into, seed=seed), draw(out, rank, seed=seed + 1), 0.5, rows)
     return Linear(each.weight, each.bias, (*each.pairs, pair))
 
 
@@ -302,7 +301,7 @@ class TestSpareColumns(TestPairsForSomeOfTheRows):
 
     @pytest.fixture(autouse=True)
     def spare(self, monkeypatch):
-        monkeypatch.setattr(Pair, "columns", lambda self, weight: -(-self.A.shape[0] // 4) * 4)
+        monkeypatch.setattr(LowRank, "columns", lambda self, weight: -(-self.A.shape[0] // 4) * 4)
 
     def test_of_one_job(self):
         x, norm = draw(T, D, seed=0), draw(D, seed=1)
@@ -329,7 +328,9 @@ def test_in_16_bits_unlike_ranks_have_few_shapes(dtype, unlike, widths):
     for rank in range(1, 17):
         plain = linear(5, D, 1, rank=rank, dtype=dtype)
         pairs = tuple(replace(pair, unlike=unlike) for pair in plain.pairs)
-        (h,) = Group(*flat([replace(plain, pairs=pairs)])).low(draw(T, D, seed=0, dtype=dtype))
+        (h,) = LinearGroup(*flat([replace(plain, pairs=pairs)])).low(
+            draw(T, D, seed=0, dtype=dtype)
+        )
         found.add(h.shape[1])
     assert found == widths
 

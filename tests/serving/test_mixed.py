@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lorakit.adapters.load import load_adapter
 from lorakit.execution.lean import LeanBlocks
-from lorakit.serving.forward import OwnBlocks
+from lorakit.execution.stepping import OwnBlocks
 
 RANKS = {"r4": 4, "r8": 8, "r32": 32}
 MOST = 5

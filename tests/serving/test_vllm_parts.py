@@ -15,9 +15,9 @@ from lorakit.adapters.info import read_adapter
 from lorakit.adapters.load import load_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.errors import AdapterError, ConfigError, EngineError
+from lorakit.execution.stepping import adaptable
 from lorakit.models import ModelSpec
 from lorakit.serving.answers import Prompt
-from lorakit.serving.bank import adaptable
 from lorakit.serving.sampling import Chosen, Sampling
 from lorakit.serving.spec import EngineSpec, RuntimeSpec
 from lorakit.serving.vllm.command import Launch, arguments, check_options, environment

@@ -14,7 +14,7 @@ from lorakit.data import TokenTable, order
 from lorakit.data.table import Encoded
 from lorakit.lora import LoraSpec, attach, lora_layers
 from lorakit.run.fitting import fit_model
-from lorakit.training import TrainSpec
+from lorakit.training import Observers, Schedule, TrainSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_flat.py"
 RANK, ALPHA, PEAK, STEPS, BATCH = 4, 32.0, 5e-3, 9, 6
@@ -85,10 +85,8 @@ def both(flat, dtype, *, clip=1.0, micro_rows=4, batch_tokens=50):
         ours,
         as_table(rows),
         TokenTable.build([]),
-        spec,
-        steps=STEPS,
-        learning_rate=PEAK,
-        report=events.append,
+        Schedule(STEPS, PEAK, spec),
+        observers=Observers(report=events.append),
     )
     losses = flat.train(
         theirs,

@@ -10,18 +10,20 @@ from families import tiny
 from lorakit.data.batches import micro_batches, order
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import DivergedError, ModelError, TargetError
-from lorakit.execution.packed import packed_attention
 from lorakit.lora import LoraSpec, attach, lora_layers, plan
 from lorakit.lora.jobs import Jobs
 from lorakit.training import (
+    CausalLoss,
     Course,
+    JointLoss,
+    Observers,
+    Schedule,
     TrainSpec,
+    check_can_share,
     fit,
     fit_jobs,
-    fused_blocks,
+    guard_of,
     held_out_loss,
-    make_joint_loss,
-    make_loss,
 )
 from lorakit.training.joint import passes
 
@@ -71,44 +73,49 @@ MIXED = (
 )  # fmt: skip
 
 
-def evaluate(model, rows, loss):
+def evaluate(rows, loss):
     table = task(rows + 100)
-    return held_out_loss(model, micro_batches(table, range(len(table)), 1000), loss)
+    return held_out_loss(micro_batches(table, range(len(table)), 1000), loss)
 
 
 def alone(work, family, fused=True, evaluated=False):
     model = tiny(family)
-    attach(model, work.wanted, seed=work.spec.seed).train()
-    loss = make_loss(model)
-    with packed_attention(model), fused_blocks(model) as count:
-        assert bool(count) == fused
-        result = fit(
-            model, work.batches, work.steps, work.spec, loss=loss, learning_rate=work.rate,
-            evaluate=(lambda: evaluate(model, work.rows, loss)) if evaluated else None,
-        )  # fmt: skip
+    attach(model, work.wanted, seed=work.spec.seed)
+    loss = CausalLoss(model)
+    assert bool(loss.runnable.fused_blocks) == fused
+    look = partial(evaluate, work.rows, loss) if evaluated else None
+    result = fit(
+        model,
+        work.batches,
+        Schedule(work.steps, work.rate, work.spec),
+        loss=loss,
+        observers=Observers(evaluate=look),
+    )
     return {p: (x.A, x.B) for p, x in lora_layers(model).items()}, result
 
 
-def company(works, family, *, evaluated=False, batch_tokens=4096, report=lambda job, event: None):
+def concurrent(
+    works, family, *, evaluated=False, batch_tokens=4096, report=lambda job, event: None
+):
     model = tiny(family)
     jobs = Jobs(model, [plan(model, w.wanted) for w in works], [w.spec.seed for w in works])
-    model.train()
-    loss = make_loss(model)
-
-    def look(job):
-        with jobs.alone(job):
-            return evaluate(model, works[job].rows, loss)
-
-    with packed_attention(model), jobs.together(), fused_blocks(model):
-        courses = [
-            Course(
-                model, jobs.parameters(j), w.batches, w.steps, w.spec, learning_rate=w.rate,
-                look=partial(jobs.alone, j), report=partial(report, j),
-                evaluate=partial(look, j) if evaluated else None,
-            )
-            for j, w in enumerate(works)
-        ]  # fmt: skip
-        results = fit_jobs(jobs, courses, loss=make_joint_loss(model), batch_tokens=batch_tokens)
+    loss = JointLoss(jobs)
+    courses = [
+        Course(
+            jobs.parameters(j),
+            w.batches,
+            Schedule(w.steps, w.rate, w.spec),
+            Observers(
+                partial(evaluate, w.rows, loss.of_job(j)) if evaluated else None,
+                partial(report, j),
+            ),
+            guard=guard_of(jobs, j),
+        )
+        for j, w in enumerate(works)
+    ]
+    before = dict(model.named_modules())
+    results = fit_jobs(jobs, courses, loss=loss, batch_tokens=batch_tokens)
+    assert dict(model.named_modules()) == before
     return model, jobs, results
 
 
@@ -123,11 +130,11 @@ def apart(ours, theirs):
 
 @pytest.mark.parametrize(("family", "fused"), [("llama", True), ("qwen3", True), ("phi3", False),
                                                ("gemma2", False)])  # fmt: skip
-def test_a_job_in_company_is_the_job_alone(family, fused):
+def test_a_concurrent_job_is_the_job_alone(family, fused):
     works = MIXED
     if family == "phi3":
         works = tuple(Work(w.rank, w.rows, w.rate, w.steps, w.spec) for w in MIXED)
-    _, jobs, results = company(works, family)
+    _, jobs, results = concurrent(works, family)
     for job, work in enumerate(works):
         theirs, result = alone(work, family, fused)
         assert apart(jobs.layers[job], theirs) < 1e-5
@@ -138,14 +145,14 @@ def test_a_job_in_company_is_the_job_alone(family, fused):
 
 def test_small_passes_change_nothing():
     events = []
-    _, jobs, _ = company(MIXED, "llama", batch_tokens=1, report=lambda j, e: events.append(j))
+    _, jobs, _ = concurrent(MIXED, "llama", batch_tokens=1, report=lambda j, e: events.append(j))
     for job, work in enumerate(MIXED):
         assert apart(jobs.layers[job], alone(work, "llama")[0]) < 1e-5
 
 
 def test_dropout_of_a_job_is_its_own():
     works = [Work(2, lora={"dropout": 0.3}), Work(4, rows=1, lora={"dropout": 0.1}), Work(3)]
-    _, jobs, _ = company(works, "llama")
+    _, jobs, _ = concurrent(works, "llama")
     for job, work in enumerate(works):
         theirs, _ = alone(work, "llama", fused=job == 2)
         assert apart(jobs.layers[job], theirs) < 1e-5
@@ -153,7 +160,7 @@ def test_dropout_of_a_job_is_its_own():
 
 def test_embeddings_have_jobs_too():
     works = [Work(2, lora={"targets": ("embed_tokens", "q_proj")}), Work(3, rows=1)]
-    _, jobs, _ = company(works, "llama")
+    _, jobs, _ = concurrent(works, "llama")
     for job, work in enumerate(works):
         assert apart(jobs.layers[job], alone(work, "llama")[0]) < 1e-5
 
@@ -161,7 +168,7 @@ def test_embeddings_have_jobs_too():
 def test_each_job_is_evaluated_and_keeps_its_own_best():
     best = TrainSpec(batch_size=4, eval_every=3, patience=1)
     works = [Work(2, rate=0.05, spec=best), Work(4, rows=1, spec=best)]
-    _, jobs, results = company(works, "llama", evaluated=True)
+    _, jobs, results = concurrent(works, "llama", evaluated=True)
     for job, work in enumerate(works):
         theirs, result = alone(work, "llama", evaluated=True)
         assert apart(jobs.layers[job], theirs) < 1e-4  # a rate of 0.05 amplifies rounding
@@ -175,21 +182,21 @@ def test_each_job_is_evaluated_and_keeps_its_own_best():
 def test_one_that_diverges_leaves_and_the_others_go_on():
     wild = Work(2, rate=9.0, spec=TrainSpec(batch_size=4, clip=0.0, warmup=0.0, keep="last"),
                 lora={"alpha": 1e30})  # fmt: skip
-    _, jobs, results = company([wild, MIXED[0]], "llama")
+    _, jobs, results = concurrent([wild, MIXED[0]], "llama")
     assert isinstance(results[0], DivergedError)
     assert apart(jobs.layers[1], alone(MIXED[0], "llama")[0]) < 1e-5
 
 
 def test_the_base_keeps_every_byte_and_the_model_comes_back():
     before = tiny("llama").state_dict()
-    model, jobs, _ = company(MIXED[:2], "llama")
+    model, jobs, _ = concurrent(MIXED[:2], "llama")
+    jobs.remove()
     assert not lora_layers(model)
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], old) for name, old in before.items())
-    with jobs.alone(1):
-        assert lora_layers(model) == jobs.layers[1]
-    assert not lora_layers(model)
+    jobs.install(1)
+    assert lora_layers(model) == jobs.layers[1]
 
 
 def test_passes_hold_one_batch_of_a_job_and_every_batch_once():
@@ -205,10 +212,10 @@ def test_passes_hold_one_batch_of_a_job_and_every_batch_once():
 
 
 def test_what_cannot_share_a_pass_is_refused():
-    with pytest.raises(ModelError, match="cannot be laid end to end"):
-        make_joint_loss(tiny("bloom"))
+    with pytest.raises(ModelError, match="cannot be packed"):
+        check_can_share(tiny("bloom"))
     with pytest.raises(ModelError, match="drops activations of its own"):
-        make_joint_loss(tiny("gpt2"))
+        check_can_share(tiny("gpt2"))
     model = attach(tiny("llama"), LoraSpec(rank=2))
     with pytest.raises(TargetError, match="attached already"):
         Jobs(model, [], [])
@@ -218,6 +225,6 @@ def test_rows_belong_to_one_job():
     model = tiny("llama")
     jobs = Jobs(model, [plan(model, LoraSpec(rank=2))] * 2, [0, 1])
     with pytest.raises(ValueError, match="two jobs"):
-        jobs.tell([(0, 0, 5), (1, 4, 8)])
+        jobs.assign([(0, 0, 5), (1, 4, 8)])
     with pytest.raises(ValueError, match="two spans"):
-        jobs.tell([(0, 0, 5), (0, 5, 8)])
+        jobs.assign([(0, 0, 5), (0, 5, 8)])

@@ -11,8 +11,7 @@ from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import DivergedError, InterruptedRunError, OutputError
 from lorakit.lora import LoraSpec, attach
-from lorakit.training import TrainSpec, fit
-from lorakit.training.loss import Loss
+from lorakit.training import Checkpoints, Observers, Schedule, TrainSpec, fit
 
 VOCABULARY, WIDTH = 11, 6
 
@@ -54,16 +53,18 @@ def rows(count: int = 8) -> TokenTable:
     return TokenTable.build(made)
 
 
-def run(model, *, steps=6, batch_tokens=10_000, loss: Loss = nll, spec=None, **options):
+def run(
+    model, *, steps=6, batch_tokens=10_000, loss=nll, spec=None, rate=0.05,
+    folder=None, name="", resume=False, **observers,
+):  # fmt: skip
     table = rows()
     return fit(
         model,
         lambda step: micro_batches(table, range(8), batch_tokens),
-        steps,
-        spec or TrainSpec(warmup=0.0, clip=0.0),
-        loss=loss,
-        learning_rate=0.05,
-        **options,
+        Schedule(steps, rate, spec or TrainSpec(warmup=0.0, clip=0.0)),
+        loss=lambda batch, *, training: loss(model, batch),
+        observers=Observers(**observers),
+        checkpoints=Checkpoints(folder, name, resume),
     )
 
 
@@ -218,9 +219,9 @@ def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     spec = TrainSpec(checkpoint_every=1)
-    run(adapted(), steps=2, spec=spec, folder=tmp_path, run="one")
+    run(adapted(), steps=2, spec=spec, folder=tmp_path, name="one")
     with pytest.raises(OutputError, match="other data, model or settings"):
-        run(adapted(), steps=2, spec=spec, folder=tmp_path, run="two", resume=True)
+        run(adapted(), steps=2, spec=spec, folder=tmp_path, name="two", resume=True)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -271,13 +272,5 @@ def test_a_first_step_lost_in_the_rounding_of_narrow_weights_is_no_standstill():
         total, count = nll(model, batch)
         return total.float(), count
 
-    table = rows()
-    fit(
-        model,
-        lambda step: micro_batches(table, range(8), 10_000),
-        1,
-        TrainSpec(warmup=0.0),
-        loss=loss,
-        learning_rate=1e-4,
-    )
+    run(model, steps=1, spec=TrainSpec(warmup=0.0), loss=loss, rate=1e-4)
     assert torch.equal(trained(model), before)

@@ -6,11 +6,10 @@ import torch
 from families import FAMILIES, NOT_PACKABLE, tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
-from lorakit.execution.packed import packed_attention
 from lorakit.kernels import head
 from lorakit.lora import LoraSpec, attach, lora_layers
 from lorakit.training import loss as losses
-from lorakit.training.loss import held_out_loss, make_loss
+from lorakit.training.loss import CausalLoss, held_out_loss
 
 
 def rows(lengths=(3, 9, 4, 14, 6)) -> TokenTable:
@@ -23,9 +22,9 @@ def rows(lengths=(3, 9, 4, 14, 6)) -> TokenTable:
     return TokenTable.build(made)
 
 
-def adapted(family: str):
+def adapted(family: str, **spec):
     """Pairs with B away from zero, so that gradients of A are not zero."""
-    model = attach(tiny(family), LoraSpec(rank=2), seed=0)
+    model = attach(tiny(family), LoraSpec(rank=2, **spec), seed=0)
     generator = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():
         layer.B.data.normal_(0.0, 0.05, generator=generator)
@@ -58,10 +57,8 @@ def test_the_chosen_loss_equals_the_plain_one(family):
     table = rows()
     (batch,) = micro_batches(table, range(len(table)), 1000)
     wanted = plain_loss(model, table)
-    chosen = make_loss(model)
-    with packed_attention(model):
-        got, count = chosen(model, batch)
-        found = gradients(model, got)
+    got, count = CausalLoss(model)(batch)
+    found = gradients(model, got)
     assert count == sum(int(row.weight[1:].sum()) for row in table)
     torch.testing.assert_close(got, wanted, rtol=2e-5, atol=1e-4)
     expected = gradients(model, wanted)
@@ -69,24 +66,23 @@ def test_the_chosen_loss_equals_the_plain_one(family):
 
 
 def test_each_family_takes_the_fastest_loss_that_is_right():
-    assert make_loss(tiny("llama")) is losses.chunked_loss
-    assert make_loss(tiny("gpt2")) is losses.chunked_loss
-    assert make_loss(tiny("gemma2")) is losses.packed_loss
-    assert make_loss(tiny("bloom")) is losses.padded_loss
+    assert CausalLoss(tiny("llama")).way is losses.chunked_loss
+    assert CausalLoss(tiny("gpt2")).way is losses.chunked_loss
+    assert CausalLoss(tiny("gemma2")).way is losses.packed_loss
+    assert CausalLoss(tiny("bloom")).way is losses.padded_loss
 
 
 def test_a_rows_gradient_does_not_depend_on_its_company():
     model, table = adapted("llama"), rows()
-    with packed_attention(model):
-        alone = []
-        for i in range(len(table)):
-            (batch,) = micro_batches(table, [i], 1000)
-            alone.append(gradients(model, losses.chunked_loss(model, batch)[0]))
-        for company in ([0, 3], [3, 1, 4], [0, 1, 2, 3, 4]):
-            (batch,) = micro_batches(table, company, 1000)
-            together = gradients(model, losses.chunked_loss(model, batch)[0])
-            wanted = sum(alone[i] for i in company)
-            assert float((together - wanted).norm() / wanted.norm()) < 1e-5
+    loss, alone = CausalLoss(model), []
+    for i in range(len(table)):
+        (batch,) = micro_batches(table, [i], 1000)
+        alone.append(gradients(model, loss(batch)[0]))
+    for rows_of_batch in ([0, 3], [3, 1, 4], [0, 1, 2, 3, 4]):
+        (batch,) = micro_batches(table, rows_of_batch, 1000)
+        together = gradients(model, loss(batch)[0])
+        wanted = sum(alone[i] for i in rows_of_batch)
+        assert float((together - wanted).norm() / wanted.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [2, 3, 100])
@@ -133,11 +129,11 @@ def test_a_frozen_head_gets_no_gradient():
     assert weight.grad is None
 
 
-def test_held_out_loss_is_the_mean_over_tokens_and_keeps_the_mode():
-    model, table = adapted("llama").train(), rows()
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_held_out_loss_is_the_mean_over_tokens_in_evaluation_mode(dropout):
+    model, table = adapted("llama", dropout=dropout).train(), rows()
     batches = micro_batches(table, range(len(table)), 12)
     assert len(batches) > 2
-    with packed_attention(model):
-        value = held_out_loss(model, batches, losses.chunked_loss)
+    value = held_out_loss(batches, CausalLoss(model))
     tokens = sum(int(row.weight[1:].sum()) for row in table)
     assert value == pytest.approx(plain_loss(model.eval(), table).item() / tokens, rel=1e-4)

@@ -87,7 +87,7 @@ def write_answer(
 ) -> str:
     """Write an answer to standard output as it comes, and return it."""
     from lorakit.data import encode_prompt
-    from lorakit.execution.generate import stream
+    from lorakit.execution.streaming import stream
 
     answer = ""
     ids = encode_prompt(example, session.tokenizer, session.template).tolist()

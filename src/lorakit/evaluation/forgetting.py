@@ -1,6 +1,6 @@
 """How far a model has moved from its base on text that the task is not about.
 
-At each loss-bearing token of a set of general rows, with p the base's distribution of the next
+At each supervised token of a set of general rows, with p the base's distribution of the next
 token and q the tuned model's:
 
     KL(p || q) = Σ_v p(v) (log p(v) - log q(v))     nats per token, 0 where nothing has changed
@@ -26,7 +26,6 @@ from lorakit.data import TokenTable, micro_batches
 from lorakit.data.table import Encoded
 from lorakit.errors import OutputError
 from lorakit.evaluation.likelihood import Floats, log_probs_of, row_of
-from lorakit.execution.packed import evaluating
 
 KEPT_WORDS = 256
 
@@ -36,8 +35,8 @@ class Reference:
     """A base's distributions on general rows.
 
     Attributes:
-        table: the rows, S of them with N loss-bearing tokens in all, in their order.
-        words_NK: the K likeliest next words at each loss-bearing token, int64.
+        table: the rows, S of them with N supervised tokens in all, in their order.
+        words_NK: the K likeliest next words at each supervised token, int64.
         log_p_NK: their log-probabilities, float32.
         mass: mean probability that the K words hold together.
     """
@@ -84,33 +83,32 @@ def load_reference(file: Path) -> Reference:
 def reference(
     model: Any, table: TokenTable, batch_tokens: int, *, kept: int = KEPT_WORDS
 ) -> Reference:
-    """The base's distributions on these rows; to be used inside `packed_attention`."""
+    """The base's distributions on these rows, in evaluation mode."""
     first_N = _first_of_row(table)
     total = int(first_N[-1])
     words_NK = log_p_NK = torch.empty(0)
     log_probs = log_probs_of(model)
-    with evaluating(model):
-        for batch in micro_batches(table, range(len(table)), batch_tokens):
-            at_L = torch.from_numpy(_places(first_N, row_of(batch)))
-            for part, log_p_CV in log_probs(batch.to(model.device)):
-                found = log_p_CV.topk(min(kept, log_p_CV.shape[1]), dim=1)
-                if not len(words_NK):
-                    width = found.values.shape[1]
-                    words_NK = torch.zeros(total, width, dtype=torch.long)
-                    log_p_NK = torch.zeros(total, width, dtype=found.values.dtype)
-                words_NK[at_L[part]] = found.indices.cpu()
-                log_p_NK[at_L[part]] = found.values.cpu()
+    for batch in micro_batches(table, range(len(table)), batch_tokens):
+        at_L = torch.from_numpy(_places(first_N, row_of(batch)))
+        for part, log_p_CV in log_probs(batch.to(model.device)):
+            found = log_p_CV.topk(min(kept, log_p_CV.shape[1]), dim=1)
+            if not len(words_NK):
+                width = found.values.shape[1]
+                words_NK = torch.zeros(total, width, dtype=torch.long)
+                log_p_NK = torch.zeros(total, width, dtype=found.values.dtype)
+            words_NK[at_L[part]] = found.indices.cpu()
+            log_p_NK[at_L[part]] = found.values.cpu()
     return Reference(table, words_NK, log_p_NK, float(log_p_NK.exp().sum(1).mean()))
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """One model on the general rows; sums over each row's loss-bearing tokens, in nats.
+    """One model on the general rows; sums over each row's supervised tokens, in nats.
 
     Attributes:
         kl_S: of the base from this model.
         loss_S: negative log-likelihood of the rows.
-        tokens_S: loss-bearing tokens of each row.
+        tokens_S: supervised tokens of each row.
     """
 
     kl_S: Floats
@@ -120,23 +118,22 @@ class Forgetting:
 
 @torch.no_grad()
 def forgetting(model: Any, base: Reference, batch_tokens: int) -> Forgetting:
-    """How far a model stands from the base; to be used inside `packed_attention`."""
+    """How far a model stands from the base, in evaluation mode."""
     rows = len(base.table)
     kl_S, loss_S, tokens_S = np.zeros(rows), np.zeros(rows), np.zeros(rows)
     first_N = _first_of_row(base.table)
     log_probs = log_probs_of(model)
-    with evaluating(model):
-        for batch in micro_batches(base.table, range(rows), batch_tokens):
-            moved, row_L = batch.to(model.device), row_of(batch)
-            at_L = torch.from_numpy(_places(first_N, row_L))
-            for part, log_q_CV in log_probs(moved):
-                at = at_L[part]
-                words = base.words_NK[at].to(model.device)
-                kl = coarse_kl(base.log_p_NK[at].to(model.device), log_q_CV.gather(1, words))
-                nats = -log_q_CV.gather(1, moved.labels_L[part, None])[:, 0]
-                np.add.at(kl_S, row_L[part], kl.double().cpu().numpy())
-                np.add.at(loss_S, row_L[part], nats.double().cpu().numpy())
-            np.add.at(tokens_S, row_L, 1.0)
+    for batch in micro_batches(base.table, range(rows), batch_tokens):
+        moved, row_L = batch.to(model.device), row_of(batch)
+        at_L = torch.from_numpy(_places(first_N, row_L))
+        for part, log_q_CV in log_probs(moved):
+            at = at_L[part]
+            words = base.words_NK[at].to(model.device)
+            kl = coarse_kl(base.log_p_NK[at].to(model.device), log_q_CV.gather(1, words))
+            nats = -log_q_CV.gather(1, moved.labels_L[part, None])[:, 0]
+            np.add.at(kl_S, row_L[part], kl.double().cpu().numpy())
+            np.add.at(loss_S, row_L[part], nats.double().cpu().numpy())
+        np.add.at(tokens_S, row_L, 1.0)
     return Forgetting(kl_S, loss_S, tokens_S)
 
 
@@ -151,13 +148,13 @@ def coarse_kl(log_p_CK: Tensor, log_q_CK: Tensor) -> Tensor:
 
 
 def _first_of_row(table: TokenTable) -> NDArray[np.int64]:
-    """Where each row's loss-bearing tokens begin among those of all rows, and their total."""
+    """Where each row's supervised tokens begin among those of all rows, and their total."""
     counts = [int(row.weight[1:].sum()) for row in table]
     return np.cumsum([0, *counts]).astype(np.int64)
 
 
 def _places(first_N: NDArray[np.int64], row_L: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place among all loss-bearing tokens of each of a batch's, which lie row by row."""
+    """The place among all supervised tokens of each of a batch's, which lie row by row."""
     starts = np.flatnonzero(np.r_[True, row_L[1:] != row_L[:-1]])
     within = np.arange(len(row_L)) - np.repeat(starts, np.diff(np.r_[starts, len(row_L)]))
     return np.asarray(first_N[row_L] + within)

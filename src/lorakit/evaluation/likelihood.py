@@ -1,6 +1,6 @@
 """How likely a model finds each row: held-out loss row by row, and next-token distributions.
 
-Legend: S rows, L loss-bearing tokens of a batch, C of them at once, V vocabulary.
+Legend: S rows, L supervised tokens of a batch, C of them at once, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorakit.data import TokenTable, micro_batches
 from lorakit.data.batches import Batch
-from lorakit.execution import packed as attention
+from lorakit.execution.runnable import Runnable
 
 # 128 rows of a 49,152-word vocabulary are 25 MB of float32, well below what a training step holds: an
 # evaluation in the middle of training should not be what sets its peak of memory.
@@ -27,31 +27,29 @@ def log_probs_of(model: Any) -> LogProbs:
     """The fastest right way to this model's next-token distributions, found by trying it once.
 
     Returns:
-        A function of a batch that gives, chunk by chunk, the slice of its L loss-bearing tokens
-        and log p of every word there, (C, V) in float32 at least. To be used inside
-        `packed_attention` and without gradients.
+        A function of a batch that gives, chunk by chunk, the slice of its L supervised tokens and
+        log p of every word there, (C, V) in float32 at least; in evaluation mode. To be used
+        without gradients.
     """
-    if not attention.supports_packing(model):
-        return lambda batch: _at_once(model, batch, attention.padded_logits)
-    if not attention.head_is_plain(model):
-        return lambda batch: _at_once(model, batch, attention.packed_logits)
-    return lambda batch: _in_chunks(model, batch)
+    runnable = Runnable(model)
+    if not runnable.packs:
+        return lambda batch: _at_once(runnable.padded_logits(batch, batch.predict_L))
+    if not runnable.head_is_plain:
+        return lambda batch: _at_once(runnable.logits(batch, batch.predict_L))
+    return lambda batch: _in_chunks(runnable, batch)
 
 
-def _in_chunks(model: Any, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
-    hidden_TD = attention.packed_hidden(model, batch.ids_T, batch.positions_T, batch.lengths_S)
-    head = model.get_output_embeddings()
+def _in_chunks(runnable: Runnable, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+    hidden_TD = runnable.hidden(batch)
+    head = runnable.model.get_output_embeddings()
     for start in range(0, batch.token_count, _CHUNK):
         part = slice(start, min(start + _CHUNK, batch.token_count))
         yield part, _log_softmax(head(hidden_TD.index_select(0, batch.predict_L[part])))
 
 
-def _at_once(
-    model: Any, batch: Batch, logits_of: Callable[..., Tensor]
-) -> Iterator[tuple[slice, Tensor]]:
-    logits_LV = logits_of(model, batch.ids_T, batch.positions_T, batch.lengths_S, batch.predict_L)
-    for start in range(0, batch.token_count, _CHUNK):
-        part = slice(start, min(start + _CHUNK, batch.token_count))
+def _at_once(logits_LV: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(logits_LV), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(logits_LV)))
         yield part, _log_softmax(logits_LV[part])
 
 
@@ -62,9 +60,7 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def row_losses(model: Any, table: TokenTable, batch_tokens: int) -> tuple[Floats, Floats]:
-    """Negative log-likelihood of each row, and its loss-bearing tokens.
-
-    To be used inside `packed_attention`; the model is put into eval mode for the time of it.
+    """Negative log-likelihood of each row, and its supervised tokens; in evaluation mode.
 
     Args:
         model: a causal LM.
@@ -72,23 +68,22 @@ def row_losses(model: Any, table: TokenTable, batch_tokens: int) -> tuple[Floats
         batch_tokens: most tokens of a forward pass.
 
     Returns:
-        Nats (S,), summed over each row's loss-bearing tokens, and their numbers (S,).
+        Nats (S,), summed over each row's supervised tokens, and their counts (S,).
     """
     log_probs = log_probs_of(model)
     nats_S, tokens_S = np.zeros(len(table)), np.zeros(len(table))
-    with attention.evaluating(model):
-        for batch in micro_batches(table, range(len(table)), batch_tokens):
-            moved = batch.to(model.device)
-            row_L = row_of(batch)
-            for part, log_p_CV in log_probs(moved):
-                found = log_p_CV.gather(1, moved.labels_L[part, None])[:, 0]
-                np.add.at(nats_S, row_L[part], -found.double().cpu().numpy())
-            np.add.at(tokens_S, row_L, 1.0)
+    for batch in micro_batches(table, range(len(table)), batch_tokens):
+        moved = batch.to(model.device)
+        row_L = row_of(batch)
+        for part, log_p_CV in log_probs(moved):
+            log_p_C = log_p_CV.gather(1, moved.labels_L[part, None])[:, 0]
+            np.add.at(nats_S, row_L[part], -log_p_C.double().cpu().numpy())
+        np.add.at(tokens_S, row_L, 1.0)
     return nats_S, tokens_S
 
 
 def row_of(batch: Batch) -> NDArray[np.int64]:
-    """The row in the table of each loss-bearing token of a batch, int64 (L,)."""
+    """The row in the table of each supervised token of a batch, int64 (L,)."""
     of_token_T = np.repeat(np.array(batch.rows_S, dtype=np.int64), np.array(batch.lengths_S))
     return np.asarray(of_token_T[batch.predict_L.cpu().numpy()])
 

@@ -1,27 +1,21 @@
-"""A step of many sequences through any transformers model, earlier keys and values in one arena.
+"""A step of many sequences through any transformers model, earlier keys and values in a KV cache.
 
 Everything but attention works on the step's row of tokens as it is; what each of them sees is planned
-once a step, see steps.py. The attention is registered with transformers as ``lorakit_cached``; where
-the sequences lie travels to it as a keyword argument of the model's forward, as in attention.py.
+once a step, see steps.py. The plan and the cache travel to the attention modules as a keyword argument
+of the model's forward, as in attention.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from lorakit.errors import ModelError
-from lorakit.execution.packed import AttentionSettings, evaluating
+from lorakit.execution.attention import KEYWORD, AttentionSettings, maskless, observe
+from lorakit.execution.modes import evaluating
 from lorakit.execution.steps import Step
-from lorakit.kernels.attention import attend
-from lorakit.kernels.layout import layout
-from lorakit.models.quiet import quiet
-
-NAME = "lorakit_cached"
-_KEYWORD = "lorakit_step"
 
 
 def attend_step(q_THD: Tensor, arena: Tensor, step: Step, asked: AttentionSettings) -> Tensor:
@@ -76,102 +70,55 @@ def _attention(
     return torch.softmax(s + mask, dim=-1, dtype=torch.float32).to(q_nHMD.dtype) @ v
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One attention module: what it asks for, its key heads K and the width D of a head."""
-
-    asked: AttentionSettings
-    key_heads: int
-    width: int
-
-
-@dataclass(eq=False)
-class _Probe:
-    """Stands for a step while a model is asked what its layers are like."""
-
-    seen: dict[nn.Module, Layer] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, eq=False)
-class _Running:
+class StepCall:
+    """A step's tokens: attention on the cells of their own sequences.
+
+    Attributes:
+        step: from `plan_step`.
+        arenas: of each attention module its cells, and what it asks for.
+    """
+
     step: Step
     arenas: dict[nn.Module, tuple[Tensor, AttentionSettings]]
 
-
-def _cached(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    is_causal: bool | None = None,
-    s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    lorakit_step: "_Running | _Probe | None" = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The function transformers calls: (1, H, T, D) in, (1, T, H, D) out."""
-    q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if isinstance(lorakit_step, _Running):
-        arena, asked = lorakit_step.arenas[module]
-        arena.index_copy_(0, lorakit_step.step.cells, torch.stack((k_TKD, v_TKD), 1))
-        return attend_step(q_THD, arena, lorakit_step.step, asked)[None], None
-    what = type(module).__name__
-    if lorakit_step is None:
-        raise ModelError(f"{what} was not told where the sequences lie: call step_logits")
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    for wrong, reason in [
-        (not causal, "is not causal"),
-        (s_aux is not None, "has attention sinks"),
-        (position_bias is not None, "adds a position bias"),
-        (attention_mask is not None, "brings a mask"),
-        (query.shape[0] != 1 or key.shape[2] != query.shape[2], "uses a cache or a batch"),
-        (key.shape != value.shape, "has keys and values of different widths"),
-    ]:
-        if wrong:
-            raise ModelError(f"{what} {reason}")
-    asked = AttentionSettings(
-        heads=query.shape[1],
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-        dropout=0.0,
-    )
-    lorakit_step.seen[module] = Layer(asked, key.shape[1], key.shape[3])
-    where = layout((q_THD.shape[0],), q_THD.device)
-    return attend(q_THD, k_TKD, v_TKD, where, **asked.arguments())[None], None
+    def run(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        given: dict[str, Any],
+    ) -> Tensor:
+        """(T, H, D) from (1, H, T, D), (1, K, T, D) twice; keys and values go to the cells."""
+        arena, asked = self.arenas[module]
+        q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
+        arena.index_copy_(0, self.step.cells, torch.stack((k_TKD, v_TKD), 1))
+        return attend_step(q_THD, arena, self.step, asked)
 
 
-AttentionInterface.register(NAME, _cached)
-
-
-@torch.no_grad()
-def attach_cache(model: Any) -> dict[nn.Module, Layer]:
-    """Let a model attend on arenas from now on; its attention modules, in the order they run.
+def cached_layers(model: Any) -> dict[nn.Module, AttentionSettings]:
+    """Let a model attend on a KV cache; its attention modules, in the order they run.
 
     Raises:
         ModelError: its attention cannot be switched, or is of a kind that this cannot do.
     """
     name = type(model).__name__
-    probe = _Probe()
     try:
-        with quiet():
-            model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
-            raise ModelError("its attention cannot be switched")
-        ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        places = torch.arange(2, device=model.device)[None]
         with evaluating(model):
-            model(input_ids=ids, position_ids=places, use_cache=False, **{_KEYWORD: probe})
+            call = observe(model)
     except (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ModelError(f"{name} cannot be served: {error}") from error
-    if not probe.seen:
+    if not call.seen:
         raise ModelError(f"{name} cannot be served: it keeps no keys and values of tokens")
-    return probe.seen
+    for module, asked in call.seen.items():
+        if call.widths[module] != asked.width:
+            raise ModelError(
+                f"{name} cannot be served: {type(module).__name__} has keys and values of "
+                "different widths"
+            )
+    return call.seen
 
 
 def step_logits(
@@ -184,18 +131,19 @@ def step_logits(
     """Next-token logits at the places `keep_L` of a step, (L, vocabulary), by the model's own code.
 
     Args:
-        model: one that `attach_cache` was called for.
+        model: one that `cached_layers` was called for.
         ids_T: token ids of the step.
         step: from `plan_step`.
         keep_L: int64 indices into the T tokens.
         arenas: of each attention module.
     """
-    logits_1LV = model(
-        input_ids=ids_T[None],
-        position_ids=step.positions[None],
-        use_cache=False,
-        logits_to_keep=keep_L,
-        **{_KEYWORD: _Running(step, arenas)},
-    ).logits
+    with maskless():
+        logits_1LV = model(
+            input_ids=ids_T[None],
+            position_ids=step.positions[None],
+            use_cache=False,
+            logits_to_keep=keep_L,
+            **{KEYWORD: StepCall(step, arenas)},
+        ).logits
     assert isinstance(logits_1LV, Tensor)
     return logits_1LV[0]

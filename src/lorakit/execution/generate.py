@@ -5,8 +5,6 @@ batch, the tokens that end an answer, and a state of the model that is the same 
 """
 
 import contextlib
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import ConfigError, ModelError
-from lorakit.execution.packed import evaluating, own_attention
+from lorakit.execution.modes import evaluating
 from lorakit.models.quiet import quiet
 
 _MARK = "lorakit asks where an answer ends"
@@ -55,7 +53,7 @@ def generate(
     and `batch_size`.
 
     Args:
-        model: a causal LM, in packed attention or not, training or not: it is left as it was.
+        model: a causal LM, training or not: it is left as it was.
         tokenizer: its tokenizer, with a pad token.
         prompt_ids: token ids of each prompt, at least one each.
         max_new_tokens: most tokens of an answer.
@@ -70,46 +68,24 @@ def generate(
         ConfigError: a setting is out of range.
         ModelError: an empty prompt, or one too long for the model's positions.
     """
-    settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
+    settings = generation_settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1; it is {batch_size}")
-    _check_prompts(model, prompt_ids, max_new_tokens)
+    check_prompts(model, prompt_ids, max_new_tokens)
     ends = frozenset(settings.eos_token_id)
     extra: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     answers: dict[int, Generation] = {}
-    with _ready(model, settings), _seeded(seed, model):
+    with ready_to_generate(model, settings), seeded(seed, model):
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
-            ids_BT, mask_BT = _left_padded([prompt_ids[i] for i in members], tokenizer, model)
+            ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
             new_BN = model.generate(
                 ids_BT, attention_mask=mask_BT, generation_config=settings, **extra
             )[:, ids_BT.shape[1] :]
             for i, row in zip(members, new_BN.tolist(), strict=True):
                 answers[i] = _answer(tokenizer, row, ends, stop, max_new_tokens)
     return [answers[i] for i in range(len(prompt_ids))]
-
-
-def stream(
-    model: Any,
-    tokenizer: Any,
-    ids: Sequence[int],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-) -> Iterator[str]:
-    """Continue one prompt and give its text piece by piece; arguments as for `generate`.
-
-    A piece is always whole characters: bytes of an unfinished one wait for the rest. Closing the
-    iterator early ends the computation.
-    """
-    settings = _settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
-    _check_prompts(model, [ids], max_new_tokens)
-    return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -138,9 +114,14 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 
 
-def _settings(
+def generation_settings(
     model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, top_k: int
 ) -> Any:
+    """The settings of a generation, as transformers takes them.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
     from transformers import GenerationConfig
 
     for name, value, fits in [
@@ -164,7 +145,12 @@ def _settings(
         )
 
 
-def _check_prompts(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """See that each prompt has tokens, and that the model has positions for `new` more.
+
+    Raises:
+        ModelError: which prompt does not fit, and what to do.
+    """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:
@@ -176,9 +162,10 @@ def _check_prompts(model: Any, prompts: Sequence[Sequence[int]], new: int) -> No
             )
 
 
-def _left_padded(
+def left_padded(
     prompts: Sequence[Sequence[int]], tokenizer: Any, model: Any
 ) -> tuple[Tensor, Tensor]:
+    """Prompts as a rectangle (B, T) padded on the left, and its mask."""
     longest = max(map(len, prompts))
     ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)
     mask_BT = torch.zeros_like(ids_BT)
@@ -194,23 +181,24 @@ def _answer(
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     finished = length < len(row)
     ids = row[:length]
-    text = _decode(tokenizer, ids)
+    text = decode(tokenizer, ids)
     if cuts := [at for s in stop if (at := text.find(s)) >= 0]:
         text, finished = text[: min(cuts)], True
         # What follows in the row is padding or the rest of a token: keep what the text needs.
-        while ids and len(_decode(tokenizer, ids[:-1])) >= len(text):
+        while ids and len(decode(tokenizer, ids[:-1])) >= len(text):
             ids = ids[:-1]
     return Generation(text, tuple(ids), finished)
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens, special ones left out, spaces as they are."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text)
 
 
 @contextlib.contextmanager
-def _ready(model: Any, settings: Any) -> Iterator[None]:
-    """Eval mode, the model's own attention and these settings alone; everything comes back.
+def ready_to_generate(model: Any, settings: Any) -> Iterator[None]:
+    """Evaluation mode and these settings alone; everything comes back.
 
     The settings are set on the model too, because transformers fills what they leave open (a
     repetition penalty, for one) from the model's.
@@ -218,7 +206,7 @@ def _ready(model: Any, settings: Any) -> Iterator[None]:
     declared = model.generation_config
     model.generation_config = settings
     try:
-        with evaluating(model), own_attention(model), _dense_head(model), quiet():
+        with evaluating(model), _dense_head(model), quiet():
             yield
     finally:
         model.generation_config = declared
@@ -246,7 +234,7 @@ def _dense_head(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None, model: Any) -> Iterator[None]:
+def seeded(seed: int | None, model: Any) -> Iterator[None]:
     """Within the block random numbers start from the seed; the global generators come back."""
     if seed is None:
         yield
@@ -255,90 +243,3 @@ def _seeded(seed: int | None, model: Any) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-class _Tokens:
-    """What transformers streams into: a queue of new token ids, None at the end."""
-
-    def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
-        self._prompt_seen = False
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt_seen:
-            self.queue.put(value.flatten().tolist())
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        self.queue.put(None)
-
-
-def _stream(
-    model: Any,
-    tokenizer: Any,
-    ids: Sequence[int],
-    settings: Any,
-    seed: int | None,
-    stop: tuple[str, ...],
-) -> Iterator[str]:
-    from transformers import StoppingCriteriaList
-
-    tokens, closed, failures = _Tokens(), threading.Event(), []
-    ids_1T, mask_1T = _left_padded([ids], tokenizer, model)
-
-    def is_closed(ids_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((ids_BT.shape[0],), closed.is_set(), device=ids_BT.device)
-
-    def work() -> None:
-        try:
-            model.generate(
-                ids_1T,
-                attention_mask=mask_1T,
-                generation_config=settings,
-                streamer=tokens,
-                stopping_criteria=StoppingCriteriaList([is_closed]),
-            )
-        except BaseException as error:  # handed to the reader, who raises it
-            failures.append(error)
-            tokens.end()
-
-    worker = threading.Thread(target=work, daemon=True)
-    with _ready(model, settings), _seeded(seed, model):
-        worker.start()
-        try:
-            yield from _pieces(tokenizer, tokens, frozenset(settings.eos_token_id), stop)
-        finally:
-            closed.set()
-            worker.join()
-    if failures:
-        raise failures[0]
-
-
-def _pieces(
-    tokenizer: Any, tokens: _Tokens, ends: frozenset[int], stop: tuple[str, ...]
-) -> Iterator[str]:
-    """Text as soon as it is certain: whole characters that cannot be part of a stop string."""
-    ids: list[int] = []
-    sent = 0
-    while (new := tokens.queue.get()) is not None:
-        ids += [i for i in new if i not in ends]
-        text = _decode(tokenizer, ids)
-        if cuts := [at for s in stop if (at := text.find(s)) >= 0]:
-            yield text[sent : min(cuts)]
-            return
-        if text.endswith("\ufffd"):
-            continue
-        certain = len(text) - _held_back(text, stop)
-        if certain > sent:
-            yield text[sent:certain]
-            sent = certain
-    if rest := _decode(tokenizer, ids)[sent:]:
-        yield rest
-
-
-def _held_back(text: str, stop: tuple[str, ...]) -> int:
-    """How many of the last characters could be the beginning of a stop string."""
-    return max(
-        (n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])),
-        default=0,
-    )

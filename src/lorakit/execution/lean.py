@@ -1,14 +1,12 @@
 """Blocks of the llama family by our own short code: what decoding many short rows is slow for.
 
 With one token for each of 32 sequences a layer of transformers' code spends more time between its
-products than in them. A model qualifies by its parts and not by its name: embedding, blocks of
-RMSNorm, attention with q, k, v and o projections (with or without norms on the heads), residual,
-RMSNorm, gated MLP, residual, a last norm and a plain head. That the parts mean what they seem to is
-found by trying, see `forward.open_forward`. q, k and v share one product, and so do gate and up:
-their weights are laid under one another once, and the model's own parameters become views of that.
+products than in them. Which models qualify is in family.py, and that the parts mean what they seem to
+is found by trying (stepping.py). q, k and v share one product, and so do gate and up: their weights
+are laid under one another once, and the model's own parameters become views of that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,33 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.execution.cached import Layer, attend_step
-from lorakit.execution.packed import AttentionSettings
+from lorakit.execution.attention import AttentionSettings
+from lorakit.execution.cached import attend_step
+from lorakit.execution.family import INPUTS, DecoderBlock, Norm, read_decoder
 from lorakit.execution.steps import Step
 from lorakit.kernels.slots import BatchPlan, SlotGroup
 
-_TOP = {"embed_tokens", "layers", "norm", "rotary_emb"}
-_BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
-_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-_INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-
 
 @dataclass(frozen=True, eq=False)
-class _Block:
-    """The tensors of one block; `eps` of its two norms; `head_norms` of q and k, or None."""
+class _LeanBlock:
+    """The tensors of one block; `head_norms` of q and k, or None."""
 
-    norms: tuple[Tensor, Tensor]
-    eps: tuple[float, float]
+    norms: tuple[Norm, Norm]
     qkv: tuple[Tensor, Tensor | None]
     o: tuple[Tensor, Tensor | None]
     gate_up: tuple[Tensor, Tensor | None]
     down: tuple[Tensor, Tensor | None]
     head_norms: tuple[nn.Module, nn.Module] | None
     asked: AttentionSettings
-    key_heads: int
-    width: int
 
 
 class LeanBlocks:
@@ -53,31 +42,27 @@ class LeanBlocks:
     """
 
     def __init__(
-        self, model: Any, blocks: Sequence[_Block], grouped: list[tuple[str, ...]]
+        self, model: Any, blocks: Sequence[_LeanBlock], grouped: list[tuple[str, ...]]
     ) -> None:
         self.model, self.blocks, self.grouped = model, blocks, grouped
         base = model.base_model
-        self._norm, self._norm_eps = base.norm.weight, _eps(base.norm)
+        self._norm = Norm.of(base.norm)
         self._head = model.get_output_embeddings()
         self.groups: Sequence[SlotGroup] = ()
 
     @classmethod
-    def of(cls, model: Any, layers: dict[nn.Module, Layer]) -> "LeanBlocks | None":
+    def of(cls, model: Any, layers: Mapping[nn.Module, AttentionSettings]) -> "LeanBlocks | None":
         """The model, if its parts qualify; that its head is plain is for the caller to know."""
-        base = model.base_model
-        if _children(base) != _TOP or not _is_rms(base.norm):
+        decoder = read_decoder(model)
+        if decoder is None or not decoder.whole:
             return None
-        prefix = next(path for path, module in model.named_modules() if module is base)
-        blocks, grouped = [], []
-        for number, block in enumerate(base.layers):
-            layer = layers.get(block.self_attn) if _qualifies(block) else None
-            if layer is None or layer.asked.heads % layer.key_heads:
+        for block in decoder.blocks:
+            asked = layers.get(block.attention)
+            if not block.bare or asked is None or asked.heads % asked.key_heads:
                 return None
-            blocks.append(_read(block, layer))
-            for names in _INPUTS:
-                part = "self_attn" if names[0] in _ATTENTION else "mlp"
-                grouped.append(tuple(f"{prefix}.layers.{number}.{part}.{n}" for n in names))
-        return cls(model, blocks, grouped) if blocks else None
+        blocks = [_read(block, layers[block.attention]) for block in decoder.blocks]
+        grouped = [block.paths(names) for block in decoder.blocks for names in INPUTS]
+        return cls(model, blocks, grouped)
 
     def use(self, groups: Sequence[SlotGroup]) -> None:
         """Take the slots that belong to `grouped`, in its order."""
@@ -98,13 +83,13 @@ class LeanBlocks:
         for block, arena in zip(self.blocks, arenas, strict=True):
             x_TD = _run(block, x_TD, cos_T1E, sin_T1E, step, arena, groups, batch)
         x_LD = x_TD.index_select(0, keep_L)
-        x_LD = F.rms_norm(x_LD, x_LD.shape[-1:], self._norm, self._norm_eps)
+        x_LD = F.rms_norm(x_LD, x_LD.shape[-1:], self._norm.weight, self._norm.eps)
         logits: Tensor = self._head(x_LD)
         return logits
 
 
 def _run(
-    block: _Block,
+    block: _LeanBlock,
     x_TD: Tensor,
     cos_T1E: Tensor,
     sin_T1E: Tensor,
@@ -114,8 +99,8 @@ def _run(
     batch: BatchPlan,
 ) -> Tensor:
     tokens, shape = x_TD.shape[0], x_TD.shape[-1:]
-    heads, keys, width = block.asked.heads, block.key_heads, block.width
-    n_TD = F.rms_norm(x_TD, shape, block.norms[0], block.eps[0])
+    heads, keys, width = block.asked.heads, block.asked.key_heads, block.asked.width
+    n_TD = F.rms_norm(x_TD, shape, block.norms[0].weight, block.norms[0].eps)
     y = F.linear(n_TD, *block.qkv)
     if groups is not None:
         next(groups).add(n_TD, y, batch)
@@ -135,7 +120,7 @@ def _run(
     if groups is not None:
         next(groups).add(o_TO, y_TD, batch)
     x_TD = y_TD.add_(x_TD)
-    n_TD = F.rms_norm(x_TD, shape, block.norms[1], block.eps[1])
+    n_TD = F.rms_norm(x_TD, shape, block.norms[1].weight, block.norms[1].eps)
     gu = F.linear(n_TD, *block.gate_up)
     if groups is not None:
         next(groups).add(n_TD, gu, batch)
@@ -147,21 +132,17 @@ def _run(
     return y_TD.add_(x_TD)
 
 
-def _read(block: Any, layer: Layer) -> _Block:
-    attention, mlp = block.self_attn, block.mlp
-    parts = dict(attention.named_children())
-    norms = (block.input_layernorm, block.post_attention_layernorm)
-    return _Block(
-        norms=(norms[0].weight, norms[1].weight),
-        eps=(_eps(norms[0]), _eps(norms[1])),
-        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
-        o=(attention.o_proj.weight, attention.o_proj.bias),
-        gate_up=_joined([mlp.gate_proj, mlp.up_proj]),
-        down=(mlp.down_proj.weight, mlp.down_proj.bias),
-        head_norms=(parts["q_norm"], parts["k_norm"]) if "q_norm" in parts else None,
-        asked=layer.asked,
-        key_heads=layer.key_heads,
-        width=layer.width,
+def _read(block: DecoderBlock, asked: AttentionSettings) -> _LeanBlock:
+    linears: Any = [block.linears(names) for names in INPUTS]
+    qkv, (o,), gate_up, (down,) = linears
+    return _LeanBlock(
+        norms=block.norms,
+        qkv=_joined(qkv),
+        o=(o.weight, o.bias),
+        gate_up=_joined(gate_up),
+        down=(down.weight, down.bias),
+        head_norms=block.head_norms,
+        asked=asked,
     )
 
 
@@ -178,37 +159,3 @@ def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
             each.bias.data = bias[row : row + each.out_features]
         row += each.out_features
     return weight, bias
-
-
-def _qualifies(block: nn.Module) -> bool:
-    if _children(block) != _BLOCK:
-        return False
-    attention, mlp = block.get_submodule("self_attn"), block.get_submodule("mlp")
-    parts = _children(attention) - {"rotary_emb"}
-    if parts not in (_ATTENTION, _ATTENTION | _HEAD_NORMS) or _children(mlp) != _MLP:
-        return False
-    inputs = [
-        [(attention if name in _ATTENTION else mlp).get_submodule(name) for name in names]
-        for names in _INPUTS
-    ]
-    for linears in inputs:
-        if any(type(each) is not nn.Linear for each in linears):
-            return False
-        if len({each.bias is None for each in linears}) > 1:
-            return False
-    norms = [block.get_submodule(name) for name in sorted(_BLOCK - {"self_attn", "mlp"})]
-    return all(map(_is_rms, norms))
-
-
-def _is_rms(module: nn.Module) -> bool:
-    """One weight, no bias, and an ε under one of the two names that transformers gives it."""
-    return [name for name, _ in module.named_parameters()] == ["weight"] and bool(_eps(module))
-
-
-def _eps(norm: nn.Module) -> float:
-    known = vars(norm)
-    return float(known.get("variance_epsilon", known.get("eps", 0.0)))
-
-
-def _children(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_children()}

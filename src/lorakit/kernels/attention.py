@@ -36,7 +36,7 @@ from torch import Tensor
 
 from lorakit.kernels.attention_blocked import KEEP, Blocked, mask
 from lorakit.kernels.attention_flash import Flash, suits
-from lorakit.kernels.layout import Group, Layout
+from lorakit.kernels.layout import Layout, PaddedGroup
 
 LONG = 1536
 """Sequences beyond this many tokens go to torch on a CPU; the table above is the reason."""
@@ -103,7 +103,7 @@ def probabilities_kept(
     return sum(n * n for n in lengths if n <= KEEP) / sum(lengths)
 
 
-def _pad(x_THD: Tensor, group: Group, key_heads: int) -> Tensor:
+def _pad(x_THD: Tensor, group: PaddedGroup, key_heads: int) -> Tensor:
     """The group's rows of x as (n, K, G, M, D); G is 1 for keys and values."""
     x = x_THD.index_select(0, group.rows)
     heads, width = x.shape[1:]
@@ -111,7 +111,7 @@ def _pad(x_THD: Tensor, group: Group, key_heads: int) -> Tensor:
     return x.permute(0, 2, 3, 1, 4)
 
 
-def _unpad(x_nHMD: Tensor, group: Group) -> Tensor:
+def _unpad(x_nHMD: Tensor, group: PaddedGroup) -> Tensor:
     """The real rows of (n, H, M, D), as (R, H, D) in the order of `group.tokens`."""
     return x_nHMD.transpose(1, 2).flatten(0, 1).index_select(0, group.real)
 

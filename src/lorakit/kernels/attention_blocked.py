@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorakit.kernels.head_groups import back, maps, split, take
-from lorakit.kernels.layout import Group
+from lorakit.kernels.layout import PaddedGroup
 
 BLOCK, WIDE_BLOCK = 64, 128
 """Query rows of a block: larger ones multiply more masked entries, smaller ones more often; from
@@ -48,7 +48,7 @@ class Blocked(torch.autograd.Function):
         q_THD: Tensor,
         k_TKD: Tensor,
         v_TKD: Tensor,
-        groups: tuple[Group, ...],
+        groups: tuple[PaddedGroup, ...],
         scale: float,
         window: int | None,
         softcap: float | None,

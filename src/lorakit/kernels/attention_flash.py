@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorakit.kernels.head_groups import back, maps, split, take
-from lorakit.kernels.layout import Group
+from lorakit.kernels.layout import PaddedGroup
 
 # Underscored, but the operator that F.scaled_dot_product_attention runs on a CPU, and the only
 # one that hands out L; found missing, attention goes to blocked.py.
@@ -49,7 +49,7 @@ class Flash(torch.autograd.Function):
         q_THD: Tensor,
         k_TKD: Tensor,
         v_TKD: Tensor,
-        groups: tuple[Group, ...],
+        groups: tuple[PaddedGroup, ...],
         scale: float,
     ) -> Tensor:
         by_query, by_key = maps(q_THD, k_TKD, groups)

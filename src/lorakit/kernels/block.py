@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakit.kernels.groups import Group, Layout, Linear, flat, size_of
+from lorakit.kernels.groups import GroupLayout, Linear, LinearGroup, flat, size_of
 
 # Rows of an element-wise chain taken at once: what lies between its passes stays in a cache.
 _ROWS = 256
@@ -50,9 +50,22 @@ def normed_group(
 
 
 def residual_linear(x_TO: Tensor | None, o_TI: Tensor, linear: Linear) -> Tensor:
-    """x + L(o), or L(o) alone: (T, out_features)."""
+    """x + L(o), or L(o) alone where x is None: (T, out_features).
+
+    What autograd would do with `equations.forward` costs passes over memory that nobody needs: an
+    extra (T, out) tensor for s·B(Ax), another for the sum, the same again in the backward, and a
+    gradient for the frozen W. Here the base's product is accumulated into the low-rank one, the
+    only activations kept are o and h = A o (T × rank), and a frozen W gets no gradient. A and B
+    are cast to o's dtype once a call, and the scale is folded into B.
+    """
     layout, tensors = flat([linear])
     return _ResidualLinear.apply(x_TO, o_TI, layout, *tensors)
+
+
+def linear(x: Tensor, of: Linear) -> Tensor:
+    """L(x) with its pairs, (…, in_features) -> (…, out_features): `residual_linear` on all rows."""
+    rows = x.reshape(-1, x.shape[-1])
+    return residual_linear(None, rows, of).view(*x.shape[:-1], of.frozen.shape[0])
 
 
 def gated_mlp(
@@ -110,10 +123,10 @@ class _NormedGroup(torch.autograd.Function):
         x_TD: Tensor,
         norm_D: Tensor,
         eps: float,
-        layout: Layout,
+        layout: GroupLayout,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        group = Group(layout, tensors)
+        group = LinearGroup(layout, tensors)
         rstd_T1 = _rstd(x_TD, eps)
         n_TD = _norm(x_TD, norm_D, rstd_T1)
         hs = group.low(n_TD)
@@ -126,7 +139,7 @@ class _NormedGroup(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, norm_D, rstd_T1, *rest = ctx.saved_tensors
         count = size_of(ctx.layout)
-        group, hs = Group(ctx.layout, rest[:count]), rest[count:]
+        group, hs = LinearGroup(ctx.layout, rest[:count]), rest[count:]
         needs = ctx.needs_input_grad
         grad_hs = group.gradient_h(grads)
         n_TD = _norm(x_TD, norm_D, rstd_T1)
@@ -150,9 +163,9 @@ class _ResidualLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TO: Tensor | None, o_TI: Tensor, layout: Layout, *tensors: Tensor | None
+        ctx: Any, x_TO: Tensor | None, o_TI: Tensor, layout: GroupLayout, *tensors: Tensor | None
     ) -> Tensor:
-        group = Group(layout, tensors)
+        group = LinearGroup(layout, tensors)
         hs = group.low(o_TI)
         ctx.save_for_backward(o_TI, *tensors, *hs)
         ctx.layout = layout
@@ -163,7 +176,7 @@ class _ResidualLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         o_TI, *rest = ctx.saved_tensors
         count = size_of(ctx.layout)
-        group, hs = Group(ctx.layout, rest[:count]), rest[count:]
+        group, hs = LinearGroup(ctx.layout, rest[:count]), rest[count:]
         needs = ctx.needs_input_grad
         grad_hs = group.gradient_h([grad_TO])
         of_tensors = group.gradients([grad_TO], o_TI, hs, grad_hs, needs[3:])
@@ -180,11 +193,14 @@ class _GatedMLP(torch.autograd.Function):
         x_TD: Tensor,
         norm_D: Tensor,
         eps: float,
-        layout: Layout,
+        layout: GroupLayout,
         *tensors: Tensor | None,
     ) -> Tensor:
         count = size_of(layout[:2])
-        ins, out = Group(layout[:2], tensors[:count]), Group(layout[2:], tensors[count:])
+        ins, out = (
+            LinearGroup(layout[:2], tensors[:count]),
+            LinearGroup(layout[2:], tensors[count:]),
+        )
         rstd_T1 = _rstd(x_TD, eps)
         n_TD = _norm(x_TD, norm_D, rstd_T1)
         hs = ins.low(n_TD)
@@ -203,7 +219,10 @@ class _GatedMLP(torch.autograd.Function):
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, norm_D, rstd_T1, g_TM, u_TM, *rest = ctx.saved_tensors
         count, every = size_of(ctx.layout[:2]), size_of(ctx.layout)
-        ins, out = Group(ctx.layout[:2], rest[:count]), Group(ctx.layout[2:], rest[count:every])
+        ins, out = (
+            LinearGroup(ctx.layout[:2], rest[:count]),
+            LinearGroup(ctx.layout[2:], rest[count:every]),
+        )
         hs, hs_out = rest[every : every + len(ins.parts)], rest[every + len(ins.parts) :]
         needs = ctx.needs_input_grad
         grad_hs_out = out.gradient_h([grad_TD])

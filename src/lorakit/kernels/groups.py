@@ -1,7 +1,7 @@
 """Linear layers that share an input, with pairs, as plain functions: no autograd.
 
-    y_i = W_i n + b_i + s·B_i (A_i n)           `Group.forward`, h = A n for all pairs at once
-    dn  = Σ_i W_iᵀ dy_i + Aᵀ dh                 `Group.gradient_input`, in one buffer
+    y_i = W_i n + b_i + s·B_i (A_i n)           `LinearGroup.forward`, h = A n for all pairs at once
+    dn  = Σ_i W_iᵀ dy_i + Aᵀ dh                 `LinearGroup.gradient_input`, in one buffer
 
 Pairs that read the same rows are one part: their A's stand under one another, so that one product
 gives every h. Most often there is one part, of all rows; several jobs that share a pass are a part
@@ -9,9 +9,7 @@ each (lora/jobs.py). The blocks of block.py are made of these.
 
 Where ranks differ by layer there are hundreds of shapes of products, and oneDNN, which computes the
 16-bit ones on a CPU, compiles each shape anew that its cache does not hold. There every pair takes a
-multiple of 8 columns of h, the spare ones with zeros in A and in B. (SmolLM2-135M in bfloat16 on two
-cores with AMX, ranks 1 to 16 by layer, steps of 16 E2E rows: 1.82 s a step without, 1.33 with; 1.34
-with rank 8 everywhere, where 8 columns would save nothing.)
+multiple of 8 columns of h, the spare ones with zeros in A and in B (docs/performance.md has figures).
 """
 
 from collections.abc import Sequence
@@ -21,14 +19,14 @@ from typing import Any
 from torch import Tensor, addmm, bfloat16, cat, float16, float32, float64
 from torch.nn.functional import pad
 
-from lorakit.kernels.products import add_product, product
+from lorakit.kernels.weights import DenseWeight, FrozenWeight
 
 _COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A pair, and the rows that it works on.
+class LowRank:
+    """A pair s·B·A beside a linear layer, and the rows that it works on.
 
     Attributes:
         A: (rank, in_features).
@@ -44,7 +42,7 @@ class Pair:
     rows: tuple[int, int] | None = None
     unlike: bool = False
 
-    def columns(self, weight: Tensor) -> int:
+    def columns(self, weight: FrozenWeight) -> int:
         """Columns of h that it takes beside such a weight: its rank, or more."""
         rank = self.A.shape[0]
         compiled = weight.device.type == "cpu" and weight.dtype in (bfloat16, float16)
@@ -56,40 +54,56 @@ class Linear:
     """The tensors of one linear layer, with or without pairs.
 
     Attributes:
-        weight: (out_features, in_features).
+        weight: (out_features, in_features): a tensor, which may want a gradient, or whatever
+            else can do what a `FrozenWeight` must.
         bias: (out_features,) or None.
         pairs: one for all rows, or several for rows that do not overlap.
     """
 
-    weight: Tensor
+    weight: Tensor | FrozenWeight
     bias: Tensor | None = None
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[LowRank, ...] = ()
+
+    @property
+    def frozen(self) -> FrozenWeight:
+        """The weight as the products take it."""
+        return DenseWeight(self.weight) if isinstance(self.weight, Tensor) else self.weight
 
 
-# Of each linear, what is no tensor of its pairs: scale, rows, unlike.
-Layout = tuple[tuple[tuple[float, tuple[int, int] | None, bool], ...], ...]
+@dataclass(frozen=True)
+class LinearLayout:
+    """What is no tensor of a linear layer: a weight that is none, and scale, rows and unlike of
+    each pair."""
+
+    weight: FrozenWeight | None
+    pairs: tuple[tuple[float, tuple[int, int] | None, bool], ...]
 
 
-def flat(linears: Sequence[Linear]) -> tuple[Layout, list[Tensor | None]]:
+GroupLayout = tuple[LinearLayout, ...]
+
+
+def flat(linears: Sequence[Linear]) -> tuple[GroupLayout, list[Tensor | None]]:
     """The layout, and the tensors one after another, as autograd wants them.
 
-    Of each linear: weight, bias, and A and B of each pair.
+    Of each linear: weight (None where it is no tensor), bias, and A and B of each pair.
     """
     tensors: list[Tensor | None] = []
+    layout = []
     for each in linears:
-        tensors += [each.weight, each.bias]
+        dense = isinstance(each.weight, Tensor)
+        tensors += [each.weight if isinstance(each.weight, Tensor) else None, each.bias]
         tensors += [tensor for pair in each.pairs for tensor in (pair.A, pair.B)]
-    return tuple(
-        tuple((p.scale, p.rows, p.unlike) for p in each.pairs) for each in linears
-    ), tensors
+        pairs = tuple((p.scale, p.rows, p.unlike) for p in each.pairs)
+        layout.append(LinearLayout(None if dense else each.frozen, pairs))
+    return tuple(layout), tensors
 
 
-def size_of(layout: Layout) -> int:
+def size_of(layout: GroupLayout) -> int:
     """How many tensors `flat` gives for linears of this layout."""
-    return sum(2 + 2 * len(pairs) for pairs in layout)
+    return sum(2 + 2 * len(linear.pairs) for linear in layout)
 
 
-class _Part:
+class _RowPart:
     """The pairs that read the same rows of a group's input: those of one adapter.
 
     Attributes:
@@ -99,7 +113,7 @@ class _Part:
     """
 
     def __init__(
-        self, rows: tuple[int, int] | None, pairs: dict[int, Pair], weight: Tensor
+        self, rows: tuple[int, int] | None, pairs: dict[int, LowRank], weight: FrozenWeight
     ) -> None:
         self.rows = slice(None) if rows is None else slice(*rows)
         self.pairs = pairs
@@ -116,30 +130,32 @@ class _Part:
         )
 
     def scaled(self, i: int, like: Tensor, *, rows_of_rank: bool = False) -> Tensor:
-        """s·B in the dtype of the activations, (out, R), or laid out as (R, out): see fused.py."""
+        """s·B in the dtype of the activations, (out, R), or laid out as (R, out): which a CPU multiplies faster."""
         pair = self.pairs[i]
         sB_OR = _filled((pair.scale * pair.B).to(like.dtype), self.columns[i])
         return sB_OR.t().contiguous() if rows_of_rank else sB_OR
 
 
-class Group:
+class LinearGroup:
     """Linears that share an input n: (T, in_features); forward and backward as plain functions.
 
     h is one tensor a part: (rows of the part, sum of its ranks).
     """
 
-    def __init__(self, layout: Layout, tensors: Sequence[Tensor | None]) -> None:
+    def __init__(self, layout: GroupLayout, tensors: Sequence[Tensor | None]) -> None:
         rest: Any = iter(tensors)
-        self.linears = [
-            Linear(next(rest), next(rest), tuple(Pair(next(rest), next(rest), *p) for p in pairs))
-            for pairs in layout
-        ]
-        found: dict[tuple[int, int] | None, dict[int, Pair]] = {}
+        self.linears = []
+        for static in layout:
+            dense, bias = next(rest), next(rest)
+            pairs = tuple(LowRank(next(rest), next(rest), *pair) for pair in static.pairs)
+            self.linears.append(Linear(static.weight or dense, bias, pairs))
+        self._weights = [each.frozen for each in self.linears]
+        found: dict[tuple[int, int] | None, dict[int, LowRank]] = {}
         for i, each in enumerate(self.linears):
             for pair in each.pairs:
                 found.setdefault(pair.rows, {})[i] = pair
-        weight = self.linears[0].weight
-        self.parts = [_Part(rows, pairs, weight) for rows, pairs in found.items()]
+        weight = self._weights[0]
+        self.parts = [_RowPart(rows, pairs, weight) for rows, pairs in found.items()]
         self._place = {rows: place for place, rows in enumerate(found)}
 
     def low(self, n_TI: Tensor) -> list[Tensor]:
@@ -157,7 +173,7 @@ class Group:
         each = self.linears[i]
         here = [(part, h) for part, h in zip(self.parts, hs, strict=True) if i in part.pairs]
         if not here:
-            y_TO = product(n_TI, each.weight.t(), onto)
+            y_TO = self._weights[i].product(n_TI, onto)
         else:
             before = onto if n_TI.dtype in (float32, float64) else None
             factors = [
@@ -165,7 +181,7 @@ class Group:
                 for part, h_TR in here
             ]
             y_TO = _products(factors, n_TI.shape[0], before)
-            add_product(y_TO, n_TI, each.weight.t())
+            self._weights[i].add_product(y_TO, n_TI)
             if before is None and onto is not None:
                 y_TO.add_(onto)
         if each.bias is not None:
@@ -186,16 +202,16 @@ class Group:
     def gradient_input(self, grads: Sequence[Tensor], grad_hs: Sequence[Tensor]) -> Tensor:
         """Σ_i grad_i W_i + grad_h A: (T, in_features), accumulated in one buffer."""
         if not self.parts:
-            grad_TI = product(grads[0], self.linears[0].weight)
+            grad_TI = self._weights[0].input_gradient(grads[0])
         else:  # the low-rank products first, as in the forward
             factors = [
                 (part.rows, grad_h_TR, part.A(grad_h_TR))
                 for part, grad_h_TR in zip(self.parts, grad_hs, strict=True)
             ]
             grad_TI = _products(factors, grads[0].shape[0], None)
-            add_product(grad_TI, grads[0], self.linears[0].weight)
-        for each, grad_TO in zip(self.linears[1:], grads[1:], strict=True):
-            add_product(grad_TI, grad_TO, each.weight)
+            self._weights[0].add_input_gradient(grad_TI, grads[0])
+        for weight, grad_TO in zip(self._weights[1:], grads[1:], strict=True):
+            weight.add_input_gradient(grad_TI, grad_TO)
         return grad_TI
 
     def gradients(

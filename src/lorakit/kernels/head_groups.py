@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lorakit.kernels.layout import Group, HeadRows, head_rows
+from lorakit.kernels.layout import HeadRows, PaddedGroup, head_rows
 
 
-def maps(q_THD: Tensor, k_TKD: Tensor, groups: tuple[Group, ...]) -> tuple[HeadRows, HeadRows]:
+def maps(
+    q_THD: Tensor, k_TKD: Tensor, groups: tuple[PaddedGroup, ...]
+) -> tuple[HeadRows, HeadRows]:
     """How queries and keys map onto the groups."""
     tokens = q_THD.shape[0]
     return head_rows(groups, tokens, q_THD.shape[1]), head_rows(groups, tokens, k_TKD.shape[1])
@@ -27,11 +29,11 @@ def back(x: Tensor, rows: HeadRows, like_THD: Tensor) -> Tensor:
 
 
 def split(
-    groups: tuple[Group, ...],
+    groups: tuple[PaddedGroup, ...],
     queries: tuple[Tensor, ...],
     keys: tuple[Tensor, ...],
     key_heads: int,
-) -> Iterator[tuple[Group, list[Tensor], list[Tensor]]]:
+) -> Iterator[tuple[PaddedGroup, list[Tensor], list[Tensor]]]:
     """Each group with its views of the (P·H, D): (n·K, G, M, D) of queries, (n·K, M, D) of keys."""
     places = sum(group.count * group.length for group in groups)
     shared = queries[0].shape[0] // (places * key_heads)

@@ -28,7 +28,7 @@ def compiles_shapes(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class PaddedGroup:
     """Sequences of similar length, padded to `length` tokens.
 
     `rows` (n·M,): the token that stands at each padded place (padding repeats the sequence's last).
@@ -61,7 +61,7 @@ class HeadRows:
 
 
 @lru_cache(maxsize=16)
-def head_rows(groups: tuple[Group, ...], tokens: int, heads: int) -> HeadRows:
+def head_rows(groups: tuple[PaddedGroup, ...], tokens: int, heads: int) -> HeadRows:
     """The map for these groups of a row of so many tokens, with so many heads."""
     device = groups[0].rows.device
     head = torch.arange(heads, device=device)
@@ -86,11 +86,11 @@ class Layout:
     """Where the sequences of a row of T tokens lie, and how attention groups them."""
 
     lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[PaddedGroup, ...]
 
 
 def layout(lengths_S: Sequence[int], device: torch.device, *, few_sizes: bool = False) -> Layout:
-    """Group the sequences so that padding and the number of matmuls together cost least.
+    """PaddedGroup the sequences so that padding and the number of matmuls together cost least.
 
     Args:
         lengths_S: tokens of each sequence.
@@ -124,7 +124,9 @@ def _layout(lengths: tuple[int, ...], device: torch.device, few_sizes: bool) -> 
         rows = (start + torch.minimum(place, size - 1)).flatten()
         real = (place < size).flatten().nonzero()[:, 0]
         groups.append(
-            Group(len(members), longest, rows.to(device), real.to(device), rows[real].to(device))
+            PaddedGroup(
+                len(members), longest, rows.to(device), real.to(device), rows[real].to(device)
+            )
         )
     return Layout(lengths, tuple(groups))
 

@@ -1,17 +1,17 @@
 """Several adapters trained beside one frozen base, each on rows of its own.
 
-    y[rows of job j] = W x + b + s_j · B_j (A_j x)        x: the rows of all jobs, laid end to end
+    y[rows of job j] = W x + b + s_j · B_j (A_j x)        x: the packed rows of all jobs
 
 W x is one product for all rows; each job's pair works on its own. A job's layers are ordinary
 `LoraLayer`s over the same base modules, so that one of them alone beside the base is the adapter
 that it would be anywhere else:
 
-    jobs = Jobs(model, plans, seeds)
-    with jobs.together():              # joint layers stand in the model
-        jobs.tell([(0, 0, 40), (1, 40, 96)])
-        ...                            # a pass over 96 rows
-    with jobs.alone(0):                # the model has the first job's pairs, as after `attach`
-        ...
+    jobs = Jobs(model, plans, seeds)   # joint layers stand in the model, and stay
+    jobs.assign([(0, 0, 40), (1, 40, 96)])
+    ...                                # a pass over 96 rows of two jobs
+    jobs.assign_all(0)
+    ...                                # passes whose rows are all of the first job
+    jobs.install(0)                    # the model has the first job's pairs, as after `attach`
 
 This is for training, where every job brings many rows. What serves many adapters at once, a row
 each, is another thing.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
-from lorakit.kernels.block import residual_linear
+from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
 from lorakit.lora.attach import lora_layers, make_layer
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
@@ -36,12 +36,12 @@ Span = tuple[int, int, int]
 
 
 class Jobs:
-    """The pairs of several jobs on one model.
+    """The pairs of several jobs on one model, whose adapted modules become joint layers.
 
     Args:
         model: frozen from now on; nothing of it is copied.
         plans: of each job, made for this model.
-        seeds: of each job's start of A.
+        seeds: of each job's initialisation of A.
 
     Attributes:
         layers: of each job, by path.
@@ -56,6 +56,7 @@ class Jobs:
         model.requires_grad_(False)
         self.model = model
         self.spans: tuple[Span, ...] = ()
+        self.only: int | None = None
         self.layers = tuple(_layers(model, p, s) for p, s in zip(plans, seeds, strict=True))
         self._draws: dict[int, Tensor] = {}
         paths = [path for path, _ in model.named_modules()]
@@ -69,8 +70,7 @@ class Jobs:
             for path in paths
             if path in used
         }
-        # By parent and name: while blocks run fused, paths lead elsewhere.
-        self._place = {path: _parent(model, path) for path in self._joint}
+        self.install_all()
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -79,19 +79,19 @@ class Jobs:
         """A and B of every layer of a job."""
         return [p for layer in self.layers[job].values() for p in (layer.A, layer.B)]
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Within the block every adapted module works for all jobs, on the rows last told."""
-        with self._standing(self._joint):
-            yield
+    def install_all(self) -> None:
+        """Put the joint layers into the model: every adapted module works for all jobs."""
+        self._install(self._joint)
 
-    @contextlib.contextmanager
-    def alone(self, job: int) -> Iterator[None]:
-        """Within the block the model has this job's pairs and no other, as `attach` leaves it."""
-        with self._standing(self.layers[job]):
-            yield
+    def install(self, job: int) -> None:
+        """Put this job's layers into the model and no other's, as `attach` leaves it."""
+        self._install(self.layers[job])
 
-    def tell(self, spans: Sequence[Span]) -> None:
+    def remove(self) -> None:
+        """Put the base modules back where they were; their bytes were never changed."""
+        self._install({})
+
+    def assign(self, spans: Sequence[Span]) -> None:
         """Say whose rows are whose in the passes to come; rows of nobody are the base's alone.
 
         Raises:
@@ -103,10 +103,14 @@ class Jobs:
             raise ValueError(f"rows belong to two jobs: {list(spans)}")
         if len({job for job, _, _ in spans}) < len(spans):
             raise ValueError(f"a job has two spans of rows: {list(spans)}")
-        self.spans = tuple(spans)
+        self.spans, self.only = tuple(spans), None
+
+    def assign_all(self, job: int) -> None:
+        """All rows of the passes to come are this job's, however many they are."""
+        self.spans, self.only = (), job
 
     def seed(self, job: int, seed: int) -> None:
-        """Start a job's own stream of dropout: that of `torch.manual_seed(seed)`."""
+        """Begin a job's own stream of dropout: that of `torch.manual_seed(seed)`."""
         kept = _random_state(self.model)
         torch.manual_seed(seed)
         self._draws[job] = _random_state(self.model)
@@ -121,19 +125,10 @@ class Jobs:
         self._draws[job] = _random_state(self.model)
         _set_random_state(self.model, kept)
 
-    @contextlib.contextmanager
-    def _standing(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        before = {path: getattr(parent, name) for path, (parent, name) in self._place.items()}
-        mode = self.model.training
-        for path, (parent, name) in self._place.items():
-            module = modules.get(path, self._joint[path].base)
-            setattr(parent, name, module.train(mode))
-        try:
-            yield
-        finally:
-            mode = self.model.training
-            for path, (parent, name) in self._place.items():
-                setattr(parent, name, before[path].train(mode))
+    def _install(self, modules: Mapping[str, nn.Module]) -> None:
+        for path, joint in self._joint.items():
+            module = modules.get(path, joint.base)
+            self.model.set_submodule(path, module.train(self.model.training))
 
 
 class JointLinear(nn.Module):
@@ -173,9 +168,17 @@ class JointLinear(nn.Module):
         """The base's own frozen bias, or None."""
         return self.geometry.bias(self.base)
 
+    @property
+    def fits(self) -> bool:
+        """Whether the fused blocks may compute it; see `LoraLinear.fits`."""
+        return self.geometry.plain and not self.geometry.transposed and not self.dropout
+
     def linear(self) -> Linear:
         """The tensors of this layer with the pairs of the jobs that have rows."""
         weight = self.weight.t() if self.geometry.transposed else self.weight
+        if self.jobs.only is not None:
+            alone = self.layers.get(self.jobs.only)
+            return Linear(weight, self.bias, () if alone is None else (alone.pair(),))
         pairs = tuple(
             self.layers[job].pair((first, last))
             for job, first, last in self.jobs.spans
@@ -185,11 +188,10 @@ class JointLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
-        rows = x.reshape(-1, x.shape[-1])
         if self.geometry.plain and not (self.training and self.dropout > 0.0):
-            y = residual_linear(None, rows, self.linear())
-        else:
-            y = _added(self.base(rows), rows, self.layers, self.jobs)
+            return linear(x, self.linear())
+        rows = x.reshape(-1, x.shape[-1])
+        y = _added(self.base(rows), rows, self.layers, self.jobs)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -225,7 +227,8 @@ class JointEmbedding(nn.Module):
 def _added(y_TO: Tensor, rows: Tensor, layers: Mapping[int, Any], jobs: Jobs) -> Tensor:
     """y and, on each job's rows, its own low-rank path."""
     low_TO = torch.zeros_like(y_TO)
-    for job, first, last in jobs.spans:
+    spans = jobs.spans if jobs.only is None else ((jobs.only, 0, len(rows)),)
+    for job, first, last in spans:
         if job in layers:
             with jobs.drawing(job):
                 low_TO[first:last] = layers[job].low_rank(rows[first:last])
@@ -253,11 +256,6 @@ def _joint(base: nn.Module, layers: Mapping[int, Any], jobs: Jobs) -> Any:
     first = next(iter(layers.values()))
     kind = JointEmbedding if isinstance(first, LoraEmbedding) else JointLinear
     return kind(base, layers, jobs)
-
-
-def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    above, _, name = path.rpartition(".")
-    return model.get_submodule(above), name
 
 
 def _device(model: nn.Module) -> torch.device:

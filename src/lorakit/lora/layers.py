@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
-from lorakit.kernels import lora_linear as fused
-from lorakit.kernels.groups import Pair
+from lorakit.kernels.block import linear
+from lorakit.kernels.groups import Linear, LowRank
 from lorakit.lora import equations
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
@@ -116,7 +116,7 @@ class LoraLayer(nn.Module, ABC):
 class LoraLinear(LoraLayer):
     """y = W x + b + s · B (A x) over a linear base layer.
 
-    The hand-written path of `fused` runs over bases whose weight is a plain matrix; any other
+    The kernels run over bases whose weight is a plain matrix; any other
     (quantized, subclassed) computes its own W x and the low-rank product is added.
     """
 
@@ -145,13 +145,22 @@ class LoraLinear(LoraLayer):
         """(…, in_features) -> (…, out_features)."""
         dropping = self.training and self.dropout > 0.0
         if self.geometry.plain and not dropping:
-            weight = self.weight.t() if self.geometry.transposed else self.weight
-            return fused.lora_linear(x, weight, self.bias, self.A, self.B, self.scale)
+            return linear(x, self.linear())
         return self.base(x) + self.low_rank(x)
 
-    def pair(self, rows: tuple[int, int] | None = None) -> Pair:
-        """The pair as the blocks of `fused_block` take it, for these rows or for all."""
-        return Pair(self.A, self.B, self.scale, rows, unlike=bool(self.spec.rank_pattern))
+    @property
+    def fits(self) -> bool:
+        """Whether the fused blocks may compute it: a plain weight, and no dropout beside it."""
+        return self.geometry.plain and not self.geometry.transposed and not self.dropout
+
+    def linear(self) -> Linear:
+        """Its tensors as the kernels take them."""
+        weight = self.weight.t() if self.geometry.transposed else self.weight
+        return Linear(weight, self.bias, (self.pair(),))
+
+    def pair(self, rows: tuple[int, int] | None = None) -> LowRank:
+        """The pair as the kernels take it, for these rows or for all."""
+        return LowRank(self.A, self.B, self.scale, rows, unlike=bool(self.spec.rank_pattern))
 
     def low_rank(self, x: Tensor) -> Tensor:
         """s · B (A x), with dropout on x in training: (…, out_features)."""

@@ -1,32 +1,31 @@
 """Rows and a model in, trained parameters out: what the command and the notebook share."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorakit import forecast as forecasting
 from lorakit.data import Batch, TokenTable, micro_batches, order, total_steps
 from lorakit.errors import ConfigError, DivergedError
-from lorakit.execution.packed import packed_attention
+from lorakit.execution.runnable import Runnable
 from lorakit.lora.jobs import Jobs
 from lorakit.run.machine import available_memory
 from lorakit.training import (
+    CausalLoss,
+    Checkpoints,
     Course,
     FitResult,
+    JointLoss,
     Loss,
+    Observers,
+    Schedule,
     TrainSpec,
     auto_learning_rate,
     fit,
     fit_jobs,
-    fused_blocks,
+    guard_of,
     held_out_loss,
-    make_joint_loss,
-    make_loss,
-    numbers_kept,
 )
 
 # The forecast is good to about a tenth, and other programs want some memory too.
@@ -90,7 +89,7 @@ def outlook(
     tokens_a_step = rows * float(lengths.mean())
     # The largest step of a run lies about two standard deviations above the mean.
     largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
-    kept = numbers_kept(model, lengths.tolist())
+    kept = Runnable(model).elements_kept(lengths.tolist())
     rate = forecasting.matmul_rate(shape, model.dtype, model.device)
     elementwise = forecasting.elementwise_rate(shape, model.dtype, model.device)
     bytes_rate = forecasting.memory_rate(model.device) if full else None
@@ -106,7 +105,7 @@ def outlook(
             dtype=model.dtype,
             rate=rate,
             elementwise=elementwise,
-            numbers_kept=kept,
+            elements_kept=kept,
             recompute=recompute,
             full=full,
             steps=steps,
@@ -132,64 +131,51 @@ def fit_model(
     model: Any,
     train: TokenTable,
     held_out: TokenTable,
-    spec: TrainSpec,
+    schedule: Schedule,
     *,
-    steps: int,
-    learning_rate: float,
     recompute: bool = False,
-    evaluate: Callable[[], float] | None = None,
-    report: Report = lambda event: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    folder: Path | None = None,
-    run: str = "",
-    resume: bool = False,
+    observers: Observers | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> FitResult:
     """Train whatever in the model needs a gradient, on these rows; see `lorakit.training.fit`.
 
-    The model is put into training mode and its packed attention for the time of the run, and
-    comes back in eval mode.
+    The model comes back in evaluation mode.
 
     Args:
+        model: a causal LM.
+        train: rows to train on.
+        held_out: rows that `observers.evaluate` is the loss on, where it is not given.
+        schedule: steps, peak rate and the rest.
         recompute: activation checkpointing; see `outlook` for the spec's 'auto'.
-        evaluate: asked in place of the loss on `held_out`, within packed attention.
+        observers: who looks.
+        checkpoints: where the run is kept.
     """
-    loss = make_loss(model)
-    held_out = held_out.take(()) if evaluate is not None else held_out
-    with training(model, recompute):
+    loss, observers = CausalLoss(model, recompute=recompute), observers or Observers()
+    if observers.evaluate is None:
+        evaluate = _evaluation(model, held_out, schedule.spec, loss)
+        observers = replace(observers, evaluate=evaluate)
+    try:
         return fit(
             model,
-            batches_of(model, train, spec, steps),
-            steps,
-            spec,
+            batches_of(model, train, schedule.spec, schedule.steps),
+            schedule,
             loss=loss,
-            learning_rate=learning_rate,
-            evaluate=_evaluation(model, held_out, spec, loss) or evaluate,
-            report=report,
-            should_stop=should_stop,
-            folder=folder,
-            run=run,
-            resume=resume,
+            observers=observers,
+            checkpoints=checkpoints,
         )
+    finally:
+        loss.runnable.rest()
 
 
 @dataclass(frozen=True)
 class Work:
-    """One of several runs that are done at once; the fields are arguments of `fit_model`.
-
-    `until` lets a run rest after that step, with a checkpoint, to be gone on from.
-    """
+    """One of several runs that are done at once; the fields are arguments of `fit_model`."""
 
     train: TokenTable
     held_out: TokenTable
-    spec: TrainSpec
-    steps: int
-    learning_rate: float
-    report: Report = lambda event: None
-    should_stop: Callable[[], bool] = lambda: False
-    folder: Path | None = None
-    run: str = ""
-    resume: bool = False
-    until: int | None = None
+    schedule: Schedule
+    observers: Observers = field(default_factory=Observers)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 def fit_models(
@@ -203,7 +189,8 @@ def fit_models(
     """Train several jobs on one base at once; see `lorakit.training.fit_jobs`.
 
     Args:
-        jobs: the pairs; in each are afterwards the parameters that its spec keeps.
+        jobs: the pairs; in each are afterwards the parameters that its spec keeps. The joint
+            layers stand in the model.
         works: of each job.
         batch_tokens: most tokens of a forward pass.
         recompute: activation checkpointing.
@@ -214,60 +201,31 @@ def fit_models(
         ConfigError: dropout together with activation checkpointing.
     """
     model: Any = jobs.model
-    loss, alone = make_joint_loss(model), make_loss(model)
+    jobs.install_all()
+    loss = JointLoss(jobs, recompute=recompute)
     if recompute and any(x.dropout for layers in jobs.layers for x in layers.values()):
         raise ConfigError(
             "dropout of several jobs cannot be repeated by activation checkpointing: turn one of "
             "them off (--dropout 0, --no-activation-checkpointing), or train them one by one"
         )
 
-    def evaluation(job: int, work: Work) -> Callable[[], float] | None:
-        measured = _evaluation(model, work.held_out, work.spec, alone)
-        if measured is None:
-            return None
+    def course(job: int, work: Work) -> Course:
+        spec, steps = work.schedule.spec, work.schedule.steps
+        evaluate = _evaluation(model, work.held_out, spec, loss.of_job(job))
+        return Course(
+            jobs.parameters(job),
+            batches_of(model, work.train, spec, steps),
+            work.schedule,
+            replace(work.observers, evaluate=evaluate),
+            work.checkpoints,
+            guard=guard_of(jobs, job),
+        )
 
-        def evaluate() -> float:
-            with jobs.alone(job):
-                return measured()
-
-        return evaluate
-
-    with jobs.together(), training(model, recompute):
-        courses = [
-            Course(
-                model,
-                jobs.parameters(job),
-                batches_of(model, work.train, work.spec, work.steps),
-                work.steps,
-                work.spec,
-                learning_rate=work.learning_rate,
-                evaluate=evaluation(job, work),
-                report=work.report,
-                should_stop=work.should_stop,
-                folder=work.folder,
-                run=work.run,
-                resume=work.resume,
-                until=work.until,
-                look=partial(jobs.alone, job),
-            )
-            for job, work in enumerate(works)
-        ]
-        return fit_jobs(jobs, courses, loss=loss, batch_tokens=batch_tokens, ended=ended)
-
-
-@contextmanager
-def training(model: Any, recompute: bool) -> Iterator[None]:
-    """Within the block training mode, packed attention and the hot path; then eval mode."""
-    if recompute:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
     try:
-        with packed_attention(model), fused_blocks(model, recompute=recompute):
-            yield
+        courses = [course(job, work) for job, work in enumerate(works)]
+        return fit_jobs(jobs, courses, loss=loss, batch_tokens=batch_tokens, ended=ended)
     finally:
-        model.eval()
-        if recompute:
-            model.activation_checkpointing_disable()
+        loss.runnable.rest()
 
 
 def _evaluation(
@@ -276,7 +234,7 @@ def _evaluation(
     """The loss on held-out rows, or None where there are none."""
     batches = micro_batches(held_out, range(len(held_out)), spec.batch_tokens)
     kept = [batch.to(model.device) for batch in batches]
-    return (lambda: held_out_loss(model, kept, loss)) if kept else None
+    return (lambda: held_out_loss(kept, loss)) if kept else None
 
 
 def batches_of(

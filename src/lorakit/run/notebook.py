@@ -12,7 +12,7 @@ from lorakit.data import DataSpec, load_data
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora import lora_layers
 from lorakit.run.fitting import Report, fit_model, outlook, peak_rate, steps_of
-from lorakit.training import FitResult, TrainSpec
+from lorakit.training import FitResult, Observers, Schedule, TrainSpec
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
 
@@ -75,11 +75,11 @@ def train(
         model,
         rows.train,
         rows.eval,
-        config.train,
-        steps=steps,
-        learning_rate=peak_rate(model, steps, config.train, full=not lora_layers(model)),
+        Schedule(
+            steps, peak_rate(model, steps, config.train, full=not lora_layers(model)), config.train
+        ),
         recompute=expected.recompute,
-        report=report,
+        observers=Observers(report=report),
     )
 
 

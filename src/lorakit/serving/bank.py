@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.kernels.slots import SlotGroup
-from lorakit.lora.plan import Target, plan
-from lorakit.lora.spec import LoraSpec
+from lorakit.lora.plan import Target
 from lorakit.lora.targets import block_of
 
 _REMEMBERED = 4096
@@ -27,11 +25,6 @@ def finite(numbers: torch.Tensor) -> bool:
     """Whether all are; a sum is finite only where its terms are, and may overflow where they are."""
     # In its own dtype: told another one, torch takes eleven times as long over bfloat16.
     return math.isfinite(numbers.sum()) or bool(numbers.isfinite().all())
-
-
-def adaptable(model: nn.Module) -> dict[str, Target]:
-    """The linear layers of a model's blocks by path, as `LoraSpec()` would adapt them."""
-    return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
 
 
 def check_paths(paths: Collection[str], targets: Collection[str], name: str) -> None:

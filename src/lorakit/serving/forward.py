@@ -1,107 +1,18 @@
-"""A step through the base: one forward pass for all tokens, adapters beside its linear layers.
+"""A base made ready to serve: what computes a step, its KV cache and the adapters' slots."""
 
-`OwnForward` runs the model's own code: its linear layers are replaced by ones that add the step's
-adapters, its attention is the registered one of execution/cached.py. `lean.py` has a faster way for
-models of the llama family. Both are tried on a few tokens before they are used (`open_forward`).
-"""
-
-import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorakit.errors import ConfigError, ModelError
-from lorakit.execution.cached import Layer, attach_cache, step_logits
-from lorakit.execution.lean import LeanBlocks
-from lorakit.execution.packed import evaluating, head_is_plain
-from lorakit.execution.steps import Place, Step, plan_step
-from lorakit.kernels.slots import BatchPlan, Costs, Run, SlotGroup, costs, plan_batch
-from lorakit.serving.bank import Bank, adaptable
+from lorakit.errors import ConfigError
+from lorakit.execution.attention import AttentionSettings
+from lorakit.execution.stepping import Blocks, adaptable, open_blocks
+from lorakit.execution.steps import Place, plan_step
+from lorakit.kernels.slots import Costs, Run, costs, plan_batch
+from lorakit.serving.bank import Bank
 from lorakit.serving.spec import EngineSpec
-
-_log = logging.getLogger("lorakit.serving")
-
-
-class Blocks(Protocol):
-    """What computes the logits of a step."""
-
-    @property
-    def grouped(self) -> Sequence[Sequence[str]]:
-        """Paths of linear layers that share their input, in the order they run."""
-
-    def logits(
-        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
-    ) -> Tensor:
-        """(L, vocabulary) at the places `keep_L` of the step."""
-
-    def use(self, groups: Sequence[SlotGroup]) -> None:
-        """Take the slots that belong to `grouped`, in its order."""
-
-
-class BatchedLinear(nn.Module):
-    """A base's linear layer and, beside it, the step's adapters.
-
-    Attributes:
-        base: the layer.
-        holder: where the step's plan is found while the model runs.
-    """
-
-    def __init__(self, base: nn.Module, holder: "OwnBlocks", group: int) -> None:
-        super().__init__()
-        self.base = base
-        self._holder, self._group = [holder], group
-
-    @property
-    def weight(self) -> Any:
-        """The base's own: some model code reads it."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Any:
-        """The base's own."""
-        return self.base.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in_features) -> (…, out_features)."""
-        y: Tensor = self.base(x)
-        holder = self._holder[0]
-        if holder.batch is not None and holder.batch.segments:
-            rows = y.view(-1, y.shape[-1])
-            holder.groups[self._group].add(x.reshape(-1, x.shape[-1]), rows, holder.batch)
-        return y
-
-
-class OwnBlocks:
-    """The model's own code, each linear layer a group of its own."""
-
-    def __init__(self, model: Any, layers: dict[nn.Module, Layer]) -> None:
-        self.model, self.layers = model, layers
-        self.grouped = [(path,) for path in adaptable(model)]
-        self.groups: Sequence[SlotGroup] = ()
-        self.batch: BatchPlan | None = None
-
-    def use(self, groups: Sequence[SlotGroup]) -> None:
-        """Replace the linear layers by ones that add what is in these slots."""
-        self.groups = groups
-        for number, (path,) in enumerate(self.grouped):
-            base = self.model.get_submodule(path)
-            self.model.set_submodule(path, BatchedLinear(base, self, number))
-
-    def logits(
-        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
-    ) -> Tensor:
-        """(L, vocabulary) at the places `keep_L` of the step."""
-        self.batch = batch
-        beside = {
-            module: (arena, layer.asked)
-            for (module, layer), arena in zip(self.layers.items(), arenas, strict=True)
-        }
-        try:
-            return step_logits(self.model, ids_T, step, keep_L, beside)
-        finally:
-            self.batch = None
 
 
 class Forward:
@@ -116,7 +27,12 @@ class Forward:
     """
 
     def __init__(
-        self, blocks: Blocks, layers: Sequence[Layer], model: Any, spec: EngineSpec, cells: int
+        self,
+        blocks: Blocks,
+        layers: Sequence[AttentionSettings],
+        model: Any,
+        spec: EngineSpec,
+        cells: int,
     ) -> None:
         self.blocks, self.device = blocks, model.device
         self.bank = Bank(
@@ -164,7 +80,7 @@ class Forward:
             arena[start : start + size] = 0
 
 
-def cell_bytes(layers: Sequence[Layer], dtype: torch.dtype) -> int:
+def cell_bytes(layers: Sequence[AttentionSettings], dtype: torch.dtype) -> int:
     """Memory of one token's keys and values in all layers."""
     return sum(2 * layer.key_heads * layer.width for layer in layers) * dtype.itemsize
 
@@ -193,8 +109,7 @@ def cache_cells(spec: EngineSpec, cell: int, largest: int) -> int:
 def open_forward(model: Any, spec: EngineSpec, largest: int) -> Forward:
     """Make a base ready: the lean way where a trial says that it answers the same, else its own code.
 
-    The model belongs to the server from then on: its attention is switched and its linear layers
-    are replaced.
+    The model belongs to the server from then on: its linear layers add what is in the slots.
 
     Args:
         model: from `load_model`, without an adapter.
@@ -205,72 +120,6 @@ def open_forward(model: Any, spec: EngineSpec, largest: int) -> Forward:
         ModelError: it cannot be served; the text says why.
         ConfigError: the cache is smaller than one sequence.
     """
-    expected, plain = _alone(model), head_is_plain(model)
-    layers = attach_cache(model)
-    cells = cache_cells(spec, cell_bytes(list(layers.values()), model.dtype), largest)
-    lean = LeanBlocks.of(model, layers) if plain else None
-    if lean is not None and _fits(lean, layers, model, expected):
-        return Forward(lean, list(layers.values()), model, spec, cells)
-    own = OwnBlocks(model, layers)
-    if not _fits(own, layers, model, expected):
-        raise ModelError(
-            f"{type(model).__name__} cannot be served: with its sequences in one row it answers "
-            "otherwise than with each alone. `lorakit generate` answers with it"
-        )
-    _log.info("%s is served by its own code", type(model).__name__)
-    return Forward(own, list(layers.values()), model, spec, cells)
-
-
-_TRIAL = ((3, 2, 1, 1), (6, 4, 1, 1))
-"""Two sequences: how many tokens of each come in each step. A piece of the prompt, the rest of it,
-two single tokens; the logits of all but the first step are compared."""
-
-
-def _trial_ids(model: Any) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(0)
-    rows = model.get_input_embeddings().weight.shape[0]
-    return [torch.randint(rows, (sum(n),), generator=generator).tolist() for n in _TRIAL]
-
-
-@torch.no_grad()
-def _alone(model: Any) -> Tensor:
-    """Logits after each step of the trial but the first, each sequence alone, (sequences·3, V)."""
-    with evaluating(model):
-        return torch.cat(
-            [
-                model(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -3:]
-                for ids in _trial_ids(model)
-            ]
-        ).float()
-
-
-@torch.inference_mode()
-def _fits(blocks: Blocks, layers: dict[nn.Module, Layer], model: Any, expected: Tensor) -> bool:
-    """Whether prompts in pieces and then token by token, both in one row, give those logits."""
-    size = 16
-    arenas = [
-        torch.zeros(2 * size, 2, x.key_heads, x.width, dtype=model.dtype, device=model.device)
-        for x in layers.values()
-    ]
-    sequences, got, past = _trial_ids(model), [], (0, 0)
-    try:
-        for counts in zip(*_TRIAL, strict=True):
-            places = [Place(i * size, size, past[i], counts[i]) for i in (0, 1)]
-            ids = [sequences[i][past[i] + k] for i in (0, 1) for k in range(counts[i])]
-            logits = blocks.logits(
-                torch.tensor(ids, device=model.device),
-                plan_step(places, model.device),
-                torch.tensor([counts[0] - 1, len(ids) - 1], device=model.device),
-                arenas,
-                BatchPlan(len(ids), (), frozenset()),
-            )
-            got.append(logits.float())
-            past = (past[0] + counts[0], past[1] + counts[1])
-    except (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        _log.info("%s: %s", type(blocks).__name__, error)
-        return False
-    answered = torch.stack(got[1:], dim=1).flatten(0, 1)
-    close = 2e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
-    apart = (answered - expected).abs().max().item() / expected.abs().max().item()
-    _log.info("%s: logits differ by %.1e of the largest", type(blocks).__name__, apart)
-    return apart <= close
+    blocks, layers = open_blocks(model)
+    cells = cache_cells(spec, cell_bytes(layers, model.dtype), largest)
+    return Forward(blocks, layers, model, spec, cells)

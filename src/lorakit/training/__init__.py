@@ -1,26 +1,28 @@
 """Training: a loss, an optimizer, one loop, and checkpoints to go on from."""
 
-from lorakit.execution.blocks import fused_blocks, numbers_kept
-from lorakit.training.course import Course, Event, FitResult
-from lorakit.training.joint import fit_jobs, make_joint_loss
+from lorakit.training.course import Checkpoints, Course, Event, FitResult, Observers, Schedule
+from lorakit.training.joint import JointLoss, check_can_share, fit_jobs, guard_of
 from lorakit.training.loop import fit
-from lorakit.training.loss import Loss, held_out_loss, make_loss
+from lorakit.training.loss import CausalLoss, Loss, held_out_loss
 from lorakit.training.optimizer import auto_learning_rate, learning_rate_at
 from lorakit.training.spec import TrainSpec
 
 __all__ = [
+    "CausalLoss",
+    "Checkpoints",
     "Course",
     "Event",
     "FitResult",
+    "JointLoss",
     "Loss",
+    "Observers",
+    "Schedule",
     "TrainSpec",
     "auto_learning_rate",
+    "check_can_share",
     "fit",
     "fit_jobs",
-    "fused_blocks",
+    "guard_of",
     "held_out_loss",
     "learning_rate_at",
-    "make_joint_loss",
-    "make_loss",
-    "numbers_kept",
 ]

@@ -1,10 +1,9 @@
 """One run's own part in training: its schedule, optimizer, evaluations and checkpoints.
 
 A loop asks a course for nothing but its parameters' gradients: `fit` has one course, `fit_jobs` one
-for each job. What a run is, it is here, so that a job in company is the run that it would be alone.
+for each job. What a run is, it is here, so that one of several concurrent jobs is the run that it would be alone.
 """
 
-import contextlib
 import json
 import math
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.data.batches import Batch
 from lorakit.errors import DivergedError, InterruptedRunError
@@ -24,7 +23,7 @@ from lorakit.training.optimizer import FlatAdamW, learning_rate_at
 from lorakit.training.spec import TrainSpec
 
 Event = Mapping[str, Any]
-Look = Callable[[], contextlib.AbstractContextManager[Any]]
+MakeGuard = Callable[[Callable[[nn.Parameter], Tensor]], FirstStepGuard]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class FitResult:
 
     Attributes:
         steps: done, of those planned.
-        train_loss: mean over the last tenth of the steps, nats per loss-bearing token.
+        train_loss: mean over the last tenth of the steps, nats per supervised token.
         eval_loss: of the parameters kept (`TrainSpec.keep`), None without held-out rows.
         eval_loss_before: before the first step.
         best_step: the step whose parameters were kept.
@@ -55,75 +54,128 @@ class FitResult:
     notes: tuple[str, ...] = field(default=())
 
 
-class Course:
-    """A run in progress; a loop gives it gradients, step by step.
+@dataclass(frozen=True)
+class Schedule:
+    """What a run does, step by step.
 
-    Args:
-        model: what the guard looks at, inside `look`.
-        parameters: trained; those that need no gradient are left out.
-        batches_of: the micro-batches of step i (from 0); it must depend on i alone.
-        steps: how many steps the schedule spans.
-        spec: the schedule.
+    Attributes:
+        steps: that the schedule spans.
         learning_rate: the peak.
+        spec: warm-up, decay, evaluations, checkpoints, patience.
+        until: rest after this step, with a checkpoint, as if it were the last; None for no rest.
+    """
+
+    steps: int
+    learning_rate: float
+    spec: TrainSpec
+    until: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The step after which the run rests."""
+        return self.steps if self.until is None else min(self.until, self.steps)
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between two evaluations."""
+        return self.spec.eval_every or max(1, math.ceil(self.steps / 4))
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between two checkpoints."""
+        return self.spec.checkpoint_every or self.eval_every
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who looks at a run, and may end it.
+
+    Attributes:
         evaluate: held-out loss in nats per token; without it the last parameters are kept.
         report: called with one flat mapping after each step, evaluation and checkpoint.
         should_stop: asked between steps; where true, a checkpoint is written and the run ends.
-        folder: where checkpoints and a diverged batch go; None keeps nothing on disk.
+    """
+
+    evaluate: Callable[[], float] | None = None
+    report: Callable[[Event], None] = lambda event: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run is kept.
+
+    Attributes:
+        folder: of the run, for checkpoints and a diverged batch; None keeps nothing on disk.
         run: hash of what the run depends on, kept in its checkpoints.
         resume: go on from the newest checkpoint in `folder`, if there is one.
-        until: rest after this step, with a checkpoint, as if it were the last.
-        look: a context in which the model has this run's parameters and no other's.
+    """
+
+    folder: Path | None = None
+    run: str = ""
+    resume: bool = False
+
+    @property
+    def place(self) -> Path | None:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints" if self.folder else None
+
+
+_NOBODY, _NOWHERE = Observers(), Checkpoints()
+
+
+class Course:
+    """A run in progress; a loop begins it, and gives it gradients step by step.
+
+    Args:
+        parameters: trained; those that need no gradient are left out.
+        batches_of: the micro-batches of step i (from 0); it must depend on i alone.
+        schedule: what is done.
+        observers: who looks.
+        checkpoints: where it is kept.
+        guard: makes what looks at the model around the first step, given what the optimizer moves
+            of a parameter; None for no guard.
     """
 
     def __init__(
         self,
-        model: nn.Module,
         parameters: Iterable[nn.Parameter],
         batches_of: Callable[[int], Sequence[Batch]],
-        steps: int,
-        spec: TrainSpec,
-        *,
-        learning_rate: float,
-        evaluate: Callable[[], float] | None = None,
-        report: Callable[[Event], None] = lambda event: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        folder: Path | None = None,
-        run: str = "",
-        resume: bool = False,
-        until: int | None = None,
-        look: Look = contextlib.nullcontext,
+        schedule: Schedule,
+        observers: Observers = _NOBODY,
+        checkpoints: Checkpoints = _NOWHERE,
+        guard: MakeGuard | None = None,
     ) -> None:
-        self.steps, self.until = steps, steps if until is None else min(until, steps)
-        self._model, self._batches_of, self._spec = model, batches_of, spec
-        self._peak, self._evaluate, self._report = learning_rate, evaluate, report
-        self._should_stop, self._folder, self._run, self._look = should_stop, folder, run, look
-        self._optimizer = FlatAdamW(parameters, spec)
-        self._checkpoints = folder / "checkpoints" if folder else None
-        self._eval_every = spec.eval_every or max(1, math.ceil(steps / 4))
-        self._checkpoint_every = spec.checkpoint_every or self._eval_every
+        self.schedule, self._observers, self._checkpoints = schedule, observers, checkpoints
+        self._batches_of, self._spec = batches_of, schedule.spec
+        self._optimizer = FlatAdamW(parameters, schedule.spec)
         self._progress, self._notes = Progress(), list[str]()
         # A copy of everything trained: none is made where none will be wanted.
-        self._keeps_best = evaluate is not None and spec.keep == "best"
+        self._keeps_best = observers.evaluate is not None and schedule.spec.keep == "best"
         self._best = flat_copy(self._optimizer.flat) if self._keeps_best else None
         self._stopped_early = False
-        self._begin(resume)
+        self._make_guard = guard
+        self._guard: FirstStepGuard | None = None
 
-    def _begin(self, resume: bool) -> None:
-        found = None
-        if resume and self._checkpoints:
-            found = load_checkpoint(self._checkpoints, run=self._run)
-        if found:
-            self._progress, state, self._best = found
+    def begin(self) -> None:
+        """Go on from a checkpoint, or evaluate what is there before the first step.
+
+        Raises:
+            OutputError: the checkpoint is damaged, or belongs to another run.
+        """
+        saved, observers = None, self._observers
+        if self._checkpoints.resume and self._checkpoints.place:
+            saved = load_checkpoint(self._checkpoints.place, run=self._checkpoints.run)
+        if saved:
+            self._progress, state, self._best = saved
             self._optimizer.load_state(state)
             self._stopped_early = self._is_stale()
-            self._report({"kind": "resume", "step": self._progress.step})
-        elif self._evaluate:
-            self._progress.before = self._evaluate()
-            self._report({"kind": "eval", "step": 0, "loss": self._progress.before})
-        self._guard = None
-        if self._progress.step == 0:
-            with self._look():
-                self._guard = FirstStepGuard(self._model, self._optimizer.master_of)
+            observers.report({"kind": "resume", "step": self._progress.step})
+        elif observers.evaluate:
+            self._progress.before = observers.evaluate()
+            observers.report({"kind": "eval", "step": 0, "loss": self._progress.before})
+        if self._progress.step == 0 and self._make_guard is not None:
+            self._guard = self._make_guard(self._optimizer.master_of)
 
     @property
     def step(self) -> int:
@@ -133,7 +185,7 @@ class Course:
     @property
     def over(self) -> bool:
         """Whether no step is left to do."""
-        return self._progress.step >= self.until or self._stopped_early
+        return self._progress.step >= self.schedule.last or self._stopped_early
 
     @property
     def seed(self) -> int:
@@ -149,7 +201,7 @@ class Course:
         """Take the step whose gradients are there, and all that follows it.
 
         Args:
-            nll: nats of all loss-bearing tokens of the step.
+            nll: nats of all supervised tokens of the step.
             count: of these tokens: the one division.
             batches: that the gradients came from.
             seconds: that the gradients took.
@@ -161,23 +213,22 @@ class Course:
         """
         progress, spec, step = self._progress, self._spec, self._progress.step
         started = time.perf_counter()
-        rate = learning_rate_at(step, self.steps, self._peak, spec)
+        rate = learning_rate_at(step, self.schedule.steps, self.schedule.learning_rate, spec)
         norm = math.nan
         if math.isfinite(nll):
             norm = self._optimizer.step(rate, divide_by=count, clip=spec.clip)
         if not math.isfinite(norm):
-            raise _diverged(step, nll / count, norm, batches, self._folder)
+            raise _diverged(step, nll / count, norm, batches, self._checkpoints.folder)
         if self._guard:
-            with self._look():
-                self._notes += self._guard.check(rate)
+            self._notes += self._guard.check(rate)
             self._guard = None
         # The update belongs to the step: of full fine-tuning it is a good part.
         seconds += time.perf_counter() - started
         seen = sum(batch.tokens for batch in batches)
         progress.step, progress.tokens = step + 1, progress.tokens + seen
         progress.seconds += seconds
-        progress.recent = [*progress.recent, (nll, count)][-max(1, self.steps // 10) :]
-        self._report(
+        progress.recent = [*progress.recent, (nll, count)][-max(1, self.schedule.steps // 10) :]
+        self._observers.report(
             {
                 "kind": "train",
                 "step": progress.step,
@@ -194,36 +245,41 @@ class Course:
 
     def _after_step(self) -> None:
         """Evaluate, keep the best, stop early, write a checkpoint: whatever is due."""
-        progress, last = self._progress, self._progress.step >= self.until
-        if self._evaluate and (progress.step % self._eval_every == 0 or last):
-            held_out = progress.last_loss = self._evaluate()
+        progress, last = self._progress, self._progress.step >= self.schedule.last
+        evaluate = self._observers.evaluate
+        if evaluate and (progress.step % self.schedule.eval_every == 0 or last):
+            held_out = progress.last_loss = evaluate()
             if progress.best_loss is None or held_out < progress.best_loss:
                 progress.best_loss, progress.best_step, progress.stale = held_out, progress.step, 0
                 self._best = flat_copy(self._optimizer.flat) if self._keeps_best else None
             else:
                 progress.stale += 1
                 self._stopped_early = self._is_stale()
-            self._report({"kind": "eval", "step": progress.step, "loss": held_out})
-        interrupted = self._should_stop() and not self.over
-        if self.over or interrupted or progress.step % self._checkpoint_every == 0:
+            self._observers.report({"kind": "eval", "step": progress.step, "loss": held_out})
+        interrupted = self._observers.should_stop() and not self.over
+        if self.over or interrupted or progress.step % self.schedule.checkpoint_every == 0:
             self._save()
         if interrupted:
-            raise InterruptedRunError(f"interrupted after step {progress.step} of {self.steps}")
+            raise InterruptedRunError(
+                f"interrupted after step {progress.step} of {self.schedule.steps}"
+            )
 
     def _is_stale(self) -> bool:
         patience = self._spec.patience
         return patience is not None and self._progress.stale >= patience
 
     def _save(self) -> None:
-        if self._checkpoints:
+        if self._checkpoints.place:
             path = save_checkpoint(
-                self._checkpoints,
+                self._checkpoints.place,
                 self._progress,
                 self._optimizer.state(),
                 self._best,
-                run=self._run,
+                run=self._checkpoints.run,
             )
-            self._report({"kind": "checkpoint", "step": self._progress.step, "path": str(path)})
+            self._observers.report(
+                {"kind": "checkpoint", "step": self._progress.step, "path": str(path)}
+            )
 
     def finish(self) -> FitResult:
         """Leave the parameters that the spec keeps, and say what the run came to."""

@@ -1,12 +1,12 @@
 """After the first step: what should move has moved, and the base has not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.errors import DivergedError
-from lorakit.lora import lora_layers
+from lorakit.lora import LoraLayer, lora_layers
 
 _SAMPLE = 1024
 
@@ -21,10 +21,14 @@ class FirstStepGuard:
         model: before its first step.
         moved: what the optimizer moves of a trained parameter. A first small step may be lost in
             the rounding of a 16-bit weight, and shows in its master copy alone.
+        layers: the adapted layers that are trained; those of the model if left out.
     """
 
     def __init__(
-        self, model: nn.Module, moved: Callable[[nn.Parameter], Tensor] = lambda p: p
+        self,
+        model: nn.Module,
+        moved: Callable[[nn.Parameter], Tensor] = lambda p: p,
+        layers: Mapping[str, LoraLayer] | None = None,
     ) -> None:
         self._model = model
         self._moved = moved
@@ -36,7 +40,8 @@ class FirstStepGuard:
             for name, p in model.named_parameters()
             if p.requires_grad
         }
-        self._B = {path: layer.B.detach().clone() for path, layer in lora_layers(model).items()}
+        self._layers = lora_layers(model) if layers is None else layers
+        self._B = {path: layer.B.detach().clone() for path, layer in self._layers.items()}
 
     def check(self, learning_rate: float) -> list[str]:
         """Notes on pairs that the first step did not reach.
@@ -54,8 +59,9 @@ class FirstStepGuard:
                 f"({len(moved)} in all): something outside the adapter writes to the base"
             )
         if self._B:
-            layers = lora_layers(self._model)
-            still = [path for path, old in self._B.items() if torch.equal(layers[path].B, old)]
+            still = [
+                path for path, old in self._B.items() if torch.equal(self._layers[path].B, old)
+            ]
             everything = len(self._B)
         else:
             still = [

@@ -1,45 +1,45 @@
 """Several runs at once on one frozen base: one pass for the rows of all of them.
 
     jobs = Jobs(model, plans, seeds)
-    courses = [Course(model, jobs.parameters(j), …, look=partial(jobs.alone, j)) for j in …]
-    with packed_attention(model), fused_blocks(model):
-        results = fit_jobs(jobs, courses, loss=make_joint_loss(model), batch_tokens=4096)
+    loss = JointLoss(jobs)
+    courses = [Course(jobs.parameters(j), …, guard=guard_of(jobs, j)) for j in …]
+    results = fit_jobs(jobs, courses, loss=loss, batch_tokens=4096)
 
 A step of every job that is not over is taken in one round. The micro-batches of a job are those
-that it would have alone; batches of different jobs are laid end to end into one pass while they
-fit. Gradients of a job come from its own rows and are divided by its own count, so that company
-changes nothing but the rounding of products with more rows. A job that is over, has diverged or
-was stopped early leaves, and the others go on.
+that it would have alone; batches of different jobs are packed into one pass while they fit. Gradients
+of a job come from its own rows and are divided by its own count, so that concurrent jobs change
+nothing but the rounding of products with more rows. A job that is over, has diverged or was stopped
+early leaves, and the others go on.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from lorakit.data.batches import Batch, join
 from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, ModelError
-from lorakit.execution import packed as attention
+from lorakit.execution.runnable import Runnable
 from lorakit.lora.jobs import Jobs
-from lorakit.training.course import Course, FitResult
-from lorakit.training.loss import head_loss, logits_loss
-
-JointLoss = Callable[[nn.Module, Sequence[Batch]], tuple[Tensor, ...]]
-"""The summed nats of each of several batches, from one pass."""
+from lorakit.training.course import Course, FitResult, MakeGuard
+from lorakit.training.guard import FirstStepGuard
+from lorakit.training.loss import CausalLoss, head_loss, logits_loss
 
 
-def make_joint_loss(model: nn.Module) -> JointLoss:
-    """The fastest joint loss that is right for this model, as `make_loss` finds it.
+def check_can_share(model: Any) -> None:
+    """See that runs on this base can share a pass.
 
     Raises:
-        ModelError: its sequences cannot lie end to end, or it drops some activations by itself:
-            then a job in company would not be the job alone.
+        ModelError: its sequences cannot be packed, or it drops some activations by itself: then
+            one of several jobs would not be the job alone.
     """
     name = type(model).__name__
-    if not attention.supports_packing(model):
+    if not Runnable(model).packs:
         raise ModelError(
-            f"the sequences of {name} cannot be laid end to end, so jobs cannot share a pass: "
+            f"the sequences of {name} cannot be packed, so jobs cannot share a pass: "
             "train them one by one"
         )
     dropping = [path for path, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
@@ -48,27 +48,55 @@ def make_joint_loss(model: nn.Module) -> JointLoss:
             f"{name} drops activations of its own in training ({dropping[0]}), and jobs that share "
             "a pass would share what is dropped: train them one by one"
         )
-    return _by_head if attention.head_is_plain(model) else _by_logits
 
 
-def _by_head(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
-    whole = join(batches)
-    hidden_TD = attention.packed_hidden(model, whole.ids_T, whole.positions_T, whole.lengths_S)
-    found, start = [], 0
-    for batch in batches:
-        rows_L = batch.predict_L + start
-        found.append(head_loss(model, hidden_TD.index_select(0, rows_L), batch.labels_L))
-        start += batch.tokens
-    return tuple(found)
+class JointLoss:
+    """The summed nats of batches of several jobs, from one pass.
+
+    Args:
+        jobs: whose joint layers stand in the model.
+        recompute: activation checkpointing while they train.
+
+    Raises:
+        ModelError: see `check_can_share`.
+    """
+
+    def __init__(self, jobs: Jobs, *, recompute: bool = False) -> None:
+        check_can_share(jobs.model)
+        self.jobs, self.recompute = jobs, recompute
+        self.runnable = Runnable(jobs.model)
+        self._alone = CausalLoss(self.runnable, recompute=recompute)
+
+    def __call__(self, part: Sequence[tuple[int, Batch]]) -> tuple[Tensor, ...]:
+        """Of each batch its nats; part: the jobs and their batches, at most one of each job."""
+        self.jobs.assign(spans(part))
+        batches = [batch for _, batch in part]
+        whole, how = join(batches), {"training": True, "recompute": self.recompute}
+        if not self.runnable.head_is_plain:
+            logits_LV = self.runnable.logits(whole, whole.predict_L, **how)
+            parts = logits_LV.split([batch.token_count for batch in batches])
+            return tuple(logits_loss(part, b) for part, b in zip(parts, batches, strict=True))
+        hidden_TD = self.runnable.hidden(whole, **how)
+        nlls, start = [], 0
+        for batch in batches:
+            hidden_LD = hidden_TD.index_select(0, batch.predict_L + start)
+            nlls.append(head_loss(self.runnable.model, hidden_LD, batch.labels_L))
+            start += batch.tokens
+        return tuple(nlls)
+
+    def of_job(self, job: int) -> Callable[..., tuple[Tensor, int]]:
+        """The loss of batches whose rows are all of one job, as `CausalLoss` gives it."""
+
+        def alone(batch: Batch, *, training: bool = False) -> tuple[Tensor, int]:
+            self.jobs.assign_all(job)
+            return self._alone(batch, training=training)
+
+        return alone
 
 
-def _by_logits(model: nn.Module, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
-    whole = join(batches)
-    logits_LV = attention.packed_logits(
-        model, whole.ids_T, whole.positions_T, whole.lengths_S, whole.predict_L
-    )
-    parts = logits_LV.split([batch.token_count for batch in batches])
-    return tuple(logits_loss(part, b) for part, b in zip(parts, batches, strict=True))
+def guard_of(jobs: Jobs, job: int) -> MakeGuard:
+    """What looks at a job's pairs and the base around its first step."""
+    return partial(FirstStepGuard, jobs.model, layers=jobs.layers[job])
 
 
 @dataclass
@@ -93,7 +121,7 @@ def fit_jobs(
     Args:
         jobs: the pairs.
         courses: of each job, in their order, on its own parameters.
-        loss: of `make_joint_loss`.
+        loss: of these jobs.
         batch_tokens: most tokens of a pass; a micro-batch above it has a pass of its own.
         ended: told of each job as it leaves.
 
@@ -112,35 +140,35 @@ def fit_jobs(
         done[job] = how
         ended(job, how)
 
-    with jobs.together():
-        while len(done) < len(courses):
-            for job, course in enumerate(courses):
-                if job not in done and course.over:
-                    leave(job, course.finish())
-            steps = {j: _Step(c.batches()) for j, c in enumerate(courses) if j not in done}
-            for job in steps:
-                jobs.seed(job, courses[job].seed)
-            for part in passes({j: s.batches for j, s in steps.items()}, batch_tokens):
-                started = time.perf_counter()
-                jobs.tell(spans(part))
-                nlls = loss(jobs.model, [batch for _, batch in part])
-                sum(nlls[1:], nlls[0]).backward()
-                seconds = time.perf_counter() - started
-                tokens = sum(batch.tokens for _, batch in part)
-                for (job, batch), nll in zip(part, nlls, strict=True):
-                    steps[job].nll += float(nll.detach())
-                    steps[job].seconds += seconds * batch.tokens / tokens
-            interrupted = None
-            for job, step in steps.items():
-                count = sum(batch.token_count for batch in step.batches)
-                try:
-                    courses[job].advance(step.nll, count, step.batches, step.seconds)
-                except DivergedError as error:
-                    leave(job, error)
-                except InterruptedRunError as error:
-                    interrupted = interrupted or error  # once every job has its checkpoint
-            if interrupted:
-                raise interrupted
+    for course in courses:
+        course.begin()
+    while len(done) < len(courses):
+        for job, course in enumerate(courses):
+            if job not in done and course.over:
+                leave(job, course.finish())
+        steps = {j: _Step(c.batches()) for j, c in enumerate(courses) if j not in done}
+        for job in steps:
+            jobs.seed(job, courses[job].seed)
+        for part in passes({j: s.batches for j, s in steps.items()}, batch_tokens):
+            started = time.perf_counter()
+            nlls = loss(part)
+            sum(nlls[1:], nlls[0]).backward()
+            seconds = time.perf_counter() - started
+            tokens = sum(batch.tokens for _, batch in part)
+            for (job, batch), nll in zip(part, nlls, strict=True):
+                steps[job].nll += float(nll.detach())
+                steps[job].seconds += seconds * batch.tokens / tokens
+        interrupted = None
+        for job, step in steps.items():
+            count = sum(batch.token_count for batch in step.batches)
+            try:
+                courses[job].advance(step.nll, count, step.batches, step.seconds)
+            except DivergedError as error:
+                leave(job, error)
+            except InterruptedRunError as error:
+                interrupted = interrupted or error  # once every job has its checkpoint
+        if interrupted:
+            raise interrupted
     return tuple(done[job] for job in range(len(courses)))
 
 

@@ -12,13 +12,12 @@ from lorakit.config import RunConfig
 from lorakit.data import Example, load_rows, micro_batches
 from lorakit.data.notes import length_notes
 from lorakit.errors import DataError
-from lorakit.execution.packed import packed_attention
 from lorakit.files.cache import Progress, no_progress
 from lorakit.run import answers
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import open_adapted
-from lorakit.training import held_out_loss, make_loss
+from lorakit.training import CausalLoss, held_out_loss
 
 
 def run_evaluation(
@@ -66,10 +65,7 @@ def run_evaluation(
     )
     device = session.model.device
     batches = micro_batches(table, range(len(table)), config.train.batch_tokens)
-    with packed_attention(session.model):
-        loss = held_out_loss(
-            session.model, (batch.to(device) for batch in batches), make_loss(session.model)
-        )
+    loss = held_out_loss((batch.to(device) for batch in batches), CausalLoss(session.model))
     scores: dict[str, float] = {}
     notes = length_notes(report, "rows", config.data.too_long)
     asked = answers.with_answers(examples)

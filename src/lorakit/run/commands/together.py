@@ -34,7 +34,7 @@ from lorakit.run.commands.training import (
 from lorakit.run.fitting import Outlook, Report, Work, fit_models, outlook
 from lorakit.run.machine import peak_memory
 from lorakit.run.session import open_base
-from lorakit.training import FitResult
+from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,13 @@ def run_together(
                 Work(
                     each.data.train,
                     each.data.eval,
-                    each.config.train,
-                    each.steps,
-                    each.learning_rate,
-                    report=tell,
-                    should_stop=should_stop,
-                    folder=own,
-                    run=run_hash(each.config, each.session, each.data),
-                    resume=config.output.resume,
+                    Schedule(each.steps, each.learning_rate, each.config.train),
+                    Observers(report=tell, should_stop=should_stop),
+                    Checkpoints(
+                        own,
+                        run_hash(each.config, each.session, each.data),
+                        config.output.resume,
+                    ),
                 )
             )
         fitted = fit_models(
@@ -178,8 +177,8 @@ def run_together(
     for at, (job, each, how) in enumerate(zip(jobs, ready, fitted, strict=True)):
         described: dict[str, Any] = {"name": job.name, "task": job.task, "folder": job.name}
         if isinstance(how, FitResult):
-            with pairs.alone(at):
-                made = finish(each, how, before[at], command=command, started=started)
+            pairs.install(at)
+            made = finish(each, how, before[at], command=command, started=started)
             told.append(described | {name: made[name] for name in _SHOWN} | {"diverged": ""})
         else:
             told.append(described | {"diverged": str(how)})

@@ -22,7 +22,7 @@ from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from
 from lorakit.run.fitting import Outlook, Report, fit_model, outlook, peak_rate, steps_of
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session, open_base, recorded_template
-from lorakit.training import FitResult
+from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,12 @@ def run_training(
             model,
             data.train,
             data.eval,
-            spec,
-            steps=ready.steps,
-            learning_rate=ready.learning_rate,
+            Schedule(ready.steps, ready.learning_rate, spec),
             recompute=ready.outlook.recompute,
-            report=tell,
-            should_stop=should_stop,
-            folder=folder,
-            run=run_hash(config, session, data, ready.parent),
-            resume=config.output.resume,
+            observers=Observers(report=tell, should_stop=should_stop),
+            checkpoints=Checkpoints(
+                folder, run_hash(config, session, data, ready.parent), config.output.resume
+            ),
         )
 
     report({"kind": "stage", "name": "after"})

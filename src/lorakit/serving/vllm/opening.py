@@ -10,10 +10,10 @@ from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.data import DataSpec, resolve_template
 from lorakit.errors import EngineError
 from lorakit.execution.generate import end_tokens
+from lorakit.execution.stepping import adaptable
 from lorakit.files.cache import Progress
 from lorakit.models import ModelSpec, identify, load_outline
 from lorakit.serving.answers import Deliver, Observer
-from lorakit.serving.bank import adaptable
 from lorakit.serving.catalog import Catalog
 from lorakit.serving.opening import MakeCatalog, Opened
 from lorakit.serving.spec import EngineSpec, RuntimeSpec

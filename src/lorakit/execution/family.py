@@ -1,0 +1,168 @@
+"""The parts of a llama-like decoder by their names: known here once, for training and for serving.
+
+A model qualifies by its parts and not by its name: embedding, blocks of RMSNorm, attention with q, k,
+v and o projections (with or without norms on the heads), residual, RMSNorm, gated MLP, residual, and
+a last norm. Llama, Mistral, Qwen 2, Qwen 3, SmolLM2 and their like have them. That the parts mean
+what they seem to is for a trial to say (trial.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorakit.kernels.groups import Linear
+from lorakit.lora.jobs import JointLinear
+from lorakit.lora.layers import LoraLinear
+
+_TOP = {"embed_tokens", "layers", "norm", "rotary_emb"}
+_BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = ("gate_proj", "up_proj", "down_proj")
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Linear layers of a block that share their input, in the order they run."""
+
+
+class DecoderBlock:
+    """One block of a model. It reads the model's modules at each use, pairs on them included.
+
+    Attributes:
+        module: the model's own block.
+        path: where it stands in the model.
+    """
+
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self.module, self.path = module, path
+
+    @property
+    def attention(self) -> nn.Module:
+        """The attention module."""
+        return self.module.get_submodule("self_attn")
+
+    @property
+    def norms(self) -> tuple["Norm", "Norm"]:
+        """Of the attention's input and of the MLP's."""
+        found: Any = self.module
+        return Norm.of(found.input_layernorm), Norm.of(found.post_attention_layernorm)
+
+    @property
+    def head_norms(self) -> tuple[nn.Module, nn.Module] | None:
+        """On the heads of q and of k, or None."""
+        attention: Any = self.attention
+        return (attention.q_norm, attention.k_norm) if "q_norm" in children(attention) else None
+
+    def linears(self, names: Sequence[str] = (*_ATTENTION, *_MLP)) -> list[nn.Module]:
+        """The modules of linear layers by their short names."""
+        found: Any = self.module
+        return [
+            getattr(found.self_attn if name in _ATTENTION else found.mlp, name) for name in names
+        ]
+
+    def paths(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Where linear layers stand in the model."""
+        return tuple(
+            f"{self.path}.{'self_attn' if name in _ATTENTION else 'mlp'}.{name}" for name in names
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether every linear layer is a plain one, with or without pairs beside it."""
+        return all(map(_fits, self.linears()))
+
+    @property
+    def bare(self) -> bool:
+        """Whether every linear layer is a plain one without pairs, alike in bias where they share
+        an input."""
+        groups = [self.linears(names) for names in INPUTS]
+        return all(
+            all(type(each) is nn.Linear for each in linears)
+            and len({each.bias is None for each in linears}) == 1
+            for linears in groups
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """An RMSNorm: its weight and its ε."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: Any) -> "Norm":
+        """That of a module which `is_rms`."""
+        return cls(module.weight, _eps(module))
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """What stands between token ids and the last hidden states.
+
+    Attributes:
+        base: the model without its head; its modules are read at each use.
+        blocks: every block, in the order they run.
+        qualified: whether each block has the parts; the model's own code runs the others.
+    """
+
+    base: Any
+    blocks: tuple[DecoderBlock, ...]
+    qualified: tuple[bool, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block has the parts."""
+        return all(self.qualified)
+
+
+def read_decoder(model: Any) -> Decoder | None:
+    """The parts of a model, or None where it has others."""
+    base = model.base_model
+    if children(base) != _TOP or not is_rms(base.norm) or not len(base.layers):
+        return None
+    prefix = next(path for path, module in model.named_modules() if module is base)
+    blocks = tuple(
+        DecoderBlock(module, f"{prefix}.layers.{number}" if prefix else f"layers.{number}")
+        for number, module in enumerate(base.layers)
+    )
+    return Decoder(base, blocks, tuple(_qualifies(block.module) for block in blocks))
+
+
+def linear_of(module: Any) -> Linear:
+    """The tensors of a linear layer that fits, as the kernels take them."""
+    if isinstance(module, JointLinear | LoraLinear):
+        return module.linear()
+    return Linear(module.weight, module.bias)
+
+
+def is_rms(module: nn.Module) -> bool:
+    """One weight, no bias, and an ε under one of the two names that transformers gives it."""
+    return [name for name, _ in module.named_parameters()] == ["weight"] and bool(_eps(module))
+
+
+def children(module: nn.Module) -> set[str]:
+    """Names of a module's children."""
+    return {name for name, _ in module.named_children()}
+
+
+def _qualifies(block: nn.Module) -> bool:
+    if children(block) != _BLOCK:
+        return False
+    attention, mlp = block.get_submodule("self_attn"), block.get_submodule("mlp")
+    parts = children(attention) - {"rotary_emb"}
+    if parts not in (set(_ATTENTION), {*_ATTENTION} | _HEAD_NORMS):
+        return False
+    norms = [block.get_submodule(name) for name in sorted(_BLOCK - {"self_attn", "mlp"})]
+    return children(mlp) == {*_MLP, "act_fn"} and all(map(is_rms, norms))
+
+
+def _fits(module: nn.Module) -> bool:
+    if isinstance(module, LoraLinear | JointLinear):
+        return module.fits
+    return type(module) is nn.Linear
+
+
+def _eps(norm: nn.Module) -> float:
+    known = vars(norm)
+    return float(known.get("variance_epsilon", known.get("eps", 0.0)))

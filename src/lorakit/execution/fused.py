@@ -1,0 +1,122 @@
+"""A decoder of the llama family run by the kernels of `lorakit.kernels.block`.
+
+Everything between two attentions is one operation, with the pairs of `lora` inside it. Blocks that do
+not fit (another kind of linear layer, dropout beside a pair) are run by the model's own code in the
+same pass. No module of the model is replaced: the parts are read where they stand.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lorakit.execution.attention import KEYWORD, AttentionSettings, PackedCall
+from lorakit.execution.family import Decoder, DecoderBlock, linear_of
+from lorakit.kernels.attention import attend, probabilities_kept
+from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
+from lorakit.kernels.layout import Layout
+from lorakit.kernels.rotary import rotate
+
+
+def fused_hidden(
+    decoder: Decoder,
+    settings: Mapping[str, AttentionSettings],
+    fused: Collection[str],
+    ids_T: Tensor,
+    positions_T: Tensor,
+    where: Layout,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """The last hidden states of packed sequences, (T, D), after the final norm.
+
+    Args:
+        decoder: of the model.
+        settings: of each fused block's attention, by the block's path.
+        fused: paths of the blocks to be fused.
+        ids_T: token ids.
+        positions_T: place of each token in its sequence, from 0.
+        where: the sequences lie.
+        recompute: keep the input of each fused block alone and run it again in the backward.
+    """
+    base = decoder.base
+    x_1TD = base.embed_tokens(ids_T[None])
+    cos_1TE, sin_1TE = base.rotary_emb(x_1TD, position_ids=positions_T[None])
+    for block in decoder.blocks:
+        if block.path in fused:
+            inputs = (x_1TD[0], cos_1TE[0], sin_1TE[0], where, block, settings[block.path])
+            if recompute and torch.is_grad_enabled():
+                x_1TD = checkpoint(_block, *inputs, use_reentrant=False)[None]
+            else:
+                x_1TD = _block(*inputs)[None]
+        else:
+            x_1TD = block.module(
+                x_1TD,
+                attention_mask=None,
+                position_embeddings=(cos_1TE, sin_1TE),
+                position_ids=positions_T[None],
+                use_cache=False,
+                **{KEYWORD: PackedCall(where)},
+            )
+    hidden_1TD: Tensor = base.norm(x_1TD)
+    return hidden_1TD[0]
+
+
+def _block(
+    x_TD: Tensor,
+    cos_TE: Tensor,
+    sin_TE: Tensor,
+    where: Layout,
+    block: DecoderBlock,
+    asked: AttentionSettings,
+) -> Tensor:
+    """One block: (T, D) -> (T, D)."""
+    width = cos_TE.shape[-1]
+    q, k, v, o, gate, up, down = map(linear_of, block.linears())
+    before, between = block.norms
+    parts = normed_group(x_TD, before.weight, before.eps, [q, k, v])
+    q_THE, k_TKE, v_TKE = (y.view(y.shape[0], -1, width) for y in parts)
+    if block.head_norms is not None:
+        q_norm, k_norm = block.head_norms
+        q_THE, k_TKE = q_norm(q_THE), k_norm(k_TKE)
+    o_THE = attend(
+        rotate(q_THE, cos_TE, sin_TE),
+        rotate(k_TKE, cos_TE, sin_TE),
+        v_TKE,
+        where,
+        **asked.arguments(),
+    )
+    x_TD = residual_linear(x_TD, o_THE.flatten(1), o)
+    return gated_mlp(x_TD, between.weight, between.eps, gate, up, down)
+
+
+def elements_kept(
+    blocks: Sequence[DecoderBlock],
+    settings: Mapping[str, AttentionSettings],
+    lengths: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> float:
+    """Elements kept for the backward pass for each token, all fused blocks together.
+
+    x, q, k, v, o, x', g and u of each block; and the probabilities of sequences short enough that
+    attention keeps them.
+
+    Args:
+        blocks: those that run fused, with or without pairs (whose h, a few elements, is left out).
+        settings: of each block's attention, by the block's path.
+        lengths: tokens of each sequence.
+        dtype: of the activations.
+        device: where they lie.
+    """
+    kept = 0.0
+    for block in blocks:
+        q, k, v, o, gate, up, _ = (linear_of(each).frozen.shape for each in block.linears())
+        kept += sum(out for out, _ in (q, k, v, gate, up))
+        kept += 2 * o[0] + o[1]
+        asked = settings[block.path]
+        kept += asked.heads * probabilities_kept(
+            lengths, dtype, device, window=asked.window, softcap=asked.softcap
+        )
+    return kept

@@ -1,0 +1,243 @@
+"""A loaded model made ready to be run, once: what its calls may do is an argument of the call.
+
+    runnable = Runnable(model)
+    hidden_TD = runnable.hidden(rows, training=True)          # packed, fused where it may be
+    logits_LV = runnable.logits(rows, keep_L)                 # by the model's own head
+
+Packed sequences are one row of T tokens: everything but attention works on the row as it is, with no
+padding. Whether a model can be run so, whether its blocks may be fused and whether its head is a plain
+matrix is found by trying (trial.py), and remembered for the model. Module paths never change: pairs
+that are attached or detached later are seen at the next call.
+"""
+# ruff: noqa: N815  (the fields carry their shapes in their names)
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorakit.errors import ModelError
+from lorakit.execution.attention import AttentionSettings
+from lorakit.execution.facts import (
+    facts_of,
+    settings_in_training,
+    try_fused,
+    try_head,
+    try_packing,
+)
+from lorakit.execution.family import DecoderBlock, read_decoder
+from lorakit.execution.fused import elements_kept, fused_hidden
+from lorakit.execution.own import own_hidden, own_logits
+from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded
+from lorakit.lora.layers import LoraLayer
+
+
+class Sequences(Protocol):
+    """Packed sequences: `ids_T`, each token's place in its sequence from 0, and the lengths."""
+
+    @property
+    def ids_T(self) -> Tensor:
+        """Token ids, int64."""
+
+    @property
+    def positions_T(self) -> Tensor:
+        """Places, int64."""
+
+    @property
+    def lengths_S(self) -> Sequence[int]:
+        """Tokens of each sequence; they sum to T."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences given as tensors."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    lengths_S: Sequence[int]
+
+
+class Runnable:
+    """A causal language model and the fastest right way to run it.
+
+    Args:
+        model: a causal LM of transformers, with or without pairs attached. It keeps its modules
+            and weights; its attention goes through lorakit's function where sequences can be
+            packed, and answers everybody else as before.
+        fused: False keeps the model's own code in every block: the oracle of the fused way.
+    """
+
+    def __init__(self, model: Any, *, fused: bool = True) -> None:
+        self.model = model
+        self._facts = facts_of(model)
+        self._decoder = read_decoder(model) if fused else None
+        # Now and not in the middle of a step: a trial draws random numbers where there is dropout.
+        if self.packs:
+            self._fusible()
+
+    @property
+    def packs(self) -> bool:
+        """Whether packed sequences give this model what each gives alone; see `try_packing`."""
+        if self._facts.packs is None:
+            self._facts.packs = try_packing(self.model)
+        return self._facts.packs
+
+    @property
+    def head_is_plain(self) -> bool:
+        """Whether logits are exactly ``head.weight @ hidden + head.bias``.
+
+        If so, a loss may run the head in chunks on `hidden`. A head with a pair beside it is none.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None or isinstance(head, LoraLayer):
+            return False
+        if self._facts.plain_head is None:
+            self._facts.plain_head = try_head(self.model, head)
+        return self._facts.plain_head
+
+    @property
+    def fused_blocks(self) -> tuple[str, ...]:
+        """Paths of the blocks that run fused, () where the model's own code stays."""
+        return tuple(block.path for block in self._fusible()) if self.packs else ()
+
+    def hidden(self, rows: Sequences, *, training: bool = False, recompute: bool = False) -> Tensor:
+        """The last hidden states of packed sequences, (T, hidden), after the final norm.
+
+        Row t depends on the tokens of its own sequence up to t, and on nothing else.
+
+        Args:
+            rows: the sequences.
+            training: dropout is on. The model stays in that mode until the next call.
+            recompute: keep the inputs of the blocks alone and run them again in the backward.
+
+        Raises:
+            ModelError: the model cannot run packed sequences: see `packs`.
+            ValueError: the lengths do not sum to T.
+        """
+        ids_T, positions_T, where = self._pack(rows)
+        blocks = self._fusible()
+        self._set_mode(training, recompute)
+        if blocks and self._decoder is not None:
+            paths = {block.path for block in blocks}
+            hidden_TD = fused_hidden(
+                *(self._decoder, self._settings(), paths, ids_T, positions_T, where),
+                recompute=recompute,
+            )
+        else:
+            hidden_TD = own_hidden(self.model, ids_T, positions_T, where)
+        return hidden_TD[: rows.ids_T.shape[0]]
+
+    def logits(
+        self, rows: Sequences, keep_L: Tensor, *, training: bool = False, recompute: bool = False
+    ) -> Tensor:
+        """Next-token logits at the places `keep_L` of the row, (L, vocabulary).
+
+        They come through the model's own forward, so its scales and soft caps are in them.
+
+        Args:
+            rows: the sequences.
+            keep_L: int64 indices into the row of T tokens.
+            training, recompute: as for `hidden`.
+
+        Raises:
+            ModelError, ValueError: as `hidden`.
+        """
+        packed = self._pack(rows)
+        self._set_mode(training, recompute)
+        return own_logits(self.model, *packed, keep_L)
+
+    def padded_logits(
+        self, rows: Sequences, keep_L: Tensor, *, training: bool = False, recompute: bool = False
+    ) -> Tensor:
+        """The same as `logits` for a model that does not pack: padded on the right.
+
+        The model attends as it was loaded to. Slower, and memory grows with the padding.
+        """
+        ids_T, lengths = rows.ids_T, rows.lengths_S
+        _check_lengths(rows)
+        self._set_mode(training, recompute)
+        mask_SM = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=ids_T.device)
+        for row, length in enumerate(lengths):
+            mask_SM[row, :length] = 1
+        real = mask_SM.flatten().nonzero()[:, 0]
+        ids_SM = torch.zeros_like(mask_SM)
+        ids_SM.view(-1)[real] = ids_T
+        logits_SMV = self.model(input_ids=ids_SM, attention_mask=mask_SM, use_cache=False).logits
+        assert isinstance(logits_SMV, Tensor)
+        return logits_SMV.flatten(0, 1).index_select(0, real[keep_L])
+
+    def elements_kept(self, lengths: Sequence[int]) -> float | None:
+        """Elements kept for the backward pass for each token; see `fused.elements_kept`.
+
+        Returns:
+            None where a block of the model would not run fused.
+        """
+        blocks = self._fusible() if self.packs else []
+        if not blocks or len(blocks) != self.model.config.get_text_config().num_hidden_layers:
+            return None
+        model = self.model
+        return elements_kept(blocks, self._settings(), lengths, model.dtype, model.device)
+
+    def rest(self) -> None:
+        """Evaluation mode, without recomputation: how a loaded model was."""
+        self._set_mode(False, False)
+
+    def _set_mode(self, training: bool, recompute: bool) -> None:
+        if self.model.training != training:
+            self.model.train(training)
+        if recompute != self._facts.recomputes:
+            if recompute:
+                self.model.activation_checkpointing_enable({"use_reentrant": False})
+            else:
+                self.model.activation_checkpointing_disable()
+            self._facts.recomputes = recompute
+
+    def _pack(self, rows: Sequences) -> tuple[Tensor, Tensor, Layout]:
+        if not self.packs:
+            raise ModelError(
+                f"the sequences of {type(self.model).__name__} cannot be packed: padded_logits can"
+            )
+        _check_lengths(rows)
+        ids_T, positions_T = rows.ids_T, rows.positions_T
+        few_sizes = compiles_shapes(self.model.dtype, ids_T.device)
+        if few_sizes:  # tokens of no sequence at the end, which nothing attends to and nobody reads
+            more = rounded(len(ids_T)) - len(ids_T)
+            ids_T, positions_T = (F.pad(x, (0, more)) for x in (ids_T, positions_T))
+        return ids_T, positions_T, layout(rows.lengths_S, ids_T.device, few_sizes=few_sizes)
+
+    def _settings(self) -> dict[str, AttentionSettings]:
+        if self._facts.settings is None:
+            assert self._decoder is not None
+            self._facts.settings = settings_in_training(self.model, self._decoder)
+        return self._facts.settings
+
+    def _fusible(self) -> list[DecoderBlock]:
+        """The blocks that fit now and give the same answer fused."""
+        decoder = self._decoder
+        if decoder is None:
+            return []
+        settings = self._settings()
+        blocks = [
+            block
+            for block, qualified in zip(decoder.blocks, decoder.qualified, strict=True)
+            # Dropout of attention is the model's own business: it differs between the modes.
+            if qualified
+            and block.path in settings
+            and not settings[block.path].dropout
+            and block.fits
+        ]
+        paths = {block.path for block in blocks}
+        if paths - self._facts.tried:
+            self._facts.tried |= paths
+            if try_fused(self.model, decoder, settings, paths):
+                self._facts.right |= paths
+        return [block for block in blocks if block.path in self._facts.right]
+
+
+def _check_lengths(rows: Sequences) -> None:
+    total, tokens = sum(rows.lengths_S), rows.ids_T.shape[0]
+    if total != tokens:
+        raise ValueError(f"lengths sum to {total}, but there are {tokens} tokens")

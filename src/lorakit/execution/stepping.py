@@ -1,0 +1,157 @@
+"""Steps of a model that answers many sequences: by the lean way where it is right, else by its own code.
+
+Both add the step's adapters beside the linear layers. Which of them may be used is found by trying:
+prompts in pieces and then token by token, two sequences in one row, must give the logits of each alone.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.errors import ModelError
+from lorakit.execution.attention import AttentionSettings
+from lorakit.execution.cached import cached_layers, step_logits
+from lorakit.execution.lean import LeanBlocks
+from lorakit.execution.modes import evaluating
+from lorakit.execution.runnable import Runnable
+from lorakit.execution.steps import Place, Step, plan_step
+from lorakit.execution.trial import random_ids, same_answer
+from lorakit.kernels.slots import BatchPlan, SlotGroup
+from lorakit.lora.plan import Target, plan
+from lorakit.lora.spec import LoraSpec
+
+_log = logging.getLogger("lorakit.execution")
+
+
+class Blocks(Protocol):
+    """What computes the logits of a step."""
+
+    @property
+    def grouped(self) -> Sequence[Sequence[str]]:
+        """Paths of linear layers that share their input, in the order they run."""
+
+    def logits(
+        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
+    ) -> Tensor:
+        """(L, vocabulary) at the places `keep_L` of the step."""
+
+    def use(self, groups: Sequence[SlotGroup]) -> None:
+        """Take the slots that belong to `grouped`, in its order."""
+
+
+def adaptable(model: nn.Module) -> dict[str, Target]:
+    """The linear layers of a model's blocks by path, as `LoraSpec()` would adapt them."""
+    return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
+
+
+class OwnBlocks:
+    """The model's own code, each linear layer a group of its own, adapters added by forward hooks."""
+
+    def __init__(self, model: Any, layers: Mapping[nn.Module, AttentionSettings]) -> None:
+        self.model, self.layers = model, layers
+        self.grouped = [(path,) for path in adaptable(model)]
+        self.groups: Sequence[SlotGroup] = ()
+        self.batch: BatchPlan | None = None
+
+    def use(self, groups: Sequence[SlotGroup]) -> None:
+        """Let every linear layer add what is in these slots."""
+        self.groups = groups
+        for number, (path,) in enumerate(self.grouped):
+            module = self.model.get_submodule(path)
+            module.register_forward_hook(partial(self._add, number))
+
+    def _add(self, group: int, module: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
+        if self.batch is not None and self.batch.segments:
+            x = given[0]
+            rows = y.view(-1, y.shape[-1])
+            self.groups[group].add(x.reshape(-1, x.shape[-1]), rows, self.batch)
+
+    def logits(
+        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
+    ) -> Tensor:
+        """(L, vocabulary) at the places `keep_L` of the step."""
+        self.batch = batch
+        beside = {
+            module: (arena, asked)
+            for (module, asked), arena in zip(self.layers.items(), arenas, strict=True)
+        }
+        try:
+            return step_logits(self.model, ids_T, step, keep_L, beside)
+        finally:
+            self.batch = None
+
+
+def open_blocks(model: Any) -> tuple[Blocks, list[AttentionSettings]]:
+    """The fastest right way to compute steps, and what the attention modules ask for, in order.
+
+    Args:
+        model: from `load_model`, without an adapter.
+
+    Raises:
+        ModelError: it cannot be served; the text says why.
+    """
+    expected, plain = _alone(model), Runnable(model).head_is_plain
+    layers = cached_layers(model)
+    lean = LeanBlocks.of(model, layers) if plain else None
+    if lean is not None and _same(lean, "lean steps", layers, model, expected):
+        return lean, list(layers.values())
+    own = OwnBlocks(model, layers)
+    if not _same(own, "steps by its own code", layers, model, expected):
+        raise ModelError(
+            f"{type(model).__name__} cannot be served: with its sequences in one row it answers "
+            "otherwise than with each alone. `lorakit generate` answers with it"
+        )
+    _log.info("%s is served by its own code", type(model).__name__)
+    return own, list(layers.values())
+
+
+_TRIAL = ((3, 2, 1, 1), (6, 4, 1, 1))
+"""Two sequences: how many tokens of each come in each step. A piece of the prompt, the rest of it,
+two single tokens; the logits of all but the first step are compared."""
+
+
+def _trial_ids(model: Any) -> list[Tensor]:
+    return list(random_ids(model, sum(map(sum, _TRIAL))).split([sum(n) for n in _TRIAL]))
+
+
+@torch.no_grad()
+def _alone(model: Any) -> Tensor:
+    """Logits after each step of the trial but the first, each sequence alone, (sequences·3, V)."""
+    with evaluating(model):
+        return torch.cat(
+            [model(ids[None], use_cache=False).logits[0, -3:] for ids in _trial_ids(model)]
+        )
+
+
+def _same(
+    blocks: Blocks,
+    way: str,
+    layers: Mapping[nn.Module, AttentionSettings],
+    model: Any,
+    expected: Tensor,
+) -> bool:
+    """Whether prompts in pieces and then token by token, both in one row, give those logits."""
+
+    @torch.inference_mode()
+    def steps() -> Tensor:
+        size = 16
+        arenas = [
+            torch.zeros(2 * size, 2, x.key_heads, x.width, dtype=model.dtype, device=model.device)
+            for x in layers.values()
+        ]
+        sequences, logits, past = _trial_ids(model), [], (0, 0)
+        for counts in zip(*_TRIAL, strict=True):
+            places = [Place(i * size, size, past[i], counts[i]) for i in (0, 1)]
+            ids_T = torch.cat([sequences[i][past[i] : past[i] + counts[i]] for i in (0, 1)])
+            keep_L = torch.tensor([counts[0] - 1, len(ids_T) - 1], device=model.device)
+            batch = BatchPlan(len(ids_T), (), frozenset())
+            step = plan_step(places, model.device)
+            logits.append(blocks.logits(ids_T, step, keep_L, arenas, batch))
+            past = (past[0] + counts[0], past[1] + counts[1])
+        return torch.stack(logits[1:], dim=1).flatten(0, 1)
+
+    return same_answer(model, way, steps, expected)
