@@ -89,14 +89,15 @@ def drawn(block: str) -> set[Path]:
     found, above = set(), {}
     for line in block.splitlines()[1:-1]:
         indent = len(line) - len(line.lstrip())
-        parent = next((above[i] for i in sorted(above, reverse=True) if i < indent), ROOT)
+        parent = outer = next((above[i] for i in sorted(above, reverse=True) if i < indent), ROOT)
         listed, *beside = re.split(r" {2,}", line.strip())
         names = listed.split() + (beside[0].split() if beside and listed.endswith("/") else [])
         first = True
         for name in names:
             if not (name.endswith("/") or re.fullmatch(r"[\w.]+\.\w+", name)):
                 break
-            found.add(parent / name)
+            # Folders of one line lie side by side; files after a folder lie in it.
+            found.add((outer if name.endswith("/") else parent) / name)
             if first and name.endswith("/"):
                 parent /= name
                 above = {i: p for i, p in above.items() if i < indent} | {indent: parent}
