@@ -52,6 +52,11 @@ def test_every_link_leads_somewhere(page):
             assert anchor in anchors(there), f"[{text}]({target}): no such heading"
 
 
+def test_the_readme_stays_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 180, "what is measured goes to docs/measured.md, the rest to its own page"
+
+
 def defined_in(path: Path) -> set[str]:
     """Names of functions, classes and constants of a module, methods as Class.method."""
     found: set[str] = set()
