@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where real data lies for benchmarks; never needed by `make test`.
 DATA ?= data
 
-.PHONY: help install demo test test-readers check format bench clean
+.PHONY: help install demo test test-readers check format bench release clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,16 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # BENCH takes more flags, such as BENCH='--rounds 1 --out speed.jsonl'.
 bench: $(VENV)/.installed-bench ## Training speed beside peft and TRL: make bench DATA=folder
 	$(BIN)/python benchmarks/train_speed.py --data $(DATA) $(BENCH)
+
+# Apart from .venv, so that the bytes of a release depend on requirements-release.txt alone.
+RELEASE := build/release-venv
+$(RELEASE)/.installed: requirements-release.txt
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-release.txt
+	touch $@
+
+release: $(RELEASE)/.installed ## Build sdist and wheel twice, compare and check them; uploads nothing
+	.ci/release $(RELEASE)/bin/python
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -2,7 +2,7 @@
 
     python benchmarks/compare_examples.py --data DATA --only e2e
     python benchmarks/compare_examples.py --data DATA --try        # 2 steps, nothing kept
-    python benchmarks/compare_examples.py --write                  # the README's table of them
+    python benchmarks/tables.py --write                            # their tables in the pages
 
 Runs `lorakit compare` once a task, each about a quarter of an hour on two cores with native
 bfloat16, and copies its page and figures to docs/examples/compare-TASK.html and .json. A run that
@@ -25,10 +25,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
-BEGIN, END = "<!-- compare: figures -->", "<!-- end of compare -->"
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, commas between")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     parser.add_argument("--try", action="store_true", dest="tries", help="2 steps, nothing kept")
-    parser.add_argument("--write", action="store_true", help="only the README's table")
     given = parser.parse_args()
-    if given.write:
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
-        return
     if given.data is None:
         parser.error("--data is needed: the folder of e2e, snips and banking77")
     for name in given.only.split(","):
@@ -104,12 +97,18 @@ def main() -> None:
         print(json.loads((out / "result.json").read_text())["measured"]["headline"])
 
 
+def results() -> list[tuple[str, Any]]:
+    """Name and result.json of each committed example."""
+    return [
+        (file.stem.removeprefix("compare-"), json.loads(file.read_text(encoding="utf-8")))
+        for file in sorted(EXAMPLES.glob("compare-*.json"))
+    ]
+
+
 def table() -> str:
-    """The committed examples as Markdown: one row an example and arm beside full fine-tuning."""
+    """The committed examples for a page in docs/: one row an example and arm beside the reference."""
     rows, commands, machines = [], [], set()
-    for file in sorted(EXAMPLES.glob("compare-*.json")):
-        name = file.stem.removeprefix("compare-")
-        made = json.loads(file.read_text(encoding="utf-8"))
+    for name, made in results():
         commands.append(made["command"])
         machine, versions = made["measured"]["machine"], made["versions"]
         machines.add(
@@ -123,7 +122,9 @@ def table() -> str:
             times = 1 if arm["scores"][metric]["unit"] == "points" else 100
             values = [times * each["scores"][metric]["mean"] for each in (full, arm)]
             rows.append(
-                f"| [{name}](docs/examples/compare-{name}.html) | {between['arm']} "
+                f"| [{name}](examples/compare-{name}.html) "
+                f"({made['tokens_per_step'] / made['protocol']['batch_size']:.0f} tokens) "
+                f"| {between['arm']} "
                 f"| {full['loss']['mean']:.3f} | {arm['loss']['mean']:.3f} "
                 f"| {loss['mean']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) "
                 f"| {metric.replace('_', ' ')} {values[0]:.1f} / {values[1]:.1f} "

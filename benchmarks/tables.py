@@ -3,25 +3,33 @@
     python benchmarks/tables.py            # print every table
     python benchmarks/tables.py --write    # and put them into the pages that have a place for them
 
-A place is what stands between `<!-- measured: NAME -->` and `<!-- end of measured -->` in a page;
-tests/test_benchmark_tables.py holds that it says what the result files say. Where something was
-measured more than once on a machine, the command given last counts; machines do not mix.
+A place is what stands between `<!-- measured: NAME -->` and `<!-- end of measured -->` in a page.
+README.md has the short tables, docs/measured.md the whole ones. tests/test_benchmark_tables.py
+holds that a place says what the result files say. Where something was measured more than once on a
+machine, the command given last counts. Figures of two machines never share a row.
 """
 
 import argparse
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import bench
+import compare_examples
+import rank_regret_table
 from bench import Line, gigabytes, median, newest, table
 
 ROOT = Path(__file__).parents[1]
 PLACE = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end of measured -->)", re.DOTALL)
 # TRL tuned to its best is the fastest of these.
 TUNED = ("trl", "trl-grouped", "trl-flat", "trl-split")
+# The careful peft loop at its best is the faster of these.
+LOOPS = ("peft", "peft-split")
 MISSING = "not measured"
+# Mean tokens of a training row of rank_regret.py, as `lorakit check` counts them.
+RANK_TOKENS = {"snips": 51, "e2e": 58, "banking77": 22, "gsm8k": 188, "keys": 13}
 
 
 def speed(lines: Sequence[Line]) -> float:
@@ -63,7 +71,14 @@ def fraction(theirs: Sequence[Line], ours: Sequence[Line]) -> float:
 
 def contenders(lines: Sequence[Line]) -> str:
     """One row a contender."""
-    head = ("rows", "who", "dtype", "real tokens/s", "lorakit / it", "fraction of the limit")
+    head = (
+        "rows (tokens a row)",
+        "who",
+        "dtype",
+        "real tokens/s",
+        "lorakit / it",
+        "fraction of the limit",
+    )
     rows = []
     for kind in kinds(lines):
         for name, (theirs, ours) in peers(lines, kind).items():
@@ -248,23 +263,144 @@ def startup(lines: Sequence[Line]) -> str:
     return table(("command", "to the end of the first step", "of which the step"), rows)
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
-    "speed": ("train_speed.jsonl", speed_section),
-    "growth": ("growth.jsonl", lambda lines: f"{growth(lines)}\n\n{origin(lines)}"),
-    "forecast": ("forecast.jsonl", lambda lines: f"{forecast(lines)}\n\n{origin(newest(lines))}"),
-    "startup": ("startup.jsonl", lambda lines: f"{startup(lines)}\n\n{origin(newest(lines))}"),
-}
+def short_speed(lines: Sequence[Line]) -> str:
+    """README's table: lorakit beside the fastest measured way of each peer."""
+    head = (
+        *("rows (tokens a row)", "machine", "lorakit", "lorakit / peft", "lorakit / TRL"),
+        "peak memory, lorakit / peft",
+    )
+    rows = []
+    for cpu, own in machines(lines).items():
+        for kind in kinds(own):
+            found = peers(own, kind)
+            peft, trl = (_fastest(found, names) for names in (LOOPS, TUNED))
+            ours = found["peft"][1]
+            rows.append(
+                (
+                    described(own, kind),
+                    f"{named(cpu)}, {ours[0]['machine']['cores']} cores, {ours[0]['dtype']}",
+                    f"{speed(ours):.0f} tokens/s",
+                    *(f"{_ratio(*peft):.2f} ×", f"{_ratio(*trl):.2f} ×"),
+                    f"{_memory(peft[1], peft[0]):.2f} ×",
+                )
+            )
+    return table(head, rows)
 
 
-def render(name: str) -> str:
-    """A section as it stands in a page."""
-    file, section = SECTIONS[name]
-    by_machine = machines(bench.read(bench.RESULTS / file))
+def _fastest(
+    found: dict[str, tuple[list[Line], list[Line]]], names: Sequence[str]
+) -> tuple[list[Line], list[Line]]:
+    """Of a peer's ways the fastest one, and our lines of its command."""
+    return max((found[name] for name in names if name in found), key=lambda pair: speed(pair[0]))
+
+
+def named(cpu: str) -> str:
+    """A processor's name without what makers put around it."""
+    return re.sub(r"\(R\)| Processor", "", cpu)
+
+
+def serving(lines: Sequence[Line]) -> str:
+    """README's table of benchmarks/serve.py: one row for each number of adapters."""
+    contenders = (
+        *(("lorakit", "lorakit, over HTTP"), ("peft", "peft's mixed batch")),
+        *(("batch 32", "transformers' `generate`"), ("vllm", "vLLM's CPU build, offline")),
+    )
+    counts = sorted({line["adapters"] for line in lines})
+    rows = []
+    for count in counts:
+        row = [str(count)]
+        for what, _ in contenders:
+            own = newest(lines, what=what, adapters=count)
+            row.append(f"{median(own, 'tokens_per_second'):.0f} tokens/s" if own else "")
+        rows.append(row)
+    return table(["adapters", *(name for _, name in contenders)], rows)
+
+
+def short_compare() -> str:
+    """README's table of the committed comparisons: LoRA beside full fine-tuning."""
+    head = (
+        *("rows (tokens a row)", "loss, full", "loss, LoRA", "difference (95 % interval)"),
+        *("parameters", "memory", "time of a step", "verdict"),
+    )
+    rows = []
+    for name, made in compare_examples.results():
+        arms = {arm["name"]: arm for arm in made["arms"]}
+        length = made["tokens_per_step"] / made["protocol"]["batch_size"]
+        for between in made["differences"]:
+            arm, full = arms[between["arm"]], arms[between["against"]]
+            loss, cost = between["loss"], between["measured"]
+            rows.append(
+                (
+                    f"[{name}](docs/examples/compare-{name}.html) ({length:.0f} tokens)",
+                    *(f"{each['loss']['mean']:.3f}" for each in (full, arm)),
+                    f"{loss['mean']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f})",
+                    f"{1 - between['fewer_parameters']:.3f} ×",
+                    f"{cost['peak_memory_bytes_share']:.2f} ×",
+                    f"{cost['seconds_per_step_share']:.2f} ×",
+                    between["verdict"]["kind"],
+                )
+            )
+    return table(head, rows)
+
+
+def short_ranks(lines: Sequence[Line]) -> str:
+    """README's table of rank_regret.py: what the default search recommends, by seed."""
+    head = (
+        *("rows (tokens a row)", "recommended rank, by seed"),
+        *("its adapter's loss beside the best of the grid", "seed noise", "cost in runs"),
+    )
+    rows = []
+    found = [row for row in rank_regret_table.rows(lines) if row.who == "bracket"]
+    for task in dict.fromkeys(row.task for row in found):
+        own = sorted((row for row in found if row.task == task), key=lambda row: row.seed)
+        losses = [row.adapter for row in own if row.adapter is not None]
+        rows.append(
+            (
+                f"{task} ({RANK_TOKENS[task]} tokens)",
+                ", ".join(str(row.rank) for row in own),
+                ", ".join(f"{loss / own[0].best - 1:+.1%}" for loss in losses),
+                f"{own[0].noise / own[0].best:.1%}",
+                ", ".join(f"{row.cost:.1f}" for row in own),
+            )
+        )
+    return table(head, rows)
+
+
+def of_file(file: str, section: Callable[[Sequence[Line]], str]) -> str:
+    """A section of a result file's lines, whatever machine they come from."""
+    lines = bench.read(bench.RESULTS / file)
+    return section(lines) if lines else f"{file}: {MISSING}."
+
+
+def by_machine(file: str, section: Callable[[Sequence[Line]], str]) -> str:
+    """A section for each machine, under its name where there are several."""
+    found = machines(bench.read(bench.RESULTS / file))
     parts = [
-        (f"**{cpu}**\n\n" if len(by_machine) > 1 else "") + section(lines)
-        for cpu, lines in by_machine.items()
+        (f"**{cpu}**\n\n" if len(found) > 1 else "") + section(lines)
+        for cpu, lines in found.items()
     ]
     return "\n\n".join(parts) or f"{file}: {MISSING}."
+
+
+def _with_origin(section: Callable[[Sequence[Line]], str], lines: Sequence[Line]) -> str:
+    return f"{section(lines)}\n\n{origin(lines)}"
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "speed": partial(by_machine, "train_speed.jsonl", speed_section),
+    "growth": partial(by_machine, "growth.jsonl", partial(_with_origin, growth)),
+    "forecast": partial(
+        by_machine, "forecast.jsonl", lambda lines: f"{forecast(lines)}\n\n{origin(newest(lines))}"
+    ),
+    "startup": partial(
+        by_machine, "startup.jsonl", lambda lines: f"{startup(lines)}\n\n{origin(newest(lines))}"
+    ),
+    "compare": compare_examples.table,
+    "short_speed": partial(of_file, "train_speed.jsonl", short_speed),
+    "short_serving": partial(of_file, "serve.jsonl", serving),
+    "short_compare": short_compare,
+    "short_ranks": partial(of_file, "rank_regret.jsonl", short_ranks),
+}
 
 
 def machines(lines: Sequence[Line]) -> dict[str, list[Line]]:
@@ -276,7 +412,7 @@ def machines(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 def filled(page: str) -> str:
     """The text of a page with every place filled."""
-    return PLACE.sub(lambda place: f"{place[1]}{render(place[2])}\n{place[3]}", page)
+    return PLACE.sub(lambda place: f"{place[1]}{SECTIONS[place[2]]()}\n{place[3]}", page)
 
 
 def pages() -> list[Path]:
@@ -292,7 +428,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="fill the places in the pages")
     options = parser.parse_args()
     for name in SECTIONS:
-        print(f"{render(name)}\n")
+        print(f"{SECTIONS[name]()}\n")
     if options.write:
         for page in pages():
             page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,8 +11,13 @@ def test_a_page_says_what_the_result_files_say(page):
     assert tables.filled(text) == text, "run: python benchmarks/tables.py --write"
 
 
-def test_the_readme_has_a_place_for_speed():
-    assert tables.ROOT / "README.md" in tables.pages()
+def test_readme_has_the_short_tables_and_measured_md_the_whole_ones():
+    def names(page):
+        text = (tables.ROOT / page).read_text(encoding="utf-8")
+        return {place[2] for place in tables.PLACE.finditer(text)}
+
+    assert names("README.md") == {name for name in tables.SECTIONS if name.startswith("short_")}
+    assert {"speed", "startup", "compare"} <= names("docs/measured.md")
 
 
 def test_every_place_names_a_section():

@@ -52,6 +52,11 @@ def test_every_link_leads_somewhere(page):
             assert anchor in anchors(there), f"[{text}]({target}): no such heading"
 
 
+def test_the_readme_stays_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 180, "what is measured goes to docs/measured.md, the rest to its own page"
+
+
 def defined_in(path: Path) -> set[str]:
     """Names of functions, classes and constants of a module, methods as Class.method."""
     found: set[str] = set()
@@ -89,14 +94,15 @@ def drawn(block: str) -> set[Path]:
     found, above = set(), {}
     for line in block.splitlines()[1:-1]:
         indent = len(line) - len(line.lstrip())
-        parent = next((above[i] for i in sorted(above, reverse=True) if i < indent), ROOT)
+        parent = outer = next((above[i] for i in sorted(above, reverse=True) if i < indent), ROOT)
         listed, *beside = re.split(r" {2,}", line.strip())
         names = listed.split() + (beside[0].split() if beside and listed.endswith("/") else [])
         first = True
         for name in names:
             if not (name.endswith("/") or re.fullmatch(r"[\w.]+\.\w+", name)):
                 break
-            found.add(parent / name)
+            # Folders of one line lie side by side; files after a folder lie in it.
+            found.add((outer if name.endswith("/") else parent) / name)
             if first and name.endswith("/"):
                 parent /= name
                 above = {i: p for i, p in above.items() if i < indent} | {indent: parent}
