@@ -213,8 +213,8 @@ def returned(function: str) -> list[str]:
 
 
 def test_samples_and_answers_are_documented():
-    added = re.findall(r'"(\w+_score)"', (SOURCE / "run" / "answers.py").read_text("utf-8"))
-    assert section("samples.json") == [*dict_with("run/answers.py", "before"), *added]
+    added = re.findall(r'"(\w+_score)"', (SOURCE / "tasks" / "causal_lm.py").read_text("utf-8"))
+    assert section("samples.json") == [*dict_with("tasks/causal_lm.py", "before"), *added]
     assert section("answers.jsonl") == dict_with("run/commands/evaluation.py", "origin")
 
 
