@@ -177,7 +177,7 @@ def dict_with(module: str, key: str) -> list[str]:
 @pytest.mark.parametrize(
     ("heading", "module"),
     [
-        ("result.json of lorakit train", "run/commands/training.py"),
+        ("result.json of lorakit train", "run/prepared.py"),
         ("result.json of lorakit eval", "run/commands/evaluation.py"),
     ],
 )
@@ -190,7 +190,7 @@ def test_the_parts_of_a_result_are_documented():
     assert section("template") == [f.name for f in fields(Template)]
     assert section("versions") == ["python", *VERSIONS]
     assert section("machine") == assigned("run/machine.py", "described")
-    assert section("layers") == dict_with("run/commands/training.py", "in_features")
+    assert section("layers") == dict_with("run/prepared.py", "in_features")
     assert sorted(section("Scores")) == sorted(METRICS)
 
 

@@ -24,9 +24,10 @@ from lorakit.data.batches import Batch, join
 from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, ModelError
 from lorakit.execution.runnable import Runnable
 from lorakit.lora.jobs import Jobs
-from lorakit.training.course import Course, FitResult, MakeGuard
+from lorakit.training.course import Course, MakeGuard
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import CausalLoss, head_loss, logits_loss
+from lorakit.training.schedule import FitResult
 
 
 def check_can_share(model: Any) -> None:

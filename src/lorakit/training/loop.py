@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from lorakit.data.batches import Batch
-from lorakit.training.course import Checkpoints, Course, FitResult, Observers, Schedule
+from lorakit.training.course import Course
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import Loss
+from lorakit.training.schedule import Checkpoints, FitResult, Observers, Schedule
 
 
 def fit(

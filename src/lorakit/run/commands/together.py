@@ -23,7 +23,6 @@ from lorakit.lora.jobs import Jobs
 from lorakit.run import folder as folders
 from lorakit.run.commands.training import (
     Asked,
-    Prepared,
     ask_before,
     check_store,
     finish,
@@ -33,6 +32,7 @@ from lorakit.run.commands.training import (
 )
 from lorakit.run.fitting import Outlook, Report, Work, fit_models, outlook
 from lorakit.run.machine import peak_memory
+from lorakit.run.prepared import Prepared
 from lorakit.run.session import open_base
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
@@ -147,25 +147,10 @@ def run_together(
     pairs = Jobs(base.model, [r.plan for r in ready], [r.config.train.seed for r in ready])
     report({"kind": "stage", "name": "train"})
     with ExitStack() as stack:
-        works = []
-        for job, each in zip(jobs, ready, strict=True):
-            own = Path(job.config.output.out)
-            folders.make_folder(own)
-            folders.write_yaml(own / folders.CONFIG, job.config.to_flat())
-            tell = stack.enter_context(metrics_of(each, partial(_named, report, job.name)))
-            works.append(
-                Work(
-                    each.data.train,
-                    each.data.eval,
-                    Schedule(each.steps, each.learning_rate, each.config.train),
-                    Observers(report=tell, should_stop=should_stop),
-                    Checkpoints(
-                        own,
-                        run_hash(each.config, each.session, each.data),
-                        config.output.resume,
-                    ),
-                )
-            )
+        works = [
+            _work(job, each, stack, report, should_stop)
+            for job, each in zip(jobs, ready, strict=True)
+        ]
         fitted = fit_models(
             pairs,
             works,
@@ -197,6 +182,28 @@ def run_together(
     }
     folders.write_json(folder / folders.RESULT, result)
     return result
+
+
+def _work(
+    job: Job,
+    ready: Prepared,
+    stack: ExitStack,
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> Work:
+    """What one job is given; its metrics file stays open as long as `stack`."""
+    folder = Path(job.config.output.out)
+    folders.make_folder(folder)
+    folders.write_yaml(folder / folders.CONFIG, job.config.to_flat())
+    reported = stack.enter_context(metrics_of(ready, partial(_named, report, job.name)))
+    run = run_hash(ready.config, ready.session, ready.data)
+    return Work(
+        ready.data.train,
+        ready.data.eval,
+        Schedule(ready.steps, ready.learning_rate, ready.config.train),
+        Observers(report=reported, should_stop=should_stop),
+        Checkpoints(folder, run, job.config.output.resume),
+    )
 
 
 _SHOWN = (

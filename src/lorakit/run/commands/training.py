@@ -14,45 +14,13 @@ from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
 from lorakit.data import Dataset, Example
-from lorakit.forecast import Forecast
-from lorakit.lora import Plan, attach, plan
+from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
-from lorakit.run.fitting import Outlook, Report, fit_model, outlook, peak_rate, steps_of
-from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.fitting import Report, fit_model, outlook, peak_rate, steps_of
+from lorakit.run.prepared import Prepared, training_figures
 from lorakit.run.session import Session, open_base, recorded_template
-from lorakit.tasks import Comparison
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that could start: everything loaded and checked, nothing attached yet.
-
-    Attributes:
-        config: as it was asked for, with what a parent brings in its place.
-        session: base model, tokenizer, identity, template.
-        data: training and held-out rows as tokens.
-        plan: what would be adapted.
-        steps: optimizer steps.
-        learning_rate: the peak, 'auto' resolved.
-        outlook: parameters, memory and time expected, and whether activations are recomputed.
-        parent: the adapter to go on from, or None.
-    """
-
-    config: RunConfig
-    session: Session
-    data: Dataset
-    plan: Plan
-    steps: int
-    learning_rate: float
-    outlook: Outlook
-    parent: Parent | None = None
-
-    @property
-    def forecast(self) -> Forecast:
-        """Parameters, memory and time expected."""
-        return self.outlook.forecast
 
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
@@ -199,7 +167,7 @@ def finish(
     after = session.task.predict(session, before.examples, config.output.max_new_tokens)
     scores = session.task.figures(before.examples, before.answers, after)
     folders.write_json(folder / folders.SAMPLES, scores.samples)
-    figures = _figures(config, ready, fitted, scores, command, started)
+    figures = training_figures(ready, fitted, scores, command=command, started=started)
     save_adapter(
         model,
         folder / "adapter",
@@ -247,69 +215,3 @@ def run_hash(
     parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
     parts += [parent.content] if parent else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _figures(
-    config: RunConfig,
-    ready: Prepared,
-    fitted: FitResult,
-    scores: Comparison,
-    command: str,
-    started: float,
-) -> dict[str, Any]:
-    """The figures of a finished run; docs/results.md has a line for each."""
-    session, data, spec = ready.session, ready.data, config.train
-    device = session.model.device
-    rate = fitted.tokens / fitted.seconds
-    result: dict[str, Any] = {
-        "command": command,
-        "model": session.identity.name,
-        "adapter": str(Path(config.output.out) / "adapter"),
-        "saved_as": None,  # known once the adapter is written
-        "parent": ready.parent.to_dict() if ready.parent else None,
-        "rank": config.lora.rank,
-        "alpha": config.lora.alpha,
-        "targets": list(config.lora.targets),
-        "learning_rate": ready.learning_rate,
-        "seed": spec.seed,
-        "rows": len(data.train),
-        "eval_rows": len(data.eval),
-        "steps": fitted.steps,
-        "best_step": fitted.best_step,
-        "stopped_early": fitted.stopped_early,
-        "train_loss": fitted.train_loss,
-        "eval_loss": fitted.eval_loss,
-        "eval_loss_before": fitted.eval_loss_before,
-        "scores_before": scores.before,
-        "scores_after": scores.after,
-        "trainable_parameters": ready.plan.trainable,
-        "total_parameters": ready.plan.total_parameters,
-        "optimizer_state_bytes": fitted.state_bytes,
-        "tokens": fitted.tokens,
-        "real_tokens_per_second": rate,
-        "fraction_of_limit": rate * ready.forecast.flops_per_token / ready.forecast.matmul_flops,
-        "peak_memory_bytes": peak_memory(device),
-        "train_seconds": fitted.seconds,
-        "seconds": time.perf_counter() - started,
-        "forecast": ready.forecast.to_dict(),
-        "template": session.template.to_dict(),
-        "data_sha256": data.data_sha256,
-        "versions": versions(),
-        "machine": machine(device),
-        "layers": [
-            {
-                "path": target.path,
-                "in_features": target.geometry.in_features,
-                "out_features": target.geometry.out_features,
-                "rank": target.rank,
-                "trainable": target.trainable,
-            }
-            for target in ready.plan.targets
-        ],
-        "notes": [
-            *data.notes,
-            *([ready.outlook.note] if ready.outlook.note else []),
-            *fitted.notes,
-        ],
-    }
-    return result

@@ -1,0 +1,116 @@
+"""A training run that could start, and the figures of one that has ended."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakit.config import RunConfig
+from lorakit.data import Dataset
+from lorakit.forecast import Forecast
+from lorakit.lora import Plan
+from lorakit.run.continuing import Parent
+from lorakit.run.fitting import Outlook
+from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.session import Session
+from lorakit.tasks import Comparison
+from lorakit.training import FitResult
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start: everything loaded and checked, nothing attached yet.
+
+    Attributes:
+        config: as it was asked for, with what a parent brings in its place.
+        session: base model, tokenizer, identity, template.
+        data: training and held-out rows as tokens.
+        plan: what would be adapted.
+        steps: optimizer steps.
+        learning_rate: the peak, 'auto' resolved.
+        outlook: parameters, memory and time expected, and whether activations are recomputed.
+        parent: the adapter to go on from, or None.
+    """
+
+    config: RunConfig
+    session: Session
+    data: Dataset
+    plan: Plan
+    steps: int
+    learning_rate: float
+    outlook: Outlook
+    parent: Parent | None = None
+
+    @property
+    def forecast(self) -> Forecast:
+        """Parameters, memory and time expected."""
+        return self.outlook.forecast
+
+
+def training_figures(
+    ready: Prepared, fitted: FitResult, scores: Comparison, *, command: str, started: float
+) -> dict[str, Any]:
+    """The figures of a finished run; docs/results.md has a line for each.
+
+    Args:
+        ready: what was trained.
+        fitted: what the training came to.
+        scores: of the sample answers.
+        command: how to repeat the run.
+        started: of the whole, by `time.perf_counter`.
+    """
+    config, session, data, spec = ready.config, ready.session, ready.data, ready.config.train
+    device = session.model.device
+    rate = fitted.tokens / fitted.seconds
+    result: dict[str, Any] = {
+        "command": command,
+        "model": session.identity.name,
+        "adapter": str(Path(config.output.out) / "adapter"),
+        "saved_as": None,  # known once the adapter is written
+        "parent": ready.parent.to_dict() if ready.parent else None,
+        "rank": config.lora.rank,
+        "alpha": config.lora.alpha,
+        "targets": list(config.lora.targets),
+        "learning_rate": ready.learning_rate,
+        "seed": spec.seed,
+        "rows": len(data.train),
+        "eval_rows": len(data.eval),
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        "stopped_early": fitted.stopped_early,
+        "train_loss": fitted.train_loss,
+        "eval_loss": fitted.eval_loss,
+        "eval_loss_before": fitted.eval_loss_before,
+        "scores_before": scores.before,
+        "scores_after": scores.after,
+        "trainable_parameters": ready.plan.trainable,
+        "total_parameters": ready.plan.total_parameters,
+        "optimizer_state_bytes": fitted.state_bytes,
+        "tokens": fitted.tokens,
+        "real_tokens_per_second": rate,
+        "fraction_of_limit": rate * ready.forecast.flops_per_token / ready.forecast.matmul_flops,
+        "peak_memory_bytes": peak_memory(device),
+        "train_seconds": fitted.seconds,
+        "seconds": time.perf_counter() - started,
+        "forecast": ready.forecast.to_dict(),
+        "template": session.template.to_dict(),
+        "data_sha256": data.data_sha256,
+        "versions": versions(),
+        "machine": machine(device),
+        "layers": [
+            {
+                "path": target.path,
+                "in_features": target.geometry.in_features,
+                "out_features": target.geometry.out_features,
+                "rank": target.rank,
+                "trainable": target.trainable,
+            }
+            for target in ready.plan.targets
+        ],
+        "notes": [
+            *data.notes,
+            *([ready.outlook.note] if ready.outlook.note else []),
+            *fitted.notes,
+        ],
+    }
+    return result
