@@ -150,7 +150,7 @@ def swap_p99() -> float:
     """Seconds to find and plan another mix of 16 resident adapters in 32 rows."""
     import torch
 
-    from lorakit.kernels.slots import Run, costs, plan_batch
+    from lorakit.kernels.slot_plan import SlotRun, costs, plan_batch
     from lorakit.serving.pool import SlotPool
 
     pool, draw, device, seconds = SlotPool(16), random.Random(0), torch.device("cpu"), []
@@ -161,7 +161,7 @@ def swap_p99() -> float:
         mix = Counter(draw.choices(range(16), k=32))
         began = time.perf_counter()
         found = sorted((pool.acquire(str(n)).slot, count) for n, count in mix.items())
-        plan_batch(tuple(Run(slot, 1, count) for slot, count in found), 32, device, cost)
+        plan_batch(tuple(SlotRun(slot, 1, count) for slot, count in found), 32, device, cost)
         seconds.append(time.perf_counter() - began)
     return sorted(seconds)[int(0.99 * len(seconds))]
 

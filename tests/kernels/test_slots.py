@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.kernels.slots import Costs, Run, SlotGroup, costs, plan_batch
+from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch
+from lorakit.kernels.slots import SlotGroup
 
 CPU = torch.device("cpu")
 IN, OUTS, R = 12, (10, 6, 6), 4
@@ -66,7 +67,7 @@ def test_every_token_gets_its_own_adapter_and_no_other(chosen, base, cost):
         slot = math.ceil((slot + gap) / width) * width
         adapters.append((slot, rank, pairs))
         if tokens:
-            runs.append(Run(slot, width, tokens))
+            runs.append(SlotRun(slot, width, tokens))
             owners += [pairs] * tokens
         slot += width
     owners += [None] * base
@@ -83,7 +84,7 @@ def test_the_bases_rows_keep_their_bits():
     x = torch.randn(4, IN, dtype=torch.float64)
     y = torch.randn(4, sum(OUTS), dtype=torch.float64)
     before = y.clone()
-    group.add(x, y, plan_batch((Run(0, 1, 1), Run(1, 1, 1)), 4, CPU, COSTS[0]))
+    group.add(x, y, plan_batch((SlotRun(0, 1, 1), SlotRun(1, 1, 1)), 4, CPU, COSTS[0]))
     assert torch.equal(y[2:], before[2:])
     assert not torch.equal(y[:2], before[:2])
 
@@ -92,7 +93,7 @@ def test_an_adapter_that_overflows_reaches_no_other():
     huge = {i: (A * 3e38, B, s) for i, (A, B, s) in random_pairs(4, 0).items()}
     group = filled([(0, 4, huge), (1, 4, random_pairs(4, 1))], dtype=torch.float32)
     x, y = torch.full((3, IN), 9.0), torch.zeros(3, sum(OUTS))
-    group.add(x, y, plan_batch((Run(0, 1, 2), Run(1, 1, 1)), 3, CPU, COSTS[0]))
+    group.add(x, y, plan_batch((SlotRun(0, 1, 2), SlotRun(1, 1, 1)), 3, CPU, COSTS[0]))
     assert not y[:2].isfinite().all()
     assert y[2].isfinite().all()
 
@@ -153,7 +154,14 @@ def brute_force(runs, cost):
 
 @pytest.mark.parametrize("cost", [Costs(220, 16, 0.3), Costs(55, 26, 1.6), Costs(5, 1, 0.1)])
 def test_tokens_are_cut_where_it_costs_least(cost):
-    runs = (Run(0, 1, 1), Run(1, 1, 4), Run(2, 1, 200), Run(9, 1, 1), Run(30, 1, 2), Run(31, 1, 1))
+    runs = (
+        SlotRun(0, 1, 1),
+        SlotRun(1, 1, 4),
+        SlotRun(2, 1, 200),
+        SlotRun(9, 1, 1),
+        SlotRun(30, 1, 2),
+        SlotRun(31, 1, 1),
+    )
     plan = plan_batch(runs, 300, CPU, cost)
     total = sum(
         cost.segment + (s.high - s.low) * (cost.slot + cost.product * s.tokens_each)
@@ -163,9 +171,9 @@ def test_tokens_are_cut_where_it_costs_least(cost):
 
 
 def test_dear_calls_make_one_segment_and_cheap_ones_many():
-    runs = tuple(Run(i, 1, 1) for i in range(32))
+    runs = tuple(SlotRun(i, 1, 1) for i in range(32))
     assert len(plan_batch(runs, 32, CPU, Costs(1e9, 1, 1)).segments) == 1
-    far = tuple(Run(9 * i, 1, 1) for i in range(4))
+    far = tuple(SlotRun(9 * i, 1, 1) for i in range(4))
     assert len(plan_batch(far, 4, CPU, Costs(0, 1, 1)).segments) == 4
     assert (
         costs(CPU, torch.bfloat16, 10_176, 16).segment
@@ -176,11 +184,11 @@ def test_dear_calls_make_one_segment_and_cheap_ones_many():
 @pytest.mark.parametrize(
     "runs",
     [
-        (Run(1, 1, 1), Run(0, 1, 1)),
-        (Run(0, 2, 1), Run(1, 1, 1)),
-        (Run(0, 1, 9),),
-        (Run(1, 2, 1),),
-        (Run(1, 1, 0),),
+        (SlotRun(1, 1, 1), SlotRun(0, 1, 1)),
+        (SlotRun(0, 2, 1), SlotRun(1, 1, 1)),
+        (SlotRun(0, 1, 9),),
+        (SlotRun(1, 2, 1),),
+        (SlotRun(1, 1, 0),),
     ],
 )
 def test_runs_that_cannot_be_are_refused(runs):
@@ -190,7 +198,7 @@ def test_runs_that_cannot_be_are_refused(runs):
 
 def test_other_tokens_than_were_planned_are_refused():
     group = filled([(0, 4, random_pairs(4, 0))])
-    plan = plan_batch((Run(0, 1, 1),), 1, CPU, COSTS[0])
+    plan = plan_batch((SlotRun(0, 1, 1),), 1, CPU, COSTS[0])
     with pytest.raises(ValueError, match="2 tokens came, 1 were planned"):
         group.add(torch.zeros(2, IN), torch.zeros(2, sum(OUTS)), plan)
 

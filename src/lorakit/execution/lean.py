@@ -18,7 +18,8 @@ from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.cached import attend_step
 from lorakit.execution.family import INPUTS, DecoderBlock, Norm, read_decoder
 from lorakit.execution.steps import Step
-from lorakit.kernels.slots import BatchPlan, SlotGroup
+from lorakit.kernels.slot_plan import BatchPlan
+from lorakit.kernels.slots import SlotGroup
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from lorakit.execution.modes import evaluating
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.steps import Place, Step, plan_step
 from lorakit.execution.trial import random_ids, same_answer
-from lorakit.kernels.slots import BatchPlan, SlotGroup
+from lorakit.kernels.slot_plan import BatchPlan
+from lorakit.kernels.slots import SlotGroup
 from lorakit.lora.plan import Target, plan
 from lorakit.lora.spec import LoraSpec
 

@@ -22,7 +22,7 @@ import torch
 
 from lorakit.errors import LorakitError
 from lorakit.execution.steps import Place
-from lorakit.kernels.slots import Run
+from lorakit.kernels.slot_plan import SlotRun
 from lorakit.serving import scheduler
 from lorakit.serving.answers import Deliver, Event, Observer, Prompt, StoppingError
 from lorakit.serving.bank import Staged
@@ -247,7 +247,7 @@ class Engine:
         ids: list[int] = []
         places: list[Place] = []
         keep: list[int] = []
-        runs: list[Run] = []
+        runs: list[SlotRun] = []
         for each in order:
             sequence, lease = each.sequence, each.sequence.lease
             assert lease is not None
@@ -259,7 +259,7 @@ class Engine:
                 rows = each.count
                 if runs and runs[-1].slot == resident.slot:
                     rows += runs.pop().rows
-                runs.append(Run(resident.slot, resident.width, rows))
+                runs.append(SlotRun(resident.slot, resident.width, rows))
         logits = self.forward.run(ids, places, keep, runs)
         chosen = [self._answers[each.sequence] for each in order if each.last]
         tokens = choose(logits, [a.prompt.sampling for a in chosen], [a.generator for a in chosen])

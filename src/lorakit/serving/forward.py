@@ -10,7 +10,7 @@ from lorakit.errors import ConfigError
 from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.stepping import Blocks, adaptable, open_blocks
 from lorakit.execution.steps import Place, plan_step
-from lorakit.kernels.slots import Costs, Run, costs, plan_batch
+from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch
 from lorakit.serving.bank import Bank
 from lorakit.serving.spec import EngineSpec
 
@@ -51,7 +51,11 @@ class Forward:
 
     @torch.inference_mode()
     def run(
-        self, ids: Sequence[int], places: Sequence[Place], keep: Sequence[int], runs: Sequence[Run]
+        self,
+        ids: Sequence[int],
+        places: Sequence[Place],
+        keep: Sequence[int],
+        runs: Sequence[SlotRun],
     ) -> Tensor:
         """Logits of a step, (len(keep), vocabulary); keys and values go to the arenas.
 
