@@ -18,6 +18,7 @@ class PlainLora:
     name: str = "LoRA"
     options: frozenset[str] = frozenset()
     peft_keys: frozenset[str] = frozenset()
+    scale_formula: str = "alpha / rank"
     capabilities: frozenset[Capability] = frozenset(Capability)
 
     @property
@@ -77,6 +78,7 @@ class RankStabilizedLora(PlainLora):
     name: str = "rsLoRA"
     options: frozenset[str] = frozenset({"rslora"})
     peft_keys: frozenset[str] = frozenset({"use_rslora"})
+    scale_formula: str = "alpha / sqrt(rank)"
 
     def scale(self, alpha: float, rank: int) -> float:
         """s = alpha / sqrt(rank)."""

@@ -57,6 +57,10 @@ class Variant(Protocol):
         """The ends of peft's tensor names, for the tensors beside A and B."""
 
     @property
+    def scale_formula(self) -> str:
+        """How s is made, in words for a model card."""
+
+    @property
     def capabilities(self) -> frozenset[Capability]:
         """What may be done with its tensors."""
 
