@@ -28,7 +28,6 @@ def model_card(
     front += ["- lorakit"]
     if base_name:
         front.insert(1, f"base_model: {_quoted(base_name)}")
-    scale = "alpha / sqrt(rank)" if spec.rslora else "alpha / rank"
     kinds = sorted({path.rsplit(".", 1)[-1] for path in pairs})
     lines = [
         *front,
@@ -39,7 +38,7 @@ def model_card(
         f"- base model: {base}",
         f"- rank {_span(p.rank for p in pairs.values())}, "
         f"alpha {_span(p.alpha for p in pairs.values())}, "
-        f"scale {scale}",
+        f"scale {spec.variant.scale_formula}",
         f"- {len(pairs)} adapted modules: {', '.join(kinds)}",
         f"- {sum(pair.parameters for pair in pairs.values()):,} trained parameters",
     ]

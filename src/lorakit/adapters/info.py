@@ -1,11 +1,12 @@
 """What an adapter folder says of itself, read without a model."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.adapters.names import foreign, pair_names, pair_of, whole_weight_of
+from lorakit.adapters.names import foreign, pair_names, pair_of, tensor_names, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config
 from lorakit.adapters.provenance import Record, read_record
 from lorakit.errors import AdapterError, did_you_mean
@@ -62,9 +63,9 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     ranks: dict[str, int] = {}
     count = 0
     for path, kind in pair_kinds(folder / TENSORS, shapes, config).items():
-        shape_A, shape_B = (shapes[name] for name in pair_names(path, kind))
-        ranks[path] = shape_A[0]
-        count += _product(shape_A) + _product(shape_B)
+        names = tensor_names(path, kind, config.spec.variant)
+        ranks[path] = shapes[names["A"]][0]
+        count += sum(math.prod(shapes[name]) for name in names.values())
     spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
     return describe(folder, config, record, spec, ranks, count)
 
@@ -77,25 +78,33 @@ def pair_kinds(
     The kind is embedding, conv or linear; GPT-2's transposed linear looks like any other.
 
     Raises:
-        AdapterError: a half of a pair is missing, or the configuration names another rank or does
-            not name the module.
+        AdapterError: a tensor of a module is missing, or one is there that its variant does not
+            keep; or the configuration names another rank or does not name the module.
     """
     kinds: dict[str, str] = {}
+    expected: set[str] = set()
+    variant = config.spec.variant
     # The reader hands tensors over in no lasting order.
     for path in sorted(pair_paths(file, shapes), key=_by_number):
         kind = "embedding" if pair_names(path, "embedding")[0] in shapes else "linear"
-        pair = [shapes.get(name) for name in pair_names(path, kind)]
-        if pair[0] is None or pair[1] is None:
-            lost = pair_names(path, kind)[pair.index(None)]
-            raise AdapterError(f"{file} lacks {lost}; its pair is there")
+        names = tensor_names(path, kind, variant)
+        if lost := [name for name in names.values() if name not in shapes]:
+            raise AdapterError(f"{file} lacks {lost[0]}; its pair is there")
+        expected |= set(names.values())
+        shape_A = shapes[names["A"]]
         rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
-        if pair[0][:1] != (rank,):
+        if shape_A[:1] != (rank,):
             raise AdapterError(
-                f"{file}: A of {path} is {pair[0]}, but {CONFIG} says that its rank is {rank}"
+                f"{file}: A of {path} is {shape_A}, but {CONFIG} says that its rank is {rank}"
             )
         if not config.selects(path):
             raise AdapterError(f"{file} has a pair for {path}, which {CONFIG} does not name")
-        kinds[path] = "conv" if kind == "linear" and len(pair[0]) > 2 else kind
+        kinds[path] = "conv" if kind == "linear" and len(shape_A) > 2 else kind
+    if extra := sorted(name for name in shapes if pair_of(name) and name not in expected):
+        raise AdapterError(
+            f"{file} holds {extra[0]}, which has no place in a {variant.name} adapter; "
+            + did_you_mean(extra[0], expected)
+        )
     return kinds
 
 
@@ -177,10 +186,3 @@ def _pickled(path: Path) -> str:
 def _by_number(path: str) -> list[tuple[int, str]]:
     """Sorts layers.2 before layers.10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in path.split(".")]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

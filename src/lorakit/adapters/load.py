@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
-from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
+from lorakit.adapters.names import expected_shapes, pair_names, tensor_names, whole_weight_of
 from lorakit.adapters.pairs import Opened, StoredAdapter, open_adapter
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, check_base, known_identity
@@ -101,11 +101,10 @@ def _attach(model: nn.Module, made: Plan, pairs: Mapping[str, Tensor], trainable
     attach(model, made)
     with torch.no_grad():
         for path, layer in lora_layers(model).items():
-            name_A, name_B = pair_names(path, layer.geometry.kind)
-            layer.A.copy_(pairs[name_A])
-            layer.B.copy_(pairs[name_B])
-            layer.A.requires_grad_(trainable)
-            layer.B.requires_grad_(trainable)
+            names = tensor_names(path, layer.geometry.kind, layer.variant)
+            for key, tensor in layer.tensors.items():
+                tensor.copy_(pairs[names[key]])
+                tensor.requires_grad_(trainable)
 
 
 def _plan(

@@ -1,12 +1,13 @@
 """A pair's tensor names in peft's format."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 from lorakit.lora.plan import Target
+from lorakit.lora.variant import Variant
+from lorakit.lora.variants import peft_suffixes
 
 PREFIX = "base_model.model."
-_SUFFIXES: dict[str, Literal["A", "B"]] = {
+_SUFFIXES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
     ".lora_embedding_A": "A",
@@ -36,24 +37,31 @@ def pair_names(path: str, kind: str) -> tuple[str, str]:
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
+def tensor_names(path: str, kind: str, variant: Variant) -> dict[str, str]:
+    """Names of all tensors of the module at `path`, by what they are: A, B, then the variant's."""
+    name_A, name_B = pair_names(path, kind)
+    more = {key: f"{PREFIX}{path}{suffix}" for key, suffix in variant.peft_suffixes.items()}
+    return {"A": name_A, "B": name_B, **more}
+
+
 def expected_shapes(targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that an adapter on these targets has, A before B."""
     shapes: dict[str, tuple[int, ...]] = {}
     for target in targets:
-        names = pair_names(target.path, target.geometry.kind)
-        shapes.update(zip(names, target.geometry.pair_shapes(target.rank), strict=True))
+        names = tensor_names(target.path, target.geometry.kind, target.variant)
+        shapes |= {names[key]: shape for key, shape in target.tensors.items()}
     return shapes
 
 
-def pair_of(name: str) -> tuple[str, Literal["A", "B"]] | None:
-    """The module path and side that a tensor name means; None where it is not one of a pair.
+def pair_of(name: str) -> tuple[str, str] | None:
+    """The module path, and A, B or what a variant keeps beside them; None for any other tensor.
 
     >>> pair_of("base_model.model.h.0.c_attn.lora_B.weight")
     ('h.0.c_attn', 'B')
     """
     if not name.startswith(PREFIX):
         return None
-    for suffix, side in _SUFFIXES.items():
+    for suffix, side in (_SUFFIXES | peft_suffixes()).items():
         if name.endswith(suffix):
             return name[len(PREFIX) : -len(suffix)], side
     return None

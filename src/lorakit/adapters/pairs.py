@@ -22,7 +22,7 @@ from lorakit.adapters.info import (
     describe,
     pair_kinds,
 )
-from lorakit.adapters.names import pair_names
+from lorakit.adapters.names import tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
 from lorakit.errors import AdapterError
@@ -35,19 +35,21 @@ from lorakit.files.tensors import (
 )
 from lorakit.lora import LoraSpec, equations
 from lorakit.lora.targets import first_hit
+from lorakit.lora.variant import Variant
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One adapted module: A, B and the scale s of ΔW = s·B·A.
+    """One adapted module: A, B, the scale s of B·A, and what else its variant keeps.
 
     Attributes:
         A: (rank, in_features), or (rank, in_channels, *kernel); float32 or wider.
         B: (out_features, rank), or (out_channels, rank / groups, 1, …).
         alpha: numerator of the scale.
-        scale: s = alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+        scale: s, what the variant makes of alpha and rank.
         kind: linear, conv1d (GPT-2's, whose weight is ΔW transposed), embedding or conv.
         dilated: a convolution whose kernel has gaps; known only where it comes from a model.
+        more: the variant's tensors beside A and B by name; {} for plain LoRA.
     """
 
     A: Tensor
@@ -56,6 +58,7 @@ class Pair:
     scale: float
     kind: str = "linear"
     dilated: bool = False
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -69,8 +72,13 @@ class Pair:
 
     @property
     def parameters(self) -> int:
-        """Numbers in A and B."""
-        return self.A.numel() + self.B.numel()
+        """Elements of A, B and what is kept beside them."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All its tensors by name, A and B first."""
+        return {"A": self.A, "B": self.B, **self.more}
 
     def delta(self) -> Tensor:
         """ΔW = s·B·A: (out, in, *kernel), float32 (float64 of float64 pairs).
@@ -96,7 +104,8 @@ def unit_pair(A: Tensor, B: Tensor, kind: str) -> Pair:
 
 def rounded(pair: Pair, dtype: torch.dtype) -> Pair:
     """The pair with A and B in another format, contiguous."""
-    return replace(pair, A=pair.A.to(dtype).contiguous(), B=pair.B.to(dtype).contiguous())
+    A, B, *others = (tensor.to(dtype).contiguous() for tensor in pair.tensors.values())
+    return replace(pair, A=A, B=B, more=dict(zip(pair.more, others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,8 @@ class StoredAdapter:
     @property
     def opened(self) -> Opened:
         """The same by the names of peft's format."""
-        return Opened(self.source, self.config, self.record, {**_named(self.pairs), **self.whole})
+        tensors = {**_named(self.pairs, self.spec.variant), **self.whole}
+        return Opened(self.source, self.config, self.record, tensors)
 
 
 def open_adapter(folder: str | Path, *, check: bool = True) -> Opened:
@@ -196,15 +206,19 @@ def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
     config, tensors = opened.config, opened.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     pairs: dict[str, Pair] = {}
+    taken: set[str] = set()
+    variant = config.spec.variant
     for path, kind in pair_kinds(opened.file, shapes, config).items():
-        A, B = (_wide(tensors[name]) for name in pair_names(path, kind))
+        names = tensor_names(path, kind, variant)
+        taken |= set(names.values())
+        more = {key: _wide(tensors[name]) for key, name in names.items()}
+        A, B = more.pop("A"), more.pop("B")
         _check_shapes(opened.file, path, kind, A, B)
         alpha = first_hit(config.spec.alpha_pattern, path, config.spec.alpha)
-        scale = equations.scale(alpha, A.shape[0], rslora=config.spec.rslora)
+        scale = variant.scale(alpha, A.shape[0])
         if kind == "linear" and config.fan_in_fan_out:
             kind = "conv1d"
-        pairs[path] = Pair(A, B, alpha, scale, kind)
-    taken = {name for path, pair in pairs.items() for name in pair_names(path, pair.kind)}
+        pairs[path] = Pair(A, B, alpha, scale, kind, more=more)
     whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
     notes = tuple(f"{name} is a copy of a weight of the base and was set aside" for name in whole)
     spec = config.spec if config.plain else replace(config.spec, targets=tuple(pairs))
@@ -235,7 +249,7 @@ def write_stored(
         The folder.
 
     Raises:
-        AdapterError: it has no pairs.
+        AdapterError: it has no pairs, or one with other tensors than its variant keeps.
         OutputError: the folder holds something, or cannot be written (a full disk).
         ConfigError: `provenance` holds something that JSON cannot.
     """
@@ -250,7 +264,7 @@ def write_stored(
         alphas={path: pair.alpha for path, pair in pairs.items()},
         kinds={pair.kind for pair in pairs.values()},
     )
-    tensors = _named(pairs)
+    tensors = _named(pairs, adapter.spec.variant)
     make_record(adapter.spec, "", base, told)  # refuses what it cannot hold before any writing
 
     def fill(partial: Path) -> None:
@@ -265,12 +279,21 @@ def write_stored(
     return write_folder(Path(folder), fill, overwrite=overwrite, what="adapter")
 
 
-def _named(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
-    """A and B by their names in peft's format."""
+def _named(pairs: Mapping[str, Pair], variant: Variant) -> dict[str, Tensor]:
+    """Every tensor by its name in peft's format.
+
+    Raises:
+        AdapterError: a pair has other tensors than the variant keeps.
+    """
     named: dict[str, Tensor] = {}
     for path, pair in pairs.items():
-        name_A, name_B = pair_names(path, pair.kind)
-        named[name_A], named[name_B] = pair.A, pair.B
+        names = tensor_names(path, pair.kind, variant)
+        if pair.tensors.keys() != names.keys():
+            raise AdapterError(
+                f"{path} has the tensors {', '.join(pair.tensors)}, and a {variant.name} adapter "
+                f"keeps {', '.join(names)}: a tensor would be lost"
+            )
+        named |= {names[key]: tensor for key, tensor in pair.tensors.items()}
     return named
 
 

@@ -12,6 +12,7 @@ from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
+from lorakit.lora.variants import peft_keys, variant_in
 
 CONFIG = "adapter_config.json"
 PEFT_VERSION = "0.21.2"  # the version whose format is written; peft is not needed for it
@@ -101,6 +102,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse(config: Mapping[str, Any]) -> PeftConfig:
+    for key in peft_keys():
+        _flag(config, key)
+    options: Any = dict.fromkeys(variant_in(config).options, True)
     for key in ("r", "lora_alpha", "target_modules"):
         if config.get(key) in (None, [], ""):
             raise ConfigError(f"{key} is missing")
@@ -113,12 +117,12 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
     spec = LoraSpec(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
-        rslora=_flag(config, "use_rslora"),
         targets=tuple(targets) if plain else (ALL_LINEAR,),
         rank_pattern=dict(config.get("rank_pattern") or {}),
         alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
         dropout=float(config.get("lora_dropout") or 0.0),
         init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
+        **options,
     )
     for key in (*spec.rank_pattern, *spec.alpha_pattern):
         pattern_hits(key, [""])  # it has to compile
@@ -198,6 +202,7 @@ def write_config(
     rank_pattern = _pattern(spec.rank_pattern, spec.rank, ranks)
     alpha_pattern = _pattern(spec.alpha_pattern, spec.alpha, alphas)
     written: dict[str, Any] = dict.fromkeys((*VARIANTS, *INFORMATIVE, *READ))
+    written |= dict.fromkeys(peft_keys(), False)
     written |= {
         "alpha_pattern": {key: _plain(alpha) for key, alpha in alpha_pattern.items()},
         "auto_mapping": config.auto_mapping,
@@ -223,8 +228,8 @@ def write_config(
         "task_type": config.task_type,
         "use_dora": False,
         "use_qalora": False,
-        "use_rslora": spec.rslora,
     }
+    written |= dict.fromkeys(spec.variant.peft_keys, True)
     return dict(sorted(written.items()))
 
 

@@ -1,11 +1,14 @@
 """What peft can write into adapter_config.json and lorakit does not do, each with its reason.
 
 Reading such an adapter as if it were plain LoRA would give other answers without a word, so
-each is refused by name.
+each is refused by name. What `lorakit.lora.variants` has is done, and no longer refused.
 """
 
 from collections.abc import Mapping
 from typing import Any
+
+from lorakit.errors import did_you_mean
+from lorakit.lora import variants
 
 VARIANTS = {
     "use_dora": "DoRA rescales every output by a learned magnitude",
@@ -63,7 +66,6 @@ READ = (
     "r",
     "rank_pattern",
     "target_modules",
-    "use_rslora",
 )
 
 
@@ -73,8 +75,8 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     if kind != "LORA":
         return f"peft_type is {kind!r}; lorakit reads 'LORA'"
     for key, reason in VARIANTS.items():
-        if not _at_rest(config.get(key)):
-            return f"{key} is {config[key]!r} ({reason}); lorakit does not do that"
+        if key not in variants.peft_keys() and not _at_rest(config.get(key)):
+            return f"{key} is {config[key]!r} ({reason}); lorakit does {variants.names()} alone"
     if config.get("bias", "none") != "none":
         return f"bias is {config['bias']!r} (trained biases); lorakit trains A and B alone"
     init = config.get("init_lora_weights", True)
@@ -84,10 +86,13 @@ def refusal(config: Mapping[str, Any]) -> str | None:
             f"init_lora_weights is {init!r} ({reason}), so the adapter does not fit the untouched "
             "base: save it from peft with path_initial_model_for_weight_conversion"
         )
-    known = (*VARIANTS, *INFORMATIVE, *READ)
+    known = (*VARIANTS, *INFORMATIVE, *READ, *variants.peft_keys())
     for key, value in config.items():
         if key not in known and not _at_rest(value):
-            return f"the key {key!r} ({value!r}) is unknown, and may change what the adapter means"
+            return (
+                f"the key {key!r} ({value!r}) is unknown, and may change what the adapter means; "
+                + did_you_mean(key, known)
+            )
     return None
 
 

@@ -69,6 +69,7 @@ def save_adapter(
             layer.scale,
             layer.geometry.kind,
             layer.geometry.dilated,
+            {name: x for name, x in layer.tensors.items() if name not in ("A", "B")},
         )
         for path, layer in layers.items()
     }

@@ -30,6 +30,7 @@ from lorakit.kernels.groups import Linear
 from lorakit.lora.attach import lora_layers, make_layer
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.plan import Plan
+from lorakit.lora.variant import Capability, require
 
 Span = tuple[int, int, int]
 """A job, and first and one past the last of its rows in a pass."""
@@ -47,7 +48,8 @@ class Jobs:
         layers: of each job, by path.
 
     Raises:
-        TargetError: the model has pairs already, or a plan adapts a convolution.
+        TargetError: the model has pairs already, a plan adapts a convolution, or its variant
+            cannot be trained beside others.
     """
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan], seeds: Sequence[int]) -> None:
@@ -76,8 +78,8 @@ class Jobs:
         return len(self.layers)
 
     def parameters(self, job: int) -> list[nn.Parameter]:
-        """A and B of every layer of a job."""
-        return [p for layer in self.layers[job].values() for p in (layer.A, layer.B)]
+        """A, B and what else every layer of a job keeps."""
+        return [p for layer in self.layers[job].values() for p in layer.tensors.values()]
 
     def install_all(self) -> None:
         """Put the joint layers into the model: every adapted module works for all jobs."""
@@ -240,6 +242,9 @@ def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, LoraLayer] = {}
     for target in plan.targets:
+        for capability in (Capability.JOBS, Capability.KERNELS):
+            instead = "train the jobs one by one"
+            require(target.variant, capability, target.path, instead, error=TargetError)
         base = model.get_submodule(target.path)
         layer = make_layer(base, target, plan.spec).train(base.training)
         if not isinstance(layer, LoraLinear | LoraEmbedding):

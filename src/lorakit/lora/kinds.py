@@ -5,6 +5,7 @@ import of transformers to know its `Conv1D`, nor of a quantization library whose
 derive from `torch.nn.Linear`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -71,13 +72,9 @@ class Geometry:
             (self.out_features, rank // self.groups, *ones),
         )
 
-    def trainable(self, rank: int) -> int:
-        """Numbers in A and B together."""
-        return sum(_product(shape) for shape in self.pair_shapes(rank))
-
     def largest_rank(self) -> int:
         """min(in, out): a pair of higher rank spans nothing more."""
-        return min(self.in_features * _product(self.kernel), self.out_features)
+        return min(self.in_features * math.prod(self.kernel), self.out_features)
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -132,10 +129,3 @@ def geometry_of(module: nn.Module, path: str) -> Geometry:
 
 def _qualified_names(module: nn.Module) -> Iterator[str]:
     return (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

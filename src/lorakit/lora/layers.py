@@ -11,11 +11,12 @@ base is kept in; the low-rank path computes in the dtype of the activations.
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
@@ -23,10 +24,11 @@ from lorakit.kernels.groups import Linear, LowRank
 from lorakit.lora import equations
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
+from lorakit.lora.variant import Capability, require
 
 
 class LoraLayer(nn.Module, ABC):
-    """A frozen `base` module with the pair A, B and the scale s.
+    """A frozen `base` module with the pair A, B, the scale s, and what else the variant keeps.
 
     Attributes:
         base: the module that was there before; its parameters need no gradient.
@@ -35,6 +37,7 @@ class LoraLayer(nn.Module, ABC):
         A: (rank, in_features), or (rank, in_channels, *kernel).
         B: (out_features, rank), or (out_channels, rank, 1, …).
         scale: s, a plain number.
+        variant: which tensors there are, and what they add to the weight.
         dropout: probability with which an input of the low-rank path is dropped in training.
     """
 
@@ -54,13 +57,35 @@ class LoraLayer(nn.Module, ABC):
         weight = self.geometry.weight(base)
         kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
         dtype = torch.promote_types(kept, torch.float32)
-        shape_A, shape_B = self.geometry.pair_shapes(self.rank)
-        self.A = nn.Parameter(torch.zeros(shape_A, dtype=dtype, device=weight.device))
-        self.B = nn.Parameter(torch.zeros(shape_B, dtype=dtype, device=weight.device))
+        self.variant = target.variant
+        if not self.by_kernels and not weight.dtype.is_floating_point:
+            require(
+                *(self.variant, Capability.KERNELS, target.path),
+                "load the base unquantized, so that its weight can be read",
+                error=TargetError,
+            )
+        for name, shape in target.tensors.items():
+            zeros = torch.zeros(shape, dtype=dtype, device=weight.device)
+            self.register_parameter(name, nn.Parameter(zeros))
+
+    def reset(self, how: str, generator: torch.Generator) -> None:
+        """Initialise the tensors so that ΔW = 0, on the CPU: the same seed, the same bits."""
+        weight = self._standard(self.weight.detach())
+        self.variant.initialise(self.tensors, weight, generator, geometry=self.geometry, how=how)
 
     @abstractmethod
-    def reset(self, how: str, generator: torch.Generator) -> None:
-        """Start A and B so that s·B·A = 0. Draws on the CPU: the same seed, the same bits."""
+    def forward(self, x: Tensor) -> Tensor:
+        """What the adapted layer computes."""
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The trained tensors by name: A, B, and what else the variant keeps."""
+        return {name: self.get_parameter(name) for name in self.target.tensors}
+
+    @property
+    def by_kernels(self) -> bool:
+        """Whether W x + s·B (A x) is all that it computes."""
+        return Capability.KERNELS in self.variant.capabilities
 
     @property
     def weight(self) -> Tensor:
@@ -73,8 +98,9 @@ class LoraLayer(nn.Module, ABC):
         return self.geometry.bias(self.base)
 
     def delta(self) -> Tensor:
-        """s·B·A in the layout of the base's weight, float32 (float64 over a float64 base)."""
-        return equations.delta(self.A, self.B, self.scale)
+        """ΔW in the layout of the base's weight, float32 (float64 over a float64 base)."""
+        update = self.variant.delta(self.tensors, self._standard(self.weight), self.scale)
+        return update.t().contiguous() if self._transposed else update
 
     def merged_base(self) -> nn.Module:
         """A new plain module with W + s·B·A, added in float32, in the base's dtype.
@@ -95,22 +121,24 @@ class LoraLayer(nn.Module, ABC):
         )
         return merged
 
+    def through_weight(self, x: Tensor) -> Tensor:
+        """What the base computes with W + ΔW: right for every variant, and slow."""
+        update = self.delta()
+        weight = (self.weight.to(update.dtype) + update).to(self.weight.dtype)
+        return cast(Tensor, functional_call(self.base, {"weight": weight}, (x,)))
+
     def extra_repr(self) -> str:
         """What `print(model)` shows beside the base."""
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
 
-    def _start_A_at_random(self, how: str, generator: torch.Generator) -> None:
-        if self.A.is_meta:
-            return
-        draw = torch.empty(self.A.shape, dtype=self.A.dtype)
-        if how == "gaussian":
-            draw.normal_(0.0, 1.0 / self.rank, generator=generator)
-        else:
-            bound = equations.kaiming_bound(self.A[0].numel())
-            draw.uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            self.A.copy_(draw)
-            self.B.zero_()
+    @property
+    def _transposed(self) -> bool:
+        """Whether the base keeps its weight as (in, out), as GPT-2 and embeddings do."""
+        return self.geometry.transposed or self.geometry.kind == "embedding"
+
+    def _standard(self, weight: Tensor) -> Tensor:
+        """A weight of the base as (out, in, *kernel), as variants see it."""
+        return weight.t() if self._transposed else weight
 
 
 class LoraLinear(LoraLayer):
@@ -122,10 +150,6 @@ class LoraLinear(LoraLayer):
 
     kind = "linear"
 
-    def reset(self, how: str, generator: torch.Generator) -> None:
-        """A Kaiming-uniform (a = sqrt 5) or gaussian (std 1/r), B zero."""
-        self._start_A_at_random(how, generator)
-
     @property
     def in_features(self) -> int:
         """Width of x."""
@@ -136,13 +160,10 @@ class LoraLinear(LoraLayer):
         """Width of y."""
         return self.geometry.out_features
 
-    def delta(self) -> Tensor:
-        """s·B·A, transposed where the base keeps its weight as (in, out), as GPT-2 does."""
-        update = super().delta()
-        return update.t().contiguous() if self.geometry.transposed else update
-
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
+        if not self.by_kernels:
+            return self.through_weight(x)
         dropping = self.training and self.dropout > 0.0
         if self.geometry.plain and not dropping:
             return linear(x, self.linear())
@@ -150,8 +171,9 @@ class LoraLinear(LoraLayer):
 
     @property
     def fits(self) -> bool:
-        """Whether the fused blocks may compute it: a plain weight, and no dropout beside it."""
-        return self.geometry.plain and not self.geometry.transposed and not self.dropout
+        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout."""
+        plain = self.geometry.plain and not self.geometry.transposed
+        return plain and self.by_kernels and not self.dropout
 
     def linear(self) -> Linear:
         """Its tensors as the kernels take them."""
@@ -171,20 +193,11 @@ class LoraLinear(LoraLayer):
 class LoraEmbedding(LoraLayer):
     """y[t] = E[id_t] + s · B A[:, id_t] over an embedding; A: (rank, vocabulary), B: (dim, rank).
 
-    Dropout does not apply: the input is an index. A starts at zero and B normal, as in loralib
-    and peft, so that only the rows of A that were seen ever move.
+    Dropout does not apply: the input is an index.
     """
 
     kind = "embedding"
     base: nn.Embedding
-
-    def reset(self, how: str, generator: torch.Generator) -> None:
-        """A zero, B standard normal (loralib's start for embeddings; `how` is for A of others)."""
-        if self.A.is_meta:
-            return
-        with torch.no_grad():
-            self.A.zero_()
-            self.B.copy_(torch.empty(self.B.shape, dtype=self.B.dtype).normal_(generator=generator))
 
     @property
     def embedding_dim(self) -> int:
@@ -196,12 +209,10 @@ class LoraEmbedding(LoraLayer):
         """Size of the vocabulary."""
         return self.geometry.in_features
 
-    def delta(self) -> Tensor:
-        """s·(B·A)ᵀ: (vocabulary, dim), the layout of an embedding's weight."""
-        return super().delta().t().contiguous()
-
     def forward(self, ids: Tensor) -> Tensor:
         """(…) ids -> (…, dim)."""
+        if not self.by_kernels:
+            return self.through_weight(ids)
         y = self.base(ids)
         return y + self.low_rank(ids).to(y.dtype)
 
@@ -221,12 +232,8 @@ class LoraConv(LoraLayer):
     kind = "conv"
     base: nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-    def reset(self, how: str, generator: torch.Generator) -> None:
-        """A Kaiming-uniform (a = sqrt 5) or gaussian (std 1/r), B zero."""
-        self._start_A_at_random(how, generator)
-
     def delta(self) -> Tensor:
-        """s·B·A: (out_channels, in_channels, *kernel).
+        """ΔW: (out_channels, in_channels, *kernel).
 
         Raises:
             TargetError: the base is grouped.
@@ -240,6 +247,8 @@ class LoraConv(LoraLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, *size) -> (N, out_channels, *size')."""
+        if not self.by_kernels:
+            return self.through_weight(x)
         base = self.base
         conv = (F.conv1d, F.conv2d, F.conv3d)[base.weight.dim() - 3]
         low = F.dropout(x, self.dropout, training=self.training)

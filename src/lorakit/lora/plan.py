@@ -1,15 +1,17 @@
 """What a spec would adapt in a model: shapes, counts, what is left out and why. Pure."""
 
+import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from lorakit.errors import ConfigError, TargetError, did_you_mean
-from lorakit.lora import equations
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
+from lorakit.lora.variant import Variant
 
 _LINEAR = ("linear", "conv1d")
 
@@ -21,8 +23,9 @@ class Target:
     Attributes:
         path: where it is in the model.
         geometry: its kind and shape.
-        rank, alpha, scale: of its own pair; scale is alpha/rank or alpha/sqrt(rank).
+        rank, alpha, scale: of its own pair; scale is what the variant makes of the other two.
         frozen: parameters of the module itself, its bias included.
+        variant: which tensors it gets, and what may be done with them.
         tied_to: paths of other modules that share its weight tensor.
     """
 
@@ -32,12 +35,18 @@ class Target:
     alpha: float
     scale: float
     frozen: int
+    variant: Variant
     tied_to: tuple[str, ...] = ()
 
     @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every tensor that it gets, A and B first."""
+        return self.variant.tensors(self.geometry, self.rank)
+
+    @property
     def trainable(self) -> int:
-        """Numbers in A and B together."""
-        return self.geometry.trainable(self.rank)
+        """Elements of all its tensors."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -216,9 +225,9 @@ def _target(path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ..
             f"rank {rank} of {path} is not a multiple of its {geometry.groups} groups: "
             "set a rank_pattern for it"
         )
-    scale = equations.scale(alpha, rank, rslora=spec.rslora)
+    scale = spec.variant.scale(alpha, rank)
     frozen = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    return Target(path, geometry, rank, alpha, scale, frozen, tied_to)
+    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, tied_to)
 
 
 def _unsupported(modules: dict[str, nn.Module], candidates: list[str]) -> list[Skipped]:

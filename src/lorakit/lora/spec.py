@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorakit.errors import ConfigError
+from lorakit.lora.variant import Capability, Variant, require
+from lorakit.lora.variants import variant_of
 
 ALL_LINEAR = "all-linear"
 
@@ -66,15 +68,28 @@ class LoraSpec:
         _positive_whole("rank", self.rank)
         for key, rank in self.rank_pattern.items():
             _positive_whole(f"rank_pattern[{key!r}]", rank)
+        variant_of(vars(self))  # there has to be one
         for name, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
             if not 0 < alpha < math.inf:
                 raise ConfigError(f"alpha must be above 0 and finite; {name} is {alpha}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in [0, 1); it is {self.dropout}")
+        if self.dropout:
+            who, instead = f"dropout {self.dropout:g}", "set dropout to 0"
+            require(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
         if not self.targets:
             raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
         if self.init not in ("kaiming", "gaussian"):
             raise ConfigError(f"init must be 'kaiming' or 'gaussian'; it is {self.init!r}")
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of LoRA that the options choose.
+
+        Raises:
+            ConfigError: no variant has these options together.
+        """
+        return variant_of(vars(self))
 
 
 def _positive_whole(name: str, value: int) -> None:

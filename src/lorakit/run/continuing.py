@@ -116,12 +116,12 @@ def attach_parent(session: Session, parent: Parent, made: Plan) -> None:
         AdapterError, BaseMismatchError: see `lorakit.adapters.load_adapter`.
     """
     load_adapter(session.model, parent.found.folder, identity=session.identity)
-    pairs = {path: (layer.A, layer.B) for path, layer in lora_layers(session.model).items()}
+    kept = {path: layer.tensors for path, layer in lora_layers(session.model).items()}
     # Attached anew: dropout may be another than the parent was trained with.
     attach(detach(session.model), made)
     for path, layer in lora_layers(session.model).items():
-        layer.A.data.copy_(pairs[path][0])
-        layer.B.data.copy_(pairs[path][1])
+        for name, tensor in layer.tensors.items():
+            tensor.data.copy_(kept[path][name])
 
 
 def _said(value: Any) -> str:
