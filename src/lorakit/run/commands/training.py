@@ -13,7 +13,8 @@ from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
-from lorakit.data import Dataset, Example
+from lorakit.data import Dataset, Example, check_sources
+from lorakit.extras import need
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan, attach, plan
 from lorakit.run import folder as folders
@@ -57,6 +58,7 @@ class Prepared:
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
+    check_needs(config)
     parent = find_parent(config)
     session = open_base(
         config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
@@ -108,6 +110,7 @@ def run_training(
     folder = Path(config.output.out)
     folders.check_folder(folder, resume=config.output.resume)
     check_store(config)
+    check_needs(config)
     report({"kind": "stage", "name": "load"})
     ready = prepare(config, report)
     config, session, data = ready.config, ready.session, ready.data
@@ -224,6 +227,18 @@ def finish(
     return figures
 
 
+def check_needs(config: RunConfig) -> None:
+    """Refuse rows that are not here, and what is not installed, before a model is loaded.
+
+    Raises:
+        DataError: a file of rows is not there, or of no known format.
+        MissingExtraError: an optional package is not installed.
+    """
+    check_sources((*config.data.data, *config.data.eval_data))
+    if config.output.tensorboard:
+        need("tensorboard", "--tensorboard")
+
+
 def check_store(config: RunConfig) -> None:
     """Refuse a bad name, or a folder that is no store, before anything is trained.
 
@@ -310,6 +325,7 @@ def _figures(
             *data.notes,
             *([ready.outlook.note] if ready.outlook.note else []),
             *fitted.notes,
+            *([scores.left_out] if scores.left_out else []),
         ],
     }
     return result
