@@ -9,7 +9,8 @@
     │   ├── AdapterError      a missing, extra or misshapen tensor; a foreign or pickled file
     │   │   └── BaseMismatchError  the adapter was trained on another base
     │   ├── StoreError        a name or version that the store has not; a store that is damaged
-    │   └── OutputError       a folder that is not empty, a disk that is full
+    │   ├── OutputError       a folder that is not empty, a disk that is full
+    │   └── MissingExtraError an optional package is not installed
     ├── DivergedError         a loss or gradient is not finite; its batch was saved
     ├── TrialError            a trial's process ended without a result
     ├── EngineError           another program that answers for the server does not start, or ended
@@ -61,6 +62,10 @@ class StoreError(InputError):
 
 class OutputError(InputError):
     """The output cannot be written where it should go."""
+
+
+class MissingExtraError(InputError):
+    """An optional package is not installed; the message names the command that brings it."""
 
 
 class DivergedError(LorakitError):

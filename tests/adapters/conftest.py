@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from adapter_models import adapt, tiny_llama
 from transformers import LlamaForCausalLM
 
+from adapter_models import adapt, tiny_llama
 from lorakit.adapters import save_adapter
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_models import adapt, logits, tiny_llama
 from torch import nn
 
+from adapter_models import adapt, logits, tiny_llama
 from lorakit.adapters import load_adapter, save_adapter
 from lorakit.adapters.combine import CombineSpec, combine
 from lorakit.adapters.pairs import Pair, read_stored, write_stored

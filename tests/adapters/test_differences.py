@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from adapter_models import adapt, tiny_llama
 
+from adapter_models import adapt, tiny_llama
 from lorakit.adapters import save_adapter
 from lorakit.adapters.differences import differences, overlap, sizes
 from lorakit.adapters.pairs import read_stored

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapter_models import adapt
 
+from adapter_models import adapt
 from families import tiny
 from gguf_oracle import convert, field, tensors
 from llama_cpp import LlamaCpp

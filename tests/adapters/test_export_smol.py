@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapt
 
+from adapter_models import adapt
 from gguf_oracle import convert
 from llama_cpp import LlamaCpp
 from lorakit.adapters import save_adapter

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_models import adapt, edit_config, edit_tensors, logits, tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from adapter_models import adapt, edit_config, edit_tensors, logits, tiny_llama
 from families import tiny
 from lorakit.adapters import save_adapter
 from lorakit.adapters.export import lint, vllm_safe

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from adapter_models import adapt, logits, tiny_llama
 
+from adapter_models import adapt, logits, tiny_llama
 from families import tiny, tokenizer
 from lorakit.adapters import load_adapter, save_adapter
 from lorakit.adapters.pairs import read_stored

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_models import adapt, tiny_llama
 from huggingface_hub import constants
 
+from adapter_models import adapt, tiny_llama
 from hub_stand_in import TOKEN, Hub, Repository, serving
 from lorakit.adapters import hub as sharing
 from lorakit.adapters import read_adapter, save_adapter

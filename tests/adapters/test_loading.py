@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_models import edit_config, edit_tensors, logits, tiny_llama
 from safetensors.torch import save_file
 
+from adapter_models import edit_config, edit_tensors, logits, tiny_llama
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
 from lorakit.errors import AdapterError, BaseMismatchError, TargetError
 from lorakit.lora import lora_layers

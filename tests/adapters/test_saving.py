@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from adapter_models import adapt, logits, tiny_llama
 from safetensors.torch import load_file
 
+from adapter_models import adapt, logits, tiny_llama
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.files.folders import write_folder

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from adapter_models import adapt
 from safetensors.torch import load_file, save_file
 
+from adapter_models import adapt
 from families import tiny, tokenizer
 from lorakit.adapters import save_adapter
 from lorakit.adapters.pairs import read_stored

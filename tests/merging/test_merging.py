@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from adapter_models import IDS, adapt, logits, tiny_llama
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from adapter_models import IDS, adapt, logits, tiny_llama
 from lorakit.errors import AdapterError, CertificateError, ConfigError, OutputError, TargetError
 from lorakit.lora import LoraSpec, attach, lora_layers
 from lorakit.merging import Certificate, Comparison, Tolerance, merged_model, write_merged

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_models import adapt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lorakit.models.shards as shards
+from adapter_models import adapt
 from families import tiny, tokenizer
 from lorakit.adapters import load_adapter, save_adapter
 from lorakit.adapters.load import fit_stored
@@ -198,18 +198,11 @@ def test_the_certificate_says_what_was_compared(tmp_path):
 def test_a_model_that_is_too_large_is_certified_by_its_weights(tmp_path, monkeypatch):
     base = base_folder(tmp_path)
     adapter = adapter_folder(tmp_path, base, targets=("q_proj",))
-    free = replace_available(1000)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("lorakit.run.commands.certifying.free_memory", lambda device: 1000)
     made = merge(base, tmp_path / "merged", adapter)
     assert made.comparisons == ()
     assert "that needs the model twice in float32" in made.notes[0]
     assert merge(base, tmp_path / "asked", adapter, certify="logits").comparisons
-
-
-def replace_available(size):
-    import psutil
-
-    return psutil.virtual_memory()._replace(available=size)
 
 
 class TestUndo:

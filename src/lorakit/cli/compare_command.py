@@ -11,10 +11,11 @@ from rich.table import Table
 
 from lorakit.cli.compare_progress import CompareWatcher, show_prospect
 from lorakit.cli.options import flatten, with_options
-from lorakit.cli.show import console, count, duration, say, size
+from lorakit.cli.show import console, count, duration, report_line, say, size
 from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import InterruptedRunError
+from lorakit.extras import need
 from lorakit.run.folder import CONFIG
 
 
@@ -45,6 +46,7 @@ def compare(
 
     Finished trials are kept: after a kill, `--resume --out FOLDER` runs what is missing.
     """
+    need("metrics", "`lorakit compare`")
     given = resolve(config, flatten(flags))
     with CompareWatcher() as watcher:
         if forecast:
@@ -109,7 +111,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
     say(
         [
             *(f"note: {note}" for note in result["notes"]),
-            f"report:  {out / 'report.html'}",
+            report_line(out),
             f"figures: {out / 'result.json'}",
         ]
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 from lorakit.cli.show import console, say
 from lorakit.cli.train_command import start_training
 from lorakit.config import load_config
+from lorakit.extras import no_page
 from lorakit.run.folder import SAMPLES
 
 ROWS, HELD_OUT, SHOWN = 400, 40, 3
@@ -74,7 +75,10 @@ def demo(
             table.add_row(name, sample[key].strip()[:400] or "(nothing)")
         console.print(table)
         console.print()
-    say([f"all {len(samples)} of them, the curves and the scores: open {out / 'report.html'}"])
+    if no_page() is None:
+        say([f"all {len(samples)} of them, the curves and the scores: open {out / 'report.html'}"])
+    else:
+        say([f"all {len(samples)} of them: {out / SAMPLES}"])
 
 
 command = demo

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import console, count, duration, say, size
+from lorakit.cli.show import console, count, duration, report_line, say, size
 from lorakit.cli.trial_progress import TrialWatcher
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
+from lorakit.extras import need, no_page
 from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
 from lorakit.ranking.spec import RankSpec
 from lorakit.run.folder import CONFIG
@@ -54,6 +55,7 @@ def rank(
     Finished trials are kept: after a kill, `--resume --out FOLDER` runs what is missing; with
     `--verify` or `--exhaustive` it adds those checks to a search that is done.
     """
+    need("metrics", "`lorakit rank`")
     given = flatten(flags)
     if inspect is not None:
         _inspect(inspect, given, force=force)
@@ -151,7 +153,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
             "included",
             *(f"note: {note}" for note in result["notes"]),
             f"adapter: {out / 'adapter'}, rank {result['recommended_rank']}",
-            f"report:  {out / 'report.html'}",
+            report_line(out),
         ]
     )
 
@@ -187,4 +189,6 @@ def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
         lines.append("give held-out rows with --data to have the loss of every cut measured")
     else:
         lines.append(f"the base without an adapter: held-out loss {found.base_loss:.4f}")
+    if out is not None:
+        lines = [*lines, *([f"note: {why}"] if (why := no_page()) else [])]
     say([*lines, UNTOLD, *([f"figures: {out}"] if out else [])])

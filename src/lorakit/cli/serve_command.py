@@ -12,6 +12,7 @@ from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say
 from lorakit.cli.spec_options import read_spec, with_specs
 from lorakit.errors import ConfigError
+from lorakit.extras import need
 from lorakit.models.spec import ModelSpec
 from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
@@ -108,6 +109,7 @@ def serve(
         )
         typer.echo(secret)
         return
+    need("serve", "`lorakit serve`")
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
     model = ModelSpec(base, revision, device, dtype, trust_remote_code)

@@ -1,10 +1,13 @@
 """Small renderings that several commands share."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from lorakit.extras import no_page
 
 if TYPE_CHECKING:
     from lorakit.lora import Plan
@@ -39,6 +42,12 @@ def say(lines: Iterable[str]) -> None:
     """Print sentences as they are, without markup."""
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def report_line(out: Path) -> str:
+    """Where a folder's page is, or why there is none."""
+    why = no_page()
+    return f"report:  {out / 'report.html'}" if why is None else f"note: {why}"
 
 
 def warn(message: str) -> None:

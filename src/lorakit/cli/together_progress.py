@@ -16,6 +16,7 @@ from rich.table import Table
 from lorakit.cli.bars import Bars
 from lorakit.cli.progress import STAGES
 from lorakit.cli.show import console, count, duration, say, size
+from lorakit.extras import no_page
 
 
 class TogetherWatcher(Bars):
@@ -94,11 +95,13 @@ def summarise_jobs(result: Mapping[str, Any], out: Path) -> None:
             *(f"{loss:.4f}" if loss is not None else "" for loss in losses),
         )
     console.print(table)
+    why = no_page()
     say(
         [
             *(f"{job['name']}: {job['diverged']}" for job in result["jobs"] if job["diverged"]),
             f"{duration(result['train_seconds'])} of training for all, "
             f"{size(result['peak_memory_bytes'])} of memory",
-            f"adapters: {out}/NAME/adapter, a report.html beside each",
+            f"adapters: {out}/NAME/adapter" + ("" if why else ", a report.html beside each"),
+            *([f"note: {why}"] if why else []),
         ]
     )

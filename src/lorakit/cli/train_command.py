@@ -14,7 +14,7 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import TrainingWatcher
-from lorakit.cli.show import console, count, duration, say, scores_table, size
+from lorakit.cli.show import console, count, duration, report_line, say, scores_table, size
 from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
 from lorakit.run.folder import CONFIG
@@ -79,8 +79,8 @@ def start_training(config: RunConfig, command: str) -> dict[str, Any]:
         except InterruptedRunError as error:
             again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
             raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None
-    report = write_report(out)
-    summarise(result, out, report)
+    write_report(out)
+    summarise(result, out)
     return result
 
 
@@ -104,7 +104,7 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
     return result
 
 
-def summarise(result: Mapping[str, Any], out: Path, report: Path) -> None:
+def summarise(result: Mapping[str, Any], out: Path) -> None:
     """A run's figures, for a person."""
     if result["eval_loss"] is not None:
         before = result["eval_loss_before"]
@@ -126,9 +126,13 @@ def summarise(result: Mapping[str, Any], out: Path, report: Path) -> None:
             f"{result['fraction_of_limit']:.0%} of what the matmuls here allow",
             f"adapter: {out / 'adapter'} ({size(trained)})",
             *([f"stored:  {result['saved_as']}"] if result["saved_as"] else []),
-            f"report:  {report}",
+            report_line(out),
             f"ask it:  lorakit generate --adapter {out / 'adapter'} 'your prompt'",
-            *(f"note: {note}" for note in result["notes"] if "reached" in note),
+            *(
+                f"note: {note}"
+                for note in result["notes"]
+                if "reached" in note or "not scored" in note
+            ),
         ]
     )
 

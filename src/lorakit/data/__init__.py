@@ -11,12 +11,13 @@
 load.py goes the whole way: `load_data(spec, tokenizer)`; split.py holds rows out, notes.py says
 aloud what was decided, preview.py is what `lorakit check` shows, tickets.py makes the demo's rows.
 
-Uses torch, numpy, jinja2 (its errors), zstandard, and pyarrow or datasets where a source needs
-them. The tokenizer is passed in: nothing here imports transformers.
+Uses torch, numpy, jinja2 (its errors), and zstandard, pyarrow or datasets where a source needs
+them (lorakit[data]). The tokenizer is passed in: nothing here imports transformers.
 """
 
 from lorakit.data.batches import Batch, micro_batches, order, total_steps
 from lorakit.data.encode import encode, encode_all, encode_prompt
+from lorakit.data.files import check_sources
 from lorakit.data.load import Dataset, load_data, load_rows
 from lorakit.data.notes import Report
 from lorakit.data.records import Row, read_rows
@@ -39,6 +40,7 @@ __all__ = [
     "Template",
     "TokenTable",
     "Tokenizer",
+    "check_sources",
     "encode",
     "encode_all",
     "encode_prompt",

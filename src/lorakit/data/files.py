@@ -4,14 +4,13 @@ import bz2
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-import zstandard
-
 from lorakit.errors import DataError, did_you_mean
+from lorakit.extras import need
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
@@ -83,6 +82,36 @@ def files_of(source: str) -> list[DataFile] | None:
     return None
 
 
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse sources that are not here, or that need a package which is not installed.
+
+    Nothing is read, so a run asks this before it does anything else. An id of the hub is only
+    known to be one when it is asked for.
+
+    Raises:
+        DataError: as `files_of`.
+        MissingExtraError: an optional package is missing.
+    """
+    for source in sources:
+        files = files_of(source)
+        if files is None:
+            need("data", f"{source}: a dataset of the Hugging Face hub", "datasets")
+        for file in files or ():
+            need_for(file)
+
+
+def need_for(file: DataFile) -> None:
+    """Refuse a file that takes an optional package to read.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if file.format == "parquet":
+        need("data", f"{file.name}: reading Parquet", "pyarrow")
+    if file.compression == ".zst":
+        need("data", f"{file.name}: reading .zst", "zstandard")
+
+
 def _known_formats() -> str:
     return f"known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS)}"
 
@@ -105,8 +134,12 @@ class _ZstdReader(io.RawIOBase):
     """zstandard's own reader ends quietly where a file was cut short; this one raises."""
 
     def __init__(self, raw: BinaryIO) -> None:
+        import zstandard
+
         self._raw, self._ready = raw, b""
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._new = lambda: zstandard.ZstdDecompressor().decompressobj()
+        self._broken = zstandard.ZstdError
+        self._frame = self._new()
         self._inside = False
 
     def readable(self) -> bool:
@@ -120,7 +153,7 @@ class _ZstdReader(io.RawIOBase):
         while not self._ready:
             rest = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = self._new()
                 self._inside = False
             rest = rest or self._raw.read(1 << 16)
             if not rest:
@@ -128,7 +161,10 @@ class _ZstdReader(io.RawIOBase):
                     raise EOFError("the last frame is not complete")
                 return 0
             self._inside = True
-            self._ready = self._frame.decompress(rest)
+            try:
+                self._ready = self._frame.decompress(rest)
+            except self._broken as error:
+                raise OSError(str(error)) from None
         n = min(len(buffer), len(self._ready))
         buffer[:n], self._ready = self._ready[:n], self._ready[n:]
         return n
@@ -140,6 +176,7 @@ def open_bytes(file: DataFile) -> BinaryIO:
     Raises:
         DataError: the file is empty or cannot be opened.
     """
+    need_for(file)
     try:
         if file.path.stat().st_size == 0:
             raise DataError(f"{file.name}: the file is empty")
@@ -168,7 +205,7 @@ def decompression_error(file: DataFile, error: Exception, line: int) -> DataErro
 
 
 # What the decompressors raise on damaged input. EOFError: cut short.
-DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError)
+DAMAGED = (EOFError, OSError, zlib.error)
 
 
 def lines(file: DataFile) -> Iterator[str]:

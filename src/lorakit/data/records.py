@@ -3,8 +3,8 @@
 Only Hugging Face ids go through `datasets`. For files it would change the rows: its CSV reader
 turns "001" into 1 and "NA" into None, its JSON reader turns "2024-01-01" into a datetime and adds a
 null for every key that another row has, and neither knows line numbers. The standard library's
-json and csv read them line by line instead, and pyarrow (which `datasets` brings) reads Parquet
-batch by batch without a copy in a cache.
+json and csv read them line by line instead, and pyarrow reads Parquet batch by batch without a copy
+in a cache.
 """
 
 import csv
@@ -15,8 +15,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO, NoReturn
 
-from lorakit.data.files import DAMAGED, DataFile, decompression_error, files_of, lines, open_bytes
+from lorakit.data.files import (
+    DAMAGED,
+    DataFile,
+    decompression_error,
+    files_of,
+    lines,
+    need_for,
+    open_bytes,
+)
 from lorakit.errors import DataError
+from lorakit.extras import need
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,7 @@ def _header(file: DataFile, line: int, names: list[str]) -> list[str]:
 
 
 def _parquet_rows(file: DataFile) -> Iterator[Row]:
+    need_for(file)
     import pyarrow
     import pyarrow.parquet
 
@@ -242,6 +252,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
     name, *more = source.split(":")
     if len(more) > 2:
         raise DataError(f"{source}: a hub id is written id, id:split or id:config:split")
+    need("data", f"{source}: a dataset of the Hugging Face hub", "datasets")
     import datasets
 
     config, split = (more[0] if len(more) == 2 else None), (more[-1] if more else "train")

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
 
 from lorakit.errors import DataError
 
@@ -141,6 +140,8 @@ def _interval(
     means_K: Floats, means_BK: Floats, rows: int, generator: np.random.Generator, level: float
 ) -> CrossedInterval:
     """From each seed's mean on all rows, and on the rows of each draw."""
+    from scipy.special import ndtri, stdtrit
+
     seeds, draws = len(means_K), len(means_BK)
     mean = float(means_K.mean())
     of_rows_B = means_BK.mean(1)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lorakit.errors import ConfigError, DataError, did_you_mean
 from lorakit.evaluation import labels, structured, text
+from lorakit.extras import install, missing, need
 
 References = Sequence[Sequence[str]]
 Unit = Literal["share", "points"]
@@ -53,10 +54,14 @@ class MetricScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics over the same rows, the one that fits the references best first, and why these."""
+    """Metrics over the same rows, the one that fits the references best first, and why these.
+
+    `left_out` says which metrics would fit as well and what they need; empty where there are none.
+    """
 
     metrics: tuple[MetricScore, ...]
     why: str
+    left_out: str = ""
 
     def __getitem__(self, name: str) -> MetricScore:
         for metric in self.metrics:
@@ -86,13 +91,17 @@ SetMetric = Callable[[Sequence[str], References], tuple[float, list[float] | Non
 
 @dataclass(frozen=True)
 class _Metric:
-    """How a metric is computed, row by row or over the set, and which references it needs."""
+    """How a metric is computed, row by row or over the set, and what it needs.
+
+    `package`: the optional module that computes it.
+    """
 
     of_row: RowMetric | None = None
     of_set: SetMetric | None = None
     unit: Unit = "share"
     needs: Literal["text", "json", "label", "number"] = "text"
     mean_of_rows: bool = True
+    package: str | None = None
 
 
 def _single(function: Callable[..., tuple[float, list[float] | None]]) -> SetMetric:
@@ -102,10 +111,12 @@ def _single(function: Callable[..., tuple[float, list[float] | None]]) -> SetMet
 _METRICS: dict[str, _Metric] = {
     "exact_match": _Metric(text.exact_match),
     "f1": _Metric(text.token_f1),
-    "bleu": _Metric(of_set=text.bleu, unit="points", mean_of_rows=False),
-    "chrf": _Metric(of_set=text.chrf, unit="points", mean_of_rows=False),
+    "bleu": _Metric(of_set=text.bleu, unit="points", mean_of_rows=False, package="sacrebleu"),
+    "chrf": _Metric(of_set=text.chrf, unit="points", mean_of_rows=False, package="sacrebleu"),
     "accuracy": _Metric(of_set=_single(labels.accuracy), needs="label"),
-    "macro_f1": _Metric(of_set=_single(labels.macro_f1), needs="label", mean_of_rows=False),
+    "macro_f1": _Metric(
+        of_set=_single(labels.macro_f1), needs="label", mean_of_rows=False, package="sklearn"
+    ),
     "field_accuracy": _Metric(structured.field_accuracy, needs="json"),
     "json_match": _Metric(structured.json_match, needs="json"),
     "json_validity": _Metric(structured.json_validity),
@@ -132,22 +143,53 @@ def score(
       exact_match, f1
     - any other text: f1, chrf, bleu, exact_match
 
-    Raises ConfigError for a name it does not know; DataError for no rows, unequal lengths, or
-    references that a metric named by the caller cannot use.
+    Where an optional package is not installed, "auto" leaves its metrics out, and says so in `left_out`.
+
+    Raises ConfigError for a name it does not know; MissingExtraError for one whose package is not
+    installed; DataError for no rows, unequal lengths, or references that a metric named by the
+    caller cannot use.
     """
     rows = _check(predictions, references)
     if metrics == "auto":
-        names, why = choose(rows)
+        fitting, why = choose(rows)
+        names, left_out = _computable(fitting)
     else:
-        names = (metrics,) if isinstance(metrics, str) else tuple(dict.fromkeys(metrics))
-        why = "named by the caller"
-        if not names:
-            raise ConfigError(f"no metric is named; {did_you_mean('', METRICS)}, or 'auto'")
+        names, why, left_out = check_names(metrics), "named by the caller", ""
         for name in names:
-            if name not in _METRICS:
-                raise ConfigError(f"no metric {name!r}; {did_you_mean(name, [*METRICS, 'auto'])}")
             _need(name, _METRICS[name].needs, rows)
-    return Scores(tuple(_compute(name, predictions, rows) for name in names), why)
+    return Scores(tuple(_compute(name, predictions, rows) for name in names), why, left_out)
+
+
+def check_names(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """The metrics that a caller names, each once; a run asks this before it begins.
+
+    Raises:
+        ConfigError: a name is not known, or none is given.
+        MissingExtraError: the package of one is not installed.
+    """
+    names = (metrics,) if isinstance(metrics, str) else tuple(dict.fromkeys(metrics))
+    if not names:
+        raise ConfigError(f"no metric is named; {did_you_mean('', METRICS)}, or 'auto'")
+    for name in names:
+        if name not in _METRICS:
+            raise ConfigError(f"no metric {name!r}; {did_you_mean(name, [*METRICS, 'auto'])}")
+        package = _METRICS[name].package
+        if package is not None:
+            need("metrics", f"the metric {name}", package)
+    return names
+
+
+def _computable(names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Those of `names` whose packages are installed, and a sentence about the others."""
+    packages = {name: _METRICS[name].package for name in names}
+    out = [name for name, package in packages.items() if package and missing(package)]
+    if not out:
+        return names, ""
+    return (
+        tuple(name for name in names if name not in out),
+        f"not scored: {' and '.join(out)}, because {packages[out[0]]} is not installed: "
+        f"{install('metrics')}",
+    )
 
 
 def choose(references: References) -> tuple[tuple[str, ...], str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakit.errors import ModelError, did_you_mean
+from lorakit.extras import need
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import default, gguf
 from lorakit.models.spec import ModelSpec
@@ -106,6 +107,7 @@ def _nearest(name: str) -> str:
 
 
 def _from_hub(spec: ModelSpec, weights: bool) -> Resolved:
+    need("hub", f"{spec.model}: a model of the Hugging Face hub")
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -18,6 +18,7 @@ from lorakit.config import RunConfig
 from lorakit.data import load_rows
 from lorakit.evaluation.likelihood import per_token, row_losses
 from lorakit.execution.packed import packed_attention
+from lorakit.extras import no_page
 from lorakit.files.cache import Progress, no_progress
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
@@ -135,7 +136,8 @@ def run_inspect(
     if out is not None:
         folders.make_folder(out)
         folders.write_json(out / "inspect.json", made.to_dict() | {"spectra": spectra})
-        spectra_figures(spectra, highest, out / "plots")
+        if no_page() is None:
+            spectra_figures(spectra, highest, out / "plots")
     return made
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lorakit.extras import no_page
 from lorakit.report import compare_tables as tables
 from lorakit.report import run_tables
 from lorakit.report.answers import sample_of_many
@@ -11,16 +12,18 @@ from lorakit.report.html import write_page
 from lorakit.report.read import Record
 
 
-def write_compare_report(folder: str | Path) -> Path:
+def write_compare_report(folder: str | Path) -> Path | None:
     """Write `report.html` and `plots/*.png` into a comparison's folder from its plain files.
 
     Reads result.json, samples.json and config.yaml. The page stands alone: no network, no
-    scripts. Returns its path.
+    scripts. Returns its path, or None where `lorakit.extras.no_page` says why there is none.
 
     Raises:
         DataError: the folder holds no finished comparison, or one of its files is broken.
         OutputError: the page or a plot cannot be written.
     """
+    if no_page() is not None:
+        return None
     place = Path(folder)
     made = read_compare(place)
     result = made.result

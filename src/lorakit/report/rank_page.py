@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lorakit.extras import no_page
 from lorakit.report import rank_tables as tables
 from lorakit.report import run_tables
 from lorakit.report.html import write_page
@@ -9,16 +10,18 @@ from lorakit.report.rank_figures import rank_figures
 from lorakit.report.rank_read import read_rank
 
 
-def write_rank_report(folder: str | Path) -> Path:
+def write_rank_report(folder: str | Path) -> Path | None:
     """Write `report.html` and `plots/*.png` into a search's folder from its plain files.
 
     Reads result.json and config.yaml. The page stands alone: no network, no scripts. Returns its
-    path.
+    path, or None where `lorakit.extras.no_page` says why there is none.
 
     Raises:
         DataError: the folder holds no finished search, or one of its files is broken.
         OutputError: the page or a plot cannot be written.
     """
+    if no_page() is not None:
+        return None
     place = Path(folder)
     made = read_rank(place)
     result = made.result

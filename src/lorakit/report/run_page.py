@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from lorakit.extras import no_page
 from lorakit.report import run_tables as tables
 from lorakit.report.answers import sample
 from lorakit.report.html import write_page
@@ -12,16 +13,19 @@ from lorakit.report.run_figures import run_figures
 from lorakit.report.wording import second_verdict, verdict
 
 
-def write_report(run_folder: str | Path) -> Path:
+def write_report(run_folder: str | Path) -> Path | None:
     """Write `report.html` and `plots/*.png` into a run's folder from its plain files.
 
     Reads result.json, metrics.jsonl, samples.json and config.yaml; a missing one leaves its
-    sections out. The page stands alone: no network, no scripts. Returns its path.
+    sections out. The page stands alone: no network, no scripts. Returns its path, or None where
+    `lorakit.extras.no_page` says why there is none.
 
     Raises:
         DataError: the folder holds no run, or one of its files is broken.
         OutputError: the page or a plot cannot be written.
     """
+    if no_page() is not None:
+        return None
     folder = Path(run_folder)
     run = read_run(folder)
     figures = run_figures(run, folder / "plots")

@@ -1,10 +1,11 @@
 """What the run ran on, and how much memory it took."""
 
+import contextlib
 import os
 import platform
 import resource
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ VERSIONS = ("lorakit", "torch", "transformers", "safetensors", "datasets")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's figures."""
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+    """Versions of what decides a run's figures; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -52,6 +57,19 @@ def peak_memory(device: torch.device) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kilobytes, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device: what could be taken without swapping.
+
+    Where the system does not say (there is no /proc/meminfo) it is all of the machine's memory.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        return _kilobytes(meminfo, "MemAvailable")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_memory(device: torch.device) -> int:

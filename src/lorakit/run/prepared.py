@@ -111,6 +111,7 @@ def training_figures(
             *data.notes,
             *([ready.outlook.note] if ready.outlook.note else []),
             *fitted.notes,
+            *([scores.left_out] if scores.left_out else []),
         ],
     }
     return result

@@ -4,19 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import ConfigError
+from lorakit.extras import need
 
 
 class TensorBoard:
     """Writes train and held-out figures of each event; `tensorboard --logdir RUN` shows them."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "--tensorboard needs the tensorboard package: pip install 'lorakit[tensorboard]'"
-            ) from None
+        need("tensorboard", "--tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def __call__(self, event: Mapping[str, Any]) -> None:

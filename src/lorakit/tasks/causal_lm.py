@@ -125,4 +125,4 @@ class CausalLM:
             best = scores.metrics[0]
             for sample, value in zip(samples, best.rows or (), strict=False):
                 sample[name] = value
-        return Comparison(both[0].values, both[1].values, samples)
+        return Comparison(both[0].values, both[1].values, samples, both[1].left_out)

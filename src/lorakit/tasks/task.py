@@ -45,11 +45,13 @@ class Comparison:
     Attributes:
         before, after: each measure by its name.
         samples: one mapping an example, as a page shows it.
+        left_out: which measures would fit as well and what they need; empty where there are none.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     samples: list[dict[str, Any]]
+    left_out: str = ""
 
 
 class Task(Protocol):

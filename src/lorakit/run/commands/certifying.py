@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from lorakit.adapters.load import attach_stored
@@ -17,6 +16,7 @@ from lorakit.models import ModelSpec, load_model
 from lorakit.models.load import torch_device
 from lorakit.models.shards import DTYPES
 from lorakit.models.weights import Place
+from lorakit.run.machine import free_memory
 from lorakit.run.session import recorded_template
 
 # Texts that the certificate compares on: prose, code, numbers, another language, a list.
@@ -33,8 +33,7 @@ def too_large(spec: ModelSpec, empty: Any) -> str | None:
     """Why the logits cannot be compared here: the model twice in float32 exceeds the memory."""
     device = torch_device(spec)
     needed = 2 * 4 * sum(parameter.numel() for parameter in empty.parameters())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    free = psutil.virtual_memory().available if free is None else free
+    free = free_memory(device)
     if needed <= free:
         return None
     return (

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.config import RunConfig
-from lorakit.data import Example
+from lorakit.data import Example, check_sources
 from lorakit.data.notes import length_notes
 from lorakit.errors import DataError
+from lorakit.evaluation.metrics import check_names
 from lorakit.files.cache import Progress, no_progress
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
@@ -44,6 +45,8 @@ def run_evaluation(
     started = time.perf_counter()
     if not config.data.data:
         raise DataError("no rows: give --data")
+    check_sources(config.data.data)
+    chosen = metrics if metrics in ("auto", "none") else check_names(metrics.split(","))
     if out is not None:
         folders.check_folder(out, resume=False)
     session = open_adapted(
@@ -64,10 +67,9 @@ def run_evaluation(
     predictions: list[str] = []
     if metrics != "none" and answered:
         predictions = task.predict(session, answered, config.output.max_new_tokens)
-        chosen = "auto" if metrics == "auto" else metrics.split(",")
         scored = task.measure(answered, predictions, chosen)
         scores = {metric.name: metric.value for metric in scored.metrics}
-        notes.append(scored.why)
+        notes += [scored.why, *([scored.left_out] if scored.left_out else [])]
     result = {
         "model": session.identity.name,
         "adapter": str(adapter) if adapter else None,

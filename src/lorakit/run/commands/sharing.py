@@ -7,6 +7,7 @@ from pathlib import Path
 from lorakit.adapters.hub import Pulled, Push, prepare_push, pull, push
 from lorakit.adapters.store import Store
 from lorakit.errors import ConfigError
+from lorakit.extras import need
 from lorakit.run.named import find_adapter
 
 
@@ -35,6 +36,7 @@ def run_push(
     Raises:
         InputError: see `lorakit.adapters.hub`.
     """
+    need("hub", "`lorakit push`")
     found = find_adapter(adapter, store)
     prepared = prepare_push(found.folder, repository, private=private, force=force)
     report(prepared)
@@ -58,6 +60,7 @@ def run_pull(
         ConfigError: not exactly one of `out` and `name`.
         InputError: see `lorakit.adapters.hub`.
     """
+    need("hub", "`lorakit pull`")
     if (out is None) == (name is None):
         raise ConfigError("say where it goes: --out FOLDER, or --name NAME in the store")
     if out is not None:

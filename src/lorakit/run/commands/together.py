@@ -24,6 +24,7 @@ from lorakit.run import folder as folders
 from lorakit.run.commands.training import (
     Asked,
     ask_before,
+    check_needs,
     check_store,
     finish,
     metrics_of,
@@ -131,6 +132,7 @@ def run_together(
     folders.check_folder(folder, resume=config.output.resume)
     for job in jobs:
         check_store(job.config)
+        check_needs(job.config)
     report({"kind": "stage", "name": "load"})
     first = jobs[0].config
     base = open_base(

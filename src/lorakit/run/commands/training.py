@@ -13,7 +13,8 @@ from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
-from lorakit.data import Dataset, Example
+from lorakit.data import Dataset, Example, check_sources
+from lorakit.extras import need
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
@@ -25,6 +26,7 @@ from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
+    check_needs(config)
     parent = find_parent(config)
     session = open_base(
         config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
@@ -76,6 +78,7 @@ def run_training(
     folder = Path(config.output.out)
     folders.check_folder(folder, resume=config.output.resume)
     check_store(config)
+    check_needs(config)
     report({"kind": "stage", "name": "load"})
     ready = prepare(config, report)
     config, session, data = ready.config, ready.session, ready.data
@@ -190,6 +193,18 @@ def finish(
         figures["saved_as"] = str(added.entry)
     folders.write_json(folder / folders.RESULT, figures)
     return figures
+
+
+def check_needs(config: RunConfig) -> None:
+    """Refuse rows that are not here, and what is not installed, before a model is loaded.
+
+    Raises:
+        DataError: a file of rows is not there, or of no known format.
+        MissingExtraError: an optional package is not installed.
+    """
+    check_sources((*config.data.data, *config.data.eval_data))
+    if config.output.tensorboard:
+        need("tensorboard", "--tensorboard")
 
 
 def check_store(config: RunConfig) -> None:
