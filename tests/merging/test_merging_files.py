@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import lorakit.models.shards as shards
+import lorakit.files.shards as shards
 from adapter_models import adapt
 from families import tiny, tokenizer
 from lorakit.adapters import load_adapter, save_adapter

@@ -217,7 +217,7 @@ def test_truncated_safetensors(tmp_path, keep):
 def test_foreign_bytes_in_place_of_safetensors(tmp_path):
     path = saved(tmp_path) / "model.safetensors"
     path.write_bytes(b"\x80\x04pickle" * 100)
-    with pytest.raises(ModelError, match="cut short or not a safetensors file"):
+    with pytest.raises(ModelError, match="truncated or not a safetensors file"):
         load_model(str(tmp_path))
 
 

@@ -26,13 +26,13 @@ from lorakit.adapters.names import tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
 from lorakit.errors import AdapterError
-from lorakit.files.folders import write_folder
 from lorakit.files.tensors import (
     read_tensors_and_hash,
     read_tensors_at_once,
     require_finite,
     write_tensors,
 )
+from lorakit.files.whole import write_folder
 from lorakit.lora import LoraSpec, equations
 from lorakit.lora.targets import first_hit
 from lorakit.lora.variant import Variant

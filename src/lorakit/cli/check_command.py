@@ -9,8 +9,9 @@ from rich.text import Text
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import show_prepared
-from lorakit.cli.show import console, count, say
+from lorakit.cli.show import console, say
 from lorakit.config import load_config
+from lorakit.files.wording import count
 
 
 def check(

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from lorakit.cli.compare_progress import CompareWatcher, show_prospect
 from lorakit.cli.options import flatten, with_options
-from lorakit.cli.show import console, count, duration, report_line, say, size
+from lorakit.cli.show import console, duration, report_line, say
 from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import InterruptedRunError
 from lorakit.extras import need
+from lorakit.files.wording import count, size
 from lorakit.run.folder import CONFIG
 
 

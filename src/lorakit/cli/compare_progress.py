@@ -5,8 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from lorakit.cli.show import console, count, duration, say, size
+from lorakit.cli.show import console, duration, say
 from lorakit.cli.trial_progress import TrialWatcher
+from lorakit.files.wording import count, size
 
 
 class CompareWatcher(TrialWatcher):

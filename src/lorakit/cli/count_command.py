@@ -8,9 +8,10 @@ import typer
 from rich.table import Table
 
 from lorakit.cli.options import flatten, with_options
-from lorakit.cli.show import console, count, left_out, say
+from lorakit.cli.show import console, left_out, say
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
+from lorakit.files.wording import count
 from lorakit.lora import equations
 
 OPTIONS = (

@@ -17,7 +17,8 @@ from rich.progress import (
 )
 
 from lorakit.cli.bars import Bars
-from lorakit.cli.show import console, count, duration, left_out, plan_table, say, size, warn
+from lorakit.cli.show import console, duration, left_out, plan_table, say, warn
+from lorakit.files.wording import count, size
 
 STAGES = {
     "load": "loading the model and the rows",

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorakit.cli.options import flatten, with_options
-from lorakit.cli.show import say, size
+from lorakit.cli.show import say
 from lorakit.config import load_config
+from lorakit.files.wording import size
 
 if TYPE_CHECKING:
     from lorakit.adapters.hub import Push

@@ -11,11 +11,12 @@ from rich.table import Table
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import console, count, duration, report_line, say, size
+from lorakit.cli.show import console, duration, report_line, say
 from lorakit.cli.trial_progress import TrialWatcher
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.extras import need, no_page
+from lorakit.files.wording import count, size
 from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
 from lorakit.ranking.spec import RankSpec
 from lorakit.run.folder import CONFIG

@@ -8,24 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lorakit.extras import no_page
+from lorakit.files.wording import count
 
 if TYPE_CHECKING:
     from lorakit.lora import Plan
 
 console = Console(highlight=False)
-
-
-def count(number: float) -> str:
-    """1234567 -> 1,234,567."""
-    return f"{number:,.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes for a person: 9,768,960 -> 9.8 MB."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= power:
-            return f"{number / power:.1f} {unit}"
-    return f"{number:.0f} bytes"
 
 
 def duration(seconds: float) -> str:

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from lorakit.cli.bars import Bars
 from lorakit.cli.progress import STAGES
-from lorakit.cli.show import console, count, duration, say, size
+from lorakit.cli.show import console, duration, say
 from lorakit.extras import no_page
+from lorakit.files.wording import count, size
 
 
 class TogetherWatcher(Bars):

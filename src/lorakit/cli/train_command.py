@@ -14,9 +14,10 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import TrainingWatcher
-from lorakit.cli.show import console, count, duration, report_line, say, scores_table, size
+from lorakit.cli.show import console, duration, report_line, say, scores_table
 from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
+from lorakit.files.wording import count, size
 from lorakit.run.folder import CONFIG
 
 

@@ -20,6 +20,7 @@ from lorakit.comparing.summary import summarise
 from lorakit.errors import InputError
 from lorakit.experiments import Report, Runner, processes
 from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
+from lorakit.files.whole import write_json
 from lorakit.report import write_compare_report
 from lorakit.run import folder as folders
 
@@ -73,8 +74,8 @@ def run_compare(
     report({"kind": "prospect", "prospect": expected, "arms": [arm.name for arm in chosen]})
     findings = compare_arms(chosen, given.spec, given.config, run, expected, report=report)
     result = summarise(findings, given.spec, given.config, command)
-    folders.write_json(folder / folders.SAMPLES, samples(findings))
-    folders.write_json(folder / folders.RESULT, result)
+    write_json(folder / folders.SAMPLES, samples(findings))
+    write_json(folder / folders.RESULT, result)
     write_compare_report(folder)
     return result
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lorakit.errors import ConfigError
+from lorakit.files.whole import write_text
 
 T = TypeVar("T")
 
@@ -199,7 +200,7 @@ def write_tickets(
     paths = folder / "train.jsonl", folder / "valid.jsonl"
     for path, n, apart in ((paths[0], rows, False), (paths[1], eval_rows, True)):
         lines = (json.dumps(t, ensure_ascii=False) for t in tickets(n, seed=seed, held_out=apart))
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in lines))
     return paths
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.adapters.save import is_transformers
 from lorakit.errors import AdapterError, CertificateError, TargetError
-from lorakit.files.folders import write_folder
-from lorakit.files.tensors import as_os_error
+from lorakit.files.tensors import system_errors
+from lorakit.files.whole import write_folder
 from lorakit.lora import lora_layers
 from lorakit.merging.certify import (
     Certificate,
@@ -117,10 +116,8 @@ def write_merged(
 
     def fill(partial: Path) -> None:
         with quiet():
-            try:
+            with system_errors():
                 merged.save_pretrained(partial)
-            except SafetensorError as error:
-                raise as_os_error(error) from error
             tokenizer.save_pretrained(partial)
             again = type(merged).from_pretrained(partial, dtype=computing).to(device)
         name = str(computing).removeprefix("torch.")

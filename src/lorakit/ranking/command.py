@@ -17,6 +17,7 @@ from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.errors import InputError
 from lorakit.experiments import Report, Runner, processes
 from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
+from lorakit.files.whole import write_json
 from lorakit.ranking.protocol import Findings, look_at, search_rank
 from lorakit.ranking.settings import Settings
 from lorakit.ranking.summary import summarise
@@ -71,7 +72,7 @@ def run_rank(
     findings = search_rank(given.spec, given.config, run, root, look, report=report)
     result = summarise(findings, given.spec, command, root)
     _keep_adapter(findings, given, result, root, folder / "adapter")
-    folders.write_json(folder / folders.RESULT, result)
+    write_json(folder / folders.RESULT, result)
     write_rank_report(folder)
     return result
 

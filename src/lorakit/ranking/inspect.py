@@ -20,6 +20,7 @@ from lorakit.evaluation.likelihood import per_token, row_losses
 from lorakit.execution.packed import packed_attention
 from lorakit.extras import no_page
 from lorakit.files.cache import Progress, no_progress
+from lorakit.files.whole import write_json
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
 from lorakit.ranking.layers import rank_for_energy
@@ -135,7 +136,7 @@ def run_inspect(
     )
     if out is not None:
         folders.make_folder(out)
-        folders.write_json(out / "inspect.json", made.to_dict() | {"spectra": spectra})
+        write_json(out / "inspect.json", made.to_dict() | {"spectra": spectra})
         if no_page() is None:
             spectra_figures(spectra, highest, out / "plots")
     return made

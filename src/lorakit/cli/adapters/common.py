@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lorakit.adapters.store import Entry, Event
 from lorakit.adapters.store.store import STORE_HELP
-from lorakit.cli.show import count, size
+from lorakit.files.wording import count, size
 
 StoreFolder = Annotated[Path | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

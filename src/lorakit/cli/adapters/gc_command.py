@@ -7,8 +7,9 @@ import typer
 
 from lorakit.adapters.store import Store, collect
 from lorakit.cli.adapters.common import Json, StoreFolder, write_json
-from lorakit.cli.show import say, size
+from lorakit.cli.show import say
 from lorakit.errors import ConfigError
+from lorakit.files.wording import size
 
 _UNITS = {"": 86_400.0, "w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 

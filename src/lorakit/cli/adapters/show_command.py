@@ -17,7 +17,8 @@ from lorakit.cli.adapters.common import (
     when,
     write_json,
 )
-from lorakit.cli.show import console, count, say, size
+from lorakit.cli.show import console, say
+from lorakit.files.wording import count, size
 
 
 def show(

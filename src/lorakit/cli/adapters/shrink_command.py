@@ -11,8 +11,9 @@ from lorakit.cli.adapters.fields import help_of
 from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import count, say
+from lorakit.cli.show import say
 from lorakit.config import load_config
+from lorakit.files.wording import count
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code"),

@@ -22,7 +22,7 @@ from lorakit.adapters.provenance import check_base
 from lorakit.config import RunConfig
 from lorakit.errors import BaseMismatchError, ConfigError, ModelError
 from lorakit.files.cache import Progress, no_progress
-from lorakit.files.folders import write_folder
+from lorakit.files.whole import write_folder
 from lorakit.merging.certify import Certificate, Tolerance
 from lorakit.merging.dequantize import dequantize, quantization
 from lorakit.merging.merge import (
