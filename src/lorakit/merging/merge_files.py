@@ -18,6 +18,7 @@ from torch import Tensor
 from lorakit.adapters.pairs import Pair
 from lorakit.errors import AdapterError, TargetError
 from lorakit.lora import Plan, Target, equations
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.models import shards
 from lorakit.models.weights import OtherNamesError, Place
 
@@ -119,9 +120,13 @@ def merge_files(
 
     Raises:
         TargetError: a weight cannot take its product: a grouped convolution, or integers.
-        AdapterError: two pairs are on one tied weight.
+        AdapterError: the variant cannot be merged by rows; two pairs are on one tied weight.
         OtherNamesError: a tied weight has a name in the files that the model does not know.
     """
+    require_capability(
+        *(plan.spec.variant, Capability.MERGE_ROWS, "merging"),
+        "merge it in memory instead: certify by logits, or `write_merged`",
+    )
     jobs, extra = _jobs(places, held, plan, pairs)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
