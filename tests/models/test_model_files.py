@@ -209,7 +209,7 @@ def test_truncated_safetensors(tmp_path, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(
-        ModelError, match=r"model.safetensors is cut short .* fetch or copy it again"
+        ModelError, match=r"model.safetensors is truncated .* fetch or copy it again"
     ):
         load_model(str(tmp_path))
 

@@ -31,6 +31,7 @@ from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of, weights_by_path
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora import arithmetic, spectrum
+from lorakit.lora.variant import Capability, require_capability
 
 Way = Literal["linear", "cat", "svd", "ties", "dare", "dare_ties", "factors"]
 WAYS: tuple[str, ...] = get_args(Way)
@@ -128,13 +129,18 @@ def combine(
         dtype: of the new A and B.
 
     Raises:
-        AdapterError: shapes of a module differ; a pair of a grouped convolution; `factors` on
+        AdapterError: an adapter's variant cannot be summed; shapes of a module differ; a pair of a grouped convolution; `factors` on
             unequal ranks; no parts.
         BaseMismatchError: two adapters belong to different bases.
         ConfigError: a pattern of weights means no module; a weight is not finite.
     """
     if not parts:
         raise AdapterError("nothing to combine: name at least one adapter")
+    for part in parts:
+        require_capability(
+            *(part.adapter.spec.variant, Capability.SUM, part.adapter.source),
+            "merge it into a model of its own instead: lorakit merge",
+        )
     config, notes = common_config(parts, force=force)
     weights = [weights_by_path(part) for part in parts]
     paths = dict.fromkeys(path for part in parts for path in part.adapter.pairs)

@@ -10,6 +10,7 @@ from lorakit.adapters.pairs import StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of
 from lorakit.errors import AdapterError
 from lorakit.lora import spectrum
+from lorakit.lora.variant import Capability, require_capability
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ def shrink(
         dtype: of the new A and B.
 
     Raises:
-        AdapterError: a pair of a grouped convolution.
+        AdapterError: the adapter's variant cannot be cut; a pair of a grouped convolution.
     """
+    require_capability(
+        *(adapter.spec.variant, Capability.SHRINK, adapter.source),
+        "train one of a lower rank instead",
+    )
     part = Part(adapter, name=name)
     if not spec.threshold:
         made = combine(

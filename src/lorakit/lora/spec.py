@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorakit.errors import ConfigError
-from lorakit.lora.variant import Capability, Variant, require
+from lorakit.lora.variant import Capability, Variant, require_capability
 from lorakit.lora.variants import variant_of
 
 ALL_LINEAR = "all-linear"
@@ -76,7 +76,7 @@ class LoraSpec:
             raise ConfigError(f"dropout must lie in [0, 1); it is {self.dropout}")
         if self.dropout:
             who, instead = f"dropout {self.dropout:g}", "set dropout to 0"
-            require(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
+            require_capability(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
         if not self.targets:
             raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
         if self.init not in ("kaiming", "gaussian"):

@@ -17,6 +17,7 @@ from lorakit.errors import AdapterError, CertificateError, TargetError
 from lorakit.files.tensors import system_errors
 from lorakit.files.whole import write_folder
 from lorakit.lora import lora_layers
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.certify import (
     Certificate,
     Comparison,
@@ -41,7 +42,7 @@ def merged_model(model: Model) -> Model:
 
     Raises:
         AdapterError: the model has no pairs.
-        TargetError: a base layer cannot take its product: it is quantized, or a grouped
+        TargetError: the variant cannot be merged; a base layer cannot take its product: it is quantized, or a grouped
             convolution; or a tied weight is in a model whose configuration does not say that it
             is tied, and which would tie it again when loaded.
     """
@@ -52,6 +53,9 @@ def merged_model(model: Model) -> Model:
     # deepcopy asks its memo first, so each adapted layer is replaced as the copy is made.
     memo: dict[int, Any] = {}
     for path, layer in layers.items():
+        require_capability(
+            *(layer.variant, Capability.MERGE, path), "keep it beside its base", error=TargetError
+        )
         try:
             memo[id(layer)] = layer.merged_base()
         except TargetError as error:

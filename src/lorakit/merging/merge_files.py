@@ -21,6 +21,7 @@ from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
 from lorakit.lora import Plan, Target, equations
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.models.weights import OtherNamesError
 
 INDEX = "model.safetensors.index.json"
@@ -121,9 +122,13 @@ def merge_files(
 
     Raises:
         TargetError: a weight cannot take its product: a grouped convolution, or integers.
-        AdapterError: two pairs are on one tied weight.
+        AdapterError: the variant cannot be merged by rows; two pairs are on one tied weight.
         OtherNamesError: a tied weight has a name in the files that the model does not know.
     """
+    require_capability(
+        *(plan.spec.variant, Capability.MERGE_ROWS, "merging"),
+        "merge it in memory instead: certify by logits, or `write_merged`",
+    )
     jobs, extra = _jobs(places, held, plan, pairs)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
