@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorakit.cli.compare_progress import CompareWatcher, show_prospect
+from lorakit.cli.compare_progress import CompareWatcher, show_estimate
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.show import console, duration, report_line, say
-from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, CompareSettings, settings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import InterruptedRunError
 from lorakit.extras import need
@@ -51,12 +51,12 @@ def compare(
     given = resolve(config, flatten(flags))
     with CompareWatcher() as watcher:
         if forecast:
-            from lorakit.comparing.command import look_ahead
+            from lorakit.comparing.command import estimate_only
             from lorakit.comparing.methods import arms_of
 
-            expected = look_ahead(given, report=watcher)
+            estimate = estimate_only(given, report=watcher)
             arms = [arm.name for arm in arms_of(given.spec, given.config.lora)]
-            show_prospect(expected, arms)
+            show_estimate(estimate, arms)
             return
         result = _run(given, watcher)
     summarise(result, Path(given.config.output.out))
@@ -67,7 +67,7 @@ command = with_options(
 )
 
 
-def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> CompareSettings:
     """The settings; with --resume and no file, those in the folder."""
     if flags.get("resume") and path is None and "out" in flags:
         kept = Path(str(flags["out"])) / CONFIG
@@ -75,7 +75,7 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     return settings(path, flags)
 
 
-def _run(given: Settings, watcher: CompareWatcher) -> dict[str, Any]:
+def _run(given: CompareSettings, watcher: CompareWatcher) -> dict[str, Any]:
     from lorakit.comparing.command import run_compare
 
     command = shlex.join(["lorakit", *sys.argv[1:]])

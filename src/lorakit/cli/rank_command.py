@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -17,9 +17,12 @@ from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.extras import need, no_page
 from lorakit.files.wording import count, size
-from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, RankSettings, settings
 from lorakit.ranking.spec import RankSpec
 from lorakit.run.folder import CONFIG
+
+if TYPE_CHECKING:
+    from lorakit.ranking.trials import RankProfile
 
 
 def rank(
@@ -74,7 +77,7 @@ command = with_options(
 )
 
 
-def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> RankSettings:
     """The settings; with --resume and no file, those in the folder."""
     if "store" in flags:
         raise ConfigError("store goes with --inspect, which looks names up there")
@@ -84,7 +87,7 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     return settings(path, flags)
 
 
-def _run(given: Settings, watcher: "RankWatcher") -> dict[str, Any]:
+def _run(given: RankSettings, watcher: "RankWatcher") -> dict[str, Any]:
     from lorakit.ranking.command import run_rank
 
     command = shlex.join(["lorakit", *sys.argv[1:]])
@@ -103,28 +106,28 @@ class RankWatcher(TrialWatcher):
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
         match event["kind"]:
-            case "looked":
-                _show_look(event["look"])
+            case "profile":
+                _show_profile(event["profile"])
             case "decided":
                 say([f"  {event['text']}"])
             case _:
                 super().__call__(event)
 
 
-def _show_look(look: Mapping[str, Any]) -> None:
+def _show_profile(found: "RankProfile") -> None:
     """Rows, the prior, and what a run takes."""
-    prior, steps = look["prior"], look["steps"]
-    say(look["notes"])
+    profile, estimate, prior = found.profile, found.estimate, found.prior
+    say(profile.notes)
     say(
         [
-            f"{count(look['rows'])} rows to learn from, {count(look['eval_rows'])} held out, by which "
+            f"{count(profile.rows)} rows to train on, {count(profile.eval_rows)} held out, by which "
             "learning rate and rank are chosen",
-            f"a run is {count(steps)} steps, about "
-            f"{duration(steps * look['measured']['seconds_per_step'])}; the search about two of them, "
-            f"in {size(look['peak_memory_bytes'])} of memory",
-            f"prior: {prior['bits'] / 1000:,.1f} kbit under the base, at two bits a parameter those "
-            f"of rank {prior['rank']:.2g}; that decides nothing",
-            *([look["note"]] if look["note"] else []),
+            f"a run is {count(found.steps)} steps, about "
+            f"{duration(found.steps * estimate.seconds_per_step)}; the search about two of them, "
+            f"in {size(estimate.peak_memory_bytes)} of memory",
+            f"prior: {prior.bits / 1000:,.1f} kbit under the base, at two bits a parameter those "
+            f"of rank {prior.rank:.2g}; that decides nothing",
+            *([estimate.note] if estimate.note else []),
         ]
     )
 
@@ -160,7 +163,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
 
 
 def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
-    from lorakit.ranking.inspect import UNTOLD, run_inspect
+    from lorakit.ranking.inspect import NOT_SAID, run_inspect
 
     own = {name for name in flags if name not in load_config(None, {}).to_flat()}
     if own:
@@ -192,4 +195,4 @@ def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
         lines.append(f"the base without an adapter: held-out loss {found.base_loss:.4f}")
     if out is not None:
         lines = [*lines, *([f"note: {why}"] if (why := no_page()) else [])]
-    say([*lines, UNTOLD, *([f"figures: {out}"] if out else [])])
+    say([*lines, NOT_SAID, *([f"figures: {out}"] if out else [])])

@@ -20,7 +20,6 @@ _STAGES = {
     "general": "answering the general prompts",
     "measure": "measuring",
     "answer": "answering held-out prompts",
-    "look": "looking at the rows and the model",
 }
 
 
