@@ -59,7 +59,7 @@ def _show(ready: Any, rows: int) -> None:
         console.print(f"[dim]{encoded.origin}, {count(len(encoded))} tokens[/]")
         line = Text()
         for piece in preview.fragments(encoded, tokenizer):
-            line.append(piece.text, style="black on green" if piece.learnt else "")
+            line.append(piece.text, style="black on green" if piece.supervised else "")
         console.print(line)
 
 
