@@ -10,7 +10,7 @@ from lorakit.cli.trial_progress import TrialWatcher
 
 
 class CompareWatcher(TrialWatcher):
-    """Shows what `run_compare` reports: its trials, and before them what all will take."""
+    """Shows what `run_compare` reports: its trials, and before them their forecast."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
@@ -21,13 +21,13 @@ class CompareWatcher(TrialWatcher):
 
 
 def show_prospect(expected: Any, arms: Sequence[str]) -> None:
-    """Rows, and what every arm and the whole will take."""
+    """Print the rows, and the forecast of every arm and of the whole comparison."""
     look = expected.look
     say(look["notes"])
     say(
         [
-            f"{count(look['rows'])} rows to learn from, {count(look['tuning_rows'])} to choose "
-            f"learning rates by, {count(look['eval_rows'])} held out; "
+            f"{count(look['rows'])} training rows, {count(look['tuning_rows'])} validation rows (to "
+            f"choose learning rates), {count(look['eval_rows'])} test rows; "
             f"{look['tokens_per_step']:,.0f} tokens a step, base in {look['dtype']}"
         ]
     )
