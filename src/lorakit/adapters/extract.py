@@ -21,7 +21,7 @@ from lorakit.adapters.provenance import Identity, make_record
 from lorakit.errors import AdapterError, TargetError
 from lorakit.lora import Target, spectrum
 from lorakit.models import shards
-from lorakit.models.weights import Place
+from lorakit.models.weights import WeightEntry
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Extracted:
 def extract(
     targets: Sequence[Target],
     modules: Sequence[str],
-    base: Mapping[str, Place],
-    tuned: Mapping[str, Place],
+    base: Mapping[str, WeightEntry],
+    tuned: Mapping[str, WeightEntry],
     *,
     rank: int | None,
     energy: float | None,
@@ -149,7 +149,7 @@ def extract(
     return Extracted(adapter, tuple(layers), tuple(unchanged), left, _rounding(base, tuned))
 
 
-def _difference(target: Target, base: Place, tuned: Place) -> tuple[float, Tensor]:
+def _difference(target: Target, base: WeightEntry, tuned: WeightEntry) -> tuple[float, Tensor]:
     """‖W‖, and W' - W in float64 as (out, in…)."""
     if target.geometry.groups > 1:
         raise TargetError(f"{target.path} is a convolution with groups: leave it out with exclude")
@@ -175,7 +175,7 @@ def _layer(
     return unit_pair(A, B, target.geometry.kind), layer
 
 
-def _left(name: str, base: Place, tuned: Place) -> Left:
+def _left(name: str, base: WeightEntry, tuned: WeightEntry) -> Left:
     """How far a tensor without a pair is from the base's."""
     size = difference = 0.0
     if not base.entry.shape:
@@ -190,7 +190,7 @@ def _left(name: str, base: Place, tuned: Place) -> Left:
     return Left(name, difference**0.5, relative if difference else 0.0)
 
 
-def _rounding(base: Mapping[str, Place], tuned: Mapping[str, Place]) -> tuple[str, ...]:
+def _rounding(base: Mapping[str, WeightEntry], tuned: Mapping[str, WeightEntry]) -> tuple[str, ...]:
     """Said where the models are kept in different formats: rounding is then part of W' - W."""
     kinds = [{place.entry.dtype for place in places.values()} for places in (base, tuned)]
     if kinds[0] == kinds[1]:

@@ -19,7 +19,7 @@ from lorakit.adapters.pairs import Pair
 from lorakit.errors import AdapterError, TargetError
 from lorakit.lora import Plan, Target, equations
 from lorakit.models import shards
-from lorakit.models.weights import OtherNamesError, Place
+from lorakit.models.weights import OtherNamesError, WeightEntry
 
 INDEX = "model.safetensors.index.json"
 
@@ -80,7 +80,7 @@ class Job:
     The update's rows are s · left[rows] · right in the layout of W.
     """
 
-    place: Place
+    place: WeightEntry
     name: str
     left: Tensor
     right: Tensor
@@ -99,8 +99,8 @@ class Job:
 
 
 def merge_files(
-    places: Mapping[str, Place],
-    held: Mapping[str, Place],
+    places: Mapping[str, WeightEntry],
+    held: Mapping[str, WeightEntry],
     plan: Plan,
     pairs: Mapping[str, Pair],
     folder: Path,
@@ -140,8 +140,8 @@ def merge_files(
 
 
 def _jobs(
-    places: Mapping[str, Place],
-    held: Mapping[str, Place],
+    places: Mapping[str, WeightEntry],
+    held: Mapping[str, WeightEntry],
     plan: Plan,
     pairs: Mapping[str, Pair],
 ) -> tuple[dict[str, Job], dict[str, list[str]]]:
@@ -180,7 +180,7 @@ def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
     return pair.B, pair.A
 
 
-def _plain(place: Place, name: str, dtype: torch.dtype | None) -> shards.Planned:
+def _plain(place: WeightEntry, name: str, dtype: torch.dtype | None) -> shards.Planned:
     """A tensor of the base as it is, or in another floating-point format."""
     entry = place.entry
     own = shards.DTYPES.get(entry.dtype)
@@ -191,7 +191,7 @@ def _plain(place: Place, name: str, dtype: torch.dtype | None) -> shards.Planned
     return _made(name, dtype, entry.shape, _converted(place, dtype))
 
 
-def _converted(place: Place, dtype: torch.dtype) -> Iterator[memoryview]:
+def _converted(place: WeightEntry, dtype: torch.dtype) -> Iterator[memoryview]:
     if not place.entry.shape:
         yield shards.as_bytes(shards.read_whole(place).to(dtype))
         return
@@ -236,7 +236,7 @@ def _check(job: Job, file: Path, dtype: torch.dtype | None) -> WeightCheck:
     in_float32 = job.left.dtype != torch.float64 and entry.dtype != "F64"
     unit = (job.left.shape[1] + 2) * 2.0**-24 if in_float32 else 2.0**-50
     right_norms = job.right.double().norm(dim=0)
-    back = Place(file, job.name, entry)
+    back = WeightEntry(file, job.name, entry)
     error = rounding = missed = size = 0.0
     for start, stop in shards.blocks(entry.shape):
         W = shards.read_rows(job.place, start, stop).double()

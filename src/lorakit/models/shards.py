@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorakit.errors import ModelError
-from lorakit.models.weights import Place
+from lorakit.models.weights import WeightEntry
 
 BLOCK = 1 << 19  # numbers in a block of rows: 4 MB in float64, and a check holds some ten of them
 _CHUNK = 1 << 22
@@ -38,7 +38,7 @@ def blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, shape[0])
 
 
-def read_rows(place: Place, start: int, stop: int) -> Tensor:
+def read_rows(place: WeightEntry, start: int, stop: int) -> Tensor:
     """Rows of a tensor, read from the file and no others.
 
     The file is opened for each call: what is mapped of it goes away again, so that pages read
@@ -55,7 +55,7 @@ def read_rows(place: Place, start: int, stop: int) -> Tensor:
         raise ModelError(f"{place.file}: {place.name} cannot be read: {error}") from error
 
 
-def read_whole(place: Place) -> Tensor:
+def read_whole(place: WeightEntry) -> Tensor:
     """A whole tensor, one of no dimension among them.
 
     Raises:
@@ -120,7 +120,7 @@ def write_stream(path: Path, tensors: Sequence[Planned]) -> None:
         os.fsync(file.fileno())
 
 
-def raw(place: Place) -> Iterator[bytes]:
+def raw(place: WeightEntry) -> Iterator[bytes]:
     """A tensor's bytes as they lie in its file."""
     with place.file.open("rb") as file:
         file.seek(place.entry.start)

@@ -16,7 +16,7 @@ from lorakit.merging.merge import exact_comparison, require
 from lorakit.models import ModelSpec, load_model
 from lorakit.models.load import torch_device
 from lorakit.models.shards import DTYPES
-from lorakit.models.weights import Place
+from lorakit.models.weights import WeightEntry
 from lorakit.run.session import recorded_template
 
 # Texts that the certificate compares on: prose, code, numbers, another language, a list.
@@ -87,7 +87,7 @@ def probes_of(adapter: StoredAdapter, tokenizer: Any) -> list[list[int]]:
     ]
 
 
-def format_of(held: Mapping[str, Place], kept: torch.dtype | None) -> torch.dtype:
+def format_of(held: Mapping[str, WeightEntry], kept: torch.dtype | None) -> torch.dtype:
     """The format that most numbers of the merged files have."""
     if kept is not None:
         return kept
