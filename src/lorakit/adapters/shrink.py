@@ -22,15 +22,22 @@ class ShrinkSpec:
     """
 
     rank: int | None = field(
-        default=None, metadata={"help": "Highest rank of a module; with --threshold, the mean."}
+        default=None,
+        metadata={"help": "The highest rank of a module; with --threshold, the mean over modules."},
     )
     energy: float | None = field(
         default=None,
-        metadata={"help": "Share of the squared singular values to keep, such as 0.99."},
+        metadata={
+            "help": "The share of the squared singular values that is kept, such as 0.99. Give it, "
+            "a rank, or both: then both limits hold."
+        },
     )
     threshold: bool = field(
         default=False,
-        metadata={"help": "One threshold on the singular values of all modules: ranks differ."},
+        metadata={
+            "help": "Apply one threshold to the singular values of all modules, so that modules "
+            "get different ranks."
+        },
     )
 
     def __post_init__(self) -> None:

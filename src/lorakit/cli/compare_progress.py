@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class CompareWatcher(TrialWatcher):
-    """Shows what `run_compare` reports: its trials, and before them what all will take."""
+    """Shows what `run_compare` reports: its trials, and before them their forecast."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
@@ -25,13 +25,13 @@ class CompareWatcher(TrialWatcher):
 
 
 def show_estimate(estimate: "CompareEstimate", arms: Sequence[str]) -> None:
-    """Rows, and what every arm and the whole will take."""
+    """Print the rows, and the estimate of every arm and of the whole comparison."""
     found, profile = estimate.profile, estimate.profile.profile
     say(profile.notes)
     say(
         [
-            f"{count(profile.rows)} rows to train on, {count(found.validation_rows)} to choose "
-            f"learning rates by, {count(profile.eval_rows)} held out; "
+            f"{count(profile.rows)} training rows, {count(found.validation_rows)} validation rows (to "
+            f"choose learning rates), {count(profile.eval_rows)} test rows; "
             f"{profile.tokens_per_step:,.0f} tokens a step, base in {profile.dtype}"
         ]
     )

@@ -17,7 +17,7 @@ console = Console(highlight=False)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person: 3,725 -> 1 h 02 min."""
+    """Seconds as text: 3,725 -> 1 h 02 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -44,7 +44,7 @@ def warn(message: str) -> None:
 
 
 def plan_table(plan: "Plan") -> Table:
-    """The targets of a plan, alike ones in one row, and what is left out and why."""
+    """The targets of a plan; targets of the same kind and shape share one row."""
     table = Table(title=str(plan), title_justify="left", box=None, pad_edge=False)
     for name in ("module", "how many", "shape", "rank", "scale", "trainable"):
         table.add_column(name, justify="left" if name == "module" else "right")
