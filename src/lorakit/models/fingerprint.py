@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError, did_you_mean
 from lorakit.files.cache import cache_dir
-from lorakit.files.header import TensorEntry
+from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_text
 from lorakit.models import files
 from lorakit.models.load import source_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VERSION = 1
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -138,25 +137,20 @@ def hash_files(paths: Iterable[Path]) -> str:
     Raises:
         ModelError: a file is broken, or a tensor is in two files.
     """
-    places: dict[str, tuple[Path, TensorEntry]] = {}
+    from lorakit.files.shards import raw
+
+    places: dict[str, StoredTensor] = {}
     for path in paths:
         for name, entry in files.read_entries(path).items():
             if name in places:
-                raise ModelError(f"tensor {name} is in {places[name][0]} and in {path}")
-            places[name] = path, entry
+                raise ModelError(f"tensor {name} is in {places[name].file} and in {path}")
+            places[name] = StoredTensor(path, name, entry)
     digest = hashlib.sha256()
     for name in sorted(places):
-        path, entry = places[name]
+        entry = places[name].entry
         digest.update(_tensor(name, entry.dtype, entry.shape))
-        with path.open("rb") as file:
-            file.seek(entry.start)
-            left = entry.end - entry.start
-            while left:
-                chunk = file.read(min(_CHUNK, left))
-                if not chunk:
-                    raise ModelError(f"{path} became shorter while it was read")
-                digest.update(chunk)
-                left -= len(chunk)
+        for chunk in raw(places[name]):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -164,18 +158,8 @@ def hash_tensors(tensors: "Mapping[str, Tensor]") -> str:
     """The weights' hash, from tensors in memory; equals `hash_files` of their safetensors."""
     import torch
 
-    short = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
+    from lorakit.files.tensors import CODES
+
     digest = hashlib.sha256()
     seen: set[tuple[Any, ...]] = set()
     untied: dict[str, Any] = {}
@@ -191,7 +175,7 @@ def hash_tensors(tensors: "Mapping[str, Tensor]") -> str:
     for name in sorted(untied):
         tensor = untied[name]
         digest.update(
-            _tensor(name, short.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            _tensor(name, CODES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
         )
         plain = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(plain.numpy()))
