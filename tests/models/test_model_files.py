@@ -127,7 +127,7 @@ def test_an_unknown_name_names_what_is_near(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ModelError, match=r"is a file, but not a \.gguf"):
         load_model("notes.txt")
-    with pytest.raises(ModelError, match="revision 'main' means nothing for a folder"):
+    with pytest.raises(ModelError, match="revision 'main' has no meaning for a folder"):
         load_model("my-model", revision="main")
 
 
@@ -209,7 +209,7 @@ def test_truncated_safetensors(tmp_path, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(
-        ModelError, match=r"model.safetensors is cut short .* fetch or copy it again"
+        ModelError, match=r"model.safetensors is truncated .* fetch or copy it again"
     ):
         load_model(str(tmp_path))
 
@@ -217,7 +217,7 @@ def test_truncated_safetensors(tmp_path, keep):
 def test_foreign_bytes_in_place_of_safetensors(tmp_path):
     path = saved(tmp_path) / "model.safetensors"
     path.write_bytes(b"\x80\x04pickle" * 100)
-    with pytest.raises(ModelError, match="cut short or not a safetensors file"):
+    with pytest.raises(ModelError, match="truncated or not a safetensors file"):
         load_model(str(tmp_path))
 
 

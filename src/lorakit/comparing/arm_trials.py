@@ -11,7 +11,7 @@ from typing import Any
 from lorakit.comparing.base_trials import REFERENCE
 from lorakit.comparing.methods import Method, prepare, save_trained
 from lorakit.errors import DivergedError
-from lorakit.evaluation.forgetting import Forgetting, Reference, forgetting, load_reference
+from lorakit.evaluation.forgetting import BaseDistributions, Forgetting, forgetting, load_reference
 from lorakit.evaluation.likelihood import per_token, row_losses
 from lorakit.execution.packed import packed_attention
 from lorakit.experiments import Report
@@ -185,7 +185,7 @@ def _pace(steps: list[Mapping[str, Any]]) -> dict[str, float | None]:
 class _Course:
     """Learning and forgetting over a run: asked by the loop, told of its steps."""
 
-    def __init__(self, opened: Opened, base: Reference, before: Mapping[str, Any]) -> None:
+    def __init__(self, opened: Opened, base: BaseDistributions, before: Mapping[str, Any]) -> None:
         self._opened, self._base, self._before = opened, base, before
         self._seconds = 0.0
         self.steps: list[Mapping[str, Any]] = []

@@ -1,4 +1,4 @@
-"""A model folder's files, looked at before anything heavy opens them."""
+"""A model folder's files, checked before transformers opens them."""
 
 import json
 import struct
@@ -77,10 +77,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """See that a safetensors file is as long as its header says, without reading its tensors.
+    """Check that a safetensors file is as long as its header says, without reading its tensors.
 
     Raises:
-        ModelError: the file is cut short or not a safetensors file.
+        ModelError: the file is truncated or not a safetensors file.
     """
     read_entries(path)
 
@@ -92,10 +92,10 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     (https://huggingface.co/docs/safetensors).
 
     Raises:
-        ModelError: the file is cut short or not a safetensors file.
+        ModelError: the file is truncated or not a safetensors file.
     """
     size = path.stat().st_size
-    broken = f"{path} is cut short or not a safetensors file ({size} bytes)"
+    broken = f"{path} is truncated or not a safetensors file ({size} bytes)"
     with path.open("rb") as file:
         head = file.read(8)
         if len(head) < 8:
@@ -119,5 +119,5 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             raise ModelError(f"{broken}: its header cannot be read") from error
     end = max((entry.end for entry in entries.values()), default=8 + length)
     if end != size:
-        raise ModelError(f"{broken}: its header speaks of {end} bytes; fetch or copy it again")
+        raise ModelError(f"{broken}: its header declares {end} bytes; fetch or copy it again")
     return entries

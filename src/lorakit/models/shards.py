@@ -1,4 +1,4 @@
-"""Tensors of model folders in pieces: read lazily by rows, written one after the other.
+"""Tensors of model folders in blocks: read by rows, written one after the other.
 
 Neither side ever holds more than one block of rows, whatever the size of a file or a tensor.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from lorakit.errors import ModelError
 from lorakit.models.weights import WeightEntry
 
-BLOCK = 1 << 19  # numbers in a block of rows: 4 MB in float64, and a check holds some ten of them
+BLOCK = 1 << 19  # elements in a block of rows: 4 MB in float64
 _CHUNK = 1 << 22
 DTYPES = {
     "F64": torch.float64,
@@ -29,7 +29,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last-plus-one rows of blocks of about `BLOCK` numbers that cover a tensor."""
+    """First and last-plus-one rows of blocks of about `BLOCK` elements that cover a tensor."""
     width = 1
     for size in shape[1:]:
         width *= size
@@ -77,7 +77,7 @@ class Planned:
         name: in the new file.
         dtype: safetensors' code, such as "BF16".
         shape: of the tensor.
-        parts: its bytes in order, made when they are written.
+        parts: its bytes in order, computed when they are written.
         size: their number.
     """
 
@@ -89,7 +89,7 @@ class Planned:
 
 
 def write_stream(path: Path, tensors: Sequence[Planned]) -> None:
-    """Write a safetensors file of tensors that are made one after the other.
+    """Write a safetensors file of tensors that are computed one after the other.
 
     safetensors' own writers want all tensors of a file in memory; the format is a length, a JSON
     header, and the bytes (https://huggingface.co/docs/safetensors).
@@ -115,7 +115,7 @@ def write_stream(path: Path, tensors: Sequence[Planned]) -> None:
             for part in tensor.parts:
                 file.write(part)
             if file.tell() - before != tensor.size:
-                raise OSError(f"{tensor.name} came out at {file.tell() - before} bytes")
+                raise OSError(f"{tensor.name} has {file.tell() - before} bytes, not {tensor.size}")
         file.flush()
         os.fsync(file.fileno())
 

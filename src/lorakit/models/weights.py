@@ -55,7 +55,7 @@ def find(
 
     Raises:
         OtherNamesError: a parameter is not in the files under any of these names, as when
-            transformers puts several tensors of the files together.
+            transformers joins several tensors of the files into one.
         ModelError: the files' tensor has another shape.
     """
     aliases: dict[int, list[str]] = {}
@@ -63,20 +63,20 @@ def find(
     for name, parameter in parameters.items():
         aliases.setdefault(id(parameter), []).append(name)
     prefix = f"{model.base_model_prefix}."
-    found: dict[str, WeightEntry] = {}
+    entries: dict[str, WeightEntry] = {}
     for name in wanted:
         same = [name, *aliases[id(parameters[name])]]
         tried = [n for alias in same for n in (alias, alias.removeprefix(prefix), prefix + alias)]
-        hit = next((n for n in tried if n in held), None)
-        if hit is None:
+        match = next((n for n in tried if n in held), None)
+        if match is None:
             raise OtherNamesError(
                 f"the files of this model hold no tensor {name}, because transformers makes it of "
                 f"others when it loads them; {did_you_mean(name, held)}"
             )
-        place, shape = held[hit], tuple(parameters[name].shape)
-        found[name] = place
+        place, shape = held[match], tuple(parameters[name].shape)
+        entries[name] = place
         if place.entry.shape != shape:
             raise ModelError(
-                f"{place.file}: {hit} is {place.entry.shape}, and config.json makes it {shape}"
+                f"{place.file}: {match} is {place.entry.shape}, and config.json makes it {shape}"
             )
-    return found
+    return entries
