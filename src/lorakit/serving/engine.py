@@ -79,7 +79,7 @@ class Engine:
         self.forward, self.tokenizer, self.spec = forward, tokenizer, spec
         self.deliver, self.clock = deliver, clock
         self.observer = observer or Observer()
-        self.cache = Cache(forward.arenas[0].shape[0], largest)
+        self.cache = Cache(forward.kv_caches[0].shape[0], largest)
         self.pool = SlotPool(spec.slots)
         self.scheduler = Scheduler(spec, self.cache, self.pool)
         self._answers: dict[scheduler.Sequence, _Answer] = {}

@@ -57,7 +57,7 @@ def open_own(
 
     session, largest, forward = thread.call(load)
     catalog = make_catalog(session.identity, session.template, forward.bank)
-    cells = forward.arenas[0].shape[0]
+    cells = forward.kv_caches[0].shape[0]
     slots = (
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
         f"{spec.slots * forward.bank.slot_bytes / 1e9:.2f} GB, the cache {cells:,} tokens"
