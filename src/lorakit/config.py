@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from lorakit.adapters.store.store import STORE_HELP
+from lorakit.data.given import GivenRows
 from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec
@@ -167,7 +168,10 @@ def options() -> tuple[Option, ...]:
 
 
 def options_of(spec: type, section: str) -> tuple[Option, ...]:
-    """The options that the fields of a frozen spec are."""
+    """The options that the fields of a frozen spec are.
+
+    A field whose metadata has a "kind" takes more in Python than a file or a flag can hold.
+    """
     hints = get_type_hints(spec)
     default = spec()
     return tuple(
@@ -175,7 +179,7 @@ def options_of(spec: type, section: str) -> tuple[Option, ...]:
             f.metadata.get("name", f.name),
             f.name,
             section,
-            hints[f.name],
+            f.metadata.get("kind", hints[f.name]),
             getattr(default, f.name),
             f.metadata["help"],
         )
@@ -288,5 +292,5 @@ def describe(kind: Any) -> str:
 def plain(value: Any) -> Any:
     """A value of an option as JSON and YAML have it."""
     if isinstance(value, tuple):
-        return list(value)
+        return [str(item) if isinstance(item, GivenRows) else item for item in value]
     return dict(value) if isinstance(value, Mapping) else value
