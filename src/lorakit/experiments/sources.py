@@ -51,9 +51,9 @@ class Given:
             yield
         except DataError as error:
             text = str(error)
-            for name, file in _FILES.items():
-                if self.folder / file in self.texts:
-                    text = _renamed(text, str(self.folder / file), name)
+            for name, called in _FILES.items():
+                if self.folder / called in self.texts:
+                    text = _renamed(text, str(self.folder / called), name)
             raise type(error)(text) from None
         finally:
             if not (self.folder / folders.CONFIG).is_file():
