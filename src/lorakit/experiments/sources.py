@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lorakit.data.given import GIVEN, GIVEN_HELD_OUT, GivenRows, as_source, origin
 from lorakit.errors import DataError, OutputError
+from lorakit.files.whole import write_text
 from lorakit.run import folder as folders
 
 _FILES = {GIVEN: "rows.jsonl", GIVEN_HELD_OUT: "held-out.jsonl"}
@@ -39,7 +40,7 @@ class Given:
         def made(root: Path, report: Any) -> Made:
             for file, text in self.texts.items():
                 if not file.is_file():
-                    folders.write_text(file, text)
+                    write_text(file, text)
             return make(root, report)
 
         return made
