@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from lorakit.adapters.store.store import STORE_HELP
+from lorakit.data.given import GivenRows
 from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec
@@ -175,7 +176,10 @@ def options() -> tuple[Option, ...]:
 
 
 def options_of(spec: type, section: str) -> tuple[Option, ...]:
-    """One option for each field of a frozen spec."""
+    """One option for each field of a frozen spec.
+
+    A field whose metadata has a "kind" takes more in Python than a file or a flag can hold.
+    """
     hints = get_type_hints(spec)
     default = spec()
     return tuple(
@@ -183,7 +187,7 @@ def options_of(spec: type, section: str) -> tuple[Option, ...]:
             f.metadata.get("name", f.name),
             f.name,
             section,
-            hints[f.name],
+            f.metadata.get("kind", hints[f.name]),
             getattr(default, f.name),
             f.metadata["help"],
         )
@@ -296,5 +300,5 @@ def describe(kind: Any) -> str:
 def plain(value: Any) -> Any:
     """A value of an option as JSON and YAML write it."""
     if isinstance(value, tuple):
-        return list(value)
+        return [str(item) if isinstance(item, GivenRows) else item for item in value]
     return dict(value) if isinstance(value, Mapping) else value

@@ -160,7 +160,7 @@ def run(ready: Ready, sock: socket.socket, spec: HttpSpec) -> None:
     # uvicorn sends itself the signal again when all is done, for a handler that was there before.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        with _often_switched(), contextlib.suppress(KeyboardInterrupt):
+        with often_switched(), contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[sock])
         failure = ready.engine.failure
     finally:
@@ -197,7 +197,8 @@ def make_server(ready: Ready, spec: HttpSpec) -> Any:
 
 
 @contextlib.contextmanager
-def _often_switched() -> Iterator[None]:
+def often_switched() -> Iterator[None]:
+    """Let the engine's thread have the interpreter sooner than Python gives it by itself."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
