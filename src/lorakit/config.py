@@ -68,9 +68,7 @@ class OutputSpec:
     )
     save_as: str | None = field(
         default=None,
-        metadata={
-            "help": "Also put the adapter into the store, as the newest version of this name."
-        },
+        metadata={"help": "Also put the adapter into the store, as a new version of this name."},
     )
     store: str | None = field(
         default=None,
@@ -102,7 +100,7 @@ class TogetherSpec:
         default=(),
         metadata={
             "help": "Train one adapter for each source of rows, concurrently on one base: "
-            "NAME=SOURCE, or a file, whose name is then used. Replaces data."
+            "NAME=SOURCE or a file. Replaces data."
         },
     )
 

@@ -225,8 +225,8 @@ def run_hash(
     """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
     flat = config.to_flat()
     # Rows and parent count by their content, wherever they lie.
-    company = tuple(f.name for f in fields(TogetherSpec))
-    for name in ("data", "eval_data", "from", *company, *(f.name for f in fields(OutputSpec))):
+    concurrent = tuple(f.name for f in fields(TogetherSpec))
+    for name in ("data", "eval_data", "from", *concurrent, *(f.name for f in fields(OutputSpec))):
         flat.pop(name)
     parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
     parts += [parent.content] if parent else []

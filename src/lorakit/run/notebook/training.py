@@ -43,7 +43,7 @@ def train(
             completion, epochs, learning_rate, batch_size, seed.
 
     Returns:
-        Losses in nats per loss-bearing token, tokens, seconds; the best parameters are in the
+        Losses in nats per supervised token, tokens, seconds; the best parameters are in the
         model.
 
     Raises:
