@@ -8,7 +8,7 @@ from lorakit.data import DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora import lora_layers
-from lorakit.run.fitting import Report, fit_model, outlook, peak_rate, steps_of
+from lorakit.run.fitting import Report, estimate_run, fit_model, peak_rate, steps_of
 from lorakit.training import FitResult, Observers, Schedule, TrainSpec
 
 
@@ -65,7 +65,9 @@ def train(
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
-    expected = outlook(model, rows.train, config.train, steps=steps, trainable=trainable, full=full)
+    expected = estimate_run(
+        model, rows.train, config.train, steps=steps, trainable=trainable, full=full
+    )
     if expected.note:
         report({"kind": "note", "text": expected.note})
     return fit_model(
