@@ -73,7 +73,7 @@ def _last(evidence: Sequence[Record]) -> list[Record]:
     return [found[key] for key in sorted(found)]
 
 
-def _courses(result: Record) -> list[plots.Course]:
+def _courses(result: Record) -> list[plots.RankCourse]:
     """Runs of the search itself by rising rank: one seed, no checks."""
     seeds = [c["seed"] for c in result["curves"] if not c["by_layer"]]
     own = [
@@ -82,7 +82,7 @@ def _courses(result: Record) -> list[plots.Course]:
         if not c["by_layer"] and c["seed"] == seeds[0] and c["rate"] == result["learning_rate"]
     ]
     return [
-        plots.Course(
+        plots.RankCourse(
             f"rank {c['rank']}", place, c["train"],
             [(p["step"], p["loss"]) for p in c["held_out"]],
         )

@@ -28,7 +28,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Course:
+class RankCourse:
     """The training loss of a rank, step by step, and what was measured on held-out rows."""
 
     name: str
@@ -103,7 +103,7 @@ def _short(count: float) -> str:
     return f"{count:.0f}"
 
 
-def leaving(courses: Sequence[Course], *, width: int = 880) -> Drawing:
+def leaving(courses: Sequence[RankCourse], *, width: int = 880) -> Drawing:
     """Above: smoothed training losses. Below: each less that of the highest rank, same batches.
 
     Ranks that have not used up their capacity lie on zero in the lower panel; where one leaves
