@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lorakit.adapters.store.store import STORE_HELP
+from lorakit.adapters.store.reading import STORE_HELP
 from lorakit.data.given import GivenRows
 from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from adapter_models import IDS, adapt, logits, tiny_llama
 from lorakit.errors import AdapterError, CertificateError, ConfigError, OutputError, TargetError
 from lorakit.lora import LoraSpec, attach, lora_layers
-from lorakit.merging import Certificate, Comparison, Tolerance, merged_model, write_merged
+from lorakit.merging import Certificate, LogitComparison, Tolerance, merged_model, write_merged
 from lorakit.merging.certify import certify, compare
 
 PROBES = [IDS[0].tolist(), [3, 3, 62], list(range(20))]
@@ -179,7 +179,9 @@ class TestNumbers:
         assert not self.made(dtype, q=q, logits=9e9, kl=9e9, argmax=0.0).passed
 
     def test_words(self):
-        made = Comparison("bfloat16", "float32 arithmetic", 1200, 30.0, 0.25, 1e-4, 0.995, True)
+        made = LogitComparison(
+            "bfloat16", "float32 arithmetic", 1200, 30.0, 0.25, 1e-4, 0.995, True
+        )
         expected = (
             "bfloat16 (float32 arithmetic): largest logit difference 0.25 (of 30), KL 0.0001 nats "
             "per token, argmax agreement 99.50% over 1,200 tokens"

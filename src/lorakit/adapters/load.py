@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.names import expected_shapes, pair_names, tensor_names, whole_weight_of
-from lorakit.adapters.pairs import Opened, StoredAdapter, open_adapter
+from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, check_base, known_identity
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
@@ -85,7 +85,7 @@ def fit_stored(model: nn.Module, adapter: StoredAdapter) -> tuple[Plan, tuple[st
     return made, notes
 
 
-def _fit(model: nn.Module, opened: Opened) -> tuple[Plan, dict[str, Tensor], tuple[str, ...]]:
+def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, dict[str, Tensor], tuple[str, ...]]:
     """The plan of an adapter on a model and its tensors, once both account for each other."""
     notes: list[str] = []
     file = opened.file

@@ -108,7 +108,7 @@ def rounded(pair: Pair, dtype: torch.dtype) -> Pair:
 
 
 @dataclass(frozen=True)
-class Opened:
+class AdapterFiles:
     """The files of an adapter folder, read and checked as far as they go by themselves."""
 
     folder: Path
@@ -156,13 +156,13 @@ class StoredAdapter:
         return describe(self.source, self.config, self.record, self.spec, ranks, count, self.notes)
 
     @property
-    def opened(self) -> Opened:
+    def opened(self) -> AdapterFiles:
         """The same by the names of peft's format."""
         tensors = {**_named(self.pairs, self.spec.variant), **self.whole}
-        return Opened(self.source, self.config, self.record, tensors)
+        return AdapterFiles(self.source, self.config, self.record, tensors)
 
 
-def open_adapter(folder: str | Path, *, check: bool = True) -> Opened:
+def open_adapter(folder: str | Path, *, check: bool = True) -> AdapterFiles:
     """Read an adapter folder: JSON and tensors, the hash compared, every number finite.
 
     Args:
@@ -178,7 +178,7 @@ def open_adapter(folder: str | Path, *, check: bool = True) -> Opened:
     config, record = read_config(folder), read_record(folder)
     file = folder / TENSORS
     if not check:
-        return Opened(folder, config, record, read_tensors_at_once(file))
+        return AdapterFiles(folder, config, record, read_tensors_at_once(file))
     tensors, digest = read_tensors_and_hash(file)
     if record is not None and record.tensors_sha256 != digest:
         raise AdapterError(
@@ -186,7 +186,7 @@ def open_adapter(folder: str | Path, *, check: bool = True) -> Opened:
             "was damaged, or replaced; remove lorakit.json if that was meant"
         )
     require_finite(file, tensors)
-    return Opened(folder, config, record, tensors)
+    return AdapterFiles(folder, config, record, tensors)
 
 
 def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:

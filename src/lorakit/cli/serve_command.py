@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorakit.adapters.store.store import STORE_HELP
+from lorakit.adapters.store.reading import STORE_HELP
 from lorakit.cli.options import flatten
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say

@@ -14,7 +14,7 @@ from typing import Any
 
 _HOMES = {
     "Certificate": "certify",
-    "Comparison": "certify",
+    "LogitComparison": "certify",
     "Tolerance": "certify",
     "merged_model": "merge",
     "write_merged": "merge",

@@ -42,7 +42,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LogitComparison:
     """One number format, adapter against merged model.
 
     Attributes:
@@ -94,7 +94,7 @@ class Certificate:
         notes: what was not compared, and why.
     """
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[LogitComparison, ...]
     tolerance: Tolerance
     weights: Weights | None = None
     made_of: Mapping[str, Any] | None = None
@@ -160,7 +160,7 @@ def compare(
     dtype: torch.dtype,
     arithmetic: str,
     tolerance: Tolerance,
-) -> Comparison:
+) -> LogitComparison:
     """Compare two sets of logits.
 
     Args:
@@ -181,7 +181,7 @@ def compare(
     else:
         passed = kl <= tolerance.kl and same >= tolerance.argmax
     name = str(dtype).removeprefix("torch.")
-    return Comparison(name, arithmetic, len(adapter_TV), scale, largest, kl, same, passed)
+    return LogitComparison(name, arithmetic, len(adapter_TV), scale, largest, kl, same, passed)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from lorakit.lora import lora_layers
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.certify import (
     Certificate,
-    Comparison,
+    LogitComparison,
     Tolerance,
     compare,
     floating_dtype,
@@ -142,7 +142,7 @@ def write_merged(
 
 def exact_comparison(
     model: Model, probes_ids: Sequence[Sequence[int]], tolerance: Tolerance
-) -> tuple[Tensor, Comparison, Model]:
+) -> tuple[Tensor, LogitComparison, Model]:
     """The adapter's logits in float32, how far a merge in float32 is from them, and that merge.
 
     Args:

@@ -77,7 +77,7 @@ class WeightsReport:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TensorMerge:
     """One tensor to merge: where W lies, and the factors of its update by rows.
 
     The update's rows are s · left[rows] · right in the layout of W.
@@ -151,9 +151,9 @@ def _jobs(
     held: Mapping[str, StoredTensor],
     plan: Plan,
     pairs: Mapping[str, Pair],
-) -> tuple[dict[str, Job], dict[str, list[str]]]:
+) -> tuple[dict[str, TensorMerge], dict[str, list[str]]]:
     """What to merge by the base's name of the tensor; and names that a tie's other half needs."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, TensorMerge] = {}
     extra: dict[str, list[str]] = {}
     for target in plan.targets:
         place, pair = places[f"{target.path}.weight"], pairs[target.path]
@@ -176,7 +176,7 @@ def _jobs(
                 )
             # A folder may hold both halves of a tie; then each keeps its own.
             extra[place.name] = [n for n in others if n not in held or n == place.name]
-        jobs[place.name] = Job(place, name, left, right, pair.scale)
+        jobs[place.name] = TensorMerge(place, name, left, right, pair.scale)
     return jobs, extra
 
 
@@ -206,7 +206,7 @@ def _converted(place: StoredTensor, dtype: torch.dtype) -> Iterator[memoryview]:
         yield shards.as_bytes(shards.read_rows(place, start, stop).to(dtype))
 
 
-def _merged(job: Job, dtype: torch.dtype | None) -> shards.Planned:
+def _merged(job: TensorMerge, dtype: torch.dtype | None) -> shards.Planned:
     entry = job.place.entry
     kept = dtype or DTYPES[entry.dtype]
     parts = (shards.as_bytes(job.merged(a, b, kept)) for a, b in shards.blocks(entry.shape))
@@ -230,7 +230,7 @@ def write_index(folder: Path, written: Mapping[str, Sequence[shards.Planned]]) -
     write_json(folder / INDEX, index)
 
 
-def _check(job: Job, file: Path, dtype: torch.dtype | None) -> WeightCheck:
+def _check(job: TensorMerge, file: Path, dtype: torch.dtype | None) -> WeightCheck:
     """Read a merged tensor back and compare it with W + s·B·A in float64.
 
     What may differ: half a unit in the last place of the format, and where the sum ran in float32

@@ -78,6 +78,11 @@ def compare_figures(files: CompareFiles, folder: Path) -> dict[str, Figure]:
         folder,
     )  # fmt: skip
 
+    figures["trade_off"] = _trade_off(arms, files.result["protocol"]["level"], folder)
+    return figures
+
+
+def _trade_off(arms: Sequence[Record], level: float, folder: Path) -> Figure:
     parameters, memory = (
         [_point(arm, i, x) for i, arm in enumerate(arms)] for x in (_millions, _gigabytes)
     )
@@ -86,15 +91,13 @@ def compare_figures(files: CompareFiles, folder: Path) -> dict[str, Figure]:
         f"parameters, {size(arm['measured']['peak_memory_bytes'])}."
         for arm in arms
     )
-    level = percent(files.result["protocol"]["level"], 0)
-    figures["trade_off"] = _two(
+    return _two(
         lambda width: plots.trade_off(parameters, memory, width=width),
         "trade_off", "Quality against parameters and memory", description,
-        f"Final held-out loss with its {level} interval (seeds and rows), against what it took. "
+        f"Final held-out loss with its {percent(level, 0)} interval (seeds and rows), against what it took. "
         "Intervals of two arms overlap more than that of their difference shows, which is paired.",
         folder,
     )  # fmt: skip
-    return figures
 
 
 def _curve(arm: Record, place: int, key: str, x: Sequence[float]) -> plots.Curve:

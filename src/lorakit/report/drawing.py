@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.errors import OutputError
+from lorakit.files.whole import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,9 +100,8 @@ def write_png(drawing: Drawing, path: Path) -> Path:
     Raises OutputError where it cannot be written.
     """
     figure = _figure(drawing, LIGHT)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", dpi=144, facecolor=LIGHT.paper)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
-    return path
+
+    def fill(new: Path) -> None:
+        figure.savefig(new, format="png", dpi=144, facecolor=LIGHT.paper)
+
+    return write_file(path, fill, what="figure", overwrite=True)

@@ -7,6 +7,7 @@ from typing import Any
 from lorakit.data import Template
 from lorakit.execution.generate import end_tokens
 from lorakit.files.cache import Progress
+from lorakit.files.wording import size
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.session import Session, open_base
@@ -60,7 +61,7 @@ def open_own(
     positions = forward.kv_caches[0].shape[0]
     slots = (
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
-        f"{spec.slots * forward.bank.slot_bytes / 1e9:.2f} GB, the cache {positions:,} tokens"
+        f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {positions:,} tokens"
     )
     return PreparedBase(
         catalog,

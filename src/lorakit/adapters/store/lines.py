@@ -6,12 +6,12 @@ from sqlite3 import Connection
 
 from lorakit.adapters.store.index import version_of
 from lorakit.adapters.store.records import Entry, Version
-from lorakit.adapters.store.references import Reference
+from lorakit.adapters.store.references import StoreReference
 from lorakit.errors import StoreError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Line:
+class NameLine:
     """An adapter's history, under one of its names.
 
     Attributes:
@@ -45,7 +45,7 @@ class Lines:
         self._store = store
         self._objects = objects
 
-    def find(self, name: str) -> Line | None:
+    def find(self, name: str) -> NameLine | None:
         """The line that a name has, or had."""
         row = self._db.execute(
             "SELECT line, name, current, next, living, removed FROM names JOIN lines USING (line) "
@@ -55,9 +55,9 @@ class Lines:
         if row is None:
             return None
         line, _, current, following, living, removed = row
-        return Line(line, name, current, following, bool(living), removed)
+        return NameLine(line, name, current, following, bool(living), removed)
 
-    def named(self, name: str, *, removed: bool = False) -> Line:
+    def named(self, name: str, *, removed: bool = False) -> NameLine:
         """The line of a name that is there or, if asked, was removed.
 
         Raises:
@@ -76,14 +76,14 @@ class Lines:
         names = [row["name"] for row in self._db.execute("SELECT name FROM names WHERE living")]
         raise StoreError(f"no adapter {name!r} in {self._store}; {did_you_mean(name, names)}")
 
-    def current_name(self, line: Line) -> str | None:
+    def current_name(self, line: NameLine) -> str | None:
         """What the adapter is called now; None where it was removed."""
         row = self._db.execute(
             "SELECT name FROM names WHERE line = ? AND living", (line.line,)
         ).fetchone()
         return str(row["name"]) if row else None
 
-    def entries(self, line: Line) -> tuple[Entry, ...]:
+    def entries(self, line: NameLine) -> tuple[Entry, ...]:
         """The versions that a line has, by number."""
         rows = self._db.execute(
             "SELECT number, versions.* FROM history JOIN versions ON versions.id = version "
@@ -100,7 +100,7 @@ class Lines:
             for row in rows
         )
 
-    def pick(self, line: Line, asked: Reference) -> Entry:
+    def pick(self, line: NameLine, asked: StoreReference) -> Entry:
         """The version of a line that a reference means.
 
         Raises:
@@ -149,7 +149,7 @@ class Lines:
         ).fetchone()
         return version_of(row, self._objects) if row else None
 
-    def point(self, name: str, version: str) -> tuple[Line, str]:
+    def point(self, name: str, version: str) -> tuple[NameLine, str]:
         """Let a name point at a version that is recorded.
 
         Returns:
@@ -177,7 +177,7 @@ class Lines:
         self.aim(line, number)
         return self._again(name), "again" if row else "new"
 
-    def aim(self, line: Line, number: int) -> None:
+    def aim(self, line: NameLine, number: int) -> None:
         """Let a line point at one of its numbers; if it was removed, it is there again."""
         self._db.execute(
             "UPDATE lines SET current = ?, next = max(next, ? + 1), removed = NULL WHERE line = ?",
@@ -185,7 +185,7 @@ class Lines:
         )
         self._db.execute("UPDATE names SET living = 1 WHERE name = ?", (line.name,))
 
-    def _begin(self, name: str, first: int, version: str) -> Line:
+    def _begin(self, name: str, first: int, version: str) -> NameLine:
         made = self._db.execute("INSERT INTO lines VALUES (NULL, ?, ?, NULL)", (first, first + 1))
         self._db.execute(
             "INSERT INTO names VALUES (?, ?, 1) "
@@ -197,7 +197,7 @@ class Lines:
         )
         return self._again(name)
 
-    def _again(self, name: str) -> Line:
+    def _again(self, name: str) -> NameLine:
         line = self.find(name)
         assert line is not None
         return line

@@ -83,7 +83,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Event:
+class StoreEvent:
     """One change of what a name means.
 
     Attributes:

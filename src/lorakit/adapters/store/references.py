@@ -17,7 +17,7 @@ _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 
 @dataclass(frozen=True)
-class Reference:
+class StoreReference:
     """A reference taken apart.
 
     Attributes:
@@ -36,11 +36,11 @@ class Reference:
         return self.number is None and self.prefix is None
 
 
-def parse(text: str) -> Reference:
+def parse(text: str) -> StoreReference:
     """Take a reference apart; up to seven decimal digits are a number, not the start of an id.
 
     >>> parse("invoices@3")
-    Reference(name='invoices', number=3, prefix=None)
+    StoreReference(name='invoices', number=3, prefix=None)
     >>> parse("@4f1dc0").prefix
     '4f1dc0'
 
@@ -51,11 +51,11 @@ def parse(text: str) -> Reference:
     if name or not at:
         check_name(name)
     if not at:
-        return Reference(name)
+        return StoreReference(name)
     if name and _NUMBER.fullmatch(version):
-        return Reference(name, number=int(version))
+        return StoreReference(name, number=int(version))
     if _PREFIX.fullmatch(version.lower()):
-        return Reference(name, prefix=version.lower())
+        return StoreReference(name, prefix=version.lower())
     raise StoreError(
         f"{text!r} names no version: after '@' stands a number (invoices@3) or at least four of "
         "the hexadecimal digits that its id begins with (invoices@4f1d)"

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorakit.adapters.store import Entry, Event
-from lorakit.adapters.store.store import STORE_HELP
+from lorakit.adapters.store import Entry, StoreEvent
+from lorakit.adapters.store.reading import STORE_HELP
 from lorakit.files.wording import count, size
 
 StoreFolder = Annotated[Path | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)]
@@ -66,7 +66,7 @@ def entry_dict(entry: Entry) -> dict[str, Any]:
     }
 
 
-def event_dict(event: Event) -> dict[str, Any]:
+def event_dict(event: StoreEvent) -> dict[str, Any]:
     """One line of the log as JSON."""
     return {
         "at": iso(event.at),

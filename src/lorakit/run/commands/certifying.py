@@ -12,7 +12,8 @@ from lorakit.adapters.pairs import StoredAdapter
 from lorakit.data import DataSpec, Example, encode_prompt, resolve_template
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import DTYPES
-from lorakit.merging.certify import Certificate, Comparison, Tolerance, compare, probe_logits
+from lorakit.files.wording import size
+from lorakit.merging.certify import Certificate, LogitComparison, Tolerance, compare, probe_logits
 from lorakit.merging.merge import exact_comparison, require
 from lorakit.models import ModelSpec, load_model
 from lorakit.models.load import torch_device
@@ -37,14 +38,14 @@ def too_large(spec: ModelSpec, empty: Any) -> str | None:
     if needed <= free:
         return None
     return (
-        f"logits were not compared: that needs the model twice in float32, {needed / 1e9:.1f} GB, "
-        f"and {free / 1e9:.1f} GB are free; --certify logits tries all the same"
+        f"logits were not compared: that needs the model twice in float32, {size(needed)}, "
+        f"and {size(free)} are free; --certify logits tries all the same"
     )
 
 
 def compare_logits(
     spec: ModelSpec, adapter: StoredAdapter, folder: Path, written: torch.dtype
-) -> tuple[Comparison, ...]:
+) -> tuple[LogitComparison, ...]:
     """Adapter and merge in float32, and adapter in float32 against the folder read back.
 
     On a CPU the folder is read back into float32, because 16-bit products are slow there;
