@@ -140,7 +140,7 @@ class Bench:
         first = found[every[0]]
         if self.given.stage in ("search", "all"):
             for (seed, method), findings in found.items():
-                self._add(self._choice(method, findings) | {"seed": seed}, findings.place)
+                self._add(self._choice(method, findings) | {"seed": seed}, findings.adapter)
             if set(self.methods) == set(METHODS):
                 self._cut_by_energy(first)
                 self._by_layer(first)
@@ -154,81 +154,82 @@ class Bench:
             bench.note(f"{self.name}: {event['label']}")
 
     def _search(self, method: str, seed: int) -> Any:
-        from lorakit.ranking.protocol import look_at, search_rank
+        from lorakit.ranking.protocol import profile_rank, search_rank
 
         spec, config = replace(self.settings.spec, method=method), self.settings.config
         config = replace(config, train=replace(config.train, seed=seed))
-        look = look_at(spec, config, self.runner)
-        return search_rank(spec, config, self.runner, self.root, look)
+        profile = profile_rank(spec, config, self.runner)
+        return search_rank(spec, config, self.runner, self.root, profile)
 
     def _choice(self, method: str, findings: Any) -> bench.Line:
-        spent = sum(findings.lab.ledger.values()) / findings.lab.whole
+        from lorakit.ranking.wording import sentence
+
+        ledger, whole = findings.lab.ledger, findings.profile.run_flops
         return {
             "kind": "choice",
             "who": method,
             "rank": findings.rank,
             "rate": findings.probed.rate,
-            "cost": spent,
-            "cost_by_phase": {
-                name: flops / findings.lab.whole for name, flops in findings.lab.ledger.items()
-            },
+            "cost": ledger.spent,
+            "cost_by_phase": {name: flops / whole for name, flops in ledger.flops.items()},
             "chosen_as": findings.choice.kind,
             "confidence": findings.choice.confidence,
             "tolerance": findings.tolerance.share,
-            "parameters": findings.lab.parameters(findings.rank),
-            "decisions": findings.found.steps_taken,
+            "parameters": findings.profile.parameters(findings.rank),
+            "decisions": [sentence(each) for each in findings.found.decisions],
         }
 
     def _cut_by_energy(self, findings: Any) -> None:
         """The rank that 90 % of the energy asks for, and the adapter that was cut to it."""
+        from lorakit.ranking.alternatives.lab import CuttingTrialLab
         from lorakit.ranking.layers import rank_for_energy
-        from lorakit.ranking.search import Run
-        from lorakit.ranking.workers import spectra_of
+        from lorakit.ranking.pairs import spectra_of
+        from lorakit.ranking.search import Candidate
 
-        lab, top = findings.lab, self.settings.spec.ranks[-1]
-        run = Run(top, findings.probed.rate, self.settings.config.train.seed)
-        before = dict(lab.ledger)
-        lab.train([run], lab.steps)
-        place = lab.place(run)
-        rank = rank_for_energy(spectra_of(self.root / place.trial / place.adapter), ENERGY)
-        lab.cut(run, [rank])
-        probe = before.get("probe", 0.0) / lab.whole
-        line = {"kind": "choice", "who": "90 % energy, cut", "rank": rank, "rate": run.rate}
+        lab, profile, top = findings.lab, findings.profile, self.settings.spec.ranks[-1]
+        whole = Candidate(top, findings.probed.rate, self.settings.config.train.seed)
+        probe = lab.ledger.flops.get("probe", 0.0) / profile.run_flops
+        lab.train([whole], lab.steps)
+        adapter = lab.adapter(whole)
+        rank = rank_for_energy(spectra_of(self.root / adapter.trial / adapter.adapter), ENERGY)
+        cutting = CuttingTrialLab(lab)
+        cutting.cut(whole, [rank])
+        line = {"kind": "choice", "who": "90 % energy, cut", "rank": rank, "rate": whole.rate}
         self._add(
-            line | {"cost": 1 + probe, "parameters": lab.parameters(rank)}, lab.cut_place(run, rank)
+            line | {"cost": 1 + probe, "parameters": profile.parameters(rank)}, cutting.cuts[rank]
         )
 
     def _by_layer(self, findings: Any) -> None:
         """Ranks by layer from the highest rank's spectrum, at the parameters of uniform rank 8."""
         from lorakit.adapters.pairs import read_stored
         from lorakit.ranking.layers import allot
-        from lorakit.ranking.search import Run
-        from lorakit.ranking.workers import spectra_of
+        from lorakit.ranking.pairs import spectra_of
+        from lorakit.ranking.search import Candidate
 
         lab, seed = findings.lab, self.settings.config.train.seed
         rate, ranks = findings.probed.rate, self.settings.spec.ranks
         uniform = UNIFORM if UNIFORM in ranks else ranks[-2]
-        top = Run(ranks[-1], rate, seed)
+        top = Candidate(ranks[-1], rate, seed)
         lab.train([top], lab.steps)
-        place = lab.place(top)
-        folder = self.root / place.trial / place.adapter
+        adapter = lab.adapter(top)
+        folder = self.root / adapter.trial / adapter.adapter
         costs = {p: x.parameters // x.rank for p, x in read_stored(folder).pairs.items()}
         found = allot(spectra_of(folder), costs, uniform * sum(costs.values()))
         for s in (seed, seed + 1):
-            layered = Run(uniform, rate, s, tuple(sorted(found.items())))
+            layered = Candidate(uniform, rate, s, tuple(sorted(found.items())))
             lab.train([layered], lab.steps)
             line = {"kind": "layers", "who": "by layer", "rank": uniform, "rate": rate, "seed": s}
-            self._add(line | {"ranks": found}, lab.place(layered))
+            self._add(line | {"ranks": found}, lab.adapter(layered))
 
     def _grid(self, findings: Any) -> None:
         """Every rank, two rates, two seeds; a trial each."""
-        from lorakit.ranking.search import Run
+        from lorakit.ranking.search import Candidate
 
         lab, seed = findings.lab, self.settings.config.train.seed
         tried = sorted((x, rate) for rate, x in findings.probed.first.items() if x is not None)
         rates = [findings.probed.rate] + [r for _, r in tried if r != findings.probed.rate]
         runs = [
-            Run(rank, rate, s)
+            Candidate(rank, rate, s)
             for rank in self.settings.spec.ranks
             for rate in rates[:2]
             for s in (seed, seed + 1)
@@ -238,15 +239,15 @@ class Bench:
             line = {"kind": "grid", "rank": run.rank, "rate": run.rate, "seed": run.seed}
             line |= {"who": "grid", "best_of_probe": run.rate == findings.probed.rate}
             line |= {"held_out_loss": held_out[run].loss}
-            self._add(line, lab.place(run))
+            self._add(line, lab.adapter(run))
 
-    def _add(self, line: bench.Line, place: Any) -> None:
+    def _add(self, line: bench.Line, adapter: Any) -> None:
         """Let an adapter be measured on the test rows, unless its line is there."""
-        key = {"task": self.name, "trial": place.trial, "adapter": place.adapter}
+        key = {"task": self.name, "trial": adapter.trial, "adapter": adapter.adapter}
         key |= {name: line[name] for name in ("kind", "who", "rank")}
         if not any(all(old.get(k) == v for k, v in key.items()) for old in self.lines):
-            adapter = self.root / place.trial / place.adapter
-            self.waiting.append((self.session | key | line, adapter))
+            folder = self.root / adapter.trial / adapter.adapter
+            self.waiting.append((self.session | key | line, folder))
 
     def _measure(self) -> None:
         """Measure what waits, in one process, and keep its lines."""

@@ -23,43 +23,53 @@ from lorakit.training.spec import TrainSpec
 
 @dataclass(frozen=True)
 class StartSpec:
-    """What a run starts from."""
+    """Which adapter a run continues, if any."""
 
     parent: str | None = field(
         default=None,
         metadata={
             "name": "from",
-            "help": "Go on from an adapter: a folder, or a name in the store. Its ranks, alphas "
-            "and targets are kept.",
+            "help": "Continue training this adapter: a folder, or a name in the store. Its rank, "
+            "alpha and targets are used.",
         },
     )
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What a run leaves behind.
+    """Where a run writes, and what besides the adapter.
 
     Raises:
         ConfigError: a value is out of its range.
     """
 
-    out: str = field(default="runs/train", metadata={"help": "The run folder; it must be empty."})
+    out: str = field(
+        default="runs/train",
+        metadata={"help": "The run folder. It must be empty or not exist, unless resume is given."},
+    )
     resume: bool = field(
-        default=False, metadata={"help": "Go on from the newest checkpoint in the run folder."}
+        default=False,
+        metadata={"help": "Continue the run in this folder from its newest checkpoint."},
     )
     samples: int = field(
         default=8,
-        metadata={"help": "Held-out prompts answered and scored before and after; 0 for none."},
+        metadata={
+            "help": "Number of held-out prompts whose completions are generated and scored before "
+            "and after training; 0 for none."
+        },
     )
     max_new_tokens: int = field(
-        default=128, metadata={"help": "Longest answer to such a prompt, in tokens."}
+        default=128, metadata={"help": "The most tokens of one completion."}
     )
     tensorboard: bool = field(
-        default=False, metadata={"help": "Also write TensorBoard events into the run folder."}
+        default=False,
+        metadata={"help": "Also write TensorBoard event files into the run folder."},
     )
     save_as: str | None = field(
         default=None,
-        metadata={"help": "Also put the adapter into the store, as a version of this name."},
+        metadata={
+            "help": "Also put the adapter into the store, as the newest version of this name."
+        },
     )
     store: str | None = field(
         default=None,
@@ -75,7 +85,7 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class TogetherSpec:
-    """Several adapters trained at once, on one base.
+    """Several adapters trained concurrently on one base.
 
     Raises:
         ConfigError: a rank is below 1 or named twice.
@@ -84,14 +94,14 @@ class TogetherSpec:
     ranks: tuple[int, ...] = field(
         default=(),
         metadata={
-            "help": "Train one adapter of each rank, such as 4,8,16,32, all on one base at once."
+            "help": "Train one adapter of each rank, such as 4,8,16,32, concurrently on one base."
         },
     )
     tasks: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Train one adapter for each source of rows, all on one base at once: "
-            "NAME=SOURCE, or a file, whose name it takes; in place of --data."
+            "help": "Train one adapter for each source of rows, concurrently on one base: "
+            "NAME=SOURCE, or a file, whose name is then used. Replaces data."
         },
     )
 
@@ -133,7 +143,7 @@ class RunConfig:
 class Option:
     """One option of the run file, and the flag of the same name.
 
-    `field` is what it is called in its spec; the two differ where Python keeps the name to itself.
+    `field` is its name in its spec; the two differ where the name is a reserved word of Python.
     """
 
     name: str
@@ -156,18 +166,18 @@ class Option:
 
 def options() -> tuple[Option, ...]:
     """Every option of a run, in the order of the sections."""
-    found: list[Option] = []
+    result: list[Option] = []
     for section in fields(RunConfig):
         spec = section.type
         if section.name == "given":
             continue
         assert isinstance(spec, type)
-        found += options_of(spec, section.name)
-    return tuple(found)
+        result += options_of(spec, section.name)
+    return tuple(result)
 
 
 def options_of(spec: type, section: str) -> tuple[Option, ...]:
-    """The options that the fields of a frozen spec are."""
+    """One option for each field of a frozen spec."""
     hints = get_type_hints(spec)
     default = spec()
     return tuple(
@@ -199,7 +209,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     """The 'name: value' lines of a run file.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or holds something else.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -220,13 +230,13 @@ def parse(known: Mapping[str, Option], values: Mapping[str, Any], source: str) -
     Raises:
         ConfigError: a name is unknown (the nearest is named), or a value is not of its kind.
     """
-    found = {}
+    parsed = {}
     for name, value in values.items():
         option = known.get(str(name))
         if option is None:
             raise ConfigError(f"{source}: unknown key {name!r}; {did_you_mean(str(name), known)}")
-        found[option.name] = _parsed(option, value, source)
-    return found
+        parsed[option.name] = _parsed(option, value, source)
+    return parsed
 
 
 def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
@@ -286,7 +296,7 @@ def describe(kind: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value of an option as JSON and YAML have it."""
+    """A value of an option as JSON and YAML write it."""
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value

@@ -3,7 +3,7 @@
     LorakitError
     ├── InputError            the user can mend it; the command line prints it and exits with 2
     │   ├── ConfigError       an unknown key or flag, a value out of range
-    │   ├── DataError         a file or row that cannot be read or bears no loss
+    │   ├── DataError         a file or row that cannot be read or has no supervised token
     │   ├── ModelError        an unknown model, broken weights, remote code not allowed
     │   ├── TargetError       a target that matches nothing or cannot be adapted
     │   ├── AdapterError      a missing, extra or misshapen tensor; a foreign or pickled file
@@ -37,7 +37,7 @@ class ConfigError(InputError):
 
 
 class DataError(InputError):
-    """A file or a row cannot be read, or no token of it bears loss."""
+    """A file or a row cannot be read, or no token of it is supervised."""
 
 
 class ModelError(InputError):

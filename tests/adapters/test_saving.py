@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from adapter_models import adapt, logits, tiny_llama
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
 from lorakit.errors import AdapterError, ConfigError, OutputError
-from lorakit.files.folders import write_folder
+from lorakit.files.whole import write_folder
 from lorakit.lora import lora_layers
 from lorakit.models.fingerprint import BaseIdentity
 

@@ -45,7 +45,7 @@ def test_combine(lorakit, two, tmp_path):
         *("--layer-weight", f"{b}:layers.0.*=2"),
     )
     assert outcome.code == 0, outcome.err
-    assert "4 modules, rank 8; against the weighted sum: exact, to rounding" in outcome.out
+    assert "4 modules, rank 8; compared with the weighted sum: exact, to rounding" in outcome.out
     wanted = 0.7 * delta(a, Q) + 2.0 * delta(b, Q)
     torch.testing.assert_close(delta(tmp_path / "c", Q), wanted, rtol=0, atol=1e-5)
     other = Q.replace("0", "1")
@@ -108,7 +108,7 @@ def test_extract(lorakit, two, model_folder, tmp_path):
     )
     assert outcome.code == 0, outcome.err
     assert Q in outcome.out
-    assert "does not have it: model.norm.weight (moved by 1.000%)" in outcome.out
+    assert "is not in the adapter: model.norm.weight (moved by 1.000%)" in outcome.out
     assert "equal in both models, so without a pair: 10 targets" in outcome.out
     torch.testing.assert_close(delta(tmp_path / "e", Q), delta(two[0], Q), rtol=0, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_shrink_without_rows_says_what_energy_is_not(lorakit, two, tmp_path):
     outcome = lorakit("adapters", "shrink", two[0], "--energy", 0.5, "--out", tmp_path / "s")
     assert outcome.code == 0, outcome.err
     assert "energy kept" in outcome.out
-    assert "does not tell what the cut does to the answers" in outcome.out
+    assert "energy does not say how the completions change" in outcome.out
 
 
 def test_merge_several_and_undo(lorakit, two, model_folder, tmp_path):

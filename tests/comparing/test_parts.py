@@ -1,18 +1,22 @@
 """Budget, probe, costs and verdict: pure functions against values worked by hand."""
 
+import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from lorakit.comparing.costs import reached
 from lorakit.comparing.methods import Method, arms_of
-from lorakit.comparing.protocol import steps_of
+from lorakit.comparing.planning import steps_of
 from lorakit.comparing.settings import settings
 from lorakit.comparing.spec import Budget, CompareSpec
-from lorakit.comparing.verdict import judge, quality
+from lorakit.comparing.verdict import judge
+from lorakit.comparing.wording import judgement, quality
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.evaluation.crossed import CrossedInterval
 from lorakit.experiments.rates import at_edge, grid, rounds, survivors
+from lorakit.experiments.records import from_json, to_json
 from lorakit.lora import LoraSpec
 
 
@@ -38,12 +42,12 @@ def test_what_is_no_budget_is_refused(text):
 
 
 def test_steps_of_every_unit():
-    look = {"tokens_per_step": 500.0, "rows": 81}
-    assert steps_of(Budget(7, "steps"), look, 2.0, 8) == 7
-    assert steps_of(Budget(10_000, "tokens"), look, 2.0, 8) == 20
-    assert steps_of(Budget(3, "minutes"), look, 2.0, 8) == 90
-    assert steps_of(Budget(2, "epochs"), look, 2.0, 8) == 22  # 81 rows are 11 steps of 8
-    assert steps_of(Budget(0.01, "minutes"), look, 2.0, 8) == 1
+    profile = SimpleNamespace(tokens_per_step=500.0, rows=81)
+    assert steps_of(Budget(7, "steps"), profile, 2.0, 8) == 7
+    assert steps_of(Budget(10_000, "tokens"), profile, 2.0, 8) == 20
+    assert steps_of(Budget(3, "minutes"), profile, 2.0, 8) == 90
+    assert steps_of(Budget(2, "epochs"), profile, 2.0, 8) == 22  # 81 rows are 11 steps of 8
+    assert steps_of(Budget(0.01, "minutes"), profile, 2.0, 8) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_arms_by_the_settings():
     assert arms[1].method.lora == arms[3].method.lora
     assert arms[1].method != arms[3].method
     for arm in arms:
-        assert Method.from_dict(arm.method.to_dict()) == arm.method
+        assert from_json(Method, json.loads(json.dumps(to_json(arm.method)))) == arm.method
 
 
 def d(low, high):
@@ -140,7 +144,8 @@ def d(low, high):
     ],
 )
 def test_verdicts_with_a_gain_of_one_nat_and_a_margin_of_five_percent(low, high, kind):
-    judged = judge(d(low, high), 1.0, 0.05, "full fine-tuning")
+    judged = judge(d(low, high), 1.0, 0.05)
+    said = judgement(judged, "full fine-tuning")
     assert judged.kind == kind
     assert judged.kept == pytest.approx(1 - (low + high) / 2)
     words = {
@@ -150,13 +155,13 @@ def test_verdicts_with_a_gain_of_one_nat_and_a_margin_of_five_percent(low, high,
         "behind": "these rows and seeds do not say",
         "worth it": "Full fine-tuning is worth it here",
     }[kind]
-    assert words in judged.words
-    assert ("could still show" in judged.words) == ((low, high) == (-0.2, 0.1))
+    assert words in said
+    assert ("could still show" in said) == ((low, high) == (-0.2, 0.1))
 
 
 def test_a_reference_that_gained_nothing_is_still_judged():
-    assert judge(d(0.01, 0.02), -0.5, 0.05, "full fine-tuning").kind == "worth it"
-    assert judge(d(-0.01, 0.02), 0.0, 0.05, "full fine-tuning").kept is None
+    assert judge(d(0.01, 0.02), -0.5, 0.05).kind == "worth it"
+    assert judge(d(-0.01, 0.02), 0.0, 0.05).kept is None
 
 
 @pytest.mark.parametrize(
@@ -168,5 +173,5 @@ def test_a_reference_that_gained_nothing_is_still_judged():
     ],
 )
 def test_the_interval_in_words(low, high, said):
-    text = quality(d(low, high), judge(d(low, high), 1.0, 0.05, "full fine-tuning"))
+    text = quality(judge(d(low, high), 1.0, 0.05))
     assert said in text.replace("\u00a0", " ")

@@ -9,11 +9,12 @@ from comparing_tools import without_measured
 
 from lorakit.comparing import differences
 from lorakit.comparing.methods import FULL, Arm, Method, arms_of
-from lorakit.comparing.protocol import compare_arms, prospect
+from lorakit.comparing.planning import estimate_compare
+from lorakit.comparing.protocol import compare_arms
 from lorakit.comparing.settings import settings
 from lorakit.data import DataSpec, load_data
 from lorakit.experiments import in_process
-from lorakit.experiments.opening import tuning_rows
+from lorakit.experiments.opening import split_validation
 from lorakit.lora import LoraSpec
 
 
@@ -110,8 +111,8 @@ def test_one_method_in_both_arms_is_found_to_be_one(small, tmp_path):
     lora = LoraSpec(rank=2)
     arms = (Arm("one", Method("lora", lora)), Arm("other", Method("lora", lora, start=500_009)))
     runner = in_process(tmp_path)
-    expected = prospect(arms, given.spec, given.config, runner)
-    found = compare_arms(arms, given.spec, given.config, runner, expected)
+    estimate = estimate_compare(arms, given.spec, given.config, runner)
+    found = compare_arms(arms, given.spec, given.config, runner, estimate)
     for values in (differences.losses, lambda arm: differences.moved(arm, "kl")):
         covered, moved = 0, 0.0
         for first in range(0, 30, 3):
@@ -125,7 +126,7 @@ def test_one_method_in_both_arms_is_found_to_be_one(small, tmp_path):
         assert moved > 1e-6  # they are two trainings and not one
 
 
-def test_tuning_rows_share_no_prompt_with_the_rest(rows, base):
+def test_validation_rows_share_no_prompt_with_the_rest(rows, base):
     from lorakit.models import load_model
 
     _, tokenizer = load_model(str(base))
@@ -133,13 +134,14 @@ def test_tuning_rows_share_no_prompt_with_the_rest(rows, base):
     text = rows.read_text()
     twice.write_text(text + text.replace('"completion": "', '"completion": "a '))
     table = load_data(DataSpec(data=(str(twice),), eval_share=0.0), tokenizer).train
-    aside = tuning_rows(table, 0)
-    assert 10 <= aside.sum() <= 22
-    asked = [row.ids[: int(np.argmax(row.weight))].tobytes() for row in table]
-    inside = {asked[i] for i in np.flatnonzero(aside)}
-    outside = {asked[i] for i in np.flatnonzero(~aside)}
+    rest, aside = split_validation(table, 0)
+    assert 10 <= len(aside) <= 22
+    assert len(rest) + len(aside) == len(table)
+    outside, inside = (
+        {row.ids[: int(np.argmax(row.weight))].tobytes() for row in part} for part in (rest, aside)
+    )
     assert not inside & outside
-    assert not np.array_equal(aside, tuning_rows(table, 1))
+    assert {row.origin for row in aside} != {row.origin for row in split_validation(table, 1)[1]}
 
 
 def test_minutes_give_each_arm_the_steps_that_fit(small, compare, tmp_path):

@@ -50,7 +50,7 @@ def qa(prompt, completion=None):
 
 
 def shown(encoded, tokenizer):
-    """[(text, bears loss)] in runs."""
+    """[(text, supervised)] in runs."""
     edges = [0, *(np.flatnonzero(np.diff(encoded.weight)) + 1).tolist(), len(encoded)]
     return [
         (tokenizer.decode(encoded.ids[a:b]), bool(encoded.weight[a])) for a, b in pairwise(edges)
@@ -98,9 +98,9 @@ def test_a_weight_of_zero_keeps_an_answer_out(chatml):
         say("user", "c"),
         say("assistant", "d"),
     ]
-    learnt = [text for text, bears in shown(by(chatml, talk(*turns)), chatml) if bears]
-    assert learnt == ["d<|im_end|>"]
-    with pytest.raises(DataError, match="f:1: no assistant message of the row bears loss"):
+    supervised = [text for text, bears in shown(by(chatml, talk(*turns)), chatml) if bears]
+    assert supervised == ["d<|im_end|>"]
+    with pytest.raises(DataError, match="f:1: every assistant message of the row has weight 0"):
         by(chatml, talk(say("user", "a"), say("assistant", "b", weight=0)))
 
 
@@ -170,9 +170,9 @@ def test_what_is_asked_is_how_the_training_row_begins(make_tokenizer, turns, sys
     assert found.ids[: len(asked)].tolist() == asked.tolist()
     assert found.weight[len(asked) :].all()
     assert tokenizer.decode(found.ids[len(asked) :]) == turns[1 if raw else -1] + "<|im_end|>"
-    learnt = [text for text, bears in shown(found, tokenizer) if bears]
+    supervised = [text for text, bears in shown(found, tokenizer) if bears]
     if not raw:
-        assert learnt == [f"{t}<|im_end|>" for t in turns[1::2]]
+        assert supervised == [f"{t}<|im_end|>" for t in turns[1::2]]
         # another's rendering of the whole conversation, without the newline at its very end
         messages = [say("system", system)] * bool(system) + list(example.messages)
         whole = tokenizer.apply_chat_template(messages, tokenize=False)

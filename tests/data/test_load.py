@@ -35,8 +35,8 @@ def test_training_and_held_out_files(tmp_path, train, chatml):
     assert [e.prompt for e in found.eval_examples] == ["q100", "q101", "q102", "q103"]
     for row, example in zip(found.eval, found.eval_examples, strict=True):
         assert row.ids.tolist() == encode(example, chatml, found.template).ids.tolist()
-    assert (found.train_report.kept, found.eval_report.kept) == (30, 4)
-    assert found.notes[0] == "Rows are prompt + completion: completions are learnt."
+    assert (found.train_counts.kept, found.eval_counts.kept) == (30, 4)
+    assert found.notes[0] == "Rows are prompt + completion: completions are supervised."
     assert "Read the first 30 training rows (max_rows)." in found.notes
 
 
@@ -95,7 +95,7 @@ def test_rows_in_both_are_said(tmp_path, train, chatml):
     valid = write(tmp_path / "valid.jsonl", [*qa(2, start=100), *qa(1, start=5)])
     found = load_data(DataSpec(data=(train,), eval_data=(valid,)), chatml)
     assert (
-        f"1 of 3 held-out rows also occur in training (the first is {valid}:3, as {train}:6)"
+        f"1 of 3 held-out rows are also training rows (the first is {valid}:3, equal to {train}:6)"
         in found.notes[-1]
     )
 
@@ -134,15 +134,15 @@ def test_rows_that_are_too_long(tmp_path, plain):
     # the third's beginning holds nothing of its answer
     assert origins(cut.train) == [f"{path}:1", f"{path}:2", f"{path}:4"]
     assert plain.decode(cut.train[1].ids) == "qbbbbb"
-    report = cut.train_report
-    assert (report.read, report.kept, report.too_long, report.cut, report.dropped) == (
+    report = cut.train_counts
+    assert (report.read, report.kept, report.too_long, report.truncated, report.dropped) == (
         4,
         3,
         2,
         1,
         1,
     )
-    assert "1 were cut to their beginnings and 1 were dropped" in " ".join(cut.notes)
+    assert "1 were truncated and 1 were dropped" in " ".join(cut.notes)
 
 
 def test_held_out_examples_match_their_rows_where_some_are_dropped(tmp_path, train, plain):
@@ -187,14 +187,14 @@ def test_a_raw_prompt_that_runs_into_its_answer_is_said(
 ):
     path = write(tmp_path / "x.jsonl", [{"prompt": prompt, "completion": completion}] * 2)
     notes = load_data(DataSpec(data=(path,)), plain).notes
-    assert any("Nothing parts the prompt" in n for n in notes) == warned
+    assert any("No white space separates the prompt" in n for n in notes) == warned
 
 
 def test_oddities_of_a_chat_template_are_said(tmp_path, train, make_tokenizer):
     source = "{{ strftime_now('%d') }}{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
     notes = " ".join(load_data(DataSpec(data=(train,)), make_tokenizer(template=source)).notes)
     assert "writes today's date" in notes
-    assert "ends an answer with no special token" in notes
+    assert "ends an answer without a special token" in notes
 
 
 def test_folders_and_other_shapes_are_said(tmp_path, train, chatml):
@@ -203,7 +203,7 @@ def test_folders_and_other_shapes_are_said(tmp_path, train, chatml):
     write(folder / "a.jsonl", [{"instruction": "i", "output": "o"}])
     notes = load_data(DataSpec(data=(train,), eval_data=(str(folder),)), chatml).notes
     assert notes[0] == f"The folder {folder} stands for a.jsonl."
-    assert "Held-out rows are instruction (+ input) + output: outputs are learnt." in notes
+    assert "Held-out rows are instruction (+ input) + output: outputs are supervised." in notes
 
 
 def test_no_data(chatml):

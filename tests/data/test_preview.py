@@ -45,9 +45,9 @@ def test_fragments_are_the_rows_text_and_where_it_bears_loss(chatml):
     text = "é😀 b"
     template = resolve_template(DataSpec(), chatml)
     found = fragments(encode(Example("f:1", prompt="é", completion=text), chatml, template), chatml)
-    assert "".join(f.text for f in found if f.learnt) == text + "<|im_end|>"
-    assert "".join(f.text for f in found if not f.learnt).endswith("assistant\n")
-    assert [f.text for f in found if f.learnt] == ["é", "😀", " ", "b", "<|im_end|>"]
+    assert "".join(f.text for f in found if f.supervised) == text + "<|im_end|>"
+    assert "".join(f.text for f in found if not f.supervised).endswith("assistant\n")
+    assert [f.text for f in found if f.supervised] == ["é", "😀", " ", "b", "<|im_end|>"]
 
 
 def test_rows_in_both_and_rows_that_repeat():

@@ -237,7 +237,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 def test_a_folder_without_rows(tmp_path):
     write(tmp_path, "notes.md", "x")
     said = message(tmp_path)
-    assert "no rows in this folder ('notes.md')" in said
+    assert "no file of rows in this folder ('notes.md')" in said
 
 
 def test_a_relative_name_in_a_folder_that_is_there_is_a_file(tmp_path, monkeypatch):

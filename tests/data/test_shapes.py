@@ -33,19 +33,19 @@ USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "cont
     [
         (
             {"prompt": "a", "completion": "b"},
-            "rows are prompt + completion: completions are learnt",
+            "rows are prompt + completion: completions are supervised",
         ),
         (
             {"messages": [USER, ASSISTANT], "id": 3},
-            "rows are conversations: every assistant message is learnt; not used: 'id'",
+            "rows are conversations: every assistant message is supervised; not used: 'id'",
         ),
         (
             {"instruction": "a", "input": "", "output": "b"},
-            "rows are instruction (+ input) + output: outputs are learnt",
+            "rows are instruction (+ input) + output: outputs are supervised",
         ),
         (
             {"text": "a", "intent": "b"},
-            "rows are text: every token is learnt; not used: 'intent'",
+            "rows are text: every token is supervised; not used: 'intent'",
         ),
     ],
 )

@@ -67,5 +67,5 @@ def test_what_cannot_be_resolved(tmp_path, plain, chatml, monkeypatch):
     assert "did you mean 'chat'?" in refused(chatml, template="chta")
     assert "did you mean 'chatml.jinja'?" in refused(chatml, template="./chatmll.jinja")
     assert "the file is empty" in refused(chatml, template="chatml.jinja")
-    assert "rows of text are learnt as they stand" in refused(chatml, TEXT, template="chat")
+    assert "rows of text are trained on as they stand" in refused(chatml, TEXT, template="chat")
     assert "system cannot be used" in refused(chatml, TEXT, system="s")

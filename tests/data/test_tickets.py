@@ -77,7 +77,7 @@ def test_files_that_load(tmp_path, chatml):
     assert (train.name, valid.name) == ("train.jsonl", "valid.jsonl")
     found = load_data(DataSpec(data=(str(train),), eval_data=(str(valid),)), chatml)
     assert (len(found.train), len(found.eval)) == (50, 10)
-    assert not any("also occur in training" in n for n in found.notes)
+    assert not any("are also training rows" in n for n in found.notes)
     before = train.read_bytes()
     write_tickets(tmp_path / "new", rows=50, eval_rows=10, seed=1)
     assert train.read_bytes() == before

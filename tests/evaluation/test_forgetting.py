@@ -27,7 +27,7 @@ def rows() -> TokenTable:
 
 @torch.no_grad()
 def distributions(model, row):
-    """log p of every word at each loss-bearing token of a row, and the labels."""
+    """log p of every word at each supervised token of a row, and the labels."""
     ids = torch.from_numpy(row.ids.astype(np.int64))
     at = torch.from_numpy(row.weight[1:].astype(bool))
     log_p = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)

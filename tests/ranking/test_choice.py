@@ -5,12 +5,13 @@ import pytest
 
 from lorakit.errors import ConfigError
 from lorakit.evaluation.crossed import CrossedInterval
+from lorakit.ranking import wording
 from lorakit.ranking.choose import (
     Measured,
     choose,
     gap,
     likely,
-    rate_matters,
+    rate_effect,
     state_of,
     suffices,
     tolerance_of,
@@ -55,8 +56,8 @@ def test_known_curves_have_their_known_answer(excesses, rank, kind):
     found, reference = gaps(excesses)
     choice = choose(found, reference, 0.005, (1, 2, 4, 8))
     assert (choice.rank, choice.kind) == (rank, kind)
-    assert str(rank) in choice.words
-    assert ("raise --max-rank" in choice.words) == (kind == "unsaturated")
+    assert str(rank) in wording.choice(choice)
+    assert ("raise --max-rank" in wording.choice(choice)) == (kind == "unsaturated")
 
 
 def test_what_rows_cannot_tell_is_said():
@@ -66,11 +67,11 @@ def test_what_rows_cannot_tell_is_said():
     assert found[1].low < 0.005
     by_mean = choose(found, reference, 0.005, (1, 2))
     assert by_mean.rank == 1
-    assert "likelier answer" in by_mean.words
+    assert "likelier answer" in wording.choice(by_mean)
     assert 0.5 < by_mean.confidence < 0.95
     careful = choose(found, reference, 0.005, (1, 2), undecided="larger")
     assert careful.rank == 2
-    assert "do not say" in careful.words
+    assert "do not say" in wording.choice(careful)
     assert careful.kind == "needed"  # and not "unsaturated", which nobody has seen
 
 
@@ -78,11 +79,11 @@ def test_ranks_that_nobody_compared_are_said():
     found, _ = gaps([0.30, 0.2, 0.1, 0.0])
     choice = choose({1: found[1]}, 8, 0.005, (1, 2, 4, 8))
     assert (choice.rank, choice.kind) == (8, "needed")
-    assert "Ranks 2 to 4 were not compared." in choice.words
-    assert "raise --max-rank" not in choice.words
+    assert "Ranks 2 to 4 were not compared." in wording.choice(choice)
+    assert "raise --max-rank" not in wording.choice(choice)
     choice = choose({1: found[1], 4: gaps([0.0, 0.0])[0][1]}, 8, 0.005, (1, 2, 4, 8))
     assert choice.rank == 4
-    assert "Rank 2 was not compared." in choice.words
+    assert "Rank 2 was not compared." in wording.choice(choice)
 
 
 def test_pairing_is_what_tells_them_apart():
@@ -91,8 +92,8 @@ def test_pairing_is_what_tells_them_apart():
     d = gap(rank, reference, generator=np.random.default_rng(0), level=0.95)
     assert d.mean == pytest.approx(0.01, abs=5e-4)
     assert d.high - d.low < 0.002
-    assert state_of(d, 0.005) == "parted"
-    assert state_of(d, 0.02) == "within"
+    assert state_of(d, 0.005) == "worse"
+    assert state_of(d, 0.02) == "equivalent"
     assert state_of(d, d.mean) == "open"
 
 
@@ -144,7 +145,7 @@ def test_how_likely_is_what_simulation_says(mean, s):
 
 def test_where_rows_leave_it_open_what_is_likelier_decides():
     found = [interval(mean, s) for mean, s in ((0.009, 0.02), (0.011, 0.02), (0.011, 1e-4))]
-    assert [state_of(d, 0.01) for d in found] == ["open", "open", "parted"]
+    assert [state_of(d, 0.01) for d in found] == ["open", "open", "worse"]
     assert [suffices(d, 0.01, "estimate") for d in found] == [True, False, False]
     assert [likely(d, 0.01) > 0.5 for d in found] == [True, False, False]
     assert [suffices(d, 0.01, "larger") for d in found] == [False, False, False]
@@ -156,7 +157,7 @@ def test_each_rank_is_held_to_the_tolerance_of_its_comparison():
     found = {1: interval(0.008, 0.0001), 2: interval(0.008, 0.0001)}
     choice = choose(found, 4, 0.01, (1, 2, 4), tolerances={1: 0.005, 2: 0.01})
     assert choice.rank == 2
-    assert choice.states == {1: "parted", 2: "within"}
+    assert choice.states == {1: "worse", 2: "equivalent"}
     assert choice.confidence == pytest.approx(1.0)
 
 
@@ -176,24 +177,28 @@ def test_tolerance():
     assert given.nats(0.4) == pytest.approx(0.004)
     # What unfinished runs differ by is known all the same.
     assert given.noise == pytest.approx(0.002, rel=0.01)
-    assert "as given" in given.words
+    assert "as given" in wording.tolerance(given)
     noise = tolerance_of(None, [1.0, 1.004, 1.002])
     assert noise.share == pytest.approx(0.002, rel=0.01)
-    assert "3 short runs" in noise.words
+    assert "3 short runs" in wording.tolerance(noise)
     # An estimate from three runs is kept within a range, and that is said.
     wild, tame = tolerance_of(None, [1.0, 1.5]), tolerance_of(None, [1.0, 1.0])
     assert (wild.share, tame.share) == (0.01, 0.001)
-    assert "kept within" in wild.words
-    assert "kept within" in tame.words
+    assert "kept within" in wording.tolerance(wild)
+    assert "kept within" in wording.tolerance(tame)
 
 
 def test_when_the_rate_matters_and_the_rank_does_not():
     alike, _ = gaps([0.001, 0.001, 0.0])
     losses = {1e-4: 0.9, 3e-4: 0.7, 1e-3: 0.6, 3e-3: None}
-    assert "Rank hardly matters here" in rate_matters(losses, 1e-3, alike)
+    effect = rate_effect(losses, 1e-3, alike)
+    assert effect is not None
+    # Of the two neighbours one diverged, and 3e-4 lost .1.
+    assert (effect.worse_rate, effect.cost) == (3e-4, pytest.approx(0.1))
+    assert "Rank hardly matters here" in wording.rate_matters(effect)
     apart, _ = gaps([0.4, 0.2, 0.0])
-    assert rate_matters(losses, 1e-3, apart) == ""
-    assert rate_matters({}, 1e-3, alike) == ""
+    assert rate_effect(losses, 1e-3, apart) is None
+    assert rate_effect({}, 1e-3, alike) is None
 
 
 class TestSpec:

@@ -7,12 +7,21 @@ import pytest
 
 from lorakit.config import load_config
 from lorakit.ranking.choose import Measured
-from lorakit.ranking.lab import Short
+from lorakit.ranking.lab import ShortRun
 from lorakit.ranking.probing import probe, tolerance
 from lorakit.ranking.spec import RankSpec
 
 ROWS, STEPS = 32, 100
-FOUND = {"rate_by_rule": {"short": 1e-3, "long": 1e-3}}
+
+
+class Rule:
+    """A rule that gives 1e-3, whatever the steps."""
+
+    def rate(self, steps):
+        return 1e-3
+
+
+RULE = Rule()
 
 
 class Losses:
@@ -27,7 +36,7 @@ class Losses:
         if not runs:
             return {}
         self.asked.append((steps, sorted((run.rate, run.seed) for run in runs)))
-        return {run: Short(self.point(run, steps), steps) for run in runs}
+        return {run: ShortRun(self.point(run, steps), steps) for run in runs}
 
     def point(self, run, steps):
         loss = self.loss(run.rate, steps, run.seed)
@@ -44,7 +53,7 @@ def bowl(best):
 
 def test_where_rows_tell_the_best_rate_there_is_one_round():
     lab = Losses(bowl(best=1.9e-3))
-    probed = probe(lab, RankSpec(), load_config(None, {}), FOUND)
+    probed = probe(lab, RankSpec(), load_config(None, {}), RULE)
     assert probed.rate == pytest.approx(1.78e-3)
     assert [(steps, len(runs)) for steps, runs in lab.asked] == [(5, 4)]
     # The probe's own run is one of those that the noise is estimated from.
@@ -61,11 +70,11 @@ def test_what_rows_leave_open_other_seeds_decide():
         return 1.0 if rate > 1e-3 or seed == 0 else 0.95
 
     lab = Losses(loss, noise=0.3)
-    probed = probe(lab, RankSpec(), load_config(None, {}), FOUND)
+    probed = probe(lab, RankSpec(), load_config(None, {}), RULE)
     assert [(steps, len(runs)) for steps, runs in lab.asked] == [(5, 4), (5, 4)]
     assert probed.rate == pytest.approx(5.62e-4)
     assert probed.losses == pytest.approx((1.0, 0.95, 0.95))
-    second = {rate: loss for number, _, rate, loss in probed.tried if number == 2}
+    second = {point.rate: point.loss for point in probed.points if point.round == 2}
     assert [second[rate] for rate in sorted(second)] == pytest.approx([2.9 / 3, 1.0])
     # The runs for the noise are there already.
     noise = tolerance(lab, RankSpec(), probed, 0)
@@ -77,9 +86,9 @@ def test_a_rate_that_diverged_is_out():
     def loss(rate, steps, seed):
         return None if rate > 1e-3 else 1.0 if rate > 5e-4 else 3.0
 
-    probed = probe(Losses(loss, noise=0.3), RankSpec(), load_config(None, {}), FOUND)
+    probed = probe(Losses(loss, noise=0.3), RankSpec(), load_config(None, {}), RULE)
     assert probed.rate == pytest.approx(5.62e-4)
-    assert [tried for _, _, _, tried in probed.tried].count(None) == 2
+    assert [point.loss for point in probed.points].count(None) == 2
 
 
 def test_a_rate_that_diverges_with_another_seed_is_out():
@@ -88,7 +97,7 @@ def test_a_rate_that_diverges_with_another_seed_is_out():
             return 1.5
         return 1.0 if rate < 1e-3 else None if seed == 2 else 0.99
 
-    probed = probe(Losses(loss, noise=0.3), RankSpec(), load_config(None, {}), FOUND)
+    probed = probe(Losses(loss, noise=0.3), RankSpec(), load_config(None, {}), RULE)
     assert probed.rate == pytest.approx(5.62e-4)
     assert len(probed.losses) == 3
 
@@ -96,7 +105,7 @@ def test_a_rate_that_diverges_with_another_seed_is_out():
 def test_a_given_tolerance_leaves_the_noise_to_be_known():
     spec = RankSpec(tolerance="0.5%")
     lab = Losses(lambda rate, steps, seed: 1 + abs(math.log10(rate / 1.9e-3)) + 0.01 * seed)
-    probed = probe(lab, spec, load_config(None, {}), FOUND)
+    probed = probe(lab, spec, load_config(None, {}), RULE)
     found = tolerance(lab, spec, probed, 0)
     assert found.share == 0.005
     assert found.noise == pytest.approx(0.01 / np.mean(probed.losses[0] + 0.01), rel=1e-2)
@@ -104,7 +113,7 @@ def test_a_given_tolerance_leaves_the_noise_to_be_known():
 
 def test_a_given_rate_is_not_probed():
     lab = Losses(bowl(1e-3))
-    probed = probe(lab, RankSpec(), load_config(None, {"learning_rate": 3e-4}), FOUND)
-    assert (probed.rate, probed.tried, lab.asked) == (3e-4, (), [])
+    probed = probe(lab, RankSpec(), load_config(None, {"learning_rate": 3e-4}), RULE)
+    assert (probed.rate, probed.points, lab.asked) == (3e-4, (), [])
     assert tolerance(lab, RankSpec(), probed, 0).runs == 3
     assert lab.asked == [(5, [(3e-4, 0), (3e-4, 1), (3e-4, 2)])]

@@ -11,13 +11,14 @@ from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import OutputError, TargetError
+from lorakit.experiments import stamps
 from lorakit.lora import LoraSpec, equations, plan
 from lorakit.lora.jobs import Jobs
 from lorakit.ranking import protocol
-from lorakit.ranking.nested import dealt, fit_nested
+from lorakit.ranking.alternatives.nested import dealt, fit_nested
+from lorakit.ranking.pairs import at_scale, put_pairs
 from lorakit.ranking.settings import settings
-from lorakit.ranking.workers import at_scale, put_pairs
-from lorakit.training import TrainSpec
+from lorakit.training import Schedule, TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,8 @@ def test_the_result_has_every_part(found):
     }
 
 
-def test_what_another_version_looked_at_is_looked_at_anew(small, easy, monkeypatch):
-    """An older look lacks what a newer search asks of it."""
+def test_what_another_version_profiled_is_profiled_anew(small, easy, monkeypatch):
+    """An older profile lacks what a newer search asks of it."""
     given = settings(None, {**small, "data": (str(easy),)})
     keys = []
 
@@ -64,9 +65,9 @@ def test_what_another_version_looked_at_is_looked_at_anew(small, easy, monkeypat
 
     for number in ("0.1.0", "0.1.0", "0.2.0"):
         known = {"lorakit": number, "torch": "2", "transformers": "5"}
-        monkeypatch.setattr(protocol, "versions", lambda known=known: known)
+        monkeypatch.setattr(stamps, "versions", lambda known=known: known)
         with pytest.raises(InterruptedError):
-            protocol.look_at(given.spec, given.config, runner)
+            protocol.profile_rank(given.spec, given.config, runner)
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -97,14 +98,14 @@ def test_the_cost_is_what_the_trials_trained(found):
         for file in out.glob("trials/*/result.json")
         for run in json.loads(file.read_text()).get("runs", ())
     )
-    whole = result["steps"] * json.loads(_look(out).read_text())["tokens_per_step"]
+    whole = result["steps"] * _profile(out)["profile"]["tokens_per_step"]
     assert 0.6 * tokens / whole < result["cost"]["with_checks"] < 1.6 * tokens / whole
 
 
-def _look(out):
+def _profile(out):
     for file in out.glob("trials/*/trial.json"):
-        if json.loads(file.read_text())["label"] == "look":
-            return file.parent / "result.json"
+        if json.loads(file.read_text())["label"] == "profile":
+            return json.loads((file.parent / "result.json").read_text())
     raise AssertionError
 
 
@@ -188,7 +189,8 @@ def test_a_cut_to_the_full_rank_gives_the_same_logits(found):
     spec = LoraSpec(rank=highest, rank_pattern={p: x.rank for p, x in stored.pairs.items()})
     jobs = Jobs(model, [plan(model, spec)], [0])
     put_pairs(jobs, 0, shrink(stored, ShrinkSpec(rank=highest)).adapter)
-    with torch.no_grad(), jobs.alone(0):
+    jobs.install(0)
+    with torch.no_grad():
         got = model(ids).logits
     assert (got - expected).norm() <= 1e-5 * expected.norm()
 
@@ -246,7 +248,7 @@ class TestNested:
             if nested:
                 fit_nested(jobs, rows, spec, steps=5, learning_rate=1e-2)
             else:
-                work = Work(rows, rows.take(()), spec, 5, 1e-2)
+                work = Work(rows, rows.take(()), Schedule(5, 1e-2, spec))
                 fit_models(jobs, [work], batch_tokens=spec.batch_tokens)
             made.append(jobs.layers[0])
         for path, layer in made[0].items():

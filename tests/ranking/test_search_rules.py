@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 
+from lorakit.ranking.alternatives.searches import halving, heal, nested
 from lorakit.ranking.bracket import bracket
 from lorakit.ranking.choose import Measured, choose, gap, state_of
-from lorakit.ranking.search import Judge, Run, halving, heal, nested
+from lorakit.ranking.search import (
+    AnswerFinished,
+    BudgetReached,
+    Candidate,
+    Judge,
+    RankCompared,
+    RankRuledOut,
+)
+from lorakit.ranking.wording import sentence
 
 RANKS, STEPS, ROWS = (1, 2, 4, 8, 16, 32), 100, 200
 
@@ -25,7 +34,7 @@ class Curves:
     def __init__(self, need, worse=0.2, healed=None, noise=0.001):
         self.need, self.worse, self.noise = need, worse, noise
         self.healed = need if healed is None else healed
-        self.trained: dict[Run, int] = {}
+        self.trained: dict[Candidate, int] = {}
         self.spent = 0.0
 
     def point(self, rank, step, need, seed):
@@ -93,7 +102,7 @@ def test_bracket_finds_the_rank_that_suffices(need):
     assert found.rank in (need, need // 2)
     sure = bracket(Curves(need), RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=1.0)
     assert sure.rank == need
-    assert lab.trained[Run(found.rank, 1e-3, 0)] == STEPS
+    assert lab.trained[Candidate(found.rank, 1e-3, 0)] == STEPS
     assert lab.spent <= 3.3
 
 
@@ -115,11 +124,13 @@ def test_what_is_open_goes_to_the_last_rung_and_there_it_is_settled():
     ):
         lab = Wide(off=0.0)
         found = bracket(lab, RANKS, 1e-3, 0, JUDGE, rungs=rungs, decide_at=0.5, budget=budget)
-        little = 0.005 * found.pair[1].loss
-        assert found.gaps[1].low <= little < found.gaps[1].high
+        tolerance = 0.005 * found.pair[1].loss
+        assert found.gaps[1].low <= tolerance < found.gaps[1].high
         assert (found.rank, lab.spent) == (1, pytest.approx(spent))
         assert found.pair[0].step == (100 if spent == 2.0 else 50)
-    assert "not compared later than after 50% of the run" in " ".join(found.steps_taken)
+    (reached,) = [each for each in found.decisions if isinstance(each, BudgetReached)]
+    assert (reached.rank, reached.share, reached.budget) == (1, 0.5, 1.9)
+    assert "not compared later than after 50% of the run" in sentence(reached)
     # Behind by .02 of a loss of 1.2, as far as such rows tell: likelier too small than not.
     behind = bracket(Wide(off=0.02), RANKS, 1e-3, 0, JUDGE, **{**BRACKET, "budget": 2.0})
     assert state_of(behind.gaps[1], 0.006) == "open"
@@ -128,8 +139,8 @@ def test_what_is_open_goes_to_the_last_rung_and_there_it_is_settled():
     assert bracket(Wide(off=0.0), RANKS, 1e-3, 0, careful, **BRACKET).rank > 1
 
 
-def test_a_rank_between_is_alike_no_sooner_than_the_lowest_was_told():
-    """1 is open at .4 and parted at .6. 2 is as the highest at .4, and at .6 it is not."""
+def test_a_rank_between_is_equivalent_no_sooner_than_the_lowest_was_decided():
+    """1 is open at .4 and worse at .6. 2 is as the highest at .4, and at .6 it is not."""
 
     class Late(Wide):
         def point(self, rank, step, need, seed):
@@ -156,22 +167,28 @@ def test_measuring_counts_against_the_budget():
         assert found.pair[0].step == last
 
 
-def test_a_rank_that_parts_early_is_stopped_early():
+def test_a_rank_that_is_worse_early_is_stopped_early():
     lab = Curves(need=32, worse=3.0)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=1.0)
     assert found.rank == 32
-    assert lab.trained[Run(1, 1e-3, 0)] == 25
-    assert "parted" in " ".join(found.steps_taken)
+    assert lab.trained[Candidate(1, 1e-3, 0)] == 25
+    first = found.decisions[0]
+    assert isinstance(first, RankCompared)
+    assert (first.rank, first.share, first.state) == (1, 0.25, "worse")
+    assert found.decisions[-1] == AnswerFinished(
+        32, True, ((1, 0.25), (4, 0.25), (8, 0.5), (16, 0.75))
+    )
 
 
-def test_no_rank_counts_as_alike_before_the_share_that_decides():
-    """`decide_at` lies between two rungs, and rank 1 parts at the one before it."""
+def test_no_rank_counts_as_equivalent_before_the_share_that_decides():
+    """`decide_at` lies between two rungs, and rank 1 is worse at the one before it."""
     found = bracket(
         Curves(need=8, worse=3.0), RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=0.4
     )
     # Rank 2 falls behind from a quarter of the run on, 4 from half of it on, as at decide_at .5.
     assert found.rank == 4
-    assert any("50% of the run rank 2" in said for said in found.steps_taken)
+    compared = [each for each in found.decisions if isinstance(each, RankCompared)]
+    assert (2, 0.5) in {(each.rank, each.share) for each in compared}
 
 
 def test_where_runs_happen_to_be_counts_until_they_have_settled():
@@ -186,14 +203,15 @@ def test_where_runs_happen_to_be_counts_until_they_have_settled():
     rungs = {"rungs": (0.5, 0.75), "decide_at": 0.5}
     hasty = bracket(Astray(need=1), RANKS, 1e-3, 0, JUDGE, **rungs)
     assert hasty.rank > 1
-    assert "parted" in hasty.steps_taken[0]
+    assert hasty.decisions[0].state == "worse"
     wary = Judge(
         JUDGE.rows, JUDGE.tolerance, unsettled=lambda step: 0.04 * (1 - step / STEPS) * 0.5
     )
     lab = Astray(need=1)
     found = bracket(lab, RANKS, 1e-3, 0, wary, **rungs, budget=1.9)
     assert found.rank == 1
-    assert found.steps_taken[0].endswith("open")
+    assert found.decisions[0].state == "open"
+    assert sentence(found.decisions[0]).endswith("open")
     assert lab.spent == pytest.approx(1.75)
     assert found.pair[0].step == 75
     # √2 · .02 · .25 of the loss at .75 of the run, beside what the rows leave open.
@@ -203,12 +221,15 @@ def test_where_runs_happen_to_be_counts_until_they_have_settled():
 
 
 def test_what_would_cost_too_much_is_not_trained():
-    """1 and 32 come to a quarter of a run, where 1 parts; 4 would need another run and a quarter."""
+    """1 and 32 come to a quarter of a run, where 1 is worse; 4 would need another run and a quarter."""
     tight = {**BRACKET, "budget": 1.6}
     lab = Curves(need=8, worse=3.0)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **tight)
     assert (found.rank, {run.rank for run in lab.trained}) == (32, {1, 32})
-    assert "rank 4 is not trained: with it the search would cost 1.75 runs" in found.steps_taken[-2]
+    assert found.decisions[-2] == BudgetReached(4, 0.0, pytest.approx(1.75), 1.6)
+    assert "rank 4 is not trained: with it the search would cost 1.75 runs" in sentence(
+        found.decisions[-2]
+    )
     assert lab.spent == pytest.approx(1.25)
     enough = Curves(need=8, worse=3.0)
     assert bracket(enough, RANKS, 1e-3, 0, JUDGE, **{**BRACKET, "budget": 4}).rank == 4
@@ -234,7 +255,11 @@ def test_a_rank_that_its_neighbours_rule_out_is_not_trained():
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
     assert found.rank == 4
     assert {run.rank for run in lab.trained} == {1, 4, 32}
-    assert "rank 2 is not trained" in " ".join(found.steps_taken)
+    (ruled_out,) = [each for each in found.decisions if isinstance(each, RankRuledOut)]
+    assert (ruled_out.rank, ruled_out.lower, ruled_out.higher) == (2, 1, 4)
+    # By the power law through c and c / 4, rank 2 is behind by c / 2.
+    assert ruled_out.expected == pytest.approx(0.01, rel=1e-3)
+    assert sentence(ruled_out).startswith("rank 2 is not trained")
     # Where the larger one is better than the highest there is no such law, and it is trained.
     better = PowerLaw(0.02, beyond=0.006)
     assert bracket(better, RANKS, 1e-3, 0, JUDGE, **BRACKET).rank == 2
@@ -256,7 +281,7 @@ def test_a_law_needs_two_ranks_that_are_worse_than_the_highest():
     found = bracket(lab, RANKS, 1e-3, 0, careful, **BRACKET)
     assert found.gaps[1].mean < 0 < found.gaps[4].mean
     assert found.rank == 2
-    assert Run(2, 1e-3, 0) in lab.trained
+    assert Candidate(2, 1e-3, 0) in lab.trained
 
 
 def test_runs_are_never_started_twice():
@@ -305,6 +330,6 @@ def test_halving_drops_the_worse_half():
 @pytest.mark.parametrize("noise", [0.001, 0.05])
 def test_the_words_are_about_the_rank_that_was_found(search, need, noise):
     found = search(Curves(need, noise=noise))
-    little = JUDGE.tolerance(found.pair[1].loss)
-    choice = choose(found.gaps, found.reference, little, RANKS, tolerances=found.tolerances)
+    tolerance = JUDGE.tolerance(found.pair[1].loss)
+    choice = choose(found.gaps, found.reference, tolerance, RANKS, tolerances=found.tolerances)
     assert choice.rank == found.rank

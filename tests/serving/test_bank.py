@@ -9,11 +9,18 @@ import torch
 from engines import SPEC, base, make_adapter
 
 from lorakit.adapters.pairs import read_stored
+from lorakit.data import Template
 from lorakit.errors import AdapterError
 from lorakit.files.tensors import read_tensors, write_tensors
+from lorakit.lora import variants
+from lorakit.lora.plain import PlainLora
+from lorakit.lora.variant import Capability
+from lorakit.models.fingerprint import BaseIdentity
 from lorakit.serving.bank import finite
 from lorakit.serving.cache import size_for
+from lorakit.serving.catalog import Catalog
 from lorakit.serving.forward import open_forward
+from lorakit.serving.vllm.exports import Exports
 
 
 @pytest.fixture
@@ -71,3 +78,36 @@ def test_an_adapter_that_overflows_in_the_slots_is_refused(model, bank, tmp_path
     huge = replace(pair, B=torch.full_like(pair.B, 3e38), scale=10.0)
     with pytest.raises(AdapterError, match=r"is not finite in torch\.float32"):
         bank.stage(replace(stored, pairs={**stored.pairs, path: huge}))
+
+
+class TestVariants:
+    """Plain LoRA without one capability, as a variant would be that lacks it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return make_adapter(base("llama"), tmp_path / "a", 8, 1)
+
+    def lacking(self, capability, monkeypatch):
+        able = frozenset(Capability) - {capability}
+        lesser = PlainLora("Lesser", capabilities=able)
+        monkeypatch.setattr(variants, "VARIANTS", (lesser, *variants.VARIANTS[1:]))
+        return rf"the variant Lesser cannot {capability.value}; merge it into a model of its own"
+
+    def test_slots_are_refused_when_an_adapter_is_opened(self, bank, folder, monkeypatch):
+        bank.open(folder, "one")
+        message = self.lacking(Capability.SLOTS, monkeypatch)
+        with pytest.raises(AdapterError, match=message):
+            bank.open(folder, "other")
+
+    @pytest.mark.parametrize("holder", ["slots", "vLLM"])
+    def test_a_name_is_refused_before_anything_is_computed(
+        self, bank, folder, holder, monkeypatch, tmp_path
+    ):
+        held = bank if holder == "slots" else Exports(tmp_path / "out", bank.targets, 16)
+        needed = Capability.SLOTS if holder == "slots" else Capability.VLLM
+        identity = BaseIdentity("tiny", None, "1" * 64, "2" * 64, "3" * 64)
+        names = {"a": folder}
+        Catalog("tiny", identity, Template("raw"), held, folders=names).resolve("a")
+        message = self.lacking(needed, monkeypatch)
+        with pytest.raises(AdapterError, match=message):
+            Catalog("tiny", identity, Template("raw"), held, folders=names).resolve("a")

@@ -52,7 +52,9 @@ def test_a_second_question_to_one_adapter_is_heard(house, capfd, monkeypatch):
 
     asked = []
     monkeypatch.setattr(
-        chat_command, "write_answer", lambda session, example, *_: asked.append(example) or "yes"
+        chat_command,
+        "write_completion",
+        lambda session, example, *_: asked.append(example) or "yes",
     )
     monkeypatch.setattr(sys, "stdin", io.StringIO("one?\ntwo?\n\n"))
     assert run(["chat", "--model", str(house / "tiny-base")]) == 0

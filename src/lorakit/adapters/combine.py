@@ -31,6 +31,7 @@ from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of, weights_by_path
 from lorakit.errors import AdapterError, ConfigError, did_you_mean
 from lorakit.lora import arithmetic, spectrum
+from lorakit.lora.variant import Capability, require_capability
 
 Way = Literal["linear", "cat", "svd", "ties", "dare", "dare_ties", "factors"]
 WAYS: tuple[str, ...] = get_args(Way)
@@ -50,24 +51,30 @@ class CombineSpec:
     how: Way = field(
         default="linear",
         metadata={
-            "help": "linear and cat are the exact weighted sum; svd cuts it; ties, dare and "
-            "dare_ties work on whole matrices and cut; factors sums the A's and the B's."
+            "help": "linear and cat: the exact weighted sum of the updates. svd: that sum at a "
+            "lower rank. ties, dare, dare_ties: those methods on whole matrices, then a lower "
+            "rank. factors: the sums of the A's and of the B's (peft's 'linear'; not exact)."
         },
     )
     rank: int | None = field(
-        default=None, metadata={"help": "Highest rank of a module, for the ways that cut."}
+        default=None,
+        metadata={"help": "The highest rank of a module; for svd, ties, dare and dare_ties."},
     )
     energy: float | None = field(
         default=None,
-        metadata={"help": "Share of a module's squared singular values to keep, such as 0.99."},
+        metadata={
+            "help": "The share of a module's squared singular values that is kept, such as 0.99; "
+            "gives each module the rank that needs."
+        },
     )
     density: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the entries that ties and dare keep [default: 0.2; dare: 0.5]."
+            "help": "The share of a matrix's elements that is kept. Default: 0.2 for ties, 0.5 for "
+            "dare and dare_ties."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Of the entries that dare drops."})
+    seed: int = field(default=0, metadata={"help": "Seed of the elements that dare drops."})
 
     def __post_init__(self) -> None:
         if self.how not in WAYS:
@@ -128,13 +135,18 @@ def combine(
         dtype: of the new A and B.
 
     Raises:
-        AdapterError: shapes of a module differ; a pair of a grouped convolution; `factors` on
+        AdapterError: an adapter's variant cannot be summed; shapes of a module differ; a pair of a grouped convolution; `factors` on
             unequal ranks; no parts.
         BaseMismatchError: two adapters belong to different bases.
         ConfigError: a pattern of weights means no module; a weight is not finite.
     """
     if not parts:
         raise AdapterError("nothing to combine: name at least one adapter")
+    for part in parts:
+        require_capability(
+            *(part.adapter.spec.variant, Capability.SUM, part.adapter.source),
+            "merge it into a model of its own instead: lorakit merge",
+        )
     config, notes = common_config(parts, force=force)
     weights = [weights_by_path(part) for part in parts]
     paths = dict.fromkeys(path for part in parts for path in part.adapter.pairs)

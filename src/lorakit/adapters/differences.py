@@ -14,6 +14,7 @@ from torch import Tensor
 from lorakit.adapters.pairs import Pair, StoredAdapter
 from lorakit.adapters.store.summary import numbers
 from lorakit.lora.spectrum import spectrum
+from lorakit.lora.variant import Capability, cannot
 
 # A singular value below this share of the largest spans nothing: it is rounding of float32 pairs.
 _NOTHING = 1e-6
@@ -85,7 +86,7 @@ def sizes(adapter: StoredAdapter) -> list[Size]:
     """The layers of an adapter, the largest first."""
     found = []
     for path, pair in adapter.pairs.items():
-        if pair.grouped:
+        if pair.grouped or Capability.SHRINK not in adapter.spec.variant.capabilities:
             found.append(Size(path, pair.rank, pair.scale, None, None, None))
             continue
         S = spectrum(pair.A, pair.B, pair.scale)[1]
@@ -146,11 +147,15 @@ def b_rows(pair: Pair) -> Tensor:
 def differences(a: StoredAdapter, b: StoredAdapter) -> Differences:
     """Compare two adapters: configurations, data, figures, weights."""
     layers, unlike = [], {}
+    variants = (a.spec.variant, b.spec.variant)
+    lacking = [variant for variant in variants if Capability.SUM not in variant.capabilities]
     for path, pair in a.pairs.items():
         other = b.pairs.get(path)
         if other is None:
             continue
-        if pair.grouped or other.grouped:
+        if lacking:
+            unlike[path] = cannot(lacking[0], Capability.SUM)
+        elif pair.grouped or other.grouped:
             unlike[path] = "a grouped convolution has no single product B·A"
         elif (pair.A.shape[1:], pair.B.shape[0]) != (other.A.shape[1:], other.B.shape[0]):
             unlike[path] = "its shapes differ: the adapters are of different bases"

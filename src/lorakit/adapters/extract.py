@@ -19,9 +19,9 @@ from lorakit.adapters.parents import unit_spec
 from lorakit.adapters.peft_config import PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, make_record
 from lorakit.errors import AdapterError, TargetError
+from lorakit.files import shards
+from lorakit.files.header import StoredTensor
 from lorakit.lora import Target, spectrum
-from lorakit.models import shards
-from lorakit.models.weights import Place
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Extracted:
 def extract(
     targets: Sequence[Target],
     modules: Sequence[str],
-    base: Mapping[str, Place],
-    tuned: Mapping[str, Place],
+    base: Mapping[str, StoredTensor],
+    tuned: Mapping[str, StoredTensor],
     *,
     rank: int | None,
     energy: float | None,
@@ -149,7 +149,7 @@ def extract(
     return Extracted(adapter, tuple(layers), tuple(unchanged), left, _rounding(base, tuned))
 
 
-def _difference(target: Target, base: Place, tuned: Place) -> tuple[float, Tensor]:
+def _difference(target: Target, base: StoredTensor, tuned: StoredTensor) -> tuple[float, Tensor]:
     """‖W‖, and W' - W in float64 as (out, in…)."""
     if target.geometry.groups > 1:
         raise TargetError(f"{target.path} is a convolution with groups: leave it out with exclude")
@@ -175,7 +175,7 @@ def _layer(
     return unit_pair(A, B, target.geometry.kind), layer
 
 
-def _left(name: str, base: Place, tuned: Place) -> Left:
+def _left(name: str, base: StoredTensor, tuned: StoredTensor) -> Left:
     """How far a tensor without a pair is from the base's."""
     size = difference = 0.0
     if not base.entry.shape:
@@ -190,7 +190,9 @@ def _left(name: str, base: Place, tuned: Place) -> Left:
     return Left(name, difference**0.5, relative if difference else 0.0)
 
 
-def _rounding(base: Mapping[str, Place], tuned: Mapping[str, Place]) -> tuple[str, ...]:
+def _rounding(
+    base: Mapping[str, StoredTensor], tuned: Mapping[str, StoredTensor]
+) -> tuple[str, ...]:
     """Said where the models are kept in different formats: rounding is then part of W' - W."""
     kinds = [{place.entry.dtype for place in places.values()} for places in (base, tuned)]
     if kinds[0] == kinds[1]:

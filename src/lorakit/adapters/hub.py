@@ -19,7 +19,7 @@ from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD
 from lorakit.errors import AdapterError, InputError, OutputError
-from lorakit.files.folders import write_folder
+from lorakit.files.whole import write_folder
 from lorakit.models.quiet import quiet
 
 FILES = (CONFIG, TENSORS, RECORD, "README.md")

@@ -102,7 +102,7 @@ def pair_kinds(
         kinds[path] = "conv" if kind == "linear" and len(shape_A) > 2 else kind
     if extra := sorted(name for name in shapes if pair_of(name) and name not in expected):
         raise AdapterError(
-            f"{file} holds {extra[0]}, which has no place in a {variant.name} adapter; "
+            f"{file} holds {extra[0]}, which has no place in the variant {variant.name}; "
             + did_you_mean(extra[0], expected)
         )
     return kinds

@@ -1,7 +1,9 @@
 """A pair's tensor names in peft's format."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+from lorakit.errors import AdapterError
 from lorakit.lora.plan import Target
 from lorakit.lora.variant import Variant
 from lorakit.lora.variants import peft_suffixes
@@ -85,3 +87,24 @@ def foreign(name: str) -> str:
         if name.endswith(suffix):
             return reason
     return "not a name of peft's LoRA format"
+
+
+def check_pair(
+    file: Path, path: str, kind: str, shape_A: tuple[int, ...], shape_B: tuple[int, ...]
+) -> None:
+    """See that A and B fit each other: 2-D both, or a kernel in A and ones in B's place of it.
+
+    Raises:
+        AdapterError: they do not.
+    """
+    fits = len(shape_A) == len(shape_B)
+    fits = fits and (len(shape_A) > 2 if kind == "conv" else len(shape_A) == 2)
+    if fits:
+        groups, rest = divmod(shape_A[0], max(shape_B[1], 1))
+        fits = rest == 0 and (groups == 1 or kind == "conv")
+        fits = fits and all(size == 1 for size in shape_B[2:])
+    if not fits:
+        raise AdapterError(
+            f"{file}: A of {path} is {shape_A} and its B {shape_B}, which make no pair: B's second "
+            "side must be A's first"
+        )

@@ -22,17 +22,17 @@ from lorakit.adapters.info import (
     describe,
     pair_kinds,
 )
-from lorakit.adapters.names import tensor_names
+from lorakit.adapters.names import check_pair, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
 from lorakit.errors import AdapterError
-from lorakit.files.folders import write_folder
 from lorakit.files.tensors import (
     read_tensors_and_hash,
     read_tensors_at_once,
     require_finite,
     write_tensors,
 )
+from lorakit.files.whole import write_folder
 from lorakit.lora import LoraSpec, equations
 from lorakit.lora.targets import first_hit
 from lorakit.lora.variant import Variant
@@ -213,7 +213,7 @@ def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
         taken |= set(names.values())
         more = {key: _wide(tensors[name]) for key, name in names.items()}
         A, B = more.pop("A"), more.pop("B")
-        _check_shapes(opened.file, path, kind, A, B)
+        check_pair(opened.file, path, kind, tuple(A.shape), tuple(B.shape))
         alpha = first_hit(config.spec.alpha_pattern, path, config.spec.alpha)
         scale = variant.scale(alpha, A.shape[0])
         if kind == "linear" and config.fan_in_fan_out:
@@ -280,18 +280,14 @@ def write_stored(
 
 
 def _named(pairs: Mapping[str, Pair], variant: Variant) -> dict[str, Tensor]:
-    """Every tensor by its name in peft's format.
-
-    Raises:
-        AdapterError: a pair has other tensors than the variant keeps.
-    """
+    """Every tensor by its name in peft's format, once the pairs have what the variant keeps."""
     named: dict[str, Tensor] = {}
     for path, pair in pairs.items():
         names = tensor_names(path, pair.kind, variant)
         if pair.tensors.keys() != names.keys():
             raise AdapterError(
-                f"{path} has the tensors {', '.join(pair.tensors)}, and a {variant.name} adapter "
-                f"keeps {', '.join(names)}: a tensor would be lost"
+                f"{path} has the tensors {', '.join(pair.tensors)}, and the variant "
+                f"{variant.name} keeps {', '.join(names)}: a tensor would be lost"
             )
         named |= {names[key]: tensor for key, tensor in pair.tensors.items()}
     return named
@@ -299,17 +295,3 @@ def _named(pairs: Mapping[str, Pair], variant: Variant) -> dict[str, Tensor]:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _check_shapes(file: Path, path: str, kind: str, A: Tensor, B: Tensor) -> None:
-    """A and B fit each other: 2-D both, or a kernel in A and ones in B's place of it."""
-    fits = A.dim() == B.dim() and (A.dim() > 2 if kind == "conv" else A.dim() == 2)
-    if fits:
-        groups, rest = divmod(A.shape[0], max(B.shape[1], 1))
-        fits = rest == 0 and (groups == 1 or kind == "conv")
-        fits = fits and all(size == 1 for size in B.shape[2:])
-    if not fits:
-        raise AdapterError(
-            f"{file}: A of {path} is {tuple(A.shape)} and its B {tuple(B.shape)}, which make no "
-            "pair: B's second side must be A's first"
-        )

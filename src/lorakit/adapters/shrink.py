@@ -10,6 +10,7 @@ from lorakit.adapters.pairs import StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of
 from lorakit.errors import AdapterError
 from lorakit.lora import spectrum
+from lorakit.lora.variant import Capability, require_capability
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,22 @@ class ShrinkSpec:
     """
 
     rank: int | None = field(
-        default=None, metadata={"help": "Highest rank of a module; with --threshold, the mean."}
+        default=None,
+        metadata={"help": "The highest rank of a module; with --threshold, the mean over modules."},
     )
     energy: float | None = field(
         default=None,
-        metadata={"help": "Share of the squared singular values to keep, such as 0.99."},
+        metadata={
+            "help": "The share of the squared singular values that is kept, such as 0.99. Give it, "
+            "a rank, or both: then both limits hold."
+        },
     )
     threshold: bool = field(
         default=False,
-        metadata={"help": "One threshold on the singular values of all modules: ranks differ."},
+        metadata={
+            "help": "Apply one threshold to the singular values of all modules, so that modules "
+            "get different ranks."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -56,8 +64,12 @@ def shrink(
         dtype: of the new A and B.
 
     Raises:
-        AdapterError: a pair of a grouped convolution.
+        AdapterError: the adapter's variant cannot be cut; a pair of a grouped convolution.
     """
+    require_capability(
+        *(adapter.spec.variant, Capability.SHRINK, adapter.source),
+        "train one of a lower rank instead",
+    )
     part = Part(adapter, name=name)
     if not spec.threshold:
         made = combine(

@@ -1,4 +1,4 @@
-"""Bars on the terminal for as long as a block lasts."""
+"""Progress bars on the terminal, inside a with block."""
 
 from types import TracebackType
 from typing import Self
@@ -9,7 +9,7 @@ from lorakit.cli.show import console
 
 
 class Bars:
-    """What all watchers are: a context manager with bars; `__call__` of each shows an event.
+    """The base of all watchers: a context manager with bars. Their `__call__` shows an event.
 
     Args:
         columns: of each bar.

@@ -15,7 +15,7 @@ from lorakit.cli.generate_command import (
     Temperature,
     TopK,
     TopP,
-    write_answer,
+    write_completion,
 )
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
@@ -26,8 +26,8 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter",
-        help="An adapter folder, lorakit's or peft's, or a name in the store (invoices@3). Given "
-        "more than once, all answer side by side; `base` is the base alone.",
+        help="An adapter folder (lorakit's or peft's) or a name in the store (invoices@3). Given "
+        "several times, all of them answer side by side; `base` is the base without an adapter.",
     ),
 ]
 
@@ -42,13 +42,15 @@ def chat(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Talk to a model, to an adapter, or to several side by side.
+    """Chat with a model, with an adapter, or with several side by side. Examples:
+
+    `lorakit chat`
 
     `lorakit chat --adapter runs/first/adapter`
 
     `lorakit chat --adapter invoices --adapter base`
 
-    `/new` starts over, an empty line or Ctrl-D ends.
+    `/new` begins a new conversation; an empty line or Ctrl-D ends the chat.
     """
     config = load_config(None, flatten(flags))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
@@ -75,21 +77,23 @@ def _one(
         )
     turns: list[dict[str, str]] = []
 
-    def answer(said: str) -> None:
-        turns.append({"role": "user", "content": said})
-        # A template without turns of its own (raw) sees the last message only.
-        one = session.template.kind == "raw"
-        # What stands before the last assistant message is asked: here an empty one, yet to come.
+    def reply(message: str) -> None:
+        turns.append({"role": "user", "content": message})
+        # A template without turns (raw) sees the last message only.
+        raw = session.template.kind == "raw"
+        # The prompt is what stands before the last assistant message: here one that is still empty.
         empty = {"role": "assistant", "content": ""}
         example = (
-            Example(origin="chat", prompt=said)
-            if one
+            Example(origin="chat", prompt=message)
+            if raw
             else Example(origin="chat", messages=(*turns, empty))
         )
-        written = write_answer(session, example, config.output.max_new_tokens, dict(sampling))
-        turns.append({"role": "assistant", "content": written.strip()})
+        completion = write_completion(
+            session, example, config.output.max_new_tokens, dict(sampling)
+        )
+        turns.append({"role": "assistant", "content": completion.strip()})
 
-    _converse(answer, turns.clear)
+    _converse(reply, turns.clear)
 
 
 def _several(
@@ -109,16 +113,16 @@ def _several(
             progress=progress,
         )
 
-    def answer(said: str) -> None:
+    def reply(message: str) -> None:
         texts = ["" for _ in adapters]
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
-            for number, piece in talk.ask(said, Sampling(**sampling)):
-                texts[number] += piece
+            for number, text in talk.ask(message, Sampling(**sampling)):
+                texts[number] += text
                 live.update(_side_by_side(adapters, texts), refresh=console.is_terminal)
             live.update(_side_by_side(adapters, texts), refresh=True)
 
     try:
-        _converse(answer, talk.forget)
+        _converse(reply, talk.forget)
     finally:
         talk.close()
 
@@ -131,21 +135,21 @@ def _side_by_side(names: Sequence[str], texts: Sequence[str]) -> Table:
     return table
 
 
-def _converse(answer: Callable[[str], None], forget: Callable[[], None]) -> None:
-    """Read lines and have each answered, until one is empty."""
-    console.print("[dim]/new starts over; an empty line or Ctrl-D ends[/]")
+def _converse(reply: Callable[[str], None], forget: Callable[[], None]) -> None:
+    """Read messages and reply to each, until one is empty."""
+    console.print("[dim]/new begins a new conversation; an empty line or Ctrl-D ends the chat[/]")
     while True:
         try:
-            said = console.input("[bold cyan]you>[/] ").strip()
+            message = console.input("[bold cyan]you>[/] ").strip()
         except EOFError:
             console.print()
             return
-        if not said:
+        if not message:
             return
-        if said == "/new":
+        if message == "/new":
             forget()
         else:
-            answer(said)
+            reply(message)
 
 
 command = with_options(chat, OPTIONS, max_new_tokens=512)

@@ -9,36 +9,41 @@ from rich.text import Text
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import show_prepared
-from lorakit.cli.show import console, count, say
+from lorakit.cli.show import console, say
 from lorakit.config import load_config
+from lorakit.files.wording import count
 
 
 def check(
-    config: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
-    rows: Annotated[int, typer.Option("--show", help="How many rows to show.")] = 3,
+    config: Annotated[
+        Path | None, typer.Argument(help="A run file (YAML); a flag overrides its line.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--show", help="Number of training rows to show.")] = 3,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Show what `lorakit train` would do with the same options, before it does.
+    """Show what `lorakit train` would do with the same options. Nothing is trained or written.
 
-    The recognised shape of the rows, their lengths, some rows with the loss-bearing tokens
-    coloured, what would be adapted, and the forecast of memory and time. Nothing is written.
+    `lorakit check --data rows.jsonl`
+
+    It prints how the rows are read, their lengths, a few rows with the supervised tokens coloured,
+    the modules that would be adapted, and a forecast of memory and time.
     """
     from lorakit.run.commands.training import prepare
 
-    chosen = load_config(config, flatten(flags))
-    if not chosen.together:
-        _show(prepare(chosen), rows)
+    settings = load_config(config, flatten(flags))
+    if not settings.together:
+        _show(prepare(settings), rows)
         return
     from lorakit.run.commands.together import jobs_of
 
-    for job in jobs_of(chosen):
+    for job in jobs_of(settings):
         console.rule(job.name)
         _show(prepare(job.config), rows)
 
 
 def _show(ready: Any, rows: int) -> None:
-    """One run: plan and forecast, lengths, and some rows with what bears loss."""
+    """One run: plan and forecast, lengths, and some rows with their supervised tokens."""
     from lorakit.data import preview
 
     data, tokenizer = ready.data, ready.session.tokenizer
@@ -53,13 +58,13 @@ def _show(ready: Any, rows: int) -> None:
     )
     spread = ", ".join(f"{p} % up to {n:,}" for p, n in lengths.percentiles.items())
     say([f"  {spread}, longest {lengths.longest:,}"])
-    console.print("\n[bold]rows[/] (the tokens that bear loss are [black on green]coloured[/])")
+    console.print("\n[bold]rows[/] (the supervised tokens are [black on green]coloured[/])")
     for i in range(min(rows, len(data.train))):
         encoded = data.train[i]
         console.print(f"[dim]{encoded.origin}, {count(len(encoded))} tokens[/]")
         line = Text()
-        for piece in preview.fragments(encoded, tokenizer):
-            line.append(piece.text, style="black on green" if piece.learnt else "")
+        for token in preview.fragments(encoded, tokenizer):
+            line.append(token.text, style="black on green" if token.supervised else "")
         console.print(line)
 
 

@@ -9,29 +9,32 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorakit.cli.compare_progress import CompareWatcher, show_prospect
+from lorakit.cli.compare_progress import CompareWatcher, show_estimate
 from lorakit.cli.options import flatten, with_options
-from lorakit.cli.show import console, count, duration, report_line, say, size
-from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.cli.show import console, duration, report_line, say
+from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, CompareSettings, settings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.errors import InterruptedRunError
 from lorakit.extras import need
+from lorakit.files.wording import count, size
 from lorakit.run.folder import CONFIG
 
 
 def compare(
     config: Annotated[
         Path | None,
-        typer.Argument(help="The config.yaml of a comparison; flags win over it."),
+        typer.Argument(help="The config.yaml of a comparison; a flag overrides its line."),
     ] = None,
     forecast: Annotated[
         bool,
-        typer.Option("--forecast", help="Say what it would take, and stop there."),
+        typer.Option(
+            "--forecast", help="Print the time and memory that it would take, and train nothing."
+        ),
     ] = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Measure LoRA against full fine-tuning on your rows, by one protocol, and judge.
+    """Compare LoRA with full fine-tuning on your rows, by one protocol, with a verdict. Examples:
 
     `lorakit compare --data rows.jsonl --eval-data test.jsonl --out runs/compared`
 
@@ -39,23 +42,23 @@ def compare(
 
     `lorakit compare --data rows.jsonl --budget '200 steps' --forecast`
 
-    Both arms take the same rows in the same batches by the same schedule; each gets its own
-    learning rate from a probe of equal budget. Every trial runs in a process of its own, whose
+    All arms train on the same rows in the same batches with the same schedule; each gets its own
+    learning rate from short runs of equal cost. Every trial runs in a process of its own, whose
     memory and time are measured. The folder then holds `report.html` (the verdict, curves, costs,
     forgetting, answers side by side), `result.json`, and the adapters under `trials/`.
 
-    Finished trials are kept: after a kill, `--resume --out FOLDER` runs what is missing.
+    Finished trials are kept: after an interruption, `--resume --out FOLDER` runs the missing ones.
     """
     need("metrics", "`lorakit compare`")
     given = resolve(config, flatten(flags))
     with CompareWatcher() as watcher:
         if forecast:
-            from lorakit.comparing.command import look_ahead
+            from lorakit.comparing.command import estimate_only
             from lorakit.comparing.methods import arms_of
 
-            expected = look_ahead(given, report=watcher)
+            estimate = estimate_only(given, report=watcher)
             arms = [arm.name for arm in arms_of(given.spec, given.config.lora)]
-            show_prospect(expected, arms)
+            show_estimate(estimate, arms)
             return
         result = _run(given, watcher)
     summarise(result, Path(given.config.output.out))
@@ -66,15 +69,15 @@ command = with_options(
 )
 
 
-def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> CompareSettings:
     """The settings; with --resume and no file, those in the folder."""
     if flags.get("resume") and path is None and "out" in flags:
-        kept = Path(str(flags["out"])) / CONFIG
-        path = kept if kept.is_file() else None
+        earlier = Path(str(flags["out"])) / CONFIG
+        path = earlier if earlier.is_file() else None
     return settings(path, flags)
 
 
-def _run(given: Settings, watcher: CompareWatcher) -> dict[str, Any]:
+def _run(given: CompareSettings, watcher: CompareWatcher) -> dict[str, Any]:
     from lorakit.comparing.command import run_compare
 
     command = shlex.join(["lorakit", *sys.argv[1:]])
@@ -84,12 +87,12 @@ def _run(given: Settings, watcher: CompareWatcher) -> dict[str, Any]:
         out = given.config.output.out
         again = shlex.join(["lorakit", "compare", "--resume", "--out", out])
         raise InterruptedRunError(
-            f"interrupted; finished trials are kept. Go on with: {again}"
+            f"interrupted; finished trials are kept. Continue with: {again}"
         ) from None
 
 
 def summarise(result: Mapping[str, Any], out: Path) -> None:
-    """The verdict and the main figures, for a person."""
+    """Print the verdict and the main figures."""
     console.print()
     say([result["measured"]["headline"]])
     table = Table(box=None, pad_edge=False)

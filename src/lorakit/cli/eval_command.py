@@ -26,20 +26,26 @@ def evaluate(
         str,
         typer.Option(
             "--metrics",
-            help="'auto' (by the answers), 'none' (loss only), or names: exact_match,f1.",
+            help="auto (those that fit the reference answers), none (only the loss; nothing is "
+            "generated), or names, such as exact_match,f1.",
         ),
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for result.json and answers.jsonl.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for result.json and answers.jsonl. Default: nothing is written.",
+        ),
     ] = None,
     force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Measure a model or an adapter on rows: loss, perplexity, and scores of greedy answers.
+    """Measure a model or an adapter on rows: loss, perplexity, and scores of greedy completions.
 
-    `lorakit eval --data test.jsonl --adapter runs/first/adapter`; leave `--adapter` out to
-    measure the base.
+    `lorakit eval --data test.jsonl --adapter runs/first/adapter`
+
+    Without `--adapter` the base model is measured.
     """
     from lorakit.run.commands.evaluation import run_evaluation
 

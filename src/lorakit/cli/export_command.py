@@ -18,14 +18,18 @@ OPTIONS = ("model", "revision", "device", "trust_remote_code", "store")
 
 def export(
     adapter: Annotated[
-        str, typer.Argument(help="An adapter folder, or a name in the store.", show_default=False)
+        str,
+        typer.Argument(
+            help="An adapter folder, or a name in the store (invoices@3).", show_default=False
+        ),
     ],
     to: Annotated[
         Literal["peft", "vllm", "gguf", "gguf-merged"] | None,
         typer.Option(
             "--to",
-            help="peft: the format as it is. vllm: one rank and one scale for all modules. gguf: "
-            "an adapter file for llama.cpp. gguf-merged: base and adapter in one model file.",
+            help="peft: an adapter folder as peft writes it. vllm: an adapter folder with one rank "
+            "and one scale, as vLLM needs it. gguf: an adapter file for llama.cpp. gguf-merged: "
+            "base and adapter merged in one model file.",
         ),
     ] = None,
     out: Annotated[
@@ -36,24 +40,28 @@ def export(
         Literal["f32", "f16", "bf16", "q8_0"] | None,
         typer.Option(
             "--type",
-            help="Number format of a GGUF file; an adapter has f32 and f16. [default: f32]",
+            help="Number format of a GGUF file; an adapter may be f32 or f16. [default: f32]",
         ),
     ] = None,
     lint: Annotated[
         bool,
         typer.Option(
             "--lint",
-            help="Write nothing: say what each runtime would refuse or mis-scale, and why.",
+            help="Write nothing; list what each runtime would refuse or scale wrongly, and why.",
         ),
     ] = False,
     force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Write an adapter for another runtime, so that it computes the same there.
+    """Write an adapter for another runtime, so that it computes the same there. Examples:
 
-    Scales that a runtime cannot have are folded into B; what it has no place for is refused by
-    name. `lorakit merge` writes the merged model that transformers loads.
+    `lorakit export runs/first/adapter --lint`
+
+    `lorakit export runs/first/adapter --to gguf --out first.gguf`
+
+    A scale that a runtime cannot express is multiplied into B. What the runtime does not support is
+    an error that names it. `lorakit merge` writes a merged model for transformers.
     """
     from lorakit.run.commands.exporting import run_export, run_lint
 
@@ -64,7 +72,7 @@ def export(
         say(_lint(*run_lint(config, adapter=adapter, with_base="model" in flags)))
         return
     if to is None or out is None:
-        raise ConfigError("say which runtime it is for and where to write: give --to and --out")
+        raise ConfigError("give --to (the runtime) and --out (where to write)")
     with fetching() as progress:
         exported = run_export(
             config, adapter=adapter, form=to, out=out, kind=kind, force=force, progress=progress
@@ -78,6 +86,6 @@ command = with_options(export, OPTIONS)
 def _lint(name: str, findings: Any) -> list[str]:
     from lorakit.adapters.export.lint import RUNTIMES
 
-    troubled = {finding.runtime for finding in findings}
-    lines = [f"{runtime} takes {name} as it is" for runtime in RUNTIMES if runtime not in troubled]
+    affected = {finding.runtime for finding in findings}
+    lines = [f"{runtime} takes {name} as it is" for runtime in RUNTIMES if runtime not in affected]
     return [*map(str, findings), *lines]

@@ -24,23 +24,46 @@ Adapter = Annotated[
     str | None,
     typer.Option(
         "--adapter",
-        help="An adapter folder, lorakit's or peft's, or a name in the store (invoices@3).",
+        help="An adapter folder (lorakit's or peft's) or a name in the store (invoices@3). "
+        "Default: the base without an adapter.",
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Use the adapter although it was trained on another base.")
+    bool,
+    typer.Option(
+        "--force",
+        help="Use the adapter even if it was trained on another base; otherwise an error.",
+    ),
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", help="0 takes the likeliest token each time.")
+    float,
+    typer.Option(
+        "--temperature",
+        help="0 takes the most likely token each time; above 0 tokens are sampled, and a larger "
+        "value makes unlikely tokens more likely.",
+    ),
 ]
-TopP = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest share only.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Sample from the k likeliest; 0 for all.")]
-SampleSeed = Annotated[int | None, typer.Option("--seed", help="Of the sampling.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        help="Sample only from the most likely tokens whose probabilities sum to this share; 1 is "
+        "all.",
+    ),
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", help="Sample only from the k most likely tokens; 0 is all.")
+]
+SampleSeed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of the sampling. Default: another one for each call."),
+]
 
 
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="One or more prompts; '-' reads one from stdin.")
+        list[str] | None,
+        typer.Argument(help="One or more prompts; '-' reads one from standard input."),
     ] = None,
     adapter: Adapter = None,
     temperature: Temperature = 0.0,
@@ -51,15 +74,19 @@ def generate(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Answer prompts, with or without an adapter, through the template it was trained with.
+    """Generate completions of prompts, with or without an adapter. Examples:
+
+    `lorakit generate 'Where is my order?'`
 
     `lorakit generate --adapter runs/first/adapter 'Where is my order?'`
+
+    The prompt is written by the template that the adapter was trained with.
     """
     from lorakit.data import Example
     from lorakit.run.session import open_adapted
 
-    asked = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or []]
-    if not asked or not all(prompt.strip() for prompt in asked):
+    texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or []]
+    if not texts or not all(prompt.strip() for prompt in texts):
         raise DataError("no prompt: give one as an argument, or '-' to read it from stdin")
     config = load_config(None, flatten(flags))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
@@ -72,30 +99,30 @@ def generate(
             force=force,
             progress=progress,
         )
-    for number, prompt in enumerate(asked, 1):
-        if len(asked) > 1:
+    for number, prompt in enumerate(texts, 1):
+        if len(texts) > 1:
             typer.echo(f"[{number}] {prompt}")
         example = Example(origin=f"prompt {number}", prompt=prompt)
-        write_answer(session, example, config.output.max_new_tokens, sampling)
+        write_completion(session, example, config.output.max_new_tokens, sampling)
 
 
 command = with_options(generate, OPTIONS)
 
 
-def write_answer(
+def write_completion(
     session: "Session", example: "Example", max_new_tokens: int, sampling: Mapping[str, Any]
 ) -> str:
-    """Write an answer to standard output as it comes, and return it."""
+    """Write a completion to standard output while it is generated, and return it."""
     from lorakit.data import encode_prompt
     from lorakit.execution.streaming import stream
 
-    answer = ""
+    completion = ""
     ids = encode_prompt(example, session.tokenizer, session.template).tolist()
-    for piece in stream(
+    for text in stream(
         session.model, session.tokenizer, ids, max_new_tokens=max_new_tokens, **sampling
     ):
-        answer += piece
-        sys.stdout.write(piece)
+        completion += text
+        sys.stdout.write(text)
         sys.stdout.flush()
     sys.stdout.write("\n")
-    return answer
+    return completion

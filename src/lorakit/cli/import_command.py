@@ -19,23 +19,30 @@ OPTIONS = ("revision", "trust_remote_code", "store")
 def import_adapter(
     file: Annotated[
         Path,
-        typer.Argument(help="loralib's .pt file, or mlx-lm's adapter folder.", show_default=False),
+        typer.Argument(
+            help="A .pt file of loralib, or an adapter folder of mlx-lm.", show_default=False
+        ),
     ],
-    base: Annotated[str, typer.Option("--base", help="The model that the adapter belongs to.")],
+    base: Annotated[str, typer.Option("--base", help="The model that the adapter was trained on.")],
     form: Annotated[
         Literal["auto", "loralib", "mlx"],
-        typer.Option("--format", help="Whose adapter it is; auto goes by the name of the file."),
+        typer.Option(
+            "--format", help="The library that wrote it; auto decides by the name of the file."
+        ),
     ] = "auto",
     alpha: Annotated[
         float | None,
-        typer.Option("--alpha", help="loralib's lora_alpha, which its file does not hold."),
+        typer.Option(
+            "--alpha", help="loralib's lora_alpha, which its file does not contain. Needed for .pt."
+        ),
     ] = None,
     enable_lora: Annotated[
         str | None,
         typer.Option(
             "--enable-lora",
             metavar="1,0,1",
-            help="loralib's enable_lora, where only some of a layer's parts are adapted.",
+            help="loralib's enable_lora, where only some parts of a layer are adapted: 1 or 0 for "
+            "each part. Default: all parts.",
         ),
     ] = None,
     name: Name = None,
@@ -43,9 +50,11 @@ def import_adapter(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Make an adapter of lorakit's, in peft's format, of one that loralib or mlx-lm wrote.
+    """Convert an adapter that loralib or mlx-lm wrote into peft's format. Example:
 
-    A .pt file is opened by torch's weights-only reader, which builds tensors and calls nothing.
+    `lorakit import lora.pt --base gpt2-folder --alpha 32 --out imported`
+
+    A .pt file is opened by torch's weights-only reader, which cannot run code.
     """
     from lorakit.run.commands.importing import run_import
     from lorakit.run.commands.shaping import Output

@@ -1,4 +1,4 @@
-"""`lorakit`: the list of commands, and how an error reaches a person."""
+"""`lorakit`: the list of commands, and how an error is shown to the user."""
 
 import errno
 import importlib
@@ -12,44 +12,44 @@ from rich.console import Console
 from lorakit.errors import InputError, InterruptedRunError, LorakitError
 from lorakit.run.limits import limit_caches
 
-# Command -> (module in this room, one line of help). A command's module is imported when that
-# command runs: `lorakit --help` should not wait for torch.
+# Command -> one line of help. A command's module is imported when that command runs:
+# `lorakit --help` should not wait for torch.
 COMMANDS = {
-    "train": "Teach a model your task: a file of rows in, a trained adapter out.",
-    "check": "Show what a run would do, before it: rows, loss-bearing tokens, plan, forecast.",
-    "compare": "Measure LoRA against full fine-tuning on your rows, fairly, and judge.",
-    "rank": "Find the smallest rank that your task needs, with evidence, and train it.",
-    "count": "Count trainable parameters, for one weight or for a whole model.",
-    "eval": "Measure a model or an adapter on held-out rows.",
-    "generate": "Answer prompts, with or without an adapter.",
-    "chat": "Talk to a model or an adapter.",
-    "serve": "Serve a base and its adapters over HTTP, as OpenAI's API does.",
-    "merge": "Fold an adapter into its base: an ordinary model folder, with a certificate.",
-    "export": "Write an adapter for peft, vLLM or llama.cpp, or say what they would refuse.",
-    "import": "Make an adapter of one that loralib or mlx-lm wrote.",
-    "push": "Upload an adapter to the Hugging Face hub; private unless said otherwise.",
-    "pull": "Fetch an adapter from the Hugging Face hub, every file held against its hash.",
-    "demo": "Run the main job on the built-in model and see what happens.",
+    "train": "Train an adapter for your task: a file of rows in, an adapter out.",
+    "check": "Show what a run would do: rows, supervised tokens, plan, forecast. Trains nothing.",
+    "compare": "Compare LoRA with full fine-tuning on your rows, by one protocol, with a verdict.",
+    "rank": "Find the smallest rank that suffices for your task, and train the adapter.",
+    "count": "Count the trainable parameters of one weight or of a whole model.",
+    "eval": "Measure a model or an adapter on rows: loss, perplexity, scores.",
+    "generate": "Generate completions of prompts, with or without an adapter.",
+    "chat": "Chat with a model, an adapter, or several side by side.",
+    "serve": "Serve a base and its adapters over HTTP, with OpenAI's API.",
+    "merge": "Merge an adapter into its base: an ordinary model folder, with a certificate.",
+    "export": "Write an adapter for peft, vLLM or llama.cpp, or list what they would refuse.",
+    "import": "Convert an adapter that loralib or mlx-lm wrote.",
+    "push": "Upload an adapter to the Hugging Face hub; private by default.",
+    "pull": "Download an adapter from the Hugging Face hub and check every file's hash.",
+    "demo": "Train the built-in model on a small task in minutes and see what changes.",
 }
 # Group -> its one line of help and its commands. `lorakit GROUP NAME` is `command` in
-# cli/GROUP/NAME_command.py, imported like the others only when it is asked for.
+# cli/GROUP/NAME_command.py, imported like the others only when it runs.
 GROUPS: dict[str, tuple[str, dict[str, str]]] = {
     "adapters": (
-        "Keep the adapters of many tasks: versions, history, comparison.",
+        "Keep adapters in a store: names, versions, history, comparison.",
         {
-            "list": "Show what each name points at: base, rank, size, scores.",
-            "show": "Show where an adapter came from, and which layers it changes most.",
-            "add": "Keep a copy of an adapter, as the newest version of a name.",
+            "list": "List the names in the store: base, rank, size, scores.",
+            "show": "Show where an adapter comes from, and which layers it changes most.",
+            "add": "Copy an adapter into the store, as the newest version of a name.",
             "remove": "Remove names with their history, or single versions.",
-            "rename": "Give an adapter another name.",
-            "rollback": "Let a name point at an earlier version, or bring it back.",
-            "log": "Show what happened to a name.",
+            "rename": "Rename an adapter; its history stays with it.",
+            "rollback": "Make an earlier version of a name current, or restore a removed name.",
+            "log": "Show the history of a name.",
             "diff": "Compare two adapters: configuration, data, figures, weights.",
-            "verify": "Hash every stored file again, check every tensor and the bases.",
-            "gc": "Remove what no name's history needs, and what killed processes left.",
-            "combine": "Make one adapter of several: sums, cuts, TIES, DARE.",
-            "extract": "Make an adapter out of two full models.",
-            "shrink": "Cut an adapter's ranks, and measure what that does to its loss.",
+            "verify": "Check every stored file against its hash, every tensor, and the bases.",
+            "gc": "Delete versions that no name needs, and leftovers of killed processes.",
+            "combine": "Combine several adapters into one: weighted sum, TIES, DARE.",
+            "extract": "Extract an adapter from a fine-tuned model and its base.",
+            "shrink": "Lower an adapter's ranks, and measure what that does to its loss.",
         },
     ),
 }
@@ -84,18 +84,19 @@ def run(arguments: list[str]) -> int:
             raise
         console.print(
             f"[bold red]error:[/] no space left on the disk ({error.filename or 'while writing'}); "
-            "what was written before is still there"
+            "files that were complete before are still there"
         )
         return EXIT_INPUT
     return 0
 
 
 def build(arguments: list[str]) -> Any:
-    """The typer application, with the module of the asked-for command imported and no other."""
+    """The typer application; only the module of the command in `arguments` is imported."""
     app = typer.Typer(
         name="lorakit",
-        help="Low-rank adaptation of frozen models: train, count, evaluate, merge, and use "
-        "adapters, on the machine you have.",
+        help="Fine-tune language models by low-rank adaptation (LoRA): train, evaluate, merge and "
+        "serve adapters on the machine you have. `lorakit demo` shows it in a few minutes; "
+        "`lorakit COMMAND --help` explains a command.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -103,7 +104,7 @@ def build(arguments: list[str]) -> Any:
         rich_markup_mode="markdown",
     )
     words = [a for a in arguments if not a.startswith("-")]
-    asked, inner = (*words, None, None)[:2]
+    command, inner = (*words, None, None)[:2]
 
     @app.callback(invoke_without_command=True)
     def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
@@ -113,18 +114,18 @@ def build(arguments: list[str]) -> Any:
             typer.echo(f"lorakit {installed('lorakit')}")
             raise typer.Exit
 
-    _fill(app, COMMANDS, asked, "lorakit.cli")
+    _fill(app, COMMANDS, command, "lorakit.cli")
     for name, (line, commands) in GROUPS.items():
         group = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-        _fill(group, commands, inner if name == asked else None, f"lorakit.cli.{name}")
+        _fill(group, commands, inner if name == command else None, f"lorakit.cli.{name}")
         app.add_typer(group, name=name, help=line)
     return typer.main.get_command(app)
 
 
-def _fill(app: typer.Typer, commands: Mapping[str, str], asked: str | None, room: str) -> None:
-    """Register the commands of a table, importing only the one that is asked for."""
+def _fill(app: typer.Typer, commands: Mapping[str, str], command: str | None, room: str) -> None:
+    """Register the commands of a table; only the module of `command` is imported."""
     for name, line in commands.items():
-        if name == asked:
+        if name == command:
             module = importlib.import_module(f"{room}.{name}_command")
             app.command(name, help=None)(module.command)
         else:
@@ -132,4 +133,4 @@ def _fill(app: typer.Typer, commands: Mapping[str, str], asked: str | None, room
 
 
 def _placeholder() -> None:
-    """Stands for a command that is not asked for."""
+    """Stands for a command that does not run."""

@@ -21,26 +21,28 @@ def merge(
         list[str] | None,
         typer.Option(
             "--adapter",
-            help="The adapter to fold in, a folder or a name in the store; ADAPTER:WEIGHT, and "
-            "several times for a weighted sum.",
+            help="The adapter to merge: a folder or a name in the store. Give it several times, as "
+            "ADAPTER:WEIGHT, for a weighted sum.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The new model folder; it must be empty.")
+        Path | None,
+        typer.Option("--out", help="The new model folder; it must be empty or not exist."),
     ] = None,
     dtype: Annotated[
         Literal["base", "float32", "bfloat16", "float16"],
         typer.Option(
             "--dtype",
-            help="Number format of the merged weights; 'base' keeps that of each tensor's file.",
+            help="Number format of the merged weights; base keeps the format of each tensor.",
         ),
     ] = "base",
     certify: Annotated[
         Literal["auto", "weights", "logits"],
         typer.Option(
             "--certify",
-            help="weights: every merged tensor read back against float64, in little memory; "
-            "logits: answers compared as well; auto: logits where the model fits the memory.",
+            help="weights: every merged tensor is read back and compared with float64, in little "
+            "memory. logits: the logits of the merged model and of the adapter are compared as "
+            "well. auto: logits where the model fits into memory, else weights.",
         ),
     ] = "auto",
     undo: Annotated[
@@ -48,25 +50,30 @@ def merge(
         typer.Option(
             "--undo",
             metavar="MERGED",
-            help="Instead: put the base of a merged folder into --out, its bytes from --model.",
+            help="Do the opposite: write the base of this merged folder into --out, with the files "
+            "of --model, whose hashes must match.",
         ),
     ] = None,
     force: Force = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Fold adapters into their base: an ordinary model folder that transformers alone loads.
+    """Merge adapters into their base: an ordinary model folder that transformers loads. Examples:
 
-    W + s·B·A is added in float32 and rounded once, file by file: memory is a few blocks of rows,
-    not the model. `certificate.json` in the folder says how far the written weights are from that
-    sum and, where the model fits the memory, its logits from the adapter's; above the tolerance
-    nothing is written.
+    `lorakit merge --adapter runs/first/adapter --out merged`
+
+    `lorakit merge --adapter invoices:0.7 --adapter letters:0.3 --out merged-both`
+
+    W + s·B·A is computed in float32 and rounded once, file by file, so that only a few blocks of
+    rows are in memory. `certificate.json` in the folder says how far the written weights are from
+    that sum and, where the model fits into memory, how far its logits are from the adapter's. Above
+    the tolerance nothing is written.
     """
     from lorakit.run.commands.merging import parse_weighted, run_merge, run_unmerge
 
     config = load_config(None, flatten(flags))
     if out is None:
-        raise ConfigError("no place to write to: give --out")
+        raise ConfigError("give --out, the folder for the merged model")
     if undo is not None:
         if adapter:
             raise ConfigError("--undo gives the base back: leave --adapter out")
@@ -75,7 +82,7 @@ def merge(
         say([f"the base of {undo}, {copied} files copied from {config.model.model}: {out}"])
         return
     if not adapter:
-        raise ConfigError("nothing to fold in: give --adapter")
+        raise ConfigError("nothing to merge: give --adapter")
     with fetching() as progress:
         certificate = run_merge(
             config,

@@ -15,7 +15,7 @@ PANELS = {
     "lora": "Low-rank adaptation",
     "start": "Low-rank adaptation",
     "train": "Training",
-    "together": "Several adapters at once",
+    "together": "Several adapters concurrently",
     "output": "Output",
     "compare": "Comparison",
     "search": "Search",
@@ -31,15 +31,16 @@ def with_options(
 ) -> Callable[..., None]:
     """Give a command the flags of these options (all of them by default).
 
-    The command's own parameters stay; after them it receives `flags`, a mapping of the options
-    that the user gave. A flag left out is not in it, so that a run file's value stands.
+    The command keeps its own parameters; after them it receives `flags`, a mapping of the options
+    that the user gave. A flag that is left out is not in it, so that the value in the run file
+    holds.
 
     Args:
         command: a function whose last parameter is `flags`.
         names: of the options, in any order.
-        also: section and spec of options that are this command's own, shown first.
-        shown: defaults that the help names and the command itself knows; a run file's value stands.
-        defaults: another default for some of them, in this command.
+        also: section and spec of options that only this command has; they are listed first.
+        shown: defaults that the help names and the command itself applies, after the run file.
+        defaults: other defaults for some options, in this command.
     """
     chosen = list(options_of(also[1], also[0])) if also else []
     chosen += [option for option in options() if names is None or option.name in names]

@@ -17,15 +17,16 @@ from rich.progress import (
 )
 
 from lorakit.cli.bars import Bars
-from lorakit.cli.show import console, count, duration, left_out, plan_table, say, size, warn
+from lorakit.cli.show import console, duration, left_out, plan_table, say, warn
+from lorakit.files.wording import count, size
 
 STAGES = {
     "load": "loading the model and the rows",
     "train": "training",
     "save": "saving",
-    "before": "answers before training",
-    "after": "answers after training",
-    "download": "fetching the built-in model",
+    "before": "generating before training",
+    "after": "generating after training",
+    "download": "downloading the built-in model",
     "convert": "converting the built-in model",
     "vllm": "starting vLLM",
 }
@@ -64,7 +65,7 @@ class TrainingWatcher(Bars):
                     f"  {where}: held-out loss {event['loss']:.4f} nats per token"
                 )
             case "resume":
-                self._progress.console.print(f"  going on after step {event['step']}")
+                self._progress.console.print(f"  resumed after step {event['step']}")
                 self._update(completed=event["step"])
             case "note":
                 warn(event["text"])
@@ -81,9 +82,9 @@ class TrainingWatcher(Bars):
 
 @contextmanager
 def fetching() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback that shows a bar once something takes a while, such as a download; nothing before.
+    """A callback that shows a bar for each stage, such as a download; no bar before the first.
 
-    Of a stage without a total it shows for how long it has been going on.
+    For a stage without a total it shows the seconds that have passed.
     """
     terminal = Console(stderr=True)
     bars = Progress(
@@ -113,9 +114,9 @@ def show_prepared(prepared: Any) -> None:
     """The rows, the plan and the forecast of a run that is about to start."""
     data, forecast, model = prepared.data, prepared.forecast, prepared.session.model
     say(data.notes)
-    rows = f"{count(len(data.train))} rows to learn from, {count(len(data.eval))} held out"
+    rows = f"{count(len(data.train))} training rows, {count(len(data.eval))} held-out rows"
     share = data.train.loss_tokens / data.train.tokens
-    say([f"{rows}; {count(data.train.tokens)} tokens, {share:.0%} of them bear loss"])
+    say([f"{rows}; {count(data.train.tokens)} training tokens, {share:.0%} of them supervised"])
     console.print(plan_table(prepared.plan))
     say(left_out(prepared.plan))
     dtype = str(model.dtype).removeprefix("torch.")

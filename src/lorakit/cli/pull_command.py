@@ -22,9 +22,11 @@ def pull(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Fetch an adapter from the Hugging Face hub, every file held against its hash.
+    """Download an adapter from the Hugging Face hub and check every file's hash. Example:
 
-    Only the files of an adapter are fetched: safetensors, JSON and text, nothing that could run.
+    `lorakit pull OWNER/NAME --name invoices`
+
+    Only the files of an adapter are downloaded: safetensors, JSON and text, which cannot run code.
     """
     from lorakit.run.commands.sharing import run_pull
 
@@ -36,7 +38,7 @@ def pull(
         name=name,
         store=config.output.store,
     )
-    lines = [f"left there: {', '.join(pulled.left)}"] if pulled.left else []
+    lines = [f"not downloaded: {', '.join(pulled.left)}"] if pulled.left else []
     say([*lines, f"pulled {repository} at {pulled.commit[:12]}: {place}"])
 
 

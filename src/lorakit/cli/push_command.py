@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorakit.cli.options import flatten, with_options
-from lorakit.cli.show import say, size
+from lorakit.cli.show import say
 from lorakit.config import load_config
+from lorakit.files.wording import size
 
 if TYPE_CHECKING:
     from lorakit.adapters.hub import Push
@@ -17,23 +18,29 @@ OPTIONS = ("store",)
 
 def push(
     adapter: Annotated[
-        str, typer.Argument(help="An adapter folder, or a name in the store.", show_default=False)
+        str,
+        typer.Argument(
+            help="An adapter folder, or a name in the store (invoices@3).", show_default=False
+        ),
     ],
     repository: Annotated[
         str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.", show_default=False)
     ],
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see it; private otherwise.")
+        bool, typer.Option("--public", help="Make a new repository public instead of private.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Put a new version over what the repository holds.")
+        bool,
+        typer.Option("--force", help="Replace the adapter that the repository holds already."),
     ] = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Upload an adapter to the Hugging Face hub, in one commit; private unless said otherwise.
+    """Upload an adapter to the Hugging Face hub, in one commit; private by default. Example:
 
-    Its four files travel and nothing else. `hf auth login` comes first.
+    `lorakit push runs/first/adapter OWNER/NAME`
+
+    Only the four files of the adapter are uploaded. Log in first with `hf auth login`.
     """
     from lorakit.run.commands.sharing import run_push
 

@@ -4,43 +4,50 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import console, count, duration, report_line, say, size
+from lorakit.cli.show import console, duration, report_line, say
 from lorakit.cli.trial_progress import TrialWatcher
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.extras import need, no_page
-from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, Settings, settings
+from lorakit.files.wording import count, size
+from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, RankSettings, settings
 from lorakit.ranking.spec import RankSpec
 from lorakit.run.folder import CONFIG
+
+if TYPE_CHECKING:
+    from lorakit.ranking.trials import RankProfile
 
 
 def rank(
     config: Annotated[
-        Path | None, typer.Argument(help="The config.yaml of a search; flags win over it.")
+        Path | None, typer.Argument(help="The config.yaml of a search; a flag overrides its line.")
     ] = None,
     inspect: Annotated[
         str | None,
         typer.Option(
             "--inspect",
             metavar="ADAPTER",
-            help="Look at the spectrum of an adapter that exists (a folder, peft's too, or a name in "
-            "the store), and at the loss of its cuts on the rows of --data.",
+            help="Search nothing; print the singular values of an existing adapter (a folder or a "
+            "name in the store), and with --data the held-out loss after truncation to lower ranks.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="With --inspect: measure it on another base.")
+        bool,
+        typer.Option(
+            "--force", help="With --inspect: use the adapter even if its base was another one."
+        ),
     ] = False,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Find the smallest rank that is as good as the best on your rows, and train the adapter.
+    """Find the smallest rank that is equivalent to the best on your rows, and train the adapter.
 
     `lorakit rank --data rows.jsonl --eval-data test.jsonl --max-rank 32 --out runs/rank`
 
@@ -48,12 +55,12 @@ def rank(
 
     `lorakit rank --inspect runs/first/adapter --data test.jsonl`
 
-    A short probe finds the learning rate; the lowest and the highest rank then train side by side
-    and are compared row by row on held-out rows. The folder then holds `adapter/` (trained, at the
-    recommended rank), `report.html` (why), and `result.json`. It costs about two runs.
+    Short runs find the learning rate. Then the lowest and the highest rank train concurrently and
+    are compared row by row on the held-out rows. The folder then holds `adapter/` (trained at the
+    recommended rank), `report.html` (the evidence) and `result.json`. A search costs about two runs.
 
-    Finished trials are kept: after a kill, `--resume --out FOLDER` runs what is missing; with
-    `--verify` or `--exhaustive` it adds those checks to a search that is done.
+    Finished trials are kept: after an interruption, `--resume --out FOLDER` runs the missing ones.
+    With `--verify` or `--exhaustive` it adds those checks to a finished search.
     """
     need("metrics", "`lorakit rank`")
     given = flatten(flags)
@@ -62,10 +69,10 @@ def rank(
         return
     if force:
         raise ConfigError("force goes with --inspect")
-    chosen = resolve(config, given)
+    search = resolve(config, given)
     with RankWatcher() as watcher:
-        result = _run(chosen, watcher)
-    summarise(result, Path(chosen.config.output.out))
+        result = _run(search, watcher)
+    summarise(result, Path(search.config.output.out))
 
 
 command = with_options(
@@ -73,17 +80,17 @@ command = with_options(
 )
 
 
-def resolve(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+def resolve(path: Path | None, flags: Mapping[str, Any]) -> RankSettings:
     """The settings; with --resume and no file, those in the folder."""
     if "store" in flags:
         raise ConfigError("store goes with --inspect, which looks names up there")
     if flags.get("resume") and path is None and "out" in flags:
-        kept = Path(str(flags["out"])) / CONFIG
-        path = kept if kept.is_file() else None
+        earlier = Path(str(flags["out"])) / CONFIG
+        path = earlier if earlier.is_file() else None
     return settings(path, flags)
 
 
-def _run(given: Settings, watcher: "RankWatcher") -> dict[str, Any]:
+def _run(given: RankSettings, watcher: "RankWatcher") -> dict[str, Any]:
     from lorakit.ranking.command import run_rank
 
     command = shlex.join(["lorakit", *sys.argv[1:]])
@@ -92,7 +99,7 @@ def _run(given: Settings, watcher: "RankWatcher") -> dict[str, Any]:
     except KeyboardInterrupt:
         again = shlex.join(["lorakit", "rank", "--resume", "--out", given.config.output.out])
         raise InterruptedRunError(
-            f"interrupted; finished trials are kept. Go on with: {again}"
+            f"interrupted; finished trials are kept. Continue with: {again}"
         ) from None
 
 
@@ -102,34 +109,34 @@ class RankWatcher(TrialWatcher):
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
         match event["kind"]:
-            case "looked":
-                _show_look(event["look"])
+            case "profile":
+                _show_profile(event["profile"])
             case "decided":
                 say([f"  {event['text']}"])
             case _:
                 super().__call__(event)
 
 
-def _show_look(look: Mapping[str, Any]) -> None:
+def _show_profile(found: "RankProfile") -> None:
     """Rows, the prior, and what a run takes."""
-    prior, steps = look["prior"], look["steps"]
-    say(look["notes"])
+    profile, estimate, prior = found.profile, found.estimate, found.prior
+    say(profile.notes)
     say(
         [
-            f"{count(look['rows'])} rows to learn from, {count(look['eval_rows'])} held out, by which "
+            f"{count(profile.rows)} training rows; {count(profile.eval_rows)} held-out rows, by which "
             "learning rate and rank are chosen",
-            f"a run is {count(steps)} steps, about "
-            f"{duration(steps * look['measured']['seconds_per_step'])}; the search about two of them, "
-            f"in {size(look['peak_memory_bytes'])} of memory",
-            f"prior: {prior['bits'] / 1000:,.1f} kbit under the base, at two bits a parameter those "
-            f"of rank {prior['rank']:.2g}; that decides nothing",
-            *([look["note"]] if look["note"] else []),
+            f"a run is {count(found.steps)} steps, about "
+            f"{duration(found.steps * estimate.seconds_per_step)}; the search about two of them, "
+            f"in {size(estimate.peak_memory_bytes)} of memory",
+            f"prior (it decides nothing): the completions are {prior.bits / 1000:,.1f} kbit under "
+            f"the base, which at two bits a parameter rank {prior.rank:.2g} could hold",
+            *([estimate.note] if estimate.note else []),
         ]
     )
 
 
 def summarise(result: Mapping[str, Any], out: Path) -> None:
-    """The answer and its evidence, for a person."""
+    """Print the answer and its evidence."""
     console.print()
     say([result["words"]])
     table = Table(box=None, pad_edge=False)
@@ -159,7 +166,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
 
 
 def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
-    from lorakit.ranking.inspect import UNTOLD, run_inspect
+    from lorakit.ranking.inspect import NOT_SAID, run_inspect
 
     own = {name for name in flags if name not in load_config(None, {}).to_flat()}
     if own:
@@ -191,4 +198,4 @@ def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
         lines.append(f"the base without an adapter: held-out loss {found.base_loss:.4f}")
     if out is not None:
         lines = [*lines, *([f"note: {why}"] if (why := no_page()) else [])]
-    say([*lines, UNTOLD, *([f"figures: {out}"] if out else [])])
+    say([*lines, NOT_SAID, *([f"figures: {out}"] if out else [])])

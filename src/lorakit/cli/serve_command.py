@@ -16,42 +16,63 @@ from lorakit.extras import need
 from lorakit.models.spec import ModelSpec
 from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
-_KEY_PANEL = "Making a key"
+_KEY_PANEL = "Creating a key"
 
 
 def serve(
     base: Annotated[
-        str, typer.Option("--base", "--model", help="The base model, as --model of other commands.")
+        str,
+        typer.Option(
+            "--base",
+            "--model",
+            help="The base model: the built-in smollm2-135m, a model folder, a .gguf file, or a "
+            "Hugging Face hub id.",
+        ),
     ] = "smollm2-135m",
     adapters: Annotated[
         list[str] | None,
         typer.Option(
             "--adapters",
             metavar="DIR|NAME,…",
-            help="Folders of adapters, or names in the store; every name of the store that was "
-            "trained on the base without it.",
+            help="Adapter folders, or names in the store. Default: every name in the store whose "
+            "adapter was trained on the base.",
         ),
     ] = None,
     store: Annotated[str | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)] = None,
     device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.")
+        str,
+        typer.Option(
+            "--device", help="cpu, mps, cuda or cuda:N; auto takes cuda, else mps, else cpu."
+        ),
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Format of the base's weights and of the slots.")
+        str,
+        typer.Option(
+            "--dtype",
+            help="Number format of the base's weights and of the adapters' slots: float32, bfloat16 "
+            "or float16; auto is bfloat16 where the device multiplies it natively, else float32.",
+        ),
     ] = "auto",
-    revision: Annotated[str | None, typer.Option("--revision", help="Of a hub id.")] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", help="Branch, tag or commit of a hub id. Default: main."),
+    ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the base.")
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Allow Python code among the base's files to run."
+        ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Serve adapters although their base was another one.")
+        bool,
+        typer.Option("--force", help="Serve adapters even if they were trained on another base."),
     ] = False,
     new_key: Annotated[
         str | None,
         typer.Option(
             "--new-key",
             metavar="NAME",
-            help="Make an API key, put its hash into the file of --keys, print it and end.",
+            help="Create an API key, store its hash in the file of --keys, print the key and exit.",
             rich_help_panel=_KEY_PANEL,
         ),
     ] = None,
@@ -60,43 +81,49 @@ def serve(
         typer.Option(
             "--key-adapters",
             metavar="A,B*,…",
-            help="Models that the new key may use.",
+            help="The models that the new key may use; '*' stands for any characters.",
             rich_help_panel=_KEY_PANEL,
         ),
     ] = "*",
     key_requests: Annotated[
         float | None,
         typer.Option(
-            "--key-requests", help="Requests a minute of the new key.", rich_help_panel=_KEY_PANEL
+            "--key-requests",
+            help="The most requests a minute with the new key. Default: no limit.",
+            rich_help_panel=_KEY_PANEL,
         ),
     ] = None,
     key_tokens: Annotated[
         float | None,
         typer.Option(
-            "--key-tokens", help="Tokens a minute of the new key.", rich_help_panel=_KEY_PANEL
+            "--key-tokens",
+            help="The most tokens a minute with the new key. Default: no limit.",
+            rich_help_panel=_KEY_PANEL,
         ),
     ] = None,
     key_admin: Annotated[
         bool,
         typer.Option(
-            "--key-admin", help="The new key may load adapters.", rich_help_panel=_KEY_PANEL
+            "--key-admin",
+            help="The new key may register and remove adapters.",
+            rich_help_panel=_KEY_PANEL,
         ),
     ] = False,
     *,
     specs: Mapping[str, Any],
 ) -> None:
-    """Serve one base and all its adapters; the model's name in a request chooses the adapter.
+    """Serve one base and all its adapters over HTTP; the model in a request names the adapter.
 
     `lorakit serve --base smollm2-135m`
 
     Any client of OpenAI's API works: set its base_url to http://127.0.0.1:8000/v1. A page to try it
-    is at http://127.0.0.1:8000/. Ctrl-C or SIGTERM lets running answers end first.
+    is at http://127.0.0.1:8000/. On Ctrl-C or SIGTERM running requests are finished first.
 
-    With `--engine vllm` vLLM computes, and names, keys, limits and the page stay as they are.
+    With `--engine vllm` vLLM generates; names, keys, limits and the page stay the same.
     """
     if new_key is not None:
         if "keys" not in specs:
-            raise ConfigError("--new-key needs --keys FILE, where the key's hash is kept")
+            raise ConfigError("--new-key needs --keys FILE, where the key's hash is stored")
         from lorakit.serving.keys import add_key
 
         secret = add_key(

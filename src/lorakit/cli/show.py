@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lorakit.extras import no_page
+from lorakit.files.wording import count
 
 if TYPE_CHECKING:
     from lorakit.lora import Plan
@@ -15,21 +16,8 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 
-def count(number: float) -> str:
-    """1234567 -> 1,234,567."""
-    return f"{number:,.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes for a person: 9,768,960 -> 9.8 MB."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= power:
-            return f"{number / power:.1f} {unit}"
-    return f"{number:.0f} bytes"
-
-
 def duration(seconds: float) -> str:
-    """Seconds for a person: 3,725 -> 1 h 02 min."""
+    """Seconds as text: 3,725 -> 1 h 02 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -56,7 +44,7 @@ def warn(message: str) -> None:
 
 
 def plan_table(plan: "Plan") -> Table:
-    """The targets of a plan, alike ones in one row, and what is left out and why."""
+    """The targets of a plan; targets of the same kind and shape share one row."""
     table = Table(title=str(plan), title_justify="left", box=None, pad_edge=False)
     for name in ("module", "how many", "shape", "rank", "scale", "trainable"):
         table.add_column(name, justify="left" if name == "module" else "right")

@@ -1,4 +1,4 @@
-"""Flags of specs that are no part of a run file, made from their fields as options.py does."""
+"""Flags of specs that do not belong to a run file, made from their fields as in options.py."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -36,11 +36,11 @@ def with_specs(
 
 
 def read_spec(spec: type[Spec], given: Mapping[str, Any]) -> Spec:
-    """A spec with the values that the command line gave; those of other specs are left alone.
+    """A spec with the values from the command line; values of other specs are ignored here.
 
     Raises:
         ConfigError: a value is not of its kind, or the spec refuses it.
     """
     known = {option.name: option for option in options_of(spec, "")}
-    mine = flatten({name: value for name, value in given.items() if name in known})
-    return spec(**parse(known, mine, "the command line"))
+    values = flatten({name: value for name, value in given.items() if name in known})
+    return spec(**parse(known, values, "the command line"))

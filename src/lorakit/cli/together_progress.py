@@ -1,4 +1,4 @@
-"""Several runs at once as bars on the terminal, and what came out side by side."""
+"""Concurrent runs as bars on the terminal, and their results side by side."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,9 @@ from rich.table import Table
 
 from lorakit.cli.bars import Bars
 from lorakit.cli.progress import STAGES
-from lorakit.cli.show import console, count, duration, say, size
+from lorakit.cli.show import console, duration, say
 from lorakit.extras import no_page
+from lorakit.files.wording import count, size
 
 
 class TogetherWatcher(Bars):
@@ -55,10 +56,10 @@ class TogetherWatcher(Bars):
 
     def _jobs(self, event: Mapping[str, Any]) -> None:
         ready, forecast = event["prepared"], event["outlook"].forecast
-        said: set[str] = set()
+        shown: set[str] = set()
         for job, each in zip(event["jobs"], ready, strict=True):
-            if job.task not in said:
-                said.add(job.task)
+            if job.task not in shown:
+                shown.add(job.task)
                 say([f"{job.task or 'rows'}: {note}" for note in each.data.notes])
             say(
                 [
@@ -78,7 +79,7 @@ class TogetherWatcher(Bars):
 
 
 def summarise_jobs(result: Mapping[str, Any], out: Path) -> None:
-    """The jobs side by side, for a person."""
+    """Print the jobs side by side."""
     table = Table(box=None, pad_edge=False)
     for name in ("", "rank", "parameters", "steps", "loss before", "held-out loss"):
         table.add_column(name, justify="right" if name else "left")
@@ -101,7 +102,7 @@ def summarise_jobs(result: Mapping[str, Any], out: Path) -> None:
             *(f"{job['name']}: {job['diverged']}" for job in result["jobs"] if job["diverged"]),
             f"{duration(result['train_seconds'])} of training for all, "
             f"{size(result['peak_memory_bytes'])} of memory",
-            f"adapters: {out}/NAME/adapter" + ("" if why else ", a report.html beside each"),
+            f"adapters: {out}/NAME/adapter" + ("" if why else ", with a report.html beside each"),
             *([f"note: {why}"] if why else []),
         ]
     )

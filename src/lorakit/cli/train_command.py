@@ -14,9 +14,10 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import TrainingWatcher
-from lorakit.cli.show import console, count, duration, report_line, say, scores_table, size
+from lorakit.cli.show import console, duration, report_line, say, scores_table
 from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
+from lorakit.files.wording import count, size
 from lorakit.run.folder import CONFIG
 
 
@@ -24,19 +25,20 @@ def train(
     config: Annotated[
         Path | None,
         typer.Argument(
-            help="A run file (YAML); flags win over it. RUN/config.yaml with another --out repeats a run."
+            help="A run file (YAML) with an option a line, such as 'rank: 16'. A flag overrides its "
+            "line. RUN/config.yaml with another --out repeats a run."
         ),
     ] = None,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Teach a model your task: a file of rows in, a trained adapter out.
+    """Train an adapter for your task: a file of rows in, an adapter out.
 
-    The model stays frozen; a pair of small matrices beside each weight is trained. Try:
+    The model stays frozen; a pair of small matrices beside each weight is trained. Examples:
 
     `lorakit train --data rows.jsonl --out runs/first`
 
-    `lorakit train --data rows.csv --prompt '{question}' --completion '{answer}'`
+    `lorakit train --data rows.csv --prompt '{question}' --completion '{answer}' --out runs/csv`
 
     `lorakit train --data more.jsonl --from invoices --save-as invoices --out runs/second`
 
@@ -44,16 +46,17 @@ def train(
 
     `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --out runs/tasks`
 
-    The run folder then holds `adapter/` (peft's format), `report.html`, `result.json`,
-    `metrics.jsonl`, and `config.yaml`, which repeats the run into another `--out`. With `--ranks`
-    or `--tasks` it holds such a folder for each adapter; all are trained on one base at once.
+    The run folder then holds `adapter/` (in peft's format), `report.html`, `result.json`,
+    `metrics.jsonl` and `config.yaml`. With `--ranks` or `--tasks` it holds such a folder for each
+    adapter; all of them are trained concurrently on one base. Ctrl-C stops after the current step
+    and saves; `--resume` continues.
     """
     command = shlex.join(["lorakit", *sys.argv[1:]])
-    chosen = resolve(config, flatten(flags))
-    if chosen.together:
-        start_together(chosen, command)
+    settings = resolve(config, flatten(flags))
+    if settings.together:
+        start_together(settings, command)
     else:
-        start_training(chosen, command)
+        start_training(settings, command)
 
 
 command = with_options(train)
@@ -62,13 +65,13 @@ command = with_options(train)
 def resolve(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """The run's configuration; with --resume and no run file, the one in the run folder."""
     if flags.get("resume") and path is None and "out" in flags:
-        kept = Path(str(flags["out"])) / CONFIG
-        path = kept if kept.is_file() else None
+        earlier = Path(str(flags["out"])) / CONFIG
+        path = earlier if earlier.is_file() else None
     return load_config(path, flags)
 
 
 def start_training(config: RunConfig, command: str) -> dict[str, Any]:
-    """Train with bars on the terminal, write the report, and say what came out."""
+    """Train with bars on the terminal, write the report, and print the result."""
     from lorakit.report import write_report
     from lorakit.run.commands.training import run_training
 
@@ -78,14 +81,14 @@ def start_training(config: RunConfig, command: str) -> dict[str, Any]:
             result = run_training(config, report=watcher, should_stop=stop.is_set, command=command)
         except InterruptedRunError as error:
             again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
-            raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None
+            raise InterruptedRunError(f"{error}; it is saved. Continue with: {again}") from None
     write_report(out)
     summarise(result, out)
     return result
 
 
 def start_together(config: RunConfig, command: str) -> dict[str, Any]:
-    """Train several adapters at once, write the report of each, and say what came out."""
+    """Train several adapters concurrently, write the report of each, and print the results."""
     from lorakit.cli.together_progress import TogetherWatcher, summarise_jobs
     from lorakit.report import write_report
     from lorakit.run.commands.together import run_together
@@ -96,7 +99,7 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
             result = run_together(config, report=watcher, should_stop=stop.is_set, command=command)
         except InterruptedRunError as error:
             again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
-            raise InterruptedRunError(f"{error}; it is saved. Go on with: {again}") from None
+            raise InterruptedRunError(f"{error}; it is saved. Continue with: {again}") from None
     for job in result["jobs"]:
         if not job["diverged"]:
             write_report(out / job["folder"])
@@ -105,7 +108,7 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
 
 
 def summarise(result: Mapping[str, Any], out: Path) -> None:
-    """A run's figures, for a person."""
+    """Print a run's figures."""
     if result["eval_loss"] is not None:
         before = result["eval_loss_before"]
         console.print(
@@ -123,11 +126,11 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
             f"{size(result['peak_memory_bytes'])} of memory "
             f"(forecast {size(expected['peak_memory_bytes'])})",
             f"{result['real_tokens_per_second']:,.0f} real tokens/s, "
-            f"{result['fraction_of_limit']:.0%} of what the matmuls here allow",
+            f"{result['fraction_of_limit']:.0%} of the rate that this machine's matmuls allow",
             f"adapter: {out / 'adapter'} ({size(trained)})",
             *([f"stored:  {result['saved_as']}"] if result["saved_as"] else []),
             report_line(out),
-            f"ask it:  lorakit generate --adapter {out / 'adapter'} 'your prompt'",
+            f"try it:  lorakit generate --adapter {out / 'adapter'} 'your prompt'",
             *(
                 f"note: {note}"
                 for note in result["notes"]
@@ -142,13 +145,13 @@ def stop_at_ctrl_c() -> Iterator[Event]:
     """An event that the first Ctrl-C (or SIGTERM) sets; the second Ctrl-C ends at once."""
     event = Event()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
         console.print("\nstopping after this step; Ctrl-C again to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:

@@ -1,4 +1,4 @@
-"""Trials as bars and lines on the terminal: what a comparison and a search for a rank share."""
+"""Trials as bars and lines on the terminal, for a comparison and for a search for a rank."""
 
 import time
 from collections.abc import Mapping
@@ -17,10 +17,9 @@ from lorakit.cli.bars import Bars
 from lorakit.cli.show import duration
 
 _STAGES = {
-    "general": "answering the general prompts",
+    "general": "generating for the general prompts",
     "measure": "measuring",
-    "answer": "answering held-out prompts",
-    "look": "looking at the rows and the model",
+    "answer": "generating for held-out prompts",
 }
 
 

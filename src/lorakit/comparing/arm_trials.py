@@ -5,66 +5,80 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from lorakit.comparing.base_trials import REFERENCE
-from lorakit.comparing.methods import Method, prepare, save_trained
+from lorakit.comparing.methods import prepare, save_trained
+from lorakit.comparing.trials import (
+    CoursePoint,
+    GeneralLosses,
+    ProbeRequest,
+    ProbeResult,
+    RunMeasured,
+    RunRequest,
+    RunResult,
+    Training,
+)
+from lorakit.data import TokenTable
 from lorakit.errors import DivergedError
 from lorakit.evaluation.forgetting import Forgetting, Reference, forgetting, load_reference
-from lorakit.evaluation.likelihood import per_token, row_losses
-from lorakit.execution.packed import packed_attention
+from lorakit.evaluation.likelihood import per_token
 from lorakit.experiments import Report
-from lorakit.experiments.opening import Opened, open_run
-from lorakit.run import answers
+from lorakit.experiments.kinds import typed
+from lorakit.experiments.measuring import (
+    RowLosses,
+    measure_rows,
+    pace_of,
+)
+from lorakit.experiments.opening import TrialContext, open_trial, split_validation
+from lorakit.experiments.stamps import Sources
 from lorakit.run.fitting import fit_model
 from lorakit.run.folder import METRICS, MetricsFile
 from lorakit.run.limits import give_back_memory
 from lorakit.run.machine import peak_memory
-from lorakit.training import FitResult, fused_blocks
+from lorakit.training import FitResult, Observers, Schedule
 
 # Most tokens of a forward pass in an evaluation. More would be faster, and would set the peak of
 # memory of an arm whose training needs little.
 EVALUATION_TOKENS = 512
 
 
-def probe(
-    spec: Mapping[str, Any], where: Mapping[str, Any], folder: Path, report: Report
-) -> dict[str, Any]:
-    """Train at one rate for the steps of one round, and give the loss on the tuning rows.
+@typed(ProbeRequest)
+def probe(request: ProbeRequest, sources: Sources, folder: Path, report: Report) -> ProbeResult:
+    """Train at one rate for the steps of one round, and give the loss on the validation rows.
 
     Args:
-        spec: "config" and hashes; "method", "rate", "steps", "recompute".
-        where: places.
+        request: what is asked for.
+        sources: of rows and base.
         folder: of the trial.
         report: told of the steps.
     """
-    opened = open_run(spec, where)
-    prepare(opened.session.model, Method.from_dict(spec["method"]), opened.config.train.seed)
+    context = open_trial(request.stamp, sources)
+    training, seed = request.training, context.config.train.seed
+    train, validation = split_validation(context.data.train, seed)
+    prepare(context.model, training.method, seed)
     steps: list[Mapping[str, Any]] = []
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def observe(event: Mapping[str, Any]) -> None:
         if event["kind"] == "train":
             steps.append(event)
-            report({**event, "steps": spec["steps"]})
+            report({**event, "steps": training.steps})
 
     loss, diverged = None, ""
     try:
-        _fit(opened, spec, tell, None)
+        _fit(context, train, training, observe, seed=seed)
     except DivergedError as error:
         diverged = str(error)
     else:
-        model = opened.session.model
-        with packed_attention(model), fused_blocks(model):
-            found = per_token(*row_losses(model, opened.tuning, _evaluation_tokens(opened)))
+        loss = measure_rows(context.model, validation, _evaluation_tokens(context)).loss
         # Weights may have become infinite in the last step, whose loss was that before it.
-        loss, diverged = (found, "") if math.isfinite(found) else (None, "not finite at the end")
-    return {"loss": loss, "diverged": diverged, "measured": _pace(steps)}
+        if not math.isfinite(loss):
+            loss, diverged = None, "not finite at the end"
+    return ProbeResult(loss, diverged, pace_of(steps))
 
 
-def run(
-    spec: Mapping[str, Any], where: Mapping[str, Any], folder: Path, report: Report
-) -> dict[str, Any]:
+@typed(RunRequest)
+def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> RunResult:
     """Train an arm with one seed, and measure all that the comparison reports.
 
     The peak of memory is that of the process from its start to the end of training, evaluations
@@ -73,157 +87,166 @@ def run(
     and removed.
 
     Args:
-        spec: as of `probe`, and "seed", "base_trial", "before" (the course's first point, which
-            is the base's), "evaluations", "samples", "max_new_tokens".
-        where: places.
+        request: what is asked for.
+        sources: of rows and base.
         folder: of the trial; the base's trial lies beside it.
         report: told of the steps and stages.
 
     Raises:
         DivergedError: a loss stopped being finite at the rate that the probe chose.
     """
-    opened = open_run(spec, where)
-    opened = replace(
-        opened,
-        config=replace(opened.config, train=replace(opened.config.train, seed=spec["seed"])),
-    )
-    session, method = opened.session, Method.from_dict(spec["method"])
-    trained = prepare(session.model, method, spec["seed"])
-    base = load_reference(folder.parent / spec["base_trial"] / REFERENCE)
-    course = _Course(opened, base, spec["before"])
+    context = open_trial(request.stamp, sources)
+    session, training = context.session, request.training
+    method = training.method
+    train, _ = split_validation(context.data.train, context.config.train.seed)
+    trained = prepare(session.model, method, request.seed)
+    base = load_reference(folder.parent / request.base_trial / REFERENCE)
+    course = CourseRecorder(context, base, request.before)
     with MetricsFile(folder / METRICS, keep=False) as metrics:
 
-        def tell(event: Mapping[str, Any]) -> None:
+        def observe(event: Mapping[str, Any]) -> None:
             metrics(event)
             course.see(event)
             if event["kind"] in ("train", "eval"):
-                report({**event, "steps": spec["steps"]})
+                report({**event, "steps": training.steps})
 
-        fitted = _fit(opened, spec, tell, course.evaluate)
+        fitted = _fit(
+            context,
+            train,
+            training,
+            observe,
+            seed=request.seed,
+            evaluations=request.evaluations,
+            evaluate=course.evaluate,
+        )
     peak = peak_memory(session.model.device)
-    last = course.last
-    assert last is not None
     # Gradients and what the allocator holds go before the answers come, which else would be what
     # sets the peak of an arm that trains little.
     session.model.zero_grad(set_to_none=True)
     give_back_memory()
     report({"kind": "stage", "name": "answer"})
-    asked = answers.pick(opened.data.eval_examples, spec["samples"])
-    made = answers.ask(session, asked, spec["max_new_tokens"])
-    scores = answers.score_answers(asked, made, "auto") if made else None
-    place, on_disk = save_trained(session, method, folder)
+    examples = session.task.examples(context.data.eval_examples, request.asking.samples)
+    texts = session.task.predict(session, examples, request.asking.max_new_tokens)
+    weights, on_disk = save_trained(session, method, folder)
     if method.kind == "full":
-        shutil.rmtree(place)
-    return {
-        "trainable_parameters": trained,
-        "optimizer_state_bytes": fitted.state_bytes,
-        "steps": fitted.steps,
-        "tokens": fitted.tokens,
-        "train_loss": fitted.train_loss,
-        "loss": course.points[-1]["loss"],
-        "rows": course.rows[0].tolist(),
-        "row_tokens": course.rows[1].tolist(),
-        "general": {
-            "kl": last.kl_S.tolist(),
-            "loss": last.loss_S.tolist(),
-            "tokens": last.tokens_S.tolist(),
-        },
-        "course": course.points,
-        "train_losses": course.train_losses,
-        "answers": made,
-        "scores": scores.to_dict() if scores else None,
-        "bytes_on_disk": on_disk,
-        "notes": list(fitted.notes),
-        "measured": {
-            "peak_memory_bytes": peak,
-            "process_peak_bytes": peak_memory(session.model.device),
-            "train_seconds": fitted.seconds,
-            "course_seconds": course.seconds_at,
-            **_pace(course.steps),
-        },
-    }
-
-
-def _fit(
-    opened: Opened,
-    spec: Mapping[str, Any],
-    tell: Report,
-    evaluate: Callable[[], float] | None,
-) -> FitResult:
-    """The same call for every arm: what differs is which parameters need a gradient."""
-    steps = spec["steps"]
-    every = -(-steps // spec.get("evaluations", 1))
-    train = replace(opened.config.train, keep="last", eval_every=every, learning_rate=spec["rate"])
-    return fit_model(
-        opened.session.model,
-        opened.train,
-        opened.tuning.take(()),
-        train,
-        steps=steps,
-        learning_rate=spec["rate"],
-        recompute=spec["recompute"],
-        evaluate=evaluate,
-        report=tell,
+        shutil.rmtree(weights)
+    held_out, general = course.last
+    return RunResult(
+        trainable_parameters=trained,
+        optimizer_state_bytes=fitted.state_bytes,
+        bytes_on_disk=on_disk,
+        steps=fitted.steps,
+        tokens=fitted.tokens,
+        train_loss=fitted.train_loss,
+        train_losses=tuple(event["loss"] for event in course.steps),
+        held_out=held_out,
+        general=GeneralLosses(
+            tuple(general.kl_S.tolist()),
+            tuple(general.loss_S.tolist()),
+            tuple(general.tokens_S.tolist()),
+        ),
+        course=tuple(course.points),
+        answers=tuple(texts),
+        scores=session.task.measure(examples, texts, "auto") if texts else None,
+        notes=tuple(fitted.notes),
+        measured=RunMeasured(
+            peak_memory_bytes=peak,
+            process_peak_bytes=peak_memory(session.model.device),
+            train_seconds=fitted.seconds,
+            course_seconds=tuple(course.seconds_at),
+            pace=pace_of(course.steps),
+        ),
     )
 
 
-def _evaluation_tokens(opened: Opened) -> int:
-    return min(EVALUATION_TOKENS, opened.config.train.batch_tokens)
+def _fit(
+    context: TrialContext,
+    train: TokenTable,
+    training: Training,
+    observe: Report,
+    *,
+    seed: int,
+    evaluations: int = 1,
+    evaluate: Callable[[], float] | None = None,
+) -> FitResult:
+    """The same call for every arm: what differs is which parameters need a gradient."""
+    spec = replace(
+        context.config.train,
+        seed=seed,
+        keep="last",
+        eval_every=-(-training.steps // evaluations),
+        learning_rate=training.rate,
+    )
+    return fit_model(
+        context.model,
+        train,
+        train.take(()),
+        Schedule(training.steps, training.rate, spec),
+        recompute=training.recompute,
+        observers=Observers(evaluate=evaluate, report=observe),
+    )
 
 
-def _pace(steps: list[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Median seconds of a step, the first left out (it warms up), and real tokens a second."""
-    timed = steps[1:] or steps
-    if not timed:
-        return {"seconds_per_step": None, "tokens_per_second": None}
-    return {
-        "seconds_per_step": median(step["seconds"] for step in timed),
-        "tokens_per_second": sum(s["tokens"] for s in timed) / sum(s["seconds"] for s in timed),
-    }
+def _evaluation_tokens(context: TrialContext) -> int:
+    return min(EVALUATION_TOKENS, context.config.train.batch_tokens)
 
 
-class _Course:
-    """Learning and forgetting over a run: asked by the loop, told of its steps."""
+class CourseRecorder:
+    """Records learning and forgetting over a run: the loop calls it, and reports its steps to it.
 
-    def __init__(self, opened: Opened, base: Reference, before: Mapping[str, Any]) -> None:
-        self._opened, self._base, self._before = opened, base, before
+    Args:
+        context: base and rows.
+        base: the base's distributions on the general rows.
+        before: the point before the first step.
+
+    Attributes:
+        steps: events of the steps.
+        points: of the course so far.
+        seconds_at: seconds of the steps up to each point.
+    """
+
+    def __init__(self, context: TrialContext, base: Reference, before: CoursePoint) -> None:
+        self._context, self._base, self._before = context, base, before
         self._seconds = 0.0
+        self._last: tuple[RowLosses, Forgetting] | None = None
         self.steps: list[Mapping[str, Any]] = []
-        self.points: list[dict[str, Any]] = []
+        self.points: list[CoursePoint] = []
         self.seconds_at: list[float] = []
-        self.train_losses: list[float] = []
-        self.rows: Any = None
-        self.last: Forgetting | None = None
+
+    @property
+    def last(self) -> tuple[RowLosses, Forgetting]:
+        """Held-out and general rows as the last evaluation measured them."""
+        assert self._last is not None
+        return self._last
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take note of a step."""
         if event["kind"] == "train":
             self.steps.append(event)
-            self.train_losses.append(event["loss"])
             self._seconds += event["seconds"]
 
     def evaluate(self) -> float:
-        """Held-out loss in nats per token; the loop is inside packed attention."""
+        """Held-out loss in nats per token."""
         if not self.steps:
             # Nothing has moved yet: every arm begins as the base, which was measured once.
-            self.points.append({"step": 0, "tokens": 0, **self._before})
+            self.points.append(self._before)
             self.seconds_at.append(0.0)
-            return float(self._before["loss"])
-        model, tokens = self._opened.session.model, _evaluation_tokens(self._opened)
+            return self._before.loss
+        model, tokens = self._context.model, _evaluation_tokens(self._context)
         # What steps have freed in pieces an evaluation could not reuse; it would come on top.
         give_back_memory()
-        self.rows = row_losses(model, self._opened.data.eval, tokens)
-        self.last = forgetting(model, self._base, tokens)
-        loss = per_token(*self.rows)
+        held_out = measure_rows(model, self._context.data.eval, tokens)
+        general = forgetting(model, self._base, tokens)
+        self._last = held_out, general
         self.points.append(
-            {
-                "step": len(self.steps),
-                "tokens": sum(step["tokens"] for step in self.steps),
-                "loss": loss,
-                "kl": per_token(self.last.kl_S, self.last.tokens_S),
-                "general_loss": per_token(self.last.loss_S, self.last.tokens_S),
-            }
+            CoursePoint(
+                step=len(self.steps),
+                tokens=sum(step["tokens"] for step in self.steps),
+                loss=held_out.loss,
+                kl=per_token(general.kl_S, general.tokens_S),
+                general_loss=per_token(general.loss_S, general.tokens_S),
+            )
         )
         self.seconds_at.append(self._seconds)
         give_back_memory()
-        return loss
+        return held_out.loss

@@ -9,34 +9,40 @@ RUN/
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit.comparing.methods import Arm, arms_of
-from lorakit.comparing.protocol import Findings, Prospect, compare_arms, prospect
-from lorakit.comparing.settings import Settings
+from lorakit.comparing.planning import CompareEstimate, estimate_compare
+from lorakit.comparing.protocol import CompareFindings, compare_arms
+from lorakit.comparing.settings import CompareSettings
 from lorakit.comparing.summary import summarise
+from lorakit.comparing.trials import BaseResult, RunResult
 from lorakit.errors import InputError
+from lorakit.evaluation.metrics import Scores
 from lorakit.experiments import Report, Runner, processes
 from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
+from lorakit.files.whole import write_json
 from lorakit.report import write_compare_report
 from lorakit.run import folder as folders
 
 
-def look_ahead(given: Settings, *, report: Report = lambda event: None) -> Prospect:
-    """What the comparison would take; nothing but the look itself is run or kept.
+def estimate_only(
+    given: CompareSettings, *, report: Report = lambda event: None
+) -> CompareEstimate:
+    """What the comparison would take; nothing but the profile is run, and nothing is kept.
 
     Raises:
         InputError: something given cannot be used.
     """
     with tempfile.TemporaryDirectory() as scratch:
         runner = processes(Path(scratch), report=report)
-        return prospect(_arms(given), given.spec, given.config, runner)
+        return estimate_compare(_arms(given), given.spec, given.config, runner)
 
 
 def run_compare(
-    given: Settings,
+    given: CompareSettings,
     *,
     command: str = "",
     report: Report = lambda event: None,
@@ -61,49 +67,49 @@ def run_compare(
     """
     folder = Path(given.config.output.out)
     command = enter(folder, given.to_flat(), command, what="a comparison")
-    made = runner or (lambda root, tell: processes(root, workers=given.spec.workers, report=tell))
-    run = made(folder / TRIALS, report)
+    if runner is None:
+        run = processes(folder / TRIALS, workers=given.spec.workers, report=report)
+    else:
+        run = runner(folder / TRIALS, report)
     chosen = tuple(arms) if arms is not None else _arms(given)
-    report({"kind": "phase", "name": "look", "trials": 1})
+    report({"kind": "phase", "name": "profile", "trials": 1})
     try:
-        expected = prospect(chosen, given.spec, given.config, run)
+        estimate = estimate_compare(chosen, given.spec, given.config, run)
     except InputError:
         forget_if_empty(folder)
         raise
-    report({"kind": "prospect", "prospect": expected, "arms": [arm.name for arm in chosen]})
-    findings = compare_arms(chosen, given.spec, given.config, run, expected, report=report)
+    report({"kind": "estimate", "estimate": estimate, "arms": [arm.name for arm in chosen]})
+    findings = compare_arms(chosen, given.spec, given.config, run, estimate, report=report)
     result = summarise(findings, given.spec, given.config, command)
-    folders.write_json(folder / folders.SAMPLES, samples(findings))
-    folders.write_json(folder / folders.RESULT, result)
+    write_json(folder / folders.SAMPLES, samples(findings))
+    write_json(folder / folders.RESULT, result)
     write_compare_report(folder)
     return result
 
 
-def samples(findings: Findings) -> list[dict[str, Any]]:
+def samples(findings: CompareFindings) -> list[dict[str, Any]]:
     """Every prompt with its reference, and the answers of the base and of each arm's first seed."""
     base = findings.base
-    told = [("base", base)] + [(a.arm.name, a.runs[0].result) for a in findings.arms]
+    answered: list[tuple[str, BaseResult | RunResult]] = [("base", base)]
+    answered += [(a.arm.name, a.runs[0].result) for a in findings.arms]
     return [
         {
             "prompt": prompt,
             "reference": reference,
             "answers": [
-                {"who": who, "text": made["answers"][i], "score": _score(made, i)}
-                for who, made in told
+                {"who": who, "text": result.answers[i], "score": _score(result.scores, i)}
+                for who, result in answered
             ],
         }
-        for i, (prompt, reference) in enumerate(
-            zip(base["prompts"], base["references"], strict=True)
-        )
+        for i, (prompt, reference) in enumerate(zip(base.prompts, base.references, strict=True))
     ]
 
 
-def _score(made: Mapping[str, Any], row: int) -> float | None:
-    if made["scores"] is None:
-        return None
-    first = made["scores"]["metrics"][0]
-    return None if first["rows"] is None else float(first["rows"][row])
+def _score(scores: Scores | None, row: int) -> float | None:
+    """This row's value of the first metric, where it has one for single rows."""
+    rows = scores.metrics[0].rows if scores is not None else None
+    return None if rows is None else rows[row]
 
 
-def _arms(given: Settings) -> tuple[Arm, ...]:
+def _arms(given: CompareSettings) -> tuple[Arm, ...]:
     return arms_of(given.spec, given.config.lora)

@@ -5,6 +5,7 @@ from statistics import fmean, median
 from typing import Any
 
 from lorakit.comparing.protocol import ArmFindings
+from lorakit.comparing.trials import RunResult
 
 TASKS = (1, 10)
 
@@ -19,17 +20,18 @@ def costs(arm: ArmFindings, targets: Mapping[str, float], base_bytes: int | None
             they were not measured.
     """
     runs = [run.result for run in arm.runs]
-    measured = [run["measured"] for run in runs]
-    own = round(fmean(run["bytes_on_disk"] for run in runs))
-    losses = [fmean(run["course"][i]["loss"] for run in runs) for i in range(points(runs))]
-    seconds = [fmean(each["course_seconds"][i] for each in measured) for i in range(points(runs))]
+    measured = [run.measured for run in runs]
+    own = round(fmean(run.bytes_on_disk for run in runs))
+    losses = [fmean(run.course[i].loss for run in runs) for i in range(points(runs))]
+    seconds = [fmean(each.course_seconds[i] for each in measured) for i in range(points(runs))]
+    paces = [each.pace for each in measured]
     return {
         # The largest of the seeds: it is what the machine must have.
-        "peak_memory_bytes": max(each["peak_memory_bytes"] for each in measured),
-        "process_peak_bytes": max(each["process_peak_bytes"] for each in measured),
-        "seconds_per_step": median(each["seconds_per_step"] for each in measured),
-        "tokens_per_second": median(each["tokens_per_second"] for each in measured),
-        "train_seconds": fmean(each["train_seconds"] for each in measured),
+        "peak_memory_bytes": max(each.peak_memory_bytes for each in measured),
+        "process_peak_bytes": max(each.process_peak_bytes for each in measured),
+        "seconds_per_step": median(p.seconds_per_step or 0.0 for p in paces),
+        "tokens_per_second": median(p.tokens_per_second or 0.0 for p in paces),
+        "train_seconds": fmean(each.train_seconds for each in measured),
         "seconds_to_loss_of": {
             name: reached(losses, seconds, target) for name, target in targets.items()
         },
@@ -41,9 +43,9 @@ def costs(arm: ArmFindings, targets: Mapping[str, float], base_bytes: int | None
     }
 
 
-def points(runs: Sequence[Mapping[str, Any]]) -> int:
+def points(runs: Sequence[RunResult]) -> int:
     """Evaluations that all runs have."""
-    return min(len(run["course"]) for run in runs)
+    return min(len(run.course) for run in runs)
 
 
 def reached(losses: Sequence[float], seconds: Sequence[float], target: float) -> float | None:

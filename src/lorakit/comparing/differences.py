@@ -1,15 +1,16 @@
 """An arm beside the reference arm: differences with their intervals, paired by seed and by row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.comparing.protocol import ArmFindings
+from lorakit.comparing.trials import RunResult
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean, crossed_statistic
-from lorakit.evaluation.metrics import score
+from lorakit.evaluation.metrics import Scores, score
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -22,14 +23,16 @@ def _generator() -> np.random.Generator:
 
 def losses(arm: ArmFindings) -> tuple[Floats, Floats]:
     """Nats per token of each held-out row by seed, (K, N), and the tokens of each row, (N,)."""
-    tokens_N = np.array(arm.runs[0].result["row_tokens"])
-    return np.array([run.result["rows"] for run in arm.runs]) / tokens_N, tokens_N
+    held_out = [run.result.held_out for run in arm.runs]
+    tokens_N = np.array(held_out[0].tokens)
+    return np.array([each.nats for each in held_out]) / tokens_N, tokens_N
 
 
-def moved(arm: ArmFindings, name: str) -> tuple[Floats, Floats]:
+def moved(arm: ArmFindings, name: Literal["kl", "loss"]) -> tuple[Floats, Floats]:
     """The same on the general rows: "kl" or "loss" in nats per token, (K, N), and tokens."""
-    tokens_N = np.array(arm.runs[0].result["general"]["tokens"])
-    values = np.array([run.result["general"][name] for run in arm.runs])
+    general = [run.result.general for run in arm.runs]
+    tokens_N = np.array(general[0].tokens)
+    values = np.array([each.kl if name == "kl" else each.loss for each in general])
     return values / tokens_N, tokens_N
 
 
@@ -47,26 +50,29 @@ def difference(
     return interval((arm[0] - against[0], arm[1]))
 
 
-def scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def scores(runs: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
     """Each metric of an arm's answers: its mean over the seeds, and that of each seed."""
-    first = runs[0]["scores"]
-    if first is None:
-        return {}
-    found = {}
-    for at, metric in enumerate(first["metrics"]):
-        values = [run["scores"]["metrics"][at]["value"] for run in runs]
-        found[metric["name"]] = {
+    scored = _scores(runs)
+    means = {}
+    for metric in scored[0] if scored else ():
+        values = [each[metric.name].value for each in scored]
+        means[metric.name] = {
             "mean": fmean(values),
             "seeds": values,
-            "unit": metric["unit"],
-            "n": metric["n"],
+            "unit": metric.unit,
+            "n": metric.n,
         }
-    return found
+    return means
+
+
+def _scores(runs: Sequence[RunResult]) -> list[Scores]:
+    """Of each seed; none where nothing can be asked."""
+    return [run.scores for run in runs if run.scores is not None]
 
 
 def score_differences(
-    arm: Sequence[Mapping[str, Any]],
-    against: Sequence[Mapping[str, Any]],
+    arm: Sequence[RunResult],
+    against: Sequence[RunResult],
     references: Sequence[str],
 ) -> dict[str, CrossedInterval]:
     """Of every metric, arm - against; positive is better.
@@ -74,29 +80,30 @@ def score_differences(
     A metric that is a mean over rows is resampled as such; one of the whole set (BLEU, chrF,
     macro-F1) is computed again on the rows of each draw.
     """
-    if arm[0]["scores"] is None or len(references) < 2:
+    scored = _scores(arm)
+    if not scored or len(references) < 2:
         return {}
-    found = {}
-    for at, metric in enumerate(arm[0]["scores"]["metrics"]):
-        ours, theirs = ([r["scores"]["metrics"][at] for r in runs] for runs in (arm, against))
-        if metric["mean_of_rows"]:
-            values = np.array([m["rows"] for m in ours]) - np.array([m["rows"] for m in theirs])
-            found[metric["name"]] = crossed_mean(values, generator=_generator(), level=LEVEL)
+    intervals = {}
+    for name, metric in ((each.name, each) for each in scored[0]):
+        if metric.mean_of_rows:
+            ours, theirs = ([s[name].rows for s in _scores(runs)] for runs in (arm, against))
+            values = np.array(ours) - np.array(theirs)
+            intervals[name] = crossed_mean(values, generator=_generator(), level=LEVEL)
         else:
-            found[metric["name"]] = _of_set(metric["name"], arm, against, references)
-    return found
+            intervals[name] = _of_set(name, arm, against, references)
+    return intervals
 
 
 def _of_set(
     name: str,
-    arm: Sequence[Mapping[str, Any]],
-    against: Sequence[Mapping[str, Any]],
+    arm: Sequence[RunResult],
+    against: Sequence[RunResult],
     references: Sequence[str],
 ) -> CrossedInterval:
     def apart(seed: int, rows: NDArray[np.int64]) -> float:
         wanted = [references[i] for i in rows]
-        made = ([runs[seed]["answers"][i] for i in rows] for runs in (arm, against))
-        ours, theirs = (score(each, wanted, name).metrics[0].value for each in made)
+        texts = ([runs[seed].answers[i] for i in rows] for runs in (arm, against))
+        ours, theirs = (score(each, wanted, name).metrics[0].value for each in texts)
         return ours - theirs
 
     return crossed_statistic(apart, len(arm), len(references), generator=_generator(), level=LEVEL)

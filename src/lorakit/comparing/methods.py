@@ -1,12 +1,11 @@
 """The arms of a comparison: what of a model is trained, and what is kept of it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lorakit.adapters import save_adapter
 from lorakit.comparing.spec import CompareSpec
+from lorakit.experiments.measuring import save_pairs
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.run.session import Session
 
@@ -19,33 +18,14 @@ class Method:
 
     Attributes:
         kind: "full" trains every parameter of the base, "lora" pairs beside it.
-        lora: the pairs; not read for full fine-tuning.
-        start: added to a seed for A's start alone, so that two arms of one method differ by
-            nothing but chance.
+        lora: the pairs; None for full fine-tuning.
+        start: added to a seed for A's initialisation alone, so that two arms of one method differ
+            by nothing but chance.
     """
 
     kind: Literal["full", "lora"]
     lora: LoraSpec | None = None
     start: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: what the trials of the method depend on."""
-        lora = None
-        if self.lora is not None:
-            fields = asdict(self.lora)
-            lora = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-        return {"kind": self.kind, "lora": lora, "start": self.start}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> "Method":
-        """What `to_dict` gave."""
-        lora = None
-        if given["lora"] is not None:
-            plain: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in given["lora"].items()
-            }
-            lora = LoraSpec(**plain)
-        return cls(given["kind"], lora, given["start"])
 
 
 @dataclass(frozen=True)
@@ -96,14 +76,9 @@ def save_trained(session: Session, method: Method, folder: Path) -> tuple[Path, 
         The folder, and the bytes in it.
     """
     if method.kind == "lora":
-        place = folder / "adapter"
-        save_adapter(
-            session.model,
-            place,
-            identity=session.identity,
-            provenance={"template": session.template.to_dict()},
-        )
+        weights = folder / "adapter"
+        save_pairs(session, weights)
     else:
-        place = folder / "model"
-        session.model.save_pretrained(place)
-    return place, sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        weights = folder / "model"
+        session.model.save_pretrained(weights)
+    return weights, sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())

@@ -1,63 +1,20 @@
 """The settings of a comparison: the run's options that it has, and the protocol's own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorakit.comparing.spec import CompareSpec
-from lorakit.config import RunConfig, load_config, options_of, parse, plain, read_yaml
-from lorakit.errors import ConfigError, did_you_mean
+from lorakit.experiments.settings import RUN_OPTIONS, Form, Settings, read_settings
 
 SECTION = "compare"
 OUT, SAMPLES = "runs/compare", 64
+OPTIONS = RUN_OPTIONS
+FORM = Form(CompareSpec, SECTION, OPTIONS, {"out": OUT, "samples": SAMPLES}, "the protocol")
 
-# Options of a run that a comparison has: not those that its protocol decides.
-OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code"),
-    *("data", "eval_data", "prompt", "completion", "system", "template", "max_length"),
-    *("too_long", "max_rows", "max_eval_rows", "eval_share"),
-    *("alpha", "rslora", "targets", "exclude", "layers", "dropout", "init"),
-    *("batch_size", "batch_tokens", "schedule", "warmup", "weight_decay", "beta1", "beta2"),
-    *("clip", "activation_checkpointing", "seed"),
-    *("out", "resume", "samples", "max_new_tokens"),
-)
+CompareSettings = Settings[CompareSpec]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """A whole comparison: the run's options and the protocol's."""
-
-    config: RunConfig
-    spec: CompareSpec
-
-    def to_flat(self) -> dict[str, Any]:
-        """All options by name, as config.yaml keeps them."""
-        flat = self.config.to_flat()
-        own = options_of(CompareSpec, SECTION)
-        return {name: flat[name] for name in OPTIONS} | {
-            option.name: plain(getattr(self.spec, option.field)) for option in own
-        }
-
-
-def settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """The settings in a YAML file, with flags over it.
-
-    Raises:
-        ConfigError: a key is unknown or is none of a comparison's, or a value is not of its kind.
-    """
-    values = dict(read_yaml(path)) if path is not None else {}
-    source = str(path) if path is not None else "the command line"
-    values |= flags
-    own = {option.name: option for option in options_of(CompareSpec, SECTION)}
-    rest = {name: value for name, value in values.items() if name not in own}
-    for name in rest:
-        if name in OPTIONS:
-            continue
-        if name in load_config(None, {}).to_flat():
-            raise ConfigError(f"{source}: {name} is decided by the protocol, or has no place in it")
-        known = did_you_mean(str(name), [*own, *OPTIONS])
-        raise ConfigError(f"{source}: unknown key {name!r}; {known}")
-    spec = CompareSpec(**parse(own, {n: v for n, v in values.items() if n in own}, source))
-    defaults = {"out": OUT, "samples": SAMPLES}
-    return Settings(load_config(None, {**defaults, **rest}), spec)
+def settings(path: Path | None, flags: Mapping[str, Any]) -> CompareSettings:
+    """The settings in a YAML file, with flags over it; see `read_settings`."""
+    return read_settings(FORM, path, flags)

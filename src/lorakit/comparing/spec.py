@@ -32,67 +32,76 @@ class CompareSpec:
     """
 
     ranks: tuple[int, ...] = field(
-        default=(8,), metadata={"help": "Ranks of the LoRA arms, such as 8,32; one arm each."}
+        default=(8,),
+        metadata={"help": "Ranks to compare with full fine-tuning, such as 8,32; one arm each."},
     )
     seeds: int = field(
         default=3,
         metadata={
-            "help": "Times that each arm is trained; every seed gives all arms the same rows."
+            "help": "How often each arm is trained, each time with another seed. For one seed all "
+            "arms get the same rows in the same order."
         },
     )
     budget: str = field(
         default="1 epoch",
         metadata={
             "help": "How long each arm trains: '200 steps', '300k tokens', '2 epochs', or "
-            "'10 minutes' (each as many steps as it can do in that time)."
+            "'10 minutes' (each arm takes as many steps as it can in that time)."
         },
     )
     rates: int = field(
         default=5,
         metadata={
-            "help": "Learning rates that each arm tries in its probe, around the rule of "
-            "`lorakit train`; 1 takes the rule's without a probe."
+            "help": "Number of learning rates that short runs of each arm try, around the rate that "
+            "`lorakit train` would take. 1 takes that rate without trying others."
         },
     )
     rate_factor: float = field(
-        default=round(math.sqrt(10), 4), metadata={"help": "From one rate of the grid to the next."}
+        default=round(math.sqrt(10), 4),
+        metadata={"help": "Each learning rate that is tried is this many times the one below it."},
     )
     probe_share: float = field(
         default=0.25,
         metadata={
-            "help": "Steps of the probe's last round as a share of a run's; each round before it "
-            "has half as many, and keeps the better half of the rates."
+            "help": "Length of the last round of short runs, as a share of a whole run. Each round "
+            "before it is half as long; the better half of the rates goes on to the next round."
         },
     )
     evaluations: int = field(
         default=6,
         metadata={
-            "help": "Measurements of learning and forgetting over a run, the last at its end."
+            "help": "How often learning and forgetting are measured in a run, the last time at its "
+            "end."
         },
     )
     general_data: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Rows that the task is not about, on which forgetting is measured; the "
-            "default is 40 general prompts with the base's own answers."
+            "help": "Rows that do not belong to the task, on which forgetting is measured. "
+            "Default: 40 general prompts with the base model's own completions."
         },
     )
     margin: float = field(
         default=0.05,
         metadata={
-            "help": "Share of full fine-tuning's gain over the base that LoRA's savings are worth: "
-            "the verdict calls a smaller difference close."
+            "help": "The margin of the verdict, as a share of what full fine-tuning gains over the "
+            "base. LoRA's savings are taken to be worth a smaller difference, which the verdict "
+            "calls close."
         },
     )
     control: bool = field(
         default=False,
         metadata={
-            "help": "Train the first rank once more from another start: what chance alone does."
+            "help": "Train the first rank a second time from another initialisation, which shows "
+            "how large a difference chance alone makes."
         },
     )
     workers: int = field(
         default=1,
-        metadata={"help": "Trials at once. More than 1 share the cores, and times show it."},
+        metadata={
+            "help": "Number of trials that run concurrently. With more than 1 they share the cores, "
+            "and the measured times are longer."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a comparison came to, in words and with its uncertainty.
+"""What a comparison came to, as a value; `wording` says it in sentences.
 
 With d the arm's held-out loss less the reference's, its interval [low, high], and g what the
 reference gained over the base:
@@ -10,132 +10,48 @@ reference gained over the base:
     worth it            low > margin · g                full fine-tuning is worth it here
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lorakit.evaluation.crossed import CrossedInterval
-from lorakit.report.numbers import number, percent
 
-Kind = Literal["better", "indistinguishable", "close", "behind", "worth it"]
+VerdictKind = Literal["better", "indistinguishable", "close", "behind", "worth it"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement on quality alone: which kind, what it rests on, and in words."""
+    """A judgement on quality alone.
 
-    kind: Kind
+    Attributes:
+        kind: see above.
+        difference: d, in nats per token.
+        gain: of the reference over the base, in nats per token.
+        margin: share of the gain that the savings are worth.
+        kept: share of the gain that the arm has; None where nothing was gained.
+    """
+
+    kind: VerdictKind
+    difference: CrossedInterval
     gain: float
+    margin: float
     kept: float | None
-    words: str
 
 
-def judge(d: CrossedInterval, gain: float, margin: float, reference: str) -> Verdict:
+def judge(d: CrossedInterval, gain: float, margin: float) -> Verdict:
     """Judge a difference of held-out loss.
 
     Args:
         d: arm - reference, in nats per token.
         gain: of the reference over the base, in nats per token.
-        margin: share of the gain that counts as little.
-        reference: what the reference arm is called.
+        margin: share of the gain that the savings are worth.
     """
-    little = margin * gain
-    kept = 1 - d.mean / gain if gain > 0 else None
-    named = reference[0].upper() + reference[1:]
-    share = percent(margin, 0)
+    kind: VerdictKind = "worth it"
     if d.high < 0:
-        return Verdict("better", gain, kept, f"It is better than {reference} here.")
-    if d.low <= 0:
-        words = f"On these rows it and {reference} are indistinguishable."
-        if gain > 0 and max(d.high, -d.low) > little:
-            words += (
-                f" More rows or seeds could still show a difference above {share} of what "
-                f"{reference} gains over the base."
-            )
-        return Verdict("indistinguishable", gain, kept, words)
-    if gain > 0 and d.high <= little:
-        words = f"It comes close: {reference} is ahead by less than {share} of its gain."
-        return Verdict("close", gain, kept, words)
-    if gain > 0 and d.low <= little:
-        words = (
-            f"{named} is ahead; whether by more than {share} of its gain, these rows and seeds "
-            "do not say."
-        )
-        return Verdict("behind", gain, kept, words)
-    return Verdict("worth it", gain, kept, f"{named} is worth it here.")
-
-
-def quality(d: CrossedInterval, verdict: Verdict) -> str:
-    """The loss in one clause, with its interval.
-
-    >>> d = CrossedInterval(0.0123, 0.004, 0.0209, 0.95, 3, 200, 40.0, 4000)
-    >>> quality(d, Verdict("close", 0.5, 0.9754, "")).replace("\u00a0", " ")
-    'its held-out loss is 0.012 nats per token higher (95 % interval 0.004 to 0.021), 2.5 % of the gain'
-    """
-    higher = "higher" if d.mean >= 0 else "lower"
-    low, high = sorted((abs(d.low), abs(d.high)))
-    if d.low <= 0 <= d.high:  # the interval reaches to both sides: say it with signs
-        ends = f"{_nats(d.low, sign=True)} to {_nats(d.high, sign=True)}"
-    else:
-        ends = f"{_nats(low)} to {_nats(high)}"
-    said = (
-        f"its held-out loss is {_nats(abs(d.mean))} nats per token {higher} "
-        f"({percent(d.level, 0)} interval {ends})"
-    )
-    if verdict.kept is not None and verdict.kind not in ("better", "indistinguishable"):
-        said += f", {percent(1 - verdict.kept)} of the gain"
-    return said
-
-
-def memory(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Parameters and memory beside the reference's, in one clause."""
-    fewer = 1 - arm["trainable_parameters"] / reference["trainable_parameters"]
-    share = arm["measured"]["peak_memory_bytes"] / reference["measured"]["peak_memory_bytes"]
-    if arm["trainable_parameters"] == reference["trainable_parameters"]:
-        trained = "trains as many parameters"
-    else:
-        trained = f"trains {percent(abs(fewer))} {'fewer' if fewer > 0 else 'more'} parameters"
-    return f"{trained} in {percent(share, 0)} of the memory"
-
-
-def forgetting(
-    arm: Mapping[str, Any], reference: Mapping[str, Any], d: CrossedInterval | None
-) -> str:
-    """How far it moved from the base on general text, in one clause.
-
-    Args:
-        arm, reference: with the mean "kl" from the base.
-        d: their difference, where there is an interval.
-
-    >>> forgetting({"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}}, None)
-    'it forgets a third as much'
-    """
-    ours, theirs = arm["kl"]["mean"], reference["kl"]["mean"]
-    if theirs <= 0:
-        return f"it moves {number(ours, 2)} nats per token from the base on general text"
-    said = f"it forgets {_times(ours / theirs)}"
-    if d is not None and d.low <= 0 <= d.high:
-        said += (
-            f" (KL {_nats(d.mean, sign=True)}, interval {_nats(d.low, sign=True)} to "
-            f"{_nats(d.high, sign=True)}: these prompts and seeds do not say which forgets more)"
-        )
-    return said
-
-
-_FRACTIONS = {1 / 10: "a tenth", 1 / 5: "a fifth", 1 / 4: "a quarter", 1 / 3: "a third",
-              1 / 2: "half", 2 / 3: "two thirds", 3 / 4: "three quarters"}  # fmt: skip
-
-
-def _times(ratio: float) -> str:
-    if 0.95 <= ratio <= 1.05:
-        return "as much"
-    for fraction, word in _FRACTIONS.items():
-        if abs(ratio / fraction - 1) <= 0.08:
-            return f"{word} as much"
-    return f"{number(ratio, 2)} times as much"
-
-
-def _nats(value: float, *, sign: bool = False) -> str:
-    digits = 3 if abs(value) >= 0.0005 or value == 0 else 5
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-", "\u2212")
+        kind = "better"
+    elif d.low <= 0:
+        kind = "indistinguishable"
+    elif gain > 0 and d.high <= margin * gain:
+        kind = "close"
+    elif gain > 0 and d.low <= margin * gain:
+        kind = "behind"
+    return Verdict(kind, d, gain, margin, 1 - d.mean / gain if gain > 0 else None)

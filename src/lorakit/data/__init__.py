@@ -2,14 +2,15 @@
 
     file or hub id   records.py   rows that know their file and line   (files.py opens them)
     Row              shapes.py    Example: prompt + completion, messages, text (mapping.py: '{a.b}')
-    Example          encode.py    Encoded: ids and which of them bear loss
+    Example          encode.py    Encoded: token ids and their loss mask
                      template.py  by a chat template or raw, recorded with the adapter
                      chat.py      where in a chat template's text the answers are
     Encoded          table.py     TokenTable: all rows, 5 bytes a token
     TokenTable       batches.py   the order of steps; padding-free batches within a token budget
 
-load.py goes the whole way: `load_data(spec, tokenizer)`; split.py holds rows out, notes.py says
-aloud what was decided, preview.py is what `lorakit check` shows, tickets.py makes the demo's rows.
+load.py does all of these steps: `load_data(spec, tokenizer)`. split.py chooses the held-out rows,
+notes.py words what was decided, preview.py computes what `lorakit check` shows, and tickets.py
+generates the demo's rows.
 
 Uses torch, numpy, jinja2 (its errors), and zstandard, pyarrow or datasets where a source needs
 them (lorakit[data]). The tokenizer is passed in: nothing here imports transformers.
@@ -19,7 +20,7 @@ from lorakit.data.batches import Batch, micro_batches, order, total_steps
 from lorakit.data.encode import encode, encode_all, encode_prompt
 from lorakit.data.files import check_sources
 from lorakit.data.load import Dataset, load_data, load_rows
-from lorakit.data.notes import Report
+from lorakit.data.notes import RowCounts
 from lorakit.data.records import Row, read_rows
 from lorakit.data.shapes import Example, Message, Shape, recognise
 from lorakit.data.spec import DataSpec
@@ -34,8 +35,8 @@ __all__ = [
     "Encoded",
     "Example",
     "Message",
-    "Report",
     "Row",
+    "RowCounts",
     "Shape",
     "Template",
     "TokenTable",

@@ -1,11 +1,11 @@
-"""Rows of tokens -> the batches of a step, without padding, and the order of the steps.
+"""Rows of tokens -> the padding-free batches of a step, and the order of the steps.
 
-A padding-free batch lays its sequences end to end in one line of T tokens:
+A padding-free batch packs its sequences into one line of T tokens:
 
     rows      [a b c] [d e]
     ids_T      a b c   d e
     positions  0 1 2   0 1
-    weight_T   0 w w   0 w      nothing predicts the first token of a sequence
+    weight_T   0 w w   0 w      the loss mask; nothing predicts the first token of a sequence
     predict_L  0 1     3        the hidden state at t predicts the token at t + 1
 """
 # ruff: noqa: N815  (the fields carry their shapes in their names)
@@ -24,10 +24,11 @@ from lorakit.data.table import Encoded
 
 @dataclass(frozen=True)
 class Batch:
-    """S sequences, T tokens together, L of them bearing loss.
+    """S packed sequences of T tokens in all, of which L are supervised.
 
     ids_T: int64 (T,). positions_T: int64 (T,), from 0 in every sequence. weight_T: float32 (T,),
-    1 where the token bears loss. lengths_S: tokens of each sequence. rows_S: their row indices.
+    the loss mask: 1 where the token is supervised. lengths_S: tokens of each sequence. rows_S:
+    the index of each sequence's row.
     """
 
     ids_T: Tensor
@@ -38,7 +39,7 @@ class Batch:
 
     @cached_property
     def predict_L(self) -> Tensor:
-        """Positions whose hidden state predicts a loss-bearing token: int64 (L,), ascending.
+        """Positions whose hidden state predicts a supervised token: int64 (L,), ascending.
 
         Never crosses into the next sequence, whose first token has weight 0.
         """
@@ -51,7 +52,7 @@ class Batch:
 
     @property
     def token_count(self) -> int:
-        """L, the number of loss-bearing tokens: the divisor of the loss."""
+        """L, the number of supervised tokens: the divisor of the loss."""
         return self.predict_L.numel()
 
     @property
@@ -78,9 +79,9 @@ def micro_batches(
 ) -> list[Batch]:
     """Split one step's rows into batches of at most `batch_tokens` tokens.
 
-    Every row comes exactly once. Rows are sorted by length, so that rows of like length share a
-    batch; a row longer than the budget gets a batch of its own. The same rows give the same
-    batches whatever their order in `rows`.
+    Every row is in exactly one batch. Rows are sorted by length, so that rows of similar length
+    share a batch. A row longer than the budget gets a batch of its own. The same rows give the
+    same batches, whatever their order in `rows`.
 
     encoded: a `TokenTable` or any sequence of `Encoded`.
     rows: indices into it. batch_tokens: tokens, at least 1.
@@ -88,34 +89,34 @@ def micro_batches(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1; it is {batch_tokens}")
     batches: list[Batch] = []
-    chosen: list[tuple[int, Encoded]] = []
-    used = 0
+    items: list[tuple[int, Encoded]] = []
+    tokens = 0
     for row, item in sorted(((r, encoded[r]) for r in rows), key=lambda p: (len(p[1].ids), p[0])):
-        if chosen and used + len(item.ids) > batch_tokens:
-            batches.append(_pack(chosen))
-            chosen, used = [], 0
-        chosen.append((row, item))
-        used += len(item.ids)
-    if chosen:
-        batches.append(_pack(chosen))
+        if items and tokens + len(item.ids) > batch_tokens:
+            batches.append(_pack(items))
+            items, tokens = [], 0
+        items.append((row, item))
+        tokens += len(item.ids)
+    if items:
+        batches.append(_pack(items))
     return batches
 
 
-def _pack(chosen: list[tuple[int, Encoded]]) -> Batch:
-    lengths = tuple(len(item.ids) for _, item in chosen)
-    weight_T = np.concatenate([item.weight for _, item in chosen]).astype(np.float32)
+def _pack(items: list[tuple[int, Encoded]]) -> Batch:
+    lengths = tuple(len(item.ids) for _, item in items)
+    weight_T = np.concatenate([item.weight for _, item in items]).astype(np.float32)
     weight_T[np.cumsum((0, *lengths[:-1]))] = 0.0
     return Batch(
-        ids_T=torch.from_numpy(np.concatenate([item.ids for _, item in chosen]).astype(np.int64)),
+        ids_T=torch.from_numpy(np.concatenate([item.ids for _, item in items]).astype(np.int64)),
         positions_T=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         weight_T=torch.from_numpy(weight_T),
         lengths_S=lengths,
-        rows_S=tuple(row for row, _ in chosen),
+        rows_S=tuple(row for row, _ in items),
     )
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Several batches as one line of tokens, in their order; `rows_S` keeps each one's indices."""
+    """Several batches packed into one, in their order; `rows_S` holds the indices of each."""
     return Batch(
         ids_T=torch.cat([batch.ids_T for batch in batches]),
         positions_T=torch.cat([batch.positions_T for batch in batches]),

@@ -18,7 +18,7 @@ class Span:
 
     start: int
     end: int
-    learnt: bool = True
+    supervised: bool = True
 
 
 # A template may say itself what the assistant generates: {% generation %}answer{% endgeneration %}.
@@ -50,7 +50,7 @@ class ChatWriter:
         messages = example.messages or ()
         # A tag cannot tell one assistant message from another, so weights need the other way.
         self.tagged = bool(_TAG.search(self.source)) and all(m.get("weight") != 0 for m in messages)
-        self._written: dict[tuple[int, bool], str] = {}
+        self._rendered: dict[tuple[int, bool], str] = {}
         calls = any(m.get("tool_calls") for m in messages)
         for used, name in ((self.tools, "tools"), (calls, "tool_calls")):
             if used and name not in self.source:
@@ -59,21 +59,21 @@ class ChatWriter:
                     "them and would leave them out: give template a file whose template has one"
                 )
 
-    def write(self, messages: Sequence[Message], *, ask: bool) -> str:
-        """The first messages of the example as text; `ask` adds how the next one is asked for."""
-        key = (len(messages), ask)
-        if key not in self._written:
-            self._written[key] = self._render(messages, self.source, ask)
-        return self._written[key]
+    def write(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        """The first messages of the example as text; `prompt` adds the generation prompt."""
+        key = (len(messages), prompt)
+        if key not in self._rendered:
+            self._rendered[key] = self._render(messages, self.source, prompt)
+        return self._rendered[key]
 
-    def _render(self, messages: Sequence[Message], source: str, ask: bool) -> str:
+    def _render(self, messages: Sequence[Message], source: str, prompt: bool) -> str:
         try:
             text: Any = self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages],
                 tools=self.tools,
                 chat_template=source,
                 tokenize=False,
-                add_generation_prompt=ask,
+                add_generation_prompt=prompt,
             )
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
@@ -86,15 +86,15 @@ class ChatWriter:
             ) from None
         return str(text)
 
-    def spans(self, messages: Sequence[Message], *, ask: bool = False) -> tuple[str, list[Span]]:
+    def spans(self, messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
         """The messages as text, and where in it the answers are."""
         if self.tagged:
-            return self._tagged(messages, ask)
-        text, spans = self.write(messages, ask=ask), []
+            return self._tagged(messages, prompt)
+        text, spans = self.write(messages, prompt=prompt), []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 start = self.head(messages[:i], text)
-                upto = self.write(messages[: i + 1], ask=False)
+                upto = self.write(messages[: i + 1], prompt=False)
                 self._check(upto, text)
                 turn = text[start : len(upto)]
                 # The end token, but not the newline that some templates write after it.
@@ -104,26 +104,26 @@ class ChatWriter:
         return text, spans
 
     def head(self, messages: Sequence[Message], text: str) -> int:
-        """How many characters of `text` the model is given when asked to answer `messages`."""
+        """How many characters of `text` are the prompt for the answer to `messages`."""
         if not messages:
             raise DataError(
                 f"{self.origin}: the conversation begins with an assistant message, which answers "
                 "nothing: put a system or user message before it, or set system"
             )
-        head = self.write(messages, ask=True)
+        head = self.write(messages, prompt=True)
         self._check(head, text)
         return len(head)
 
-    def _tagged(self, messages: Sequence[Message], ask: bool) -> tuple[str, list[Span]]:
+    def _tagged(self, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
         # transformers' return_assistant_tokens_mask reads the same tags, but gives tokens, and the
-        # text must be cut before it is tokenized. An if-block in the tag's place trims the
+        # text must be split before it is tokenized. An if-block in the tag's place trims the
         # whitespace around it just as the tag does.
         def mark(tag: re.Match[str]) -> str:
             sign = _CLOSE if tag[2] else _OPEN
             return f"{{%{tag[1]} if true %}}{sign}{{% endif {tag[3]}%}}"
 
-        marked = self._render(messages, _TAG.sub(mark, self.source), ask)
-        text = self.write(messages, ask=ask)
+        marked = self._render(messages, _TAG.sub(mark, self.source), prompt)
+        text = self.write(messages, prompt=prompt)
         if marked.replace(_OPEN, "").replace(_CLOSE, "") != text:
             raise DataError(
                 f"{self.origin}: the row holds the characters U+E0F0 or U+E0F1, which lorakit uses "
@@ -137,7 +137,7 @@ class ChatWriter:
             if bare.endswith(self.specials):
                 end = at + len(bare)
             else:
-                # The tag may close before the end of the turn, which must be learnt too.
+                # The tag may close before the end of the turn, which must be supervised too.
                 end += next((len(s) for s in self.specials if after.startswith(s)), 0)
             spans.append(Span(at, end))
             at += len(answer) + len(after)

@@ -1,14 +1,14 @@
-"""Example -> token ids and the weight of each, by a template.
+"""Example -> token ids and their loss mask, by a template.
 
-An example is first written as pieces of text, each of which bears loss or does not:
+An example is first written as segments of text, each of which is supervised or not:
 
     chat   "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"   "Hello!<|im_end|>"
     raw    "Q: Hi A:"                                                 " Hello!"  + the end token
-                                                       no loss         loss
+                                             not supervised         supervised
 
-and then tokenized so that what the model is asked at inference is, token for token, how the
-training row begins (`tokenize`). What follows the last loss-bearing token is left out: in a causal
-model it can change no loss.
+and then tokenized so that the prompt at inference is, token for token, the beginning of the
+training row (`tokenize`). What follows the last supervised token is left out: in a causal model it
+cannot change the loss.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,11 +26,11 @@ from lorakit.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of a row's text, and whether its tokens bear loss."""
+class Segment:
+    """A segment of a row's text, and whether its tokens are supervised."""
 
     text: str
-    learnt: bool
+    supervised: bool
 
 
 def encode(example: Example, tokenizer: Tokenizer, template: Template) -> Encoded:
@@ -43,55 +43,61 @@ def encode_all(
 ) -> Iterator[Encoded]:
     """Examples as tokens, in their order, `chunk` of them tokenized at once.
 
-    Loss falls on every token of a completion or an assistant message and on the token that ends it
-    (the chat template's end of turn, or the tokenizer's eos), not on the newline after that; on
-    every token of a plain text and its eos. An assistant message with "weight": 0 bears none.
+    Supervised are every token of a completion or an assistant message and the token that ends it
+    (the chat template's end of turn, or the tokenizer's eos), but not the newline after that; and
+    every token of a plain text and its eos. An assistant message with "weight": 0 is not
+    supervised.
 
     Raises:
-        DataError: the template refuses the example, or no token of it bears loss.
+        DataError: the template refuses the example, or no token of it is supervised.
     """
     rest, bos_id, specials = iter(examples), _bos(tokenizer), special_texts(tokenizer)
     while batch := list(islice(rest, chunk)):
-        written = [_pieces(example, tokenizer, template, specials) for example in batch]
-        tokens = tokenize([[p.text for p in pieces] for pieces, _ in written], tokenizer)
-        for example, (pieces, ended), (ids, counts) in zip(batch, written, tokens, strict=True):
-            learnt = [p.learnt for p in pieces]
+        texts = [_segments(example, tokenizer, template, specials) for example in batch]
+        tokens = tokenize([[s.text for s in segments] for segments, _ in texts], tokenizer)
+        for example, (segments, ended), (ids, counts) in zip(batch, texts, tokens, strict=True):
+            mask = [s.supervised for s in segments]
             if template.kind == "raw" or example.text is not None:
                 bos = [] if ids[:1] == bos_id else bos_id
-                ids, counts, learnt = bos + ids, [len(bos), *counts], [False, *learnt]
+                ids, counts, mask = bos + ids, [len(bos), *counts], [False, *mask]
             if not ended:
-                ids, counts, learnt = [*ids, _eos(tokenizer)], [*counts, 1], [*learnt, True]
-            weight = np.repeat(np.array(learnt, dtype=np.uint8), counts)
+                ids, counts, mask = [*ids, _eos(tokenizer)], [*counts, 1], [*mask, True]
+            weight = np.repeat(np.array(mask, dtype=np.uint8), counts)
             weight[:1] = 0
             if not weight.any():
-                raise DataError(f"{example.origin}: no token of the row bears loss")
+                raise DataError(
+                    f"{example.origin}: no token of the row is supervised, so there is nothing to "
+                    "learn from it"
+                )
             yield Encoded(np.array(ids, dtype=np.int32), weight, example.origin)
 
 
 def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) -> NDArray[np.int32]:
-    """The tokens to ask the model with: how `encode` of the same example begins, up to the answer.
+    """The prompt's tokens: the beginning of `encode` of the same example, up to the answer.
 
-    For a conversation, everything before its last assistant message (all of it where there is
-    none). Returns int32 (T,).
+    The prompt of a conversation is everything before its last assistant message (all of it where
+    there is none). Returns int32 (T,).
 
     Raises:
         DataError: the example is plain text, or the template refuses it.
     """
     if example.text is not None:
-        raise DataError(f"{example.origin}: a row of plain text has no prompt to ask")
+        raise DataError(
+            f"{example.origin}: a row of plain text has no prompt, so there is nothing to generate from"
+        )
     if template.kind == "raw":
         _only_prompts(example)
-        pieces = [Piece(example.prompt or "", False)]
+        segments = [Segment(example.prompt or "", False)]
     else:
         messages = _messages(example, template)
-        ask = next(
+        stop = next(
             (i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"),
             len(messages),
         )
         writer = ChatWriter(example, tokenizer, template, special_texts(tokenizer))
-        text, spans = writer.spans(messages[:ask], ask=True)
-        pieces = _cut(text, spans, None)
-    (ids, _), *_ = tokenize([[p.text for p in pieces]], tokenizer)
+        text, spans = writer.spans(messages[:stop], prompt=True)
+        segments = _split(text, spans, None)
+    (ids, _), *_ = tokenize([[s.text for s in segments]], tokenizer)
     if template.kind == "raw" and ids[:1] != (bos_id := _bos(tokenizer)):
         ids = bos_id + ids
     return np.array(ids, dtype=np.int32)
@@ -99,32 +105,33 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) ->
 
 def ends_turns(example: Example, tokenizer: Tokenizer, template: Template) -> bool:
     """Whether the template ends this example's answer with a special token (else eos is added)."""
-    return _pieces(example, tokenizer, template, special_texts(tokenizer))[1]
+    return _segments(example, tokenizer, template, special_texts(tokenizer))[1]
 
 
 def tokenize(
     rows: Sequence[Sequence[str]], tokenizer: Tokenizer
 ) -> list[tuple[list[int], list[int]]]:
-    """Each row's pieces -> (ids of all of them, how many ids each piece has).
+    """Each row's segments -> (ids of all of them, how many ids each segment has).
 
-    The ids of the first k pieces never depend on the pieces after them. So they are tokenized as
-    one text, as a server would do, wherever that text's ids begin with those of its first pieces;
-    where a token would reach across the border (a prompt that ends in a newline, an answer that
-    begins with one), the pieces are tokenized apart, because the model is asked without the answer.
+    The ids of the first k segments never depend on the segments after them. So the segments are
+    tokenized as one text, as a server would do, wherever the ids of that text begin with those of
+    its first segments. Where a token would reach across the border (a prompt that ends in a
+    newline, an answer that begins with one), the segments are tokenized separately, because the
+    model reads the prompt without the answer at inference.
     """
-    starts = [["".join(pieces[: k + 1]) for k in range(len(pieces))] for pieces in rows]
-    flat = [text for texts in starts for text in texts]
-    found = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+    prefixes = [["".join(segments[: k + 1]) for k in range(len(segments))] for segments in rows]
+    flat = [text for texts in prefixes for text in texts]
+    prefix_ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
     result = []
-    for pieces in rows:
+    for segments in rows:
         ids: list[int] = []
         counts = []
-        for piece in pieces:
-            together, before = list(next(found)), len(ids)
-            if together[:before] == ids:
-                ids = together
+        for segment in segments:
+            joined, before = list(next(prefix_ids)), len(ids)
+            if joined[:before] == ids:
+                ids = joined
             else:
-                ids = ids + list(tokenizer([piece], add_special_tokens=False)["input_ids"][0])
+                ids = ids + list(tokenizer([segment], add_special_tokens=False)["input_ids"][0])
             counts.append(len(ids) - before)
         result.append((ids, counts))
     return result
@@ -161,36 +168,38 @@ def _messages(example: Example, template: Template) -> tuple[Message, ...]:
     return template.with_system(tuple(messages))
 
 
-def _pieces(
+def _segments(
     example: Example, tokenizer: Tokenizer, template: Template, specials: tuple[str, ...]
-) -> tuple[list[Piece], bool]:
-    """The example's text in pieces, and whether the last of them holds the token that ends it."""
+) -> tuple[list[Segment], bool]:
+    """The example's text in segments, and whether the last of them holds the token that ends it."""
     if example.text is not None:
-        return [Piece(example.text, True)], False
+        return [Segment(example.text, True)], False
     if template.kind == "raw":
         _only_prompts(example)
-        pieces = [Piece(example.prompt or "", False), Piece(example.completion or "", True)]
-        return [p for p in pieces if p.text], False
+        segments = [Segment(example.prompt or "", False), Segment(example.completion or "", True)]
+        return [s for s in segments if s.text], False
     messages = _messages(example, template)
     writer = ChatWriter(example, tokenizer, template, specials)
     text, spans = writer.spans(messages)
-    asked = None
+    prompt_end = None
     if messages[-1]["role"] == "assistant":
-        asked = writer.head(messages[:-1], text)
-    pieces = _cut(text, spans, asked)
-    last = max((k for k, p in enumerate(pieces) if p.learnt), default=-1)
+        prompt_end = writer.head(messages[:-1], text)
+    segments = _split(text, spans, prompt_end)
+    last = max((k for k, s in enumerate(segments) if s.supervised), default=-1)
     if last < 0:
-        raise DataError(f"{example.origin}: no assistant message of the row bears loss")
-    return pieces[: last + 1], pieces[last].text.endswith(specials)
+        raise DataError(
+            f"{example.origin}: every assistant message of the row has weight 0, so there is nothing "
+            "to learn from it"
+        )
+    return segments[: last + 1], segments[last].text.endswith(specials)
 
 
-def _cut(text: str, spans: Sequence[Span], asked: int | None) -> list[Piece]:
-    """The text in pieces, cut at each span's ends and where the model is asked."""
-    cuts = {0, len(text), *(s.start for s in spans), *(s.end for s in spans)}
-    if asked is not None:
-        cuts.add(asked)
-    edges = sorted(cuts)
+def _split(text: str, spans: Sequence[Span], prompt_end: int | None) -> list[Segment]:
+    """The text in segments, split at the ends of each span and at the end of the prompt."""
+    edges = {0, len(text), *(s.start for s in spans), *(s.end for s in spans)}
+    if prompt_end is not None:
+        edges.add(prompt_end)
     return [
-        Piece(text[a:b], any(s.learnt and s.start <= a and b <= s.end for s in spans))
-        for a, b in pairwise(edges)
+        Segment(text[a:b], any(s.supervised and s.start <= a and b <= s.end for s in spans))
+        for a, b in pairwise(sorted(edges))
     ]

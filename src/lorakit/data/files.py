@@ -1,4 +1,4 @@
-"""Where rows lie: a source's name -> files; a file, compressed or not -> lines of text."""
+"""A source's name -> files of rows; a file, compressed or not -> lines of text."""
 
 import bz2
 import gzip
@@ -50,7 +50,8 @@ def kind_of(path: Path) -> DataFile | None:
 def files_of(source: str) -> list[DataFile] | None:
     """The files that a source names: itself, or those of a folder in the order of their names.
 
-    None where it is no path here and may be the id of a dataset on the Hugging Face hub.
+    None where it is not a path on this machine and may be the id of a dataset on the Hugging Face
+    hub.
 
     Raises:
         DataError: the file is missing, of no known format, or the folder holds none.
@@ -58,11 +59,13 @@ def files_of(source: str) -> list[DataFile] | None:
     path = Path(source).expanduser()
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        found = [f for f in map(kind_of, inside) if f]
-        if not found:
+        files = [f for f in map(kind_of, inside) if f]
+        if not files:
             names = ", ".join(repr(p.name) for p in inside[:8]) or "no files"
-            raise DataError(f"{source}: no rows in this folder ({names}); {_known_formats()}")
-        return found
+            raise DataError(
+                f"{source}: no file of rows in this folder ({names}); {_known_formats()}"
+            )
+        return files
     if path.exists():
         file = kind_of(path)
         if file is None:
@@ -131,7 +134,7 @@ def nearest_file(path: Path) -> str:
 
 
 class _ZstdReader(io.RawIOBase):
-    """zstandard's own reader ends quietly where a file was cut short; this one raises."""
+    """zstandard's own reader accepts a truncated file without an error; this one raises."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import zstandard
@@ -192,19 +195,19 @@ def open_bytes(file: DataFile) -> BinaryIO:
 
 
 def decompression_error(file: DataFile, error: Exception, line: int) -> DataError:
-    """What to tell the user when a compressed stream ends early or is damaged."""
+    """The error for a compressed stream that ends early or is damaged."""
     after = f"after line {line}" if line else "before the first line"
     if isinstance(error, EOFError):
         return DataError(
-            f"{file.name}:{line + 1}: the compressed data ends early, {after}: the file was cut "
-            "short; copy or download it again"
+            f"{file.name}:{line + 1}: the compressed data ends early, {after}: the file is "
+            "truncated; copy or download it again"
         )
     return DataError(
         f"{file.name}:{line + 1}: the {file.compression or 'file'} data is damaged {after} ({error})"
     )
 
 
-# What the decompressors raise on damaged input. EOFError: cut short.
+# What the decompressors raise on damaged input. EOFError: the input is truncated.
 DAMAGED = (EOFError, OSError, zlib.error)
 
 

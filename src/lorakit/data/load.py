@@ -1,4 +1,4 @@
-"""The room's one entry: a DataSpec and a tokenizer -> training rows, held-out rows, what was done."""
+"""A DataSpec and a tokenizer -> training rows, held-out rows, and notes: the entry to this room."""
 
 import hashlib
 from array import array
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lorakit.data.encode import encode_all
 from lorakit.data.notes import (
-    Report,
+    RowCounts,
     folder_notes,
     length_notes,
     repeat_notes,
@@ -28,8 +28,8 @@ from lorakit.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class Part:
-    """S rows as tokens, and what is kept of each besides: 32 bytes.
+class EncodedRows:
+    """S rows as tokens, and 32 bytes more for each of them.
 
     digests: uint8 (S, 16), content hashes. keys: uint64 (S,), `prompt_key`s. index: int64 (S,),
     how many rows were read before it.
@@ -39,15 +39,16 @@ class Part:
     digests: NDArray[np.uint8]
     keys: NDArray[np.uint64]
     index: NDArray[np.int64]
-    report: Report
+    row_counts: RowCounts
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run learns from and is measured on.
+    """The rows that a run is trained on, and the rows that it is measured on.
 
-    eval_examples[i] is row i of `eval`, to be asked and compared. data_sha256: of the content of
-    the rows used, in their order, whatever file they came from. notes: sentences to say aloud.
+    eval_examples[i] is row i of `eval`, with its prompt and its reference answer. data_sha256: of
+    the content of the rows used, in their order, whatever file they came from. notes: sentences
+    for the user, one for each decision that was taken about the rows.
     """
 
     train: TokenTable
@@ -56,8 +57,8 @@ class Dataset:
     template: Template
     shape: Shape
     data_sha256: str
-    train_report: Report
-    eval_report: Report
+    train_counts: RowCounts
+    eval_counts: RowCounts
     notes: tuple[str, ...]
 
 
@@ -71,11 +72,11 @@ def load_data(
 ) -> Dataset:
     """Read, recognise, encode and split the rows of `spec`.
 
-    seed: of the held-out share. context_length: tokens the model can read, the limit where
-    ``spec.max_length`` is None. template: a recorded one, in place of ``spec.template``.
+    seed: of the held-out share. context_length: tokens the model can read, which is the limit
+    where ``spec.max_length`` is None. template: a recorded one, in place of ``spec.template``.
 
     Raises:
-        DataError: a file or row cannot be read, is too long, or bears no loss.
+        DataError: a file or row cannot be read, is too long, or has no supervised token.
         ConfigError: no data is given, or the options contradict the model.
     """
     if not spec.data:
@@ -87,35 +88,35 @@ def load_data(
     notes += template_notes(template, shape, first, tokenizer)
 
     examples = _examples(spec.data, shape, spec.max_rows)
-    part = _encode(examples, tokenizer, template, limit, spec, seed)
-    if spec.max_rows is not None and part.report.read == spec.max_rows:
+    train = _encode(examples, tokenizer, template, limit, spec, seed)
+    if spec.max_rows is not None and train.row_counts.read == spec.max_rows:
         notes.append(f"Read the first {spec.max_rows:,} training rows (max_rows).")
-    notes += length_notes(part.report, "training rows", spec.too_long)
+    notes += length_notes(train.row_counts, "training rows", spec.too_long)
     if spec.eval_data:
         eval_shape, _ = _first(spec.eval_data, spec)
         if eval_shape.description != shape.description:
             notes.append(shape_note(eval_shape, "held-out"))
         rows = list(_examples(spec.eval_data, eval_shape, spec.max_eval_rows))
         held = _encode(iter(rows), tokenizer, template, limit, spec, seed)
-        notes += length_notes(held.report, "held-out rows", spec.too_long)
-        kept = tuple(rows[i] for i in held.index)
+        notes += length_notes(held.row_counts, "held-out rows", spec.too_long)
+        eval_examples = tuple(rows[i] for i in held.index)
     else:
-        out = held_out(part.keys, spec.eval_share, spec.max_eval_rows)
-        held, part = _take(part, np.flatnonzero(out)), _take(part, np.flatnonzero(~out))
-        wanted = set(held.index.tolist())
-        again = _examples(spec.data, shape, max(wanted, default=-1) + 1)
-        kept = tuple(e for i, e in enumerate(again) if i in wanted)
-        notes.append(split_note(len(part.table), len(held.table), spec, seed))
-    notes += repeat_notes(part.table, held.table)
+        out = held_out(train.keys, spec.eval_share, spec.max_eval_rows)
+        held, train = _take(train, np.flatnonzero(out)), _take(train, np.flatnonzero(~out))
+        indices = set(held.index.tolist())
+        again = _examples(spec.data, shape, max(indices, default=-1) + 1)
+        eval_examples = tuple(e for i, e in enumerate(again) if i in indices)
+        notes.append(split_note(len(train.table), len(held.table), spec, seed))
+    notes += repeat_notes(train.table, held.table)
     return Dataset(
-        train=part.table,
+        train=train.table,
         eval=held.table,
-        eval_examples=kept,
+        eval_examples=eval_examples,
         template=template,
         shape=shape,
-        data_sha256=_hash(part, held),
-        train_report=part.report,
-        eval_report=held.report,
+        data_sha256=_hash(train, held),
+        train_counts=train.row_counts,
+        eval_counts=held.row_counts,
         notes=tuple(notes),
     )
 
@@ -128,8 +129,8 @@ def load_rows(
     *,
     limit: int | None = None,
     context_length: int | None = None,
-) -> tuple[TokenTable, tuple[Example, ...], Report]:
-    """Rows to measure on, without any split: tokens, examples (one a row), and what was done.
+) -> tuple[TokenTable, tuple[Example, ...], RowCounts]:
+    """Rows to measure on, without any split: tokens, examples (one for each row), and counts.
 
     limit: take the first N rows. Mapping, max_length and too_long are those of `spec`.
 
@@ -138,11 +139,11 @@ def load_rows(
     """
     shape, _ = _first(sources, spec)
     rows = list(_examples(sources, shape, limit))
-    part = _encode(iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0)
-    return part.table, tuple(rows[i] for i in part.index), part.report
+    encoded = _encode(iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0)
+    return encoded.table, tuple(rows[i] for i in encoded.index), encoded.row_counts
 
 
-def _hash(train: Part, held: Part) -> str:
+def _hash(train: EncodedRows, held: EncodedRows) -> str:
     return hashlib.sha256(train.digests.tobytes() + b"|" + held.digests.tobytes()).hexdigest()
 
 
@@ -172,42 +173,42 @@ def _encode(
     limit: int | None,
     spec: DataSpec,
     seed: int,
-) -> Part:
-    """Encode as the rows are read; of an example only its hash and its prompt's key are kept."""
+) -> EncodedRows:
+    """Encode the rows as they are read; of an example only its hash and its prompt's key remain."""
     digests, keys, index = bytearray(), array("Q"), array("q")
-    counts = {"read": 0, "too_long": 0, "dropped": 0, "cut": 0, "longest": 0}
-    worst: list[tuple[str, int]] = []
+    counts = {"read": 0, "too_long": 0, "dropped": 0, "truncated": 0, "longest": 0}
+    first_long: list[tuple[str, int]] = []
 
-    def noted() -> Iterator[Example]:
+    def hashed() -> Iterator[Example]:
         for example in examples:
             digests.extend(hashlib.blake2b(example.canonical(), digest_size=16).digest())
             keys.append(prompt_key(example, seed))
             yield example
 
-    def kept() -> Iterator[Encoded]:
-        for i, row in enumerate(encode_all(noted(), tokenizer, template)):
+    def encoded() -> Iterator[Encoded]:
+        for i, row in enumerate(encode_all(hashed(), tokenizer, template)):
             counts["read"] += 1
             counts["longest"] = max(counts["longest"], len(row))
             if limit is not None and len(row) > limit:
                 counts["too_long"] += 1
-                worst.append((row.origin, len(row)))
-                del worst[1:]
+                first_long.append((row.origin, len(row)))
+                del first_long[1:]
                 row = Encoded(row.ids[:limit], row.weight[:limit], row.origin)
                 if spec.too_long == "drop" or not row.weight.any():
                     counts["dropped"] += 1
                     continue
-                counts["cut"] += 1
+                counts["truncated"] += 1
             index.append(i)
             yield row
 
-    table = TokenTable.build(kept())
+    table = TokenTable.build(encoded())
     if counts["too_long"] and spec.too_long == "error":
-        origin, length = worst[0]
+        origin, length = first_long[0]
         raise DataError(
             f"{origin}: the row is {length:,} tokens long and the limit is {limit:,} (max_length, or "
             f"what the model can read); {counts['too_long']:,} of {counts['read']:,} rows are "
             f"longer, the longest has {counts['longest']:,}. Give a larger --max-length, or "
-            "--too-long drop to leave them out, or --too-long cut to keep their beginnings"
+            "--too-long drop to leave them out, or --too-long cut to truncate them"
         )
     if not len(table):
         raise DataError(
@@ -215,20 +216,20 @@ def _encode(
             f"longest has {counts['longest']:,}: give a larger --max-length"
         )
     rows = np.frombuffer(index, np.int64)
-    return Part(
+    return EncodedRows(
         table,
         np.frombuffer(digests, np.uint8).reshape(-1, 16)[rows],
         np.frombuffer(keys, np.uint64)[rows],
         rows,
-        Report(kept=len(table), limit=limit, **counts),
+        RowCounts(kept=len(table), limit=limit, **counts),
     )
 
 
-def _take(part: Part, rows: NDArray[np.intp]) -> Part:
-    return Part(
-        part.table.take(rows),
-        part.digests[rows],
-        part.keys[rows],
-        part.index[rows],
-        replace(part.report, kept=len(rows)),
+def _take(encoded: EncodedRows, rows: NDArray[np.intp]) -> EncodedRows:
+    return EncodedRows(
+        encoded.table.take(rows),
+        encoded.digests[rows],
+        encoded.keys[rows],
+        encoded.index[rows],
+        replace(encoded.row_counts, kept=len(rows)),
     )

@@ -1,4 +1,4 @@
-"""What is said aloud about the rows: one sentence for everything that was decided for the user."""
+"""What is reported about the rows: one sentence for each decision that was taken for the user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,86 +14,90 @@ from lorakit.data.template import Template, Tokenizer
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of the rows of one kind. Lengths in tokens, before any cut.
+class RowCounts:
+    """How many rows of one kind were read, dropped and truncated.
 
-    read: rows read; kept: rows left; too_long: rows above `limit`, of which `dropped` were left out
-    and `cut` were cut (a row is dropped rather than cut where nothing of its answer would be left).
-    Where a share of the training rows is held out, both kinds were read together, and their reports
-    differ in `kept` alone.
+    read: rows read. kept: rows left. too_long: rows of more than `limit` tokens, of which `dropped`
+    were left out and `truncated` were truncated (a row whose truncated form would hold nothing of
+    its answer is dropped). longest: tokens of the longest row, before truncation. Where a share of
+    the training rows is held out, both kinds are read in one pass, and their counts differ in
+    `kept` alone.
     """
 
     read: int = 0
     kept: int = 0
     too_long: int = 0
     dropped: int = 0
-    cut: int = 0
+    truncated: int = 0
     longest: int = 0
     limit: int | None = None
 
 
 def folder_notes(sources: Sequence[str]) -> list[str]:
     """Which files a folder stands for."""
-    found = []
+    notes = []
     for source in sources:
         files = files_of(source) or []
         if Path(source).expanduser().is_dir():
             names = ", ".join(f.path.name for f in files[:8])
             more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-            found.append(f"The folder {source} stands for {names}{more}.")
-    return found
+            notes.append(f"The folder {source} stands for {names}{more}.")
+    return notes
 
 
 def shape_note(shape: Shape, kind: str = "") -> str:
     """How the columns are read."""
-    said = f"{kind} {shape.description}".strip()
-    return f"{said[0].upper()}{said[1:]}."
+    sentence = f"{kind} {shape.description}".strip()
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def template_notes(
     template: Template, shape: Shape, first: Example, tokenizer: Tokenizer
 ) -> list[str]:
-    """How prompts are put to the model, and what is odd about it."""
+    """How prompts are written for the model, and what is unusual about it."""
     if shape.kind == "text":
-        return ["Text is learnt as it stands, its end token included; no chat template applies."]
+        return [
+            "The whole text is supervised, its end token included; no chat template is applied."
+        ]
     if template.kind == "raw":
-        notes = ["Prompts are put to the model raw, as they stand, without a chat template."]
+        notes = ["Prompts are given to the model as they stand, without a chat template (raw)."]
         prompt, answer = first.prompt or "", first.completion or ""
         if prompt and not prompt[-1:].isspace() and not answer[:1].isspace():
             notes.append(
-                f"Nothing parts the prompt from its answer (…{prompt[-12:]!r} {answer[:12]!r}…): "
-                "a newline at the end of prompt would."
+                "No white space separates the prompt from its answer "
+                f"(…{prompt[-12:]!r} {answer[:12]!r}…): end the prompt with a newline to separate "
+                "them."
             )
         return notes
-    notes = [f"Prompts go through the chat template {template.sha256[:12]}."]
+    notes = [f"Prompts are written by the chat template {template.sha256[:12]}."]
     if not ends_turns(first, tokenizer, template):
         notes.append(
-            "This template ends an answer with no special token, so the tokenizer's eos is added "
-            "to each row for the model to learn to stop."
+            "This template ends an answer without a special token, so the tokenizer's eos is added "
+            "to each row: the model learns from it where to stop."
         )
     if "strftime_now" in (template.source or ""):
         notes.append(
-            "This template writes today's date into the prompt: the same rows give other tokens on "
-            "another day. A template file without the date would not."
+            "This template writes today's date into the prompt, so the same rows give other tokens "
+            "on another day. To avoid that, give template a file whose template has no date."
         )
     return notes
 
 
-def length_notes(report: Report, rows: str, too_long: str) -> list[str]:
-    """What was dropped or cut."""
-    if not report.too_long:
+def length_notes(counts: RowCounts, rows: str, too_long: str) -> list[str]:
+    """How many rows were dropped or truncated."""
+    if not counts.too_long:
         return []
-    done = []
-    if report.cut:
-        done.append(f"{report.cut:,} were cut to their beginnings")
-    if report.dropped:
-        done.append(f"{report.dropped:,} were dropped")
+    actions = []
+    if counts.truncated:
+        actions.append(f"{counts.truncated:,} were truncated")
+    if counts.dropped:
+        actions.append(f"{counts.dropped:,} were dropped")
     why = ""
-    if too_long == "cut" and report.dropped:
-        why = " (a row whose beginning holds nothing of its answer cannot be learnt from)"
+    if too_long == "cut" and counts.dropped:
+        why = " (truncated, they would hold nothing of their answers)"
     return [
-        f"{report.too_long:,} of {report.read:,} {rows} are longer than {report.limit:,} tokens "
-        f"(the longest has {report.longest:,}): {' and '.join(done)}{why}."
+        f"{counts.too_long:,} of {counts.read:,} {rows} are longer than {counts.limit:,} tokens "
+        f"(the longest has {counts.longest:,}): {' and '.join(actions)}{why}."
     ]
 
 
@@ -106,7 +110,7 @@ def split_note(train: int, held: int, spec: DataSpec, seed: int) -> str:
             f"seed {seed}); rows with the same prompt stay on the same side."
         )
     if spec.eval_share == 0:
-        return "No rows are held out (eval_share 0), so nothing measures what was not learnt from."
+        return "No rows are held out (eval_share 0), so no loss on unseen rows is measured."
     return "No rows could be held out: all rows have the same prompt."
 
 
@@ -116,14 +120,15 @@ def repeat_notes(train: TokenTable, held: TokenTable) -> list[str]:
     if shared := shared_rows(train, held):
         row, twin = shared[0]
         notes.append(
-            f"{len(shared):,} of {len(held):,} held-out rows also occur in training (the first is "
-            f"{held.origin(row)}, as {train.origin(twin)}): their loss measures memory."
+            f"{len(shared):,} of {len(held):,} held-out rows are also training rows (the first is "
+            f"{held.origin(row)}, equal to {train.origin(twin)}): their loss measures memory, not "
+            "generalisation."
         )
     if repeated := repeated_rows(train):
         first = repeated[0]
         extra = sum(len(group) - 1 for group in repeated)
         notes.append(
             f"{extra:,} training rows repeat an earlier one (the first is {train.origin(first[1])}, "
-            f"as {train.origin(first[0])})."
+            f"equal to {train.origin(first[0])})."
         )
     return notes

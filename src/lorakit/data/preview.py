@@ -15,7 +15,7 @@ class Lengths:
     """How long rows are, in tokens.
 
     percentiles: {50: …, 90: …, 99: …}. counts[i] rows are edges[i] to edges[i + 1] - 1 long.
-    loss_share: loss-bearing tokens divided by all tokens.
+    loss_share: supervised tokens divided by all tokens.
     """
 
     rows: int
@@ -29,7 +29,7 @@ class Lengths:
 
     @property
     def loss_share(self) -> float:
-        """Loss-bearing tokens divided by all tokens."""
+        """Supervised tokens divided by all tokens."""
         return self.loss_tokens / self.tokens if self.tokens else 0.0
 
 
@@ -37,12 +37,12 @@ def lengths(table: TokenTable, bins: int = 12) -> Lengths:
     """The histogram of row lengths, in at most `bins` bars of equal, round width."""
     if not len(table):
         return Lengths(0, 0, 0, 0, 0, dict.fromkeys((50, 90, 99), 0), (), ())
-    found = table.lengths
-    low, high = int(found.min()), int(found.max())
+    tokens_S = table.lengths
+    low, high = int(tokens_S.min()), int(tokens_S.max())
     width = _round_up((high - low + 1) / bins)
     start = low // width * width
     edges = np.arange(start, high + width + 1, width)
-    counts, _ = np.histogram(found, bins=edges)
+    counts, _ = np.histogram(tokens_S, bins=edges)
     if counts[-1] == 0:
         edges, counts = edges[:-1], counts[:-1]
     return Lengths(
@@ -51,7 +51,7 @@ def lengths(table: TokenTable, bins: int = 12) -> Lengths:
         loss_tokens=table.loss_tokens,
         shortest=low,
         longest=high,
-        percentiles={p: int(np.percentile(found, p, method="higher")) for p in (50, 90, 99)},
+        percentiles={p: int(np.percentile(tokens_S, p, method="higher")) for p in (50, 90, 99)},
         edges=tuple(edges.tolist()),
         counts=tuple(counts.tolist()),
     )
@@ -69,15 +69,15 @@ def _round_up(width: float) -> int:
 
 @dataclass(frozen=True)
 class Fragment:
-    """The text of one token (of a few, where they share a character) and whether it bears loss."""
+    """The text of one token (of a few, where they share a character), and its loss mask."""
 
     text: str
-    learnt: bool
+    supervised: bool
 
 
 def fragments(encoded: Encoded, tokenizer: Tokenizer) -> list[Fragment]:
-    """A row token by token, as text to colour. Together the texts are the whole row."""
-    found: list[Fragment] = []
+    """A row token by token, as text to colour. The texts joined are the whole row."""
+    result: list[Fragment] = []
     ids, shown = encoded.ids.tolist(), ""
     for t in range(len(ids)):
         # Decoded from the start each time: a token alone may lose its leading space, and a letter
@@ -85,27 +85,27 @@ def fragments(encoded: Encoded, tokenizer: Tokenizer) -> list[Fragment]:
         text = tokenizer.decode(ids[: t + 1], clean_up_tokenization_spaces=False)
         if text.endswith("\ufffd") and t + 1 < len(ids):
             continue
-        found.append(Fragment(text[len(shown) :], bool(encoded.weight[t])))
+        result.append(Fragment(text[len(shown) :], bool(encoded.weight[t])))
         shown = text
-    return found
+    return result
 
 
 def _contents(table: TokenTable) -> NDArray[np.uint64]:
     """A 64-bit hash of each row's tokens and weights, (S,)."""
-    found = np.empty(len(table), dtype=np.uint64)
+    hashes_S = np.empty(len(table), dtype=np.uint64)
     for i, row in enumerate(table):
         content = hashlib.blake2b(row.ids.tobytes() + row.weight.tobytes(), digest_size=8)
-        found[i] = int.from_bytes(content.digest(), "little")
-    return found
+        hashes_S[i] = int.from_bytes(content.digest(), "little")
+    return hashes_S
 
 
 def shared_rows(train: TokenTable, held_out: TokenTable) -> list[tuple[int, int]]:
     """Rows that occur in both, token for token: (held-out row, first such training row)."""
     unique, first = np.unique(_contents(train), return_index=True)
-    asked = _contents(held_out)
-    at = np.searchsorted(unique, asked)
+    contents = _contents(held_out)
+    at = np.searchsorted(unique, contents)
     at[at == len(unique)] = 0
-    hits = np.flatnonzero(unique[at] == asked) if len(unique) else np.empty(0, dtype=np.intp)
+    hits = np.flatnonzero(unique[at] == contents) if len(unique) else np.empty(0, dtype=np.intp)
     return [(int(i), int(first[at[i]])) for i in hits]
 
 

@@ -30,7 +30,7 @@ from lorakit.extras import need
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its columns, and where it stands. line counts from 1 (rows, for Parquet and ids)."""
+    """One row: its columns, file and line. Lines count from 1 (for Parquet and ids: rows)."""
 
     file: str
     line: int
@@ -43,9 +43,9 @@ class Row:
 
 
 def read_rows(sources: Sequence[str], limit: int | None = None) -> Iterator[Row]:
-    """The rows of all sources in their order, read as they are asked for.
+    """The rows of all sources in their order, read one by one as the caller takes them.
 
-    sources: files, folders or hub ids. limit: take the first N rows and read no further.
+    sources: files, folders or hub ids. limit: read only the first N rows.
     Only one line (of .json: one file) is held in memory at a time.
 
     Raises:
@@ -85,12 +85,12 @@ class WrittenFloat(float):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         names = [k for k, _ in pairs]
         twice = next(k for k in names if names.count(k) > 1)
         raise ValueError(f"the key {twice!r} occurs twice")
-    return found
+    return value
 
 
 def _constant(name: str) -> NoReturn:
@@ -175,8 +175,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _table_rows(file: DataFile, delimiter: str) -> Iterator[Row]:
-    # The csv module refuses fields above 128 KiB unless told otherwise, and has no setting for one
-    # reader alone.
+    # The csv module refuses fields above 128 KiB by default, and has no setting for one reader alone.
     csv.field_size_limit(2**31 - 1)
     # strict: otherwise a quote that is never closed swallows the rest of the file in silence.
     reader = csv.reader(lines(file), delimiter=delimiter, strict=True)

@@ -18,11 +18,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn, before any template. Exactly one of prompt, messages, text is given.
+    """One training example, before any template. Exactly one of prompt, messages, text is given.
 
-    prompt, completion: a question and its answer (completion is None where only asking).
+    prompt, completion: a prompt and its answer (completion is None where there is only a prompt).
     messages: a conversation in the form of OpenAI's chat: {"role", "content", "tool_calls"?, …}.
-    tools: JSON schemas of the functions it may call. text: plain text, all of it to be learnt.
+    tools: JSON schemas of the functions it may call. text: plain text, all of it supervised.
     origin: "file:line".
     """
 
@@ -35,11 +35,11 @@ class Example:
 
     @property
     def question(self) -> str:
-        """What is asked, for a person to read: the prompt, or the last message before the answer."""
+        """The question, for a person to read: the prompt, or the last message before the answer."""
         if self.messages is None:
             return self.prompt if self.prompt is not None else ""
-        asked = [m for m in self.messages[: self.answer_at] if m["role"] != "system"]
-        return str(asked[-1].get("content") or "") if asked else ""
+        before = [m for m in self.messages[: self.answer_at] if m["role"] != "system"]
+        return str(before[-1].get("content") or "") if before else ""
 
     @property
     def answer(self) -> str | None:
@@ -71,7 +71,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Shape:
-    """How rows of one file are read. `description` is one sentence to be said aloud."""
+    """How rows of one file are read. `description` is one sentence for the user."""
 
     kind: Kind
     description: str
@@ -87,24 +87,24 @@ class Shape:
         if self.kind == "mapped":
             assert self.prompt is not None
             assert self.completion is not None
-            asked, answer = self.prompt.fill(row), self.completion.fill(row)
+            prompt, answer = self.prompt.fill(row), self.completion.fill(row)
             return Example(
-                row.origin, prompt=asked, completion=_not_empty(answer, row, "the completion")
+                row.origin, prompt=prompt, completion=_not_empty(answer, row, "the completion")
             )
         if self.kind == "messages":
             return Example(row.origin, messages=_messages(row), tools=_tools(row))
         if self.kind == "prompt":
-            prompt, completion = _column(row, "prompt"), _column(row, "completion")
-            if isinstance(prompt, list) and isinstance(completion, list):
-                both = Row(row.file, row.line, {"messages": [*prompt, *completion]})
+            asked, answered = _column(row, "prompt"), _column(row, "completion")
+            if isinstance(asked, list) and isinstance(answered, list):
+                both = Row(row.file, row.line, {"messages": [*asked, *answered]})
                 return Example(row.origin, messages=_messages(both), tools=_tools(row))
             return Example(
                 row.origin, prompt=_text(row, "prompt"), completion=_full(row, "completion")
             )
         if self.kind == "instruction":
             more = _text(row, "input") if row.fields.get("input") else ""
-            asked = _full(row, "instruction") + (f"\n\n{more}" if more else "")
-            return Example(row.origin, prompt=asked, completion=_full(row, "output"))
+            prompt = _full(row, "instruction") + (f"\n\n{more}" if more else "")
+            return Example(row.origin, prompt=prompt, completion=_full(row, "output"))
         return Example(row.origin, text=_full(row, "text"))
 
 
@@ -117,31 +117,38 @@ def recognise(row: Row, spec: DataSpec) -> Shape:
     names = list(row.fields)
     if spec.prompt is not None and spec.completion is not None:
         prompt, completion = Mapper("prompt", spec.prompt), Mapper("completion", spec.completion)
-        said = f"rows are mapped: prompt {spec.prompt!r}, completion {spec.completion!r}"
+        mapped = f"rows are mapped: prompt {spec.prompt!r}, completion {spec.completion!r}"
         paths = (*prompt.columns, *completion.columns)
         used = {path.split(".")[0] for path in paths} | set(paths)
-        return Shape("mapped", said + _unused(names, used), prompt, completion)
+        return Shape("mapped", mapped + _unused(names, used), prompt, completion)
     shapes: tuple[tuple[Kind, set[str], set[str], str], ...] = (
-        ("messages", {"messages"}, {"tools"}, "conversations: every assistant message is learnt"),
+        (
+            "messages",
+            {"messages"},
+            {"tools"},
+            "conversations: every assistant message is supervised",
+        ),
         (
             "prompt",
             {"prompt", "completion"},
             {"tools"},
-            "prompt + completion: completions are learnt",
+            "prompt + completion: completions are supervised",
         ),
         (
             "instruction",
             {"instruction", "output"},
             {"input"},
-            "instruction (+ input) + output: outputs are learnt",
+            "instruction (+ input) + output: outputs are supervised",
         ),
-        ("text", {"text"}, set(), "text: every token is learnt"),
+        ("text", {"text"}, set(), "text: every token is supervised"),
     )
-    for kind, needed, optional, said in shapes:
+    for kind, needed, optional, reading in shapes:
         if needed <= set(names):
             if kind == "prompt" and isinstance(row.fields["prompt"], list):
-                said = "lists of messages, prompt + completion: every assistant message is learnt"
-            return Shape(kind, f"rows are {said}" + _unused(names, needed | optional))
+                reading = (
+                    "lists of messages, prompt + completion: every assistant message is supervised"
+                )
+            return Shape(kind, f"rows are {reading}" + _unused(names, needed | optional))
     columns = ", ".join(repr(n) for n in names[:12]) or "none"
     raise DataError(
         f"{row.origin}: the columns ({columns}) are none of: prompt + completion; messages; "
@@ -218,8 +225,8 @@ def _messages(row: Row) -> tuple[Message, ...]:
 def _message(message: Message, where: str) -> Message:
     role = message.get("role")
     if role not in ROLES:
-        found = "has no role" if role is None else f"has the role {role!r}"
-        raise DataError(f"{where} {found}; {did_you_mean(str(role), ROLES)}")
+        problem = "has no role" if role is None else f"has the role {role!r}"
+        raise DataError(f"{where} {problem}; {did_you_mean(str(role), ROLES)}")
     # A null is what OpenAI writes for an absent field; templates would print it as "None".
     clean = {k: v for k, v in message.items() if v is not None}
     if isinstance(clean.get("content"), list):

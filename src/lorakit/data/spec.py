@@ -1,4 +1,4 @@
-"""Which rows to learn from and how they become tokens: one frozen description."""
+"""Which rows to train on and how they become tokens: one frozen description."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ TooLong = Literal["error", "drop", "cut"]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where the rows are, how their columns are read, and what bears loss.
+    """Where the rows are, how their columns are read, and which tokens are supervised.
 
     Raises:
         ConfigError: a value is out of its range, or two options contradict each other.
@@ -19,72 +19,85 @@ class DataSpec:
     data: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Training rows: files (.jsonl .json .csv .tsv .parquet, each also .gz .zst "
-            ".bz2), folders of them, or Hugging Face dataset ids (id, id:split, id:config:split)."
+            "help": "Training rows: files (.jsonl .json .csv .tsv .parquet; each also with .gz, "
+            ".zst or .bz2), folders of such files, or Hugging Face dataset ids (id, id:split, "
+            "id:config:split)."
         },
     )
     eval_data: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Held-out rows, from the same kinds of sources. Without it, a seeded share "
-            "of the training rows is held out (see eval_share)."
+            "help": "Held-out rows, from the same kinds of sources as data. Without it, a random "
+            "share of the training rows is held out (see eval_share)."
         },
     )
     prompt: str | None = field(
         default=None,
         metadata={
-            "help": "How to write a row's prompt from its columns, such as 'Question: {question}'. "
-            "{a.b} reads inside a nested value, lists and objects are written as JSON, {{ and }} "
-            "are literal braces. Needs completion too."
+            "help": "How the prompt is written from a row's columns, such as 'Question: "
+            "{question}'. {a.b} reads key b inside column a; lists and objects are written as "
+            "JSON; {{ and }} are literal braces. Give completion too. Without both, the columns "
+            "are recognised by their names (prompt + completion, messages, instruction + output, "
+            "text)."
         },
     )
     completion: str | None = field(
         default=None,
         metadata={
-            "help": "How to write the answer to learn from a row's columns, such as '{answer}'."
+            "help": "How the answer is written from a row's columns, such as '{answer}'. The model "
+            "is trained to generate it after the prompt."
         },
     )
     system: str | None = field(
         default=None,
         metadata={
-            "help": "A system message put before every row that has none of its own (chat only)."
+            "help": "A system message that is put before every row without one of its own. Needs "
+            "a chat template. Default: none."
         },
     )
     template: str = field(
         default="auto",
         metadata={
-            "help": "How a prompt is put to the model: auto (the model's chat template where it "
-            "has one, raw otherwise), chat, raw (the prompt as it stands), or a file holding a "
-            "Jinja chat template."
+            "help": "How a prompt is written for the model: auto (the model's chat template where "
+            "it has one, otherwise raw), chat (the model's chat template, or an error), raw (the "
+            "prompt as it stands), or the name of a file with a Jinja chat template."
         },
     )
     max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Longest row in tokens, template included. Default: what the model can read."
+            "help": "The most tokens a row may have, template included. Default: the most that "
+            "the model can read."
         },
     )
     too_long: TooLong = field(
         default="error",
         metadata={
-            "help": "What to do with rows longer than that: error (stop and say how many), drop "
-            "(leave them out), or cut (keep the beginning)."
+            "help": "What happens to a row of more than max_length tokens: error (the run stops "
+            "and says how many there are), drop (they are left out), or cut (they are truncated: "
+            "the beginning is kept)."
         },
     )
     max_rows: int | None = field(
         default=None,
         metadata={
-            "help": "Read only the first N training rows (before any share of them is held out)."
+            "help": "Read only the first N training rows, before a share of them is held out. "
+            "Default: all."
         },
     )
     max_eval_rows: int | None = field(
-        default=None, metadata={"help": "Hold out at most N rows: the first N of eval_data."}
+        default=None,
+        metadata={
+            "help": "Hold out at most N rows. Of eval_data, the first N are taken. Default: no "
+            "limit."
+        },
     )
     eval_share: float = field(
         default=0.1,
         metadata={
-            "help": "Share of the training rows held out where eval_data is not given; 0 holds "
-            "none out. Rows with the same prompt always stay on the same side."
+            "help": "The share of the training rows that is held out where eval_data is not given, "
+            "from 0 (none) to below 1. Rows with the same prompt stay on the same side. The seed "
+            "decides which."
         },
     )
 

@@ -1,4 +1,4 @@
-"""Which training rows are held out: a seeded share, rows with the same prompt together."""
+"""Which training rows are held out: a seeded share; rows with the same prompt stay on one side."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from lorakit.data.shapes import Example
 
 
 def prompt_key(example: Example, seed: int) -> int:
-    """A seeded 64-bit number for what is asked: the same for every row with the same prompt."""
-    asked = [example.prompt, (example.messages or ())[: example.answer_at], example.text]
-    text = json.dumps(asked, ensure_ascii=False, sort_keys=True, default=str)
+    """A seeded 64-bit hash of the prompt: the same for every row with the same prompt."""
+    prompt = [example.prompt, (example.messages or ())[: example.answer_at], example.text]
+    text = json.dumps(prompt, ensure_ascii=False, sort_keys=True, default=str)
     key = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode())
     return int.from_bytes(key.digest(), "little")
 
@@ -24,8 +24,9 @@ def held_out(
     """Which of n rows to hold out, bool (n,), given each row's `prompt_key`.
 
     Holds out about ``share * n`` rows (at least one, at most `most`), in the order of their keys,
-    which the seed has made random. Rows with equal keys stay together, so that no held-out prompt
-    was seen in training. Never holds out everything: one prompt alone holds out nothing.
+    which the seed makes random. Rows with equal keys stay on the same side, so that no held-out
+    prompt was seen in training. Never holds out all rows: where all have the same prompt, none is
+    held out.
     """
     n = len(keys)
     wanted = min(max(1, round(share * n)), n if most is None else most) if share > 0 else 0

@@ -1,4 +1,4 @@
-"""Tokens of one row, and of all rows held compactly."""
+"""The tokens of one row, and of all rows in flat arrays."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,9 @@ class Encoded:
     """One row as tokens.
 
     ids: int32 (T,), the token ids.
-    weight: uint8 (T,), 1 where the token bears loss, that is, where it is to be predicted from the
-        tokens before it. weight[0] is always 0: nothing comes before the first token.
+    weight: uint8 (T,), the loss mask: 1 where the token is supervised, that is, where the model is
+        trained to predict it from the tokens before it. weight[0] is always 0: nothing comes
+        before the first token.
     origin: "file:line" of the row.
     """
 
@@ -28,7 +29,7 @@ class Encoded:
 
 
 class TokenTable(Sequence[Encoded]):
-    """The tokens of S rows, laid end to end in flat arrays: 5 bytes a token, 12 a row.
+    """The tokens of S rows, one after the other in flat arrays: 5 bytes a token, 12 a row.
 
     ids_N: int32 (N,), weight_N: uint8 (N,) over all N tokens; offsets: int64 (S + 1,), row i is
     ``ids_N[offsets[i] : offsets[i + 1]]``. ``table[i]`` is an `Encoded` whose arrays are views.
@@ -102,10 +103,10 @@ class TokenTable(Sequence[Encoded]):
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows together."""
+        """The number of tokens of all rows."""
         return len(self.ids_N)
 
     @property
     def loss_tokens(self) -> int:
-        """Loss-bearing tokens of all rows together."""
+        """The number of supervised tokens of all rows."""
         return int(self.weight_N.sum(dtype=np.int64))

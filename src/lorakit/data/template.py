@@ -1,4 +1,4 @@
-"""How an example is put to the model: the chat template, the raw text, and what was recorded."""
+"""How an example is written for the model: by a chat template, as raw text, or as recorded."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Template:
-    """How prompts were put to the model, recorded with an adapter and used again to ask it.
+    """How prompts are written for the model. It is recorded with an adapter and used at inference.
 
     kind: 'chat' (by `source`, a Jinja chat template) or 'raw' (the prompt as it stands).
     system: the message put before conversations that have none of their own.
@@ -118,13 +118,13 @@ def resolve_template(
     if kind == "text":
         if name not in ("auto", "raw") or spec.system:
             what = "system" if spec.system else f"template {name!r}"
-            raise ConfigError(f"{what} cannot be used: rows of text are learnt as they stand")
+            raise ConfigError(f"{what} cannot be used: rows of text are trained on as they stand")
         return Template("raw")
     if name not in ("auto", "chat", "raw"):
         return Template("chat", _read(name), spec.system)
     source = None if name == "raw" else _own(tokenizer)
     if source is None and (name == "chat" or kind == "messages" or spec.system):
-        why = {"chat": "template 'chat' was asked for"}.get(
+        why = {"chat": "template is 'chat'"}.get(
             name, "the rows are conversations" if kind == "messages" else "system is given"
         )
         lack = "template 'raw' has no roles" if name == "raw" else "the model has no chat template"
@@ -137,7 +137,7 @@ def resolve_template(
 def _own(tokenizer: Tokenizer) -> str | None:
     source = tokenizer.chat_template
     if isinstance(source, Mapping):
-        # A few models carry several; transformers too takes "default" unless told otherwise.
+        # A few models carry several; transformers too takes "default" by default.
         if "default" not in source:
             raise ConfigError(
                 f"the model has several chat templates ({', '.join(sorted(source))}) and none is "

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorakit.errors import OutputError
 from lorakit.experiments.spec import Outcome, Report, Trial, Worker
-from lorakit.run.folder import write_json
+from lorakit.files.whole import write_json
 
 TRIAL, RESULT, LOG, ERROR = "trial.json", "result.json", "log.txt", "error.json"
 

@@ -1,14 +1,13 @@
-"""What a trial opens in its own process: base, rows, and which rows are for what.
+"""Base and rows of a trial, opened in its own process, and which rows are for what.
 
-training rows ──┬── learnt from, by every arm of a comparison in the same order
-                └── tuning rows: its probe chooses learning rates by them, and nothing else
-held-out rows ───── reported; a comparison chooses nothing by them
+training rows ──┬── trained on, by every arm of a comparison in the same order
+                └── validation rows: its probe chooses learning rates by them, and nothing else
+test rows ───────── reported; a comparison chooses nothing by them
 
-`lorakit rank` learns from all training rows, and chooses rate and rank by the held-out ones.
+`lorakit rank` trains on all training rows, and chooses rate and rank by the held-out ones.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,45 +17,39 @@ from lorakit.config import RunConfig, load_config
 from lorakit.data import Dataset, TokenTable, load_data
 from lorakit.data.split import held_out
 from lorakit.errors import DataError
+from lorakit.experiments.stamps import Sources, Stamp
 from lorakit.run.session import Session, open_base
 
-TUNING_SHARE, MOST_TUNING_ROWS = 0.1, 128
-
-# Options that say where something lies or what the answers are, and change no trained number.
-PLACES = ("model", "data", "eval_data")
+VALIDATION_SHARE, MOST_VALIDATION_ROWS = 0.1, 128
 
 
 @dataclass(frozen=True)
-class Opened:
+class TrialContext:
     """A base and its rows, ready.
 
     Attributes:
         config: the run's options.
         session: base, tokenizer, identity, template.
-        data: as it was loaded; `data.eval` are the held-out rows.
-        train: rows to learn from.
-        tuning: rows of the probe.
+        data: all rows; `data.train` are the training rows, `data.eval` the held-out ones.
     """
 
     config: RunConfig
     session: Session
     data: Dataset
-    train: TokenTable
-    tuning: TokenTable
+
+    @property
+    def model(self) -> Any:
+        """The base."""
+        return self.session.model
 
 
-def open_run(spec: Mapping[str, Any], where: Mapping[str, Any]) -> Opened:
+def open_trial(stamp: Stamp, sources: Sources) -> TrialContext:
     """The base and the rows of a trial.
-
-    Args:
-        spec: "config", options of `RunConfig` by name without the places; and "data_sha256" and
-            "base" where they are known already.
-        where: the places.
 
     Raises:
         DataError: the rows or the base are not those that the command began with.
     """
-    config = load_config(None, {**spec["config"], **{name: where[name] for name in PLACES}})
+    config = load_config(None, {**stamp.config, **sources.options})
     session = open_base(config.model, config.data)
     data = load_data(
         config.data,
@@ -66,19 +59,13 @@ def open_run(spec: Mapping[str, Any], where: Mapping[str, Any]) -> Opened:
     )
     if not len(data.eval):
         raise DataError("nothing is held out: give --eval-data, or an --eval-share above 0")
-    for name, now in (("data_sha256", data.data_sha256), ("base", base_hash(session))):
-        if spec.get(name, now) != now:
-            what = "rows" if name == "data_sha256" else "base model"
+    for what, before, now in (
+        ("rows", stamp.data_sha256, data.data_sha256),
+        ("base model", stamp.base_sha256, base_hash(session)),
+    ):
+        if before not in ("", now):
             raise DataError(f"the {what} changed while the trials were running: start them anew")
-    session = replace(session, template=data.template)
-    aside = tuning_rows(data.train, config.train.seed)
-    return Opened(
-        config,
-        session,
-        data,
-        train=data.train.take(np.flatnonzero(~aside)),
-        tuning=data.train.take(np.flatnonzero(aside)),
-    )
+    return TrialContext(config, replace(session, template=data.template), data)
 
 
 def base_hash(session: Session) -> str:
@@ -88,16 +75,17 @@ def base_hash(session: Session) -> str:
     return hashlib.sha256("|".join((*parts, str(session.model.dtype))).encode()).hexdigest()
 
 
-def tuning_rows(table: TokenTable, seed: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which training rows the probe judges by, bool (n,): a tenth of them, at most 128.
+def split_validation(table: TokenTable, seed: int) -> tuple[TokenTable, TokenTable]:
+    """Training rows that are trained on, and validation rows: a tenth of them, at most 128.
 
-    Rows that begin alike up to their first loss-bearing token stay together, so that no prompt of
-    them is trained on.
+    Rows that begin alike up to their first supervised token stay together, so that no prompt of
+    the validation rows is trained on.
     """
     keys = []
     for row in table:
         first = int(np.argmax(row.weight))
-        asked = row.ids[:first] if first > 1 else row.ids
-        digest = hashlib.blake2b(asked.tobytes(), digest_size=8, key=str(seed).encode())
+        prompt = row.ids[:first] if first > 1 else row.ids
+        digest = hashlib.blake2b(prompt.tobytes(), digest_size=8, key=str(seed).encode())
         keys.append(int.from_bytes(digest.digest(), "little"))
-    return held_out(np.array(keys, dtype=np.uint64), TUNING_SHARE, MOST_TUNING_ROWS)
+    aside = held_out(np.array(keys, dtype=np.uint64), VALIDATION_SHARE, MOST_VALIDATION_ROWS)
+    return table.take(np.flatnonzero(~aside)), table.take(np.flatnonzero(aside))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorakit.files.whole import write_text
 from lorakit.run import folder as folders
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
@@ -19,7 +20,7 @@ def as_source(rows: Rows, folder: Path, name: str) -> str:
     text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     if not beside.is_file() or beside.read_text(encoding="utf-8") != text:
         folders.make_folder(folder.parent)
-        folders.write_text(beside, text)
+        write_text(beside, text)
     return str(beside)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorakit.errors import LorakitError
 from lorakit.experiments.folder import ERROR, TIED, work
-from lorakit.run.folder import write_json
+from lorakit.files.whole import write_json
 from lorakit.run.limits import limit_caches
 
 

@@ -1,21 +1,22 @@
 """Named tensors in a safetensors file: written whole or not at all, read with a clear error."""
 
+import contextlib
 import errno
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from lorakit.errors import AdapterError
+from lorakit.files.header import DamagedTensorsError, parse_header, read_header
+from lorakit.files.whole import sync
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -27,23 +28,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     copies = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     path.touch()
     mode = path.stat().st_mode
-    try:
+    with system_errors():
         save_file(copies, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise as_os_error(error) from error
     path.chmod(mode)  # safetensors renames a file of its own into place, readable by the owner only
-    handle = os.open(path, os.O_RDONLY)
+    sync(path)
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Within the block what safetensors cannot write is an OSError.
+
+    It writes in Rust and puts the system's error number into its text.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def as_os_error(error: SafetensorError) -> OSError:
-    """safetensors writes in Rust and puts the system's error number into its text."""
-    found = re.search(r"os error (\d+)", str(error))
-    number = int(found[1]) if found else errno.EIO
-    return OSError(number, os.strerror(number) if found else str(error))
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(errno.EIO, str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -73,37 +76,30 @@ def read_tensors_at_once(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             content = bytearray(os.fstat(file.fileno()).st_size)
             del content[file.readinto(content) :]  # cut short meanwhile
-        found = _views(content)
-        return load(bytes(content)) if found is None else found
+        views = _views(content)
+        return load(bytes(content)) if views is None else views
     except (SafetensorError, OSError) as error:
         raise not_safetensors(path, error) from error
 
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Number formats by their codes in a header."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def _views(content: bytearray) -> dict[str, Tensor] | None:
-    """Tensors of a safetensors file without a copy; None where anything about it is not plain.
-
-    The format (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, the header
-    as JSON, then the numbers, at offsets from the header's end.
-    """
+    """Tensors of a safetensors file without a copy; None where anything about it is not plain."""
     try:
-        start = 8 + int.from_bytes(content[:8], "little")
-        header: dict[str, Any] = json.loads(content[8:start])
-        header.pop("__metadata__", None)
-        found = {}
-        for name, told in header.items():
-            dtype, shape = _DTYPES[told["dtype"]], told["shape"]
-            low, high = told["data_offsets"]
-            count = math.prod(shape)
-            if count * dtype.itemsize != high - low or min(low, count - 1) < 0:
+        tensors = {}
+        for name, entry in parse_header(content).items():
+            dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
+            if count * dtype.itemsize != entry.end - entry.start or min(entry.start, count - 1) < 0:
                 return None
-            view = torch.frombuffer(content, dtype=dtype, count=count, offset=start + low)
-            found[name] = view.view(shape)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            view = torch.frombuffer(content, dtype=dtype, count=count, offset=entry.start)
+            tensors[name] = view.view(entry.shape)
+    except (ValueError, KeyError, TypeError, RuntimeError):
         return None  # safetensors' own reader says what is wrong
-    return found
+    return tensors
 
 
 def read_tensors_and_hash(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -126,9 +122,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         AdapterError: the file is truncated or no safetensors.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        return {name: entry.shape for name, entry in read_header(path).items()}
+    except (DamagedTensorsError, OSError) as error:
         raise not_safetensors(path, error) from error
 
 

@@ -30,7 +30,7 @@ from lorakit.kernels.groups import Linear
 from lorakit.lora.attach import lora_layers, make_layer
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.plan import Plan
-from lorakit.lora.variant import Capability, require
+from lorakit.lora.variant import Capability, require_capability
 
 Span = tuple[int, int, int]
 """A job, and first and one past the last of its rows in a pass."""
@@ -244,7 +244,7 @@ def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
     for target in plan.targets:
         for capability in (Capability.JOBS, Capability.KERNELS):
             instead = "train the jobs one by one"
-            require(target.variant, capability, target.path, instead, error=TargetError)
+            require_capability(target.variant, capability, target.path, instead, error=TargetError)
         base = model.get_submodule(target.path)
         layer = make_layer(base, target, plan.spec).train(base.training)
         if not isinstance(layer, LoraLinear | LoraEmbedding):

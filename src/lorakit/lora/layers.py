@@ -24,7 +24,7 @@ from lorakit.kernels.groups import Linear, LowRank
 from lorakit.lora import equations
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
-from lorakit.lora.variant import Capability, require
+from lorakit.lora.variant import Capability, require_capability
 
 
 class LoraLayer(nn.Module, ABC):
@@ -59,7 +59,7 @@ class LoraLayer(nn.Module, ABC):
         dtype = torch.promote_types(kept, torch.float32)
         self.variant = target.variant
         if not self.by_kernels and not weight.dtype.is_floating_point:
-            require(
+            require_capability(
                 *(self.variant, Capability.KERNELS, target.path),
                 "load the base unquantized, so that its weight can be read",
                 error=TargetError,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorakit.errors import ConfigError
-from lorakit.lora.variant import Capability, Variant, require
+from lorakit.lora.variant import Capability, Variant, require_capability
 from lorakit.lora.variants import variant_of
 
 ALL_LINEAR = "all-linear"
@@ -30,38 +30,57 @@ class LoraSpec:
         ConfigError: a value is out of its range.
     """
 
-    rank: int = field(default=8, metadata={"help": "Rank r of every pair A (r x in), B (out x r)."})
+    rank: int = field(
+        default=8,
+        metadata={"help": "The rank r of the pair A (r x in), B (out x r) beside every weight."},
+    )
     alpha: float = field(
         default=32.0,
-        metadata={"help": "Numerator of the scale s = alpha / rank on the low-rank path."},
+        metadata={"help": "Sets the scale of the update: W + (alpha / rank) · B A."},
     )
     rslora: bool = field(
-        default=False, metadata={"help": "Scale by alpha / sqrt(rank) instead (rsLoRA)."}
+        default=False, metadata={"help": "Scale by alpha / sqrt(rank) instead: rsLoRA."}
     )
     targets: tuple[str, ...] = field(
         default=(ALL_LINEAR,),
         metadata={
-            "help": "What to adapt: 'all-linear', names (q_proj,v_proj), globs, or re:REGEX."
+            "help": "Which modules are adapted: all-linear (every linear layer of the blocks, not "
+            "the output head), names (q_proj,v_proj), globs (`*.layers.3.*`), or re:REGEX on the "
+            "whole path."
         },
     )
     exclude: tuple[str, ...] = field(
-        default=(), metadata={"help": "What to leave out, by the same patterns."}
+        default=(),
+        metadata={"help": "Modules that are not adapted, in the same forms as targets."},
     )
     layers: str | None = field(
-        default=None, metadata={"help": "Only these blocks, such as 0-5,8 (from 0, ends included)."}
+        default=None,
+        metadata={
+            "help": "Adapt only these blocks, such as 0-5,8: counted from 0, both ends included. "
+            "Default: all."
+        },
     )
     rank_pattern: Mapping[str, int] = field(
-        default_factory=dict, metadata={"help": "Another rank for some modules: {pattern: rank}."}
+        default_factory=dict,
+        metadata={"help": "Another rank for some modules, such as '{down_proj: 16}'."},
     )
     alpha_pattern: Mapping[str, float] = field(
-        default_factory=dict, metadata={"help": "Another alpha for some modules: {pattern: alpha}."}
+        default_factory=dict,
+        metadata={"help": "Another alpha for some modules, such as '{down_proj: 64}'."},
     )
     dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on the input of the low-rank path while training."}
+        default=0.0,
+        metadata={
+            "help": "Probability, from 0 to below 1, with which an input element of A is dropped "
+            "in training."
+        },
     )
     init: Literal["kaiming", "gaussian"] = field(
         default="kaiming",
-        metadata={"help": "How A starts: kaiming (uniform, a = sqrt 5) or gaussian (std 1/r)."},
+        metadata={
+            "help": "Initialisation of A: kaiming (uniform, a = sqrt 5) or gaussian (standard "
+            "deviation 1 / rank). B is always 0, so that the first step begins at the base model."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -76,7 +95,7 @@ class LoraSpec:
             raise ConfigError(f"dropout must lie in [0, 1); it is {self.dropout}")
         if self.dropout:
             who, instead = f"dropout {self.dropout:g}", "set dropout to 0"
-            require(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
+            require_capability(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
         if not self.targets:
             raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
         if self.init not in ("kaiming", "gaussian"):

@@ -99,7 +99,7 @@ class Variant(Protocol):
         """
 
 
-def require(
+def require_capability(
     variant: Variant,
     capability: Capability,
     who: object,
@@ -120,4 +120,9 @@ def require(
         AdapterError, or `error`: it lacks the capability; the text names it in words.
     """
     if capability not in variant.capabilities:
-        raise error(f"{who}: a {variant.name} adapter cannot {capability.value}; {instead}")
+        raise error(f"{who}: {cannot(variant, capability)}; {instead}")
+
+
+def cannot(variant: Variant, capability: Capability) -> str:
+    """A clause that says what a variant cannot do."""
+    return f"the variant {variant.name} cannot {capability.value}"

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.files import shards
+from lorakit.files.header import StoredTensor
 from lorakit.merging.merge_files import write_index
-from lorakit.models import shards
 from lorakit.models.files import read_config
-from lorakit.models.weights import Place, tensors_of
+from lorakit.models.weights import tensors_of
 
 _STATE = ".quant_state.bitsandbytes__"
 # Beside the weights, by their endings: taken in while these are made, and not written.
@@ -119,7 +120,7 @@ class _Maker:
 
 
 def _write(
-    base: Path, folder: Path, held: Mapping[str, Place], makers: Mapping[str, _Maker]
+    base: Path, folder: Path, held: Mapping[str, StoredTensor], makers: Mapping[str, _Maker]
 ) -> None:
     """Files of the same names; each weight in the file that its quantized numbers were in."""
     used = {name for maker in makers.values() for name in maker.uses}
@@ -137,13 +138,13 @@ def _write(
     write_index(folder, written)
 
 
-def _read(held: Mapping[str, Place], name: str) -> Tensor:
+def _read(held: Mapping[str, StoredTensor], name: str) -> Tensor:
     if name not in held:
         raise ModelError(f"the quantized weights lack {name}")
     return shards.read_whole(held[name])
 
 
-def _int8(held: Mapping[str, Place]) -> dict[str, _Maker]:
+def _int8(held: Mapping[str, StoredTensor]) -> dict[str, _Maker]:
     makers = {}
     for name, place in held.items():
         if not name.endswith(".weight") or place.entry.dtype != "I8":
@@ -161,7 +162,7 @@ def _int8(held: Mapping[str, Place]) -> dict[str, _Maker]:
     return makers
 
 
-def _four_bits(held: Mapping[str, Place]) -> dict[str, _Maker]:
+def _four_bits(held: Mapping[str, StoredTensor]) -> dict[str, _Maker]:
     makers = {}
     for state_name in (name for name in held if _STATE in name):
         name = state_name.split(_STATE)[0]
@@ -192,7 +193,7 @@ def _blockwise(values: Tensor, scales: Tensor, size: int) -> Tensor:
     return values * scales.float().repeat_interleave(size)[: len(values)]
 
 
-def _gptq(held: Mapping[str, Place], settings: Mapping[str, Any]) -> dict[str, _Maker]:
+def _gptq(held: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> dict[str, _Maker]:
     bits = settings.get("bits")
     if bits not in (2, 4, 8):
         raise ModelError(f"GPTQ with {bits} bits cannot be dequantized here; 2, 4 and 8 can")

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.adapters.save import is_transformers
 from lorakit.errors import AdapterError, CertificateError, TargetError
-from lorakit.files.folders import write_folder
-from lorakit.files.tensors import as_os_error
+from lorakit.files.tensors import system_errors
+from lorakit.files.whole import write_folder
 from lorakit.lora import lora_layers
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.certify import (
     Certificate,
     Comparison,
@@ -42,7 +42,7 @@ def merged_model(model: Model) -> Model:
 
     Raises:
         AdapterError: the model has no pairs.
-        TargetError: a base layer cannot take its product: it is quantized, or a grouped
+        TargetError: the variant cannot be merged; a base layer cannot take its product: it is quantized, or a grouped
             convolution; or a tied weight is in a model whose configuration does not say that it
             is tied, and which would tie it again when loaded.
     """
@@ -53,6 +53,9 @@ def merged_model(model: Model) -> Model:
     # deepcopy asks its memo first, so each adapted layer is replaced as the copy is made.
     memo: dict[int, Any] = {}
     for path, layer in layers.items():
+        require_capability(
+            *(layer.variant, Capability.MERGE, path), "keep it beside its base", error=TargetError
+        )
         try:
             memo[id(layer)] = layer.merged_base()
         except TargetError as error:
@@ -117,10 +120,8 @@ def write_merged(
 
     def fill(partial: Path) -> None:
         with quiet():
-            try:
+            with system_errors():
                 merged.save_pretrained(partial)
-            except SafetensorError as error:
-                raise as_os_error(error) from error
             tokenizer.save_pretrained(partial)
             again = type(merged).from_pretrained(partial, dtype=computing).to(device)
         name = str(computing).removeprefix("torch.")

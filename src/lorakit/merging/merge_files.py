@@ -17,9 +17,12 @@ from torch import Tensor
 
 from lorakit.adapters.pairs import Pair
 from lorakit.errors import AdapterError, TargetError
+from lorakit.files import shards
+from lorakit.files.header import StoredTensor
+from lorakit.files.tensors import CODES, DTYPES
 from lorakit.lora import Plan, Target, equations
-from lorakit.models import shards
-from lorakit.models.weights import OtherNamesError, Place
+from lorakit.lora.variant import Capability, require_capability
+from lorakit.models.weights import OtherNamesError
 
 INDEX = "model.safetensors.index.json"
 
@@ -80,7 +83,7 @@ class Job:
     The update's rows are s · left[rows] · right in the layout of W.
     """
 
-    place: Place
+    place: StoredTensor
     name: str
     left: Tensor
     right: Tensor
@@ -99,8 +102,8 @@ class Job:
 
 
 def merge_files(
-    places: Mapping[str, Place],
-    held: Mapping[str, Place],
+    places: Mapping[str, StoredTensor],
+    held: Mapping[str, StoredTensor],
     plan: Plan,
     pairs: Mapping[str, Pair],
     folder: Path,
@@ -119,9 +122,13 @@ def merge_files(
 
     Raises:
         TargetError: a weight cannot take its product: a grouped convolution, or integers.
-        AdapterError: two pairs are on one tied weight.
+        AdapterError: the variant cannot be merged by rows; two pairs are on one tied weight.
         OtherNamesError: a tied weight has a name in the files that the model does not know.
     """
+    require_capability(
+        *(plan.spec.variant, Capability.MERGE_ROWS, "merging"),
+        "merge it in memory instead: certify by logits, or `write_merged`",
+    )
     jobs, extra = _jobs(places, held, plan, pairs)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
@@ -140,8 +147,8 @@ def merge_files(
 
 
 def _jobs(
-    places: Mapping[str, Place],
-    held: Mapping[str, Place],
+    places: Mapping[str, StoredTensor],
+    held: Mapping[str, StoredTensor],
     plan: Plan,
     pairs: Mapping[str, Pair],
 ) -> tuple[dict[str, Job], dict[str, list[str]]]:
@@ -152,7 +159,7 @@ def _jobs(
         place, pair = places[f"{target.path}.weight"], pairs[target.path]
         if place.name in jobs:
             raise AdapterError(f"two pairs change the one tensor {place.name}: {target.path}'s too")
-        if place.entry.dtype not in shards.DTYPES:
+        if place.entry.dtype not in DTYPES:
             raise TargetError(
                 f"{place.file}: {place.name} is kept as {place.entry.dtype} and cannot take s·B·A: "
                 "merge into the unquantized base"
@@ -180,10 +187,10 @@ def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
     return pair.B, pair.A
 
 
-def _plain(place: Place, name: str, dtype: torch.dtype | None) -> shards.Planned:
+def _plain(place: StoredTensor, name: str, dtype: torch.dtype | None) -> shards.Planned:
     """A tensor of the base as it is, or in another floating-point format."""
     entry = place.entry
-    own = shards.DTYPES.get(entry.dtype)
+    own = DTYPES.get(entry.dtype)
     if dtype is None or own is None or own == dtype:
         return shards.Planned(
             name, entry.dtype, entry.shape, shards.raw(place), entry.end - entry.start
@@ -191,7 +198,7 @@ def _plain(place: Place, name: str, dtype: torch.dtype | None) -> shards.Planned
     return _made(name, dtype, entry.shape, _converted(place, dtype))
 
 
-def _converted(place: Place, dtype: torch.dtype) -> Iterator[memoryview]:
+def _converted(place: StoredTensor, dtype: torch.dtype) -> Iterator[memoryview]:
     if not place.entry.shape:
         yield shards.as_bytes(shards.read_whole(place).to(dtype))
         return
@@ -201,7 +208,7 @@ def _converted(place: Place, dtype: torch.dtype) -> Iterator[memoryview]:
 
 def _merged(job: Job, dtype: torch.dtype | None) -> shards.Planned:
     entry = job.place.entry
-    kept = dtype or shards.DTYPES[entry.dtype]
+    kept = dtype or DTYPES[entry.dtype]
     parts = (shards.as_bytes(job.merged(a, b, kept)) for a, b in shards.blocks(entry.shape))
     return _made(job.name, kept, entry.shape, parts)
 
@@ -210,7 +217,7 @@ def _made(
     name: str, dtype: torch.dtype, shape: tuple[int, ...], parts: Iterator[memoryview]
 ) -> shards.Planned:
     size = math.prod(shape) * dtype.itemsize
-    return shards.Planned(name, shards.CODES[dtype], shape, parts, size)
+    return shards.Planned(name, CODES[dtype], shape, parts, size)
 
 
 def write_index(folder: Path, written: Mapping[str, Sequence[shards.Planned]]) -> None:
@@ -230,13 +237,13 @@ def _check(job: Job, file: Path, dtype: torch.dtype | None) -> WeightCheck:
     (rank + 2) · 2⁻²⁴ · (|W| + |s| ‖b‖ ‖a‖), the error bound of its inner products.
     """
     entry = job.place.entry
-    kept = dtype or shards.DTYPES[entry.dtype]
+    kept = dtype or DTYPES[entry.dtype]
     eps = torch.finfo(kept).eps
     least = float(torch.finfo(kept).smallest_normal) * eps / 2
     in_float32 = job.left.dtype != torch.float64 and entry.dtype != "F64"
     unit = (job.left.shape[1] + 2) * 2.0**-24 if in_float32 else 2.0**-50
     right_norms = job.right.double().norm(dim=0)
-    back = Place(file, job.name, entry)
+    back = StoredTensor(file, job.name, entry)
     error = rounding = missed = size = 0.0
     for start, stop in shards.blocks(entry.shape):
         W = shards.read_rows(job.place, start, stop).double()

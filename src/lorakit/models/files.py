@@ -1,26 +1,13 @@
 """A model folder's files, looked at before anything heavy opens them."""
 
 import json
-import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import ModelError
+from lorakit.files.header import DamagedTensorsError, TensorEntry, read_header
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# A header is a few hundred bytes a tensor; safetensors itself refuses more than this.
-_HEADER_LIMIT = 100_000_000
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """One tensor in a safetensors file: `start` and `end` are byte offsets in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -80,44 +67,21 @@ def check_whole(path: Path) -> None:
     """See that a safetensors file is as long as its header says, without reading its tensors.
 
     Raises:
-        ModelError: the file is cut short or not a safetensors file.
+        ModelError: the file is truncated or not a safetensors file.
     """
     read_entries(path)
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file by name.
-
-    The format: 8 bytes of header length (little endian), a JSON header, then the tensors' bytes
-    (https://huggingface.co/docs/safetensors).
+    """The tensors of a model's safetensors file by name.
 
     Raises:
-        ModelError: the file is cut short or not a safetensors file.
+        ModelError: the file is truncated or not a safetensors file.
     """
-    size = path.stat().st_size
-    broken = f"{path} is cut short or not a safetensors file ({size} bytes)"
-    with path.open("rb") as file:
-        head = file.read(8)
-        if len(head) < 8:
-            raise ModelError(f"{broken}: fetch or copy it again")
-        (length,) = struct.unpack("<Q", head)
-        if length > min(_HEADER_LIMIT, size - 8):
-            raise ModelError(f"{broken}: fetch or copy it again")
-        try:
-            header = json.loads(file.read(length))
-            entries = {
-                name: TensorEntry(
-                    entry["dtype"],
-                    tuple(entry["shape"]),
-                    8 + length + entry["data_offsets"][0],
-                    8 + length + entry["data_offsets"][1],
-                )
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{broken}: its header cannot be read") from error
-    end = max((entry.end for entry in entries.values()), default=8 + length)
-    if end != size:
-        raise ModelError(f"{broken}: its header speaks of {end} bytes; fetch or copy it again")
-    return entries
+    try:
+        return read_header(path)
+    except DamagedTensorsError as error:
+        raise ModelError(
+            f"{path} is truncated or not a safetensors file ({path.stat().st_size} bytes): "
+            f"{error}; fetch or copy it again"
+        ) from error

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError, did_you_mean
-from lorakit.files.cache import cache_dir, write_atomically
+from lorakit.files.cache import cache_dir
+from lorakit.files.header import TensorEntry
+from lorakit.files.whole import write_text
 from lorakit.models import files
 from lorakit.models.load import source_of
 from lorakit.models.sources import resolve
@@ -93,7 +95,7 @@ def identify(model: str | ModelSpec = "smollm2-135m", **options: Any) -> BaseIde
             "tokenizer_sha256": _hash_tokenizer_files(where.folder),
             "template_sha256": _sha256(_template_text(where.folder)),
         }
-        write_atomically(memory, json.dumps(hashes))
+        write_text(memory, json.dumps(hashes))
     return BaseIdentity(where.name, where.revision, **hashes)
 
 
@@ -136,7 +138,7 @@ def hash_files(paths: Iterable[Path]) -> str:
     Raises:
         ModelError: a file is broken, or a tensor is in two files.
     """
-    places: dict[str, tuple[Path, files.TensorEntry]] = {}
+    places: dict[str, tuple[Path, TensorEntry]] = {}
     for path in paths:
         for name, entry in files.read_entries(path).items():
             if name in places:

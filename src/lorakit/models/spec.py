@@ -1,4 +1,4 @@
-"""Which model, where it computes and in which number format: small, frozen, quick to import."""
+"""Which model, on which device and in which number format: small, frozen, quick to import."""
 
 import re
 from dataclasses import dataclass, field, fields
@@ -21,31 +21,36 @@ class ModelSpec:
     model: str = field(
         default="smollm2-135m",
         metadata={
-            "help": "The base model: a built-in name (smollm2-135m), a model folder, a .gguf file, "
-            "or a Hugging Face hub id such as Qwen/Qwen3-0.6B."
+            "help": "The base model: the built-in smollm2-135m, a model folder, a .gguf file, or a "
+            "Hugging Face hub id such as Qwen/Qwen3-0.6B."
         },
     )
     revision: str | None = field(
         default=None,
         metadata={
-            "help": "Branch, tag or commit of a hub id; the commit it stands for is recorded."
+            "help": "Branch, tag or commit of a hub id. The commit that it stands for is recorded. "
+            "Default: main."
         },
     )
     device: str = field(
         default="auto",
-        metadata={"help": "auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."},
+        metadata={
+            "help": "Where the model computes: cpu, mps, cuda or cuda:N; auto takes cuda where "
+            "there is one, else mps, else cpu."
+        },
     )
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Format of the frozen weights: float32, bfloat16, float16; auto is bfloat16 "
-            "where the processor multiplies it natively, else float32."
+            "help": "Number format of the frozen weights: float32, bfloat16 or float16; auto is "
+            "bfloat16 where the device multiplies it natively, else float32."
         },
     )
     trust_remote_code: bool = field(
         default=False,
         metadata={
-            "help": "Run Python code that comes with the model's files. Off unless asked for."
+            "help": "Allow Python code among the model's files to run. Without it such a model is "
+            "refused."
         },
     )
 

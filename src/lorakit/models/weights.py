@@ -1,48 +1,39 @@
 """Where each weight of a model lies in the files of its folder."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.errors import ModelError, did_you_mean
+from lorakit.files.header import StoredTensor
 from lorakit.models import files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Place:
-    """One tensor of a model folder: its file, its name in there, and its header entry."""
-
-    file: Path
-    name: str
-    entry: files.TensorEntry
-
-
 class OtherNamesError(ModelError):
     """transformers makes a parameter of tensors that have other names in the files."""
 
 
-def tensors_of(folder: Path) -> dict[str, Place]:
+def tensors_of(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder by the name it has in its file.
 
     Raises:
         ModelError: a file is missing, broken, or pickled; a tensor is in two files.
     """
-    places: dict[str, Place] = {}
+    places: dict[str, StoredTensor] = {}
     for file in files.weight_files(folder):
         for name, entry in files.read_entries(file).items():
             if name in places:
                 raise ModelError(f"tensor {name} is in {places[name].file} and in {file}")
-            places[name] = Place(file, name, entry)
+            places[name] = StoredTensor(file, name, entry)
     return places
 
 
 def find(
-    model: "PreTrainedModel", wanted: Iterable[str], held: Mapping[str, Place]
-) -> dict[str, Place]:
+    model: "PreTrainedModel", wanted: Iterable[str], held: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     """Where parameters of a model lie, by the names that they have in the model.
 
     A file may leave out the prefix of the model without its head (GPT-2's "transformer."), or
@@ -63,7 +54,7 @@ def find(
     for name, parameter in parameters.items():
         aliases.setdefault(id(parameter), []).append(name)
     prefix = f"{model.base_model_prefix}."
-    found: dict[str, Place] = {}
+    found: dict[str, StoredTensor] = {}
     for name in wanted:
         same = [name, *aliases[id(parameters[name])]]
         tried = [n for alias in same for n in (alias, alias.removeprefix(prefix), prefix + alias)]

@@ -1,7 +1,7 @@
 """The search that is the default: the lowest and the highest rank side by side, then between them.
 
 Low ranks follow the common learning curve until their capacity is used up ("LoRA Without Regret",
-Thinking Machines, 2025), so that paired curves on the same batches tell early whether they part. If
+Thinking Machines, 2025), so that paired curves on the same batches show early whether they separate. If
 they do not, the lowest wins and the highest stops; if they do, the ranks between are bisected, each
 from its start. Pure, like search.py: what is trained and measured, a Lab does.
 """
@@ -10,8 +10,20 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lorakit.evaluation.crossed import CrossedInterval
-from lorakit.ranking.choose import Measured
-from lorakit.ranking.search import Evidence, Found, Judge, Lab, Run, step_at
+from lorakit.ranking.choose import Measured, State
+from lorakit.ranking.search import (
+    AnswerFinished,
+    BudgetReached,
+    Candidate,
+    Decision,
+    Evidence,
+    Judge,
+    Lab,
+    RankCompared,
+    RankRuledOut,
+    SearchResult,
+    step_at,
+)
 
 
 def bracket(
@@ -24,8 +36,8 @@ def bracket(
     rungs: Sequence[float],
     decide_at: float,
     budget: float = math.inf,
-) -> Found:
-    """The lowest and the highest rank side by side; then between them, if they part.
+) -> SearchResult:
+    """The lowest and the highest rank side by side; then between them, if they separate.
 
     Args:
         lab: trains and measures.
@@ -34,7 +46,7 @@ def bracket(
         judge: compares two ranks.
         rungs: shares of a run at which they are compared, rising. What the last leaves open is
             compared at the end of both.
-        decide_at: share from which on a rank that is within τ needs no later comparison.
+        decide_at: share from which on a rank that is equivalent needs no later comparison.
         budget: what all may cost, in runs. The lowest and the highest are compared on every rung that
             they need in any case; their end, and whatever concerns a rank between, only if the
             budget reaches so far. What was left open for its sake `judge.undecided` decides; of
@@ -42,20 +54,19 @@ def bracket(
     """
     race = _Race(lab, ranks[-1], rate, seed, judge, rungs, decide_at, budget)
     lowest = ranks[0]
-    told = race.settle(lowest, always=True)
+    decided = race.settle(lowest, always=True)
     if race.suffices(lowest):
         return race.finish(lowest)
-    # A larger rank falls behind later than the lowest, and is not alike before that had been told.
-    race.decide_at = max(decide_at, told)
-    little = judge.tolerance(race.pairs[lowest][1].loss)
+    # A larger rank falls behind later than the lowest, and is not equivalent before that was seen.
+    race.decide_at = max(decide_at, decided)
+    tolerance = judge.tolerance(race.pairs[lowest][1].loss)
     low, high = 0, len(ranks) - 1
     while high - low > 1:
         middle = (low + high) // 2
         expected = _between(race.gaps, ranks[low], ranks[middle], ranks[high])
-        if expected is not None and expected > little:
-            race.said.append(
-                f"rank {ranks[middle]} is not trained: a power law through ranks {ranks[low]} and "
-                f"{ranks[high]} puts it at {expected:+.4f}, above the tolerance of {little:.4f}"
+        if expected is not None and expected > tolerance:
+            race.decisions.append(
+                RankRuledOut(ranks[middle], ranks[low], ranks[high], expected, tolerance)
             )
             low = middle
         elif not race.settle(ranks[middle]):
@@ -66,12 +77,12 @@ def bracket(
 
 
 class _Race:
-    """Ranks against the highest, on the same batches: what was seen of them, and what was said.
+    """Ranks against the highest, on the same batches: what was seen of them, and what was decided.
 
     Attributes:
         decide_at: see `bracket`.
         gaps, pairs: of each rank that was compared, d and what it rests on, as seen last.
-        said: the decisions, in words.
+        decisions: in their order.
     """
 
     def __init__(
@@ -92,10 +103,10 @@ class _Race:
         self._evidence: list[Evidence] = []
         self.gaps: dict[int, CrossedInterval] = {}
         self.pairs: dict[int, tuple[Measured, Measured]] = {}
-        self.said: list[str] = []
+        self.decisions: list[Decision] = []
 
     def settle(self, rank: int, *, always: bool = False) -> float:
-        """Compare a rank with the highest, later and later, until it is told or the budget is out.
+        """Compare a rank with the highest, later and later, until that decides or the budget is out.
 
         Args:
             rank: which.
@@ -105,7 +116,7 @@ class _Race:
             the share after which it was last compared; 0 where it was not.
         """
         last, shares = 0.0, tuple(dict.fromkeys((*self._rungs, 1.0)))
-        # Before this share nothing counts as alike: it has to be reached, or it is in vain.
+        # Before this share nothing counts as equivalent: it has to be reached, or it is in vain.
         least = next(share for share in shares if share >= self.decide_at)
         for share in shares:
             given = always and share in self._rungs
@@ -114,7 +125,7 @@ class _Race:
                 break
             self._train([rank, self._highest], share)
             last, state = share, self._compare(rank, share)
-            if state == "parted" or (state == "within" and share >= self.decide_at):
+            if state == "worse" or (state == "equivalent" and share >= self.decide_at):
                 break
         return last
 
@@ -122,26 +133,22 @@ class _Race:
         """Whether a rank that was compared counts as good as the highest."""
         return self._judge.suffices(*self.pairs[rank])
 
-    def finish(self, answer: int) -> Found:
+    def finish(self, answer: int) -> SearchResult:
         """Train the answer to its end."""
         reached = {rank: self._reached(rank) for rank, _ in self._seen}
         self._train([answer], 1.0)
         end = self._seen[answer, 1.0]
-        stopped = ", ".join(
-            f"rank {rank} stopped after {share:.0%}"
-            for rank, share in sorted(reached.items())
-            if rank != answer and share < 1
-        )
-        way = "goes to the end" if reached[answer] < 1 else "has come to the end"
-        self.said.append(f"rank {answer} {way}" + (stopped and f"; {stopped}"))
-        return Found(
+        others = ((rank, share) for rank, share in sorted(reached.items()) if rank != answer)
+        stopped = tuple((rank, share) for rank, share in others if share < 1)
+        self.decisions.append(AnswerFinished(answer, reached[answer] < 1, stopped))
+        return SearchResult(
             answer,
             self._highest,
             "trained",
             self.gaps,
             self.pairs.get(answer, (end, end)),
             self._evidence,
-            self.said,
+            self.decisions,
             {rank: self._judge.tolerance(theirs.loss) for rank, (_, theirs) in self.pairs.items()},
         )
 
@@ -153,11 +160,7 @@ class _Race:
         cost = self._lab.spent + further + (1 - end) + measured * self._lab.measuring
         if cost <= self._budget:
             return True
-        what = f"not compared later than after {last:.0%} of the run" if last else "not trained"
-        self.said.append(
-            f"rank {rank} is {what}: with it the search would cost {cost:.2f} runs, and --budget is "
-            f"{self._budget:g}"
-        )
+        self.decisions.append(BudgetReached(rank, last, cost, self._budget))
         return False
 
     def _reached(self, rank: int) -> float:
@@ -165,20 +168,17 @@ class _Race:
 
     def _train(self, wanted: Sequence[int], share: float) -> None:
         new = [rank for rank in wanted if (rank, share) not in self._seen]
-        runs = [Run(rank, self._rate, self._seed) for rank in new]
-        points = self._lab.train(runs, step_at(self._lab, share)) if runs else {}
-        for run, point in points.items():
-            self._seen[run.rank, share] = point
-            self._evidence.append(Evidence(run.rank, "trained", share, point))
+        candidates = [Candidate(rank, self._rate, self._seed) for rank in new]
+        points = self._lab.train(candidates, step_at(self._lab, share)) if candidates else {}
+        for candidate, point in points.items():
+            self._seen[candidate.rank, share] = point
+            self._evidence.append(Evidence(candidate.rank, "trained", share, point))
 
-    def _compare(self, rank: int, share: float) -> str:
+    def _compare(self, rank: int, share: float) -> State:
         ours, theirs = self._seen[rank, share], self._seen[self._highest, share]
         d, state = self._judge.state(ours, theirs)
         self.gaps[rank], self.pairs[rank] = d, (ours, theirs)
-        self.said.append(
-            f"after {share:.0%} of the run rank {rank} is {d.mean:+.4f} nats per token from rank "
-            f"{self._highest} ({d.low:+.4f} to {d.high:+.4f}): {state}"
-        )
+        self.decisions.append(RankCompared(rank, self._highest, "trained", share, d, state))
         return state
 
 

@@ -11,12 +11,13 @@ from lorakit.adapters.pairs import read_stored
 from lorakit.config import RunConfig
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
 from lorakit.ranking.choose import generator
-from lorakit.ranking.lab import Place, TrialLab
+from lorakit.ranking.lab import TrialLab
 from lorakit.ranking.layers import allot
-from lorakit.ranking.probing import Probed
-from lorakit.ranking.search import Judge, Run
+from lorakit.ranking.pairs import spectra_of
+from lorakit.ranking.probing import RateChoice
+from lorakit.ranking.search import Candidate, Judge
 from lorakit.ranking.spec import RankSpec
-from lorakit.ranking.workers import spectra_of
+from lorakit.ranking.trials import AdapterRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Layered:
     difference: CrossedInterval
     loss: float
     wins: bool
-    place: Place
+    adapter: AdapterRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,49 +64,58 @@ class Grid:
     regret: float
 
 
-def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, run: Run) -> Scored:
+def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidate) -> Scored:
     """The lowest, the chosen with its neighbours, and the highest rank, by their answers.
 
     The smallest whose score is not below the best one's, as far as the rows can tell.
     """
     assert spec.metric is not None
-    wanted = sorted({spec.ranks[0], *_beside(spec.ranks, run.rank), spec.ranks[-1]})
-    runs = [Run(rank, run.rate, run.seed) for rank in wanted]
-    lab.train(runs, lab.steps)
-    asking = {
-        "metric": spec.metric,
-        "samples": config.output.samples,
-        "max_new_tokens": config.output.max_new_tokens,
+    wanted = sorted({spec.ranks[0], *_beside(spec.ranks, candidate.rank), spec.ranks[-1]})
+    candidates = [Candidate(rank, candidate.rate, candidate.seed) for rank in wanted]
+    lab.train(candidates, lab.steps)
+    output = config.output
+    scores = {
+        each.rank: lab.answer(each, spec.metric, output.samples, output.max_new_tokens)
+        for each in candidates
     }
-    told = {r.rank: lab.ask(lab.place(r), r.rank, asking)["scores"]["metrics"][0] for r in runs}
-    values = {rank: float(one["value"]) for rank, one in told.items()}
+    values = {rank: score.value for rank, score in scores.items()}
     best = max(values, key=lambda rank: (values[rank], -rank))
     gaps = {}
-    for rank, one_score in told.items():
-        if rank != best and one_score["rows"] is not None and len(one_score["rows"]) > 1:
-            apart = np.array([one_score["rows"]]) - np.array([told[best]["rows"]])
+    for rank, score in scores.items():
+        if rank != best and score.rows is not None and len(score.rows) > 1:
+            apart = np.array([score.rows]) - np.array([scores[best].rows])
             gaps[rank] = crossed_mean(apart, generator=generator(), level=2 * spec.level - 1)
-    alike = [rank for rank, d in gaps.items() if d.high >= 0] + [best]
-    return Scored(spec.metric, values, gaps, min(alike))
+    no_worse = [rank for rank, d in gaps.items() if d.high >= 0] + [best]
+    return Scored(spec.metric, values, gaps, min(no_worse))
 
 
-def by_layer(lab: TrialLab, spec: RankSpec, judge: Judge, run: Run, root: Path) -> Layered:
+def by_layer(
+    lab: TrialLab, spec: RankSpec, judge: Judge, candidate: Candidate, root: Path
+) -> Layered:
     """Ranks from the singular values of the highest run that there is, trained from scratch."""
-    trained = [r for r in lab.points if r.rate == run.rate and not r.pattern]
-    source = max(trained, key=lambda r: (r.rank, max(lab.points[r])), default=run)
-    if source.rank <= run.rank and run.rank < spec.ranks[-1]:
-        source = Run(spec.ranks[-1], run.rate, run.seed)
+    rate, seed = candidate.rate, candidate.seed
+    trained = [each for each in lab.points if each.rate == rate and not each.pattern]
+    source = max(trained, key=lambda each: (each.rank, max(lab.points[each])), default=candidate)
+    if source.rank <= candidate.rank and candidate.rank < spec.ranks[-1]:
+        source = Candidate(spec.ranks[-1], rate, seed)
         lab.train([source], math.ceil(spec.decide_at * lab.steps))
     elif not trained:
         lab.train([source], lab.steps)
-    place = lab.place(source)
-    spectra = spectra_of(root / place.trial / place.adapter)
-    costs = _costs(root / place.trial / place.adapter)
-    ranks = allot(spectra, costs, run.rank * sum(costs.values()))
-    layered = Run(run.rank, run.rate, run.seed, tuple(sorted(ranks.items())))
-    points = lab.train([run, layered], lab.steps)
-    d = judge.gap(points[layered], points[run])
-    return Layered(ranks, source.rank, d, points[layered].loss, d.high < 0, lab.place(layered))
+    adapter = lab.adapter(source)
+    folder = root / adapter.trial / adapter.adapter
+    costs = _costs(folder)
+    ranks = allot(spectra_of(folder), costs, candidate.rank * sum(costs.values()))
+    by_module = Candidate(candidate.rank, rate, seed, tuple(sorted(ranks.items())))
+    points = lab.train([candidate, by_module], lab.steps)
+    d = judge.gap(points[by_module], points[candidate])
+    return Layered(
+        ranks=ranks,
+        evidence=source.rank,
+        difference=d,
+        loss=points[by_module].loss,
+        wins=d.high < 0,
+        adapter=lab.adapter(by_module),
+    )
 
 
 def _costs(folder: Path) -> dict[str, int]:
@@ -113,30 +123,34 @@ def _costs(folder: Path) -> dict[str, int]:
     return {path: pair.parameters // pair.rank for path, pair in read_stored(folder).pairs.items()}
 
 
-def verify(lab: TrialLab, spec: RankSpec, judge: Judge, run: Run) -> Verified:
+def verify(lab: TrialLab, spec: RankSpec, judge: Judge, candidate: Candidate) -> Verified:
     """The rank and its neighbours from the start, with a seed that chose nothing."""
-    seed = run.seed + 1000
-    runs = [Run(rank, run.rate, seed) for rank in _beside(spec.ranks, run.rank)]
-    points = {r.rank: point for r, point in lab.train(runs, lab.steps).items()}
+    seed = candidate.seed + 1000
+    wanted = [Candidate(rank, candidate.rate, seed) for rank in _beside(spec.ranks, candidate.rank)]
+    points = {each.rank: point for each, point in lab.train(wanted, lab.steps).items()}
     best = min(points, key=lambda rank: (points[rank].loss, rank))
     gaps = {rank: judge.gap(point, points[best]) for rank, point in points.items() if rank != best}
-    little = judge.tolerance(points[best].loss)
-    within = best == run.rank or gaps[run.rank].mean <= little
-    smaller = [r for r in points if r < run.rank and (r == best or gaps[r].high <= little)]
+    tolerance = judge.tolerance(points[best].loss)
+    enough = best == candidate.rank or gaps[candidate.rank].mean <= tolerance
+    smaller = [
+        rank
+        for rank in points
+        if rank < candidate.rank and (rank == best or gaps[rank].high <= tolerance)
+    ]
     losses = {rank: point.loss for rank, point in points.items()}
-    return Verified(seed, losses, gaps, best, within and not smaller)
+    return Verified(seed, losses, gaps, best, enough and not smaller)
 
 
-def grid(lab: TrialLab, spec: RankSpec, probed: Probed, seed: int, rank: int) -> Grid:
+def grid(lab: TrialLab, spec: RankSpec, probed: RateChoice, seed: int, rank: int) -> Grid:
     """Every rank with the best rates of the probe and several seeds: what the choice is held to."""
     order = sorted((loss, rate) for rate, loss in probed.first.items() if loss is not None)
     rates = [probed.rate] + [rate for _, rate in order if rate != probed.rate]
     rates = rates[: spec.grid_rates]
     seeds = [seed + i for i in range(spec.grid_seeds)]
-    runs = [Run(r, rate, s) for r in spec.ranks for rate in rates for s in seeds]
-    points = lab.grid(runs)
+    wanted = [Candidate(r, rate, s) for r in spec.ranks for rate in rates for s in seeds]
+    points = lab.grid(wanted)
     losses = {
-        (r, rate): tuple(points[Run(r, rate, s)].loss for s in seeds)
+        (r, rate): tuple(points[Candidate(r, rate, s)].loss for s in seeds)
         for r in spec.ranks
         for rate in rates
     }

@@ -3,14 +3,14 @@
 With d_r = loss of rank r - loss of the reference, row by row on the same rows, U_r its upper bound
 and L_r its lower one (one-sided, each holds with the given certainty), and τ the tolerance:
 
-    within    U_r <= τ      as good as the reference, for what τ is worth
-    parted    L_r > τ       too small
-    open      else          these rows do not say
+    equivalent   U_r <= τ   as good as the reference, for what τ is worth
+    worse        L_r > τ    too small
+    open         else       these rows do not say
 
-The answer is the smallest rank that is within. Where rows leave a rank open, which they often do
-when they are few, either it is taken if it is likelier within than not, and the answer says how
+The answer is the smallest rank that is equivalent. Where rows leave a rank open, which they often do
+when they are few, either it is taken if it is likelier equivalent than not, and the answer says how
 likely, or the larger rank is taken (`undecided`). The reference is the best of those that were
-trained as long; it is within by itself.
+trained as long; it is equivalent to itself.
 
 How likely: with s the standard error of the estimate d̂_r, from the bootstrap, d_r is at most τ with
 probability Φ((τ - d̂_r) / s) where nothing was known of it before. That is one half at d̂_r = τ: what is
@@ -29,10 +29,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
-from lorakit.report.numbers import number, percent
 
 Floats = NDArray[np.float64]
-State = Literal["within", "parted", "open"]
+State = Literal["equivalent", "worse", "open"]
 Kind = Literal["indistinguishable", "needed", "unsaturated"]
 Undecided = Literal["estimate", "larger"]
 
@@ -44,7 +43,7 @@ LEAST_SHARE, MOST_SHARE = 0.001, 0.01
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Held-out nats of each row, and its loss-bearing tokens: (N,) both.
+    """Held-out nats of each row, and its supervised tokens: (N,) both.
 
     `step` is how long it was trained, in steps.
     """
@@ -60,27 +59,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class LossTolerance:
     """τ as a share of the loss, and where it comes from.
 
     Attributes:
         share: of the best loss.
         noise: the seed noise that was estimated, as a share.
         runs: short runs that it was estimated from.
-        words: for a person.
+        given: whether the user gave the share; else it is the noise, kept within a range.
     """
 
     share: float
     noise: float
     runs: int
-    words: str
+    given: bool
 
     def nats(self, loss: float) -> float:
         """τ in nats per token, beside a loss."""
         return self.share * loss
 
 
-def tolerance_of(share: float | None, losses: Sequence[float]) -> Tolerance:
+def tolerance_of(share: float | None, losses: Sequence[float]) -> LossTolerance:
     """τ as given, or the seed noise: the standard deviation of the losses of equal short runs.
 
     Args:
@@ -92,16 +91,8 @@ def tolerance_of(share: float | None, losses: Sequence[float]) -> Tolerance:
     """
     noise = float(f"{stdev(losses) / (sum(losses) / len(losses)):.4g}")
     if share is not None:
-        words = f"{percent(share, 2)} of the loss, as given (seed noise of short runs: {percent(noise, 2)})"
-        return Tolerance(share, noise, len(losses), words)
-    kept = min(max(noise, LEAST_SHARE), MOST_SHARE)
-    words = (
-        f"{percent(kept, 2)} of the loss: the seed noise, estimated from {len(losses)} short runs "
-        f"that differ in their seed alone ({percent(noise, 2)}"
-    )
-    if kept != noise:
-        words += f", kept within {percent(LEAST_SHARE, 1)} and {percent(MOST_SHARE, 1)}"
-    return Tolerance(kept, noise, len(losses), words + ")")
+        return LossTolerance(share, noise, len(losses), given=True)
+    return LossTolerance(min(max(noise, LEAST_SHARE), MOST_SHARE), noise, len(losses), given=False)
 
 
 def gap(
@@ -141,8 +132,8 @@ def widened(d: CrossedInterval, deviation: float) -> CrossedInterval:
 def state_of(d: CrossedInterval, tolerance: float) -> State:
     """Where d stands to τ, both in nats per token."""
     if d.high <= tolerance:
-        return "within"
-    return "parted" if d.low > tolerance else "open"
+        return "equivalent"
+    return "worse" if d.low > tolerance else "open"
 
 
 def likely(d: CrossedInterval, tolerance: float) -> float:
@@ -160,11 +151,11 @@ def likely(d: CrossedInterval, tolerance: float) -> float:
 
 
 def suffices(d: CrossedInterval, tolerance: float, undecided: Undecided) -> bool:
-    """Whether a rank counts as within τ, both in nats per token."""
+    """Whether a rank counts as equivalent, both in nats per token."""
     state = state_of(d, tolerance)
     if state == "open" and undecided == "estimate":
         return d.mean <= tolerance
-    return state == "within"
+    return state == "equivalent"
 
 
 @dataclass(frozen=True)
@@ -172,14 +163,16 @@ class Choice:
     """The answer.
 
     Attributes:
-        rank: the smallest within.
-        kind: whether all ranks are alike, some are too small, or even the highest is.
+        rank: the smallest that is equivalent.
+        kind: whether all ranks are equivalent, some are too small, or even the highest is.
         gaps: d of every rank that was compared; the reference has none.
         states: where each of them stands.
         reference: the rank that the others were held against.
         confidence: how likely d of the chosen rank is to be at most τ, see `likely`; 1 for the
             reference, which is the best there is.
-        words: for a person.
+        tolerance: τ in nats per token.
+        highest: the highest candidate.
+        skipped: ranks below the chosen one that were not compared, though a smaller one was.
     """
 
     rank: int
@@ -188,7 +181,18 @@ class Choice:
     states: Mapping[int, State]
     reference: int
     confidence: float
-    words: str
+    tolerance: float
+    highest: int
+    skipped: tuple[int, ...]
+
+    @property
+    def below(self) -> list[int]:
+        """Ranks below the chosen one that were compared."""
+        return [rank for rank in self.states if rank < self.rank]
+
+    def below_in(self, state: State) -> list[int]:
+        """Of these, the ones in a state."""
+        return [rank for rank in self.below if self.states[rank] == state]
 
 
 def choose(
@@ -200,7 +204,7 @@ def choose(
     undecided: Undecided = "estimate",
     tolerances: Mapping[int, float] | None = None,
 ) -> Choice:
-    """The smallest rank within τ of the reference.
+    """The smallest rank that is equivalent to the reference.
 
     Args:
         gaps: d of ranks that were compared, each against the reference as it was then.
@@ -211,62 +215,50 @@ def choose(
         tolerances: τ of ranks that were compared beside another loss, such as sooner in the run.
     """
     lowest, highest = ranks[0], ranks[-1]
-    little_of = {rank: (tolerances or {}).get(rank, tolerance) for rank in gaps}
-    states = {rank: state_of(d, little_of[rank]) for rank, d in gaps.items()}
-    enough = [rank for rank, d in gaps.items() if suffices(d, little_of[rank], undecided)]
+    tolerance_of_rank = {rank: (tolerances or {}).get(rank, tolerance) for rank in gaps}
+    states = {rank: state_of(d, tolerance_of_rank[rank]) for rank, d in gaps.items()}
+    enough = [r for r, d in gaps.items() if suffices(d, tolerance_of_rank[r], undecided)]
     rank = min([*enough, reference])
-    confidence = likely(gaps[rank], little_of[rank]) if rank in gaps else 1.0
     below = [r for r in states if r < rank]
-    untold = [r for r in below if states[r] == "open"]
-    passed = [r for r in ranks if max(below, default=rank) < r < rank]
-    little = f"{number(tolerance, 2)} nats per token"
     kind: Kind = "needed"
     if rank == lowest:
         kind = "indistinguishable"
-        words = (
-            f"Ranks {rank} to {highest} are indistinguishable here, to within {little}: take the "
-            f"smallest, {rank}."
-        )
-    elif rank == highest and below and max(below) == ranks[-2] and not untold:
-        kind = "unsaturated"
-        words = (
-            f"The loss is not saturated at rank {highest}: {max(below)} is worse by "
-            f"{number(gaps[max(below)].mean, 2)} nats per token. Take {highest}, and raise --max-rank "
-            "to see whether more helps."
-        )
-    else:
-        which = "smallest of those compared" if passed else "smallest"
-        words = f"Rank {rank} is the {which} that is within {little} of the best."
-        lost = [r for r in below if states[r] == "parted"]
-        if lost:
-            d = gaps[max(lost)]
-            words += f" Rank {max(lost)} is worse by {number(d.mean, 2)}."
-    if untold:
-        words += (
-            f" Whether rank {min(untold)} suffices these held-out rows do not say; more of them "
-            "would."
-        )
-    if states.get(rank) == "open":
-        d = gaps[rank]
-        words += (
-            f" That is the likelier answer ({percent(confidence, 0)}): by these held-out rows it is "
-            f"{number(d.low, 2)} to {number(d.high, 2)} from rank {reference}, and more of them would "
-            "tell."
-        )
-    if passed:
-        between = (
-            f"Ranks {passed[0]} to {passed[-1]} were"
-            if len(passed) > 1
-            else f"Rank {passed[0]} was"
-        )
-        words += f" {between} not compared."
-    return Choice(rank, kind, dict(gaps), states, reference, confidence, words)
+    elif rank == highest and below and max(below) == ranks[-2]:
+        all_worse = all(states[r] != "open" for r in below)
+        kind = "unsaturated" if all_worse else "needed"
+    return Choice(
+        rank=rank,
+        kind=kind,
+        gaps=dict(gaps),
+        states=states,
+        reference=reference,
+        confidence=likely(gaps[rank], tolerance_of_rank[rank]) if rank in gaps else 1.0,
+        tolerance=tolerance,
+        highest=highest,
+        skipped=tuple(r for r in ranks if max(below, default=rank) < r < rank),
+    )
 
 
-def rate_matters(
+@dataclass(frozen=True)
+class RateEffect:
+    """That a neighbouring learning rate costs more than any rank.
+
+    Attributes:
+        spread: the largest difference between ranks, nats per token.
+        rate: the chosen one.
+        worse_rate: a neighbour, and its `cost` in the probe.
+    """
+
+    spread: float
+    rate: float
+    worse_rate: float
+    cost: float
+
+
+def rate_effect(
     losses: Mapping[float, float | None], rate: float, gaps: Mapping[int, CrossedInterval]
-) -> str:
-    """A sentence where a neighbouring learning rate costs more than any rank; '' elsewhere.
+) -> RateEffect | None:
+    """Whether a neighbouring learning rate costs more than twice what ranks differ by.
 
     Args:
         losses: of the probe's first round by rate.
@@ -276,19 +268,15 @@ def rate_matters(
     tried = sorted(losses)
     finite = {r: loss for r, loss in losses.items() if loss is not None}
     if rate not in finite or len(tried) < 2 or not gaps:
-        return ""
+        return None
     at = tried.index(rate)
     beside = [tried[i] for i in (at - 1, at + 1) if 0 <= i < len(tried)]
     costs = {r: finite[r] - finite[rate] for r in beside if r in finite}
     spread = max(abs(d.mean) for d in gaps.values())
     if not costs or max(costs.values()) <= 2 * spread:
-        return ""
+        return None
     worst = max(costs, key=lambda r: costs[r])
-    return (
-        f"Rank hardly matters here, the learning rate does: ranks differ by up to "
-        f"{number(spread, 2)} nats per token, and rate {worst:g} in place of {rate:g} cost "
-        f"{number(costs[worst], 2)} in the probe."
-    )
+    return RateEffect(spread, rate, worst, costs[worst])
 
 
 def generator() -> np.random.Generator:

@@ -9,7 +9,6 @@ RUN/
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.errors import InputError
 from lorakit.experiments import Report, Runner, processes
 from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
-from lorakit.ranking.protocol import Findings, look_at, search_rank
-from lorakit.ranking.settings import Settings
+from lorakit.files.whole import write_json
+from lorakit.ranking.protocol import RankFindings, profile_rank, search_rank
+from lorakit.ranking.settings import RankSettings
 from lorakit.ranking.summary import summarise
 from lorakit.report import write_rank_report
 from lorakit.run import folder as folders
@@ -35,7 +35,7 @@ _LATER = (
 
 
 def run_rank(
-    given: Settings,
+    given: RankSettings,
     *,
     command: str = "",
     report: Report = lambda event: None,
@@ -58,42 +58,44 @@ def run_rank(
     """
     folder = Path(given.config.output.out)
     command = enter(folder, given.to_flat(), command, what="a search", later=_LATER)
-    made = runner or (lambda root, tell: processes(root, workers=given.spec.workers, report=tell))
-    run = made(folder / TRIALS, report)
-    report({"kind": "phase", "name": "look", "trials": 1})
+    root = folder / TRIALS
+    if runner is None:
+        run = processes(root, workers=given.spec.workers, report=report)
+    else:
+        run = runner(root, report)
+    report({"kind": "phase", "name": "profile", "trials": 1})
     try:
-        look = look_at(given.spec, given.config, run)
+        profile = profile_rank(given.spec, given.config, run)
     except InputError:
         forget_if_empty(folder)
         raise
-    report({"kind": "looked", "look": look})
-    root = folder / TRIALS
-    findings = search_rank(given.spec, given.config, run, root, look, report=report)
+    report({"kind": "profile", "profile": profile})
+    findings = search_rank(given.spec, given.config, run, root, profile, report=report)
     result = summarise(findings, given.spec, command, root)
     _keep_adapter(findings, given, result, root, folder / "adapter")
-    folders.write_json(folder / folders.RESULT, result)
+    write_json(folder / folders.RESULT, result)
     write_rank_report(folder)
     return result
 
 
 def _keep_adapter(
-    findings: Findings, given: Settings, result: Mapping[str, Any], root: Path, folder: Path
+    findings: RankFindings, given: RankSettings, result: Mapping[str, Any], root: Path, folder: Path
 ) -> None:
     """The adapter of the answer, with the search in its record."""
-    stored = read_stored(root / findings.place.trial / findings.place.adapter)
-    look = findings.look
+    stored = read_stored(root / findings.adapter.trial / findings.adapter.adapter)
+    profile = findings.profile.profile
     provenance = {
-        "template": look["template"],
-        "data_sha256": look["data_sha256"],
+        "template": dict(profile.template),
+        "data_sha256": profile.data_sha256,
         "config": {n: v for n, v in given.to_flat().items() if n not in ("out", "resume")},
-        "versions": look["versions"],
+        "versions": dict(profile.versions),
         "metrics": {"eval_loss": result["loss"], "eval_loss_before": result["base_loss"]},
         "rank_search": {
             "rank": findings.rank,
             "kind": findings.choice.kind,
             "method": given.spec.method,
             "confidence": findings.choice.confidence,
-            "tolerance": asdict(findings.tolerance)["share"],
+            "tolerance": findings.tolerance.share,
         },
     }
     write_stored(folder, stored, provenance=provenance, overwrite=True)

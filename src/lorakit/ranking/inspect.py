@@ -16,21 +16,21 @@ from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.shrink import ShrinkSpec, shrink
 from lorakit.config import RunConfig
 from lorakit.data import load_rows
-from lorakit.evaluation.likelihood import per_token, row_losses
-from lorakit.execution.packed import packed_attention
+from lorakit.experiments.measuring import measure_rows
 from lorakit.extras import no_page
 from lorakit.files.cache import Progress, no_progress
+from lorakit.files.whole import write_json
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
 from lorakit.ranking.layers import rank_for_energy
-from lorakit.ranking.workers import EVALUATION_TOKENS, put_pairs, spectra_of
+from lorakit.ranking.pairs import put_pairs, spectra_of
+from lorakit.ranking.trials import EVALUATION_TOKENS
 from lorakit.report.rank_figures import spectra_figures
 from lorakit.run import folder as folders
 from lorakit.run.named import find_adapter
 from lorakit.run.session import open_base, recorded_template
-from lorakit.training import fused_blocks
 
-UNTOLD = (
+NOT_SAID = (
     "This says what it would cost to shrink this adapter. It does not say which rank the task "
     "needs: trained at a low rank from the start, an adapter is often as good where the cut of a "
     "high one is not. `lorakit rank --data …` finds that out."
@@ -38,7 +38,7 @@ UNTOLD = (
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSpectrum:
     """The spectrum of one module in a few numbers."""
 
     path: str
@@ -63,7 +63,7 @@ class Inspected:
     """What an adapter's spectrum says, and what it does not."""
 
     adapter: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSpectrum, ...]
     cuts: tuple[Cut, ...]
     base_loss: float | None
     rank_of_90: int
@@ -71,7 +71,7 @@ class Inspected:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return asdict(self) | {"words": UNTOLD}
+        return asdict(self) | {"words": NOT_SAID}
 
 
 def effective_rank(values: Sequence[float]) -> float:
@@ -107,8 +107,8 @@ def run_inspect(
     """
     if out is not None:
         folders.check_folder(out, resume=False)
-    found = find_adapter(adapter, config.output.store)
-    stored, spectra = read_stored(found.folder), spectra_of(found.folder)
+    named = find_adapter(adapter, config.output.store)
+    stored, spectra = read_stored(named.folder), spectra_of(named.folder)
     highest = max(pair.rank for pair in stored.pairs.values())
     ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest] + [highest]
     losses: dict[int, float] = {}
@@ -116,8 +116,8 @@ def run_inspect(
     if config.data.data:
         base_loss, losses = _losses(config, stored, ranks, force=force, progress=progress)
     total = sum(value**2 for values in spectra.values() for value in values)
-    made = Inspected(
-        found.name,
+    inspected = Inspected(
+        named.name,
         tuple(_layer(path, values) for path, values in spectra.items()),
         tuple(
             Cut(
@@ -135,14 +135,14 @@ def run_inspect(
     )
     if out is not None:
         folders.make_folder(out)
-        folders.write_json(out / "inspect.json", made.to_dict() | {"spectra": spectra})
+        write_json(out / "inspect.json", inspected.to_dict() | {"spectra": spectra})
         if no_page() is None:
             spectra_figures(spectra, highest, out / "plots")
-    return made
+    return inspected
 
 
-def _layer(path: str, values: Sequence[float]) -> Layer:
-    return Layer(
+def _layer(path: str, values: Sequence[float]) -> LayerSpectrum:
+    return LayerSpectrum(
         path,
         len(values),
         values[0],
@@ -184,14 +184,12 @@ def _losses(
         )
         for rank in ranks
     ]
-    jobs = Jobs(model, [plan(model, spec) for spec in specs], [0 for _ in ranks])
     tokens = min(EVALUATION_TOKENS, config.train.batch_tokens)
+    base = measure_rows(model, table, tokens).loss
+    jobs = Jobs(model, [plan(model, spec) for spec in specs], [0 for _ in ranks])
     losses = {}
-    with packed_attention(model):
-        with fused_blocks(model):
-            base = per_token(*row_losses(model, table, tokens))
-        for job, rank in enumerate(ranks):
-            put_pairs(jobs, job, shrink(stored, ShrinkSpec(rank=rank)).adapter)
-            with jobs.alone(job), fused_blocks(model):
-                losses[rank] = per_token(*row_losses(model, table, tokens))
+    for job, rank in enumerate(ranks):
+        put_pairs(jobs, job, shrink(stored, ShrinkSpec(rank=rank)).adapter)
+        jobs.install(job)
+        losses[rank] = measure_rows(model, table, tokens).loss
     return base, losses

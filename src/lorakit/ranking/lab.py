@@ -3,317 +3,265 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lorakit.errors import DivergedError
-from lorakit.experiments import Outcome, Report, Runner, Trial, one
+from lorakit.evaluation.metrics import MetricScore
+from lorakit.experiments import Outcome, Report, Runner, Trial
+from lorakit.experiments.kinds import Request, Result, TrialKind
+from lorakit.experiments.stamps import Sources, Stamp
 from lorakit.ranking.choose import Measured
-from lorakit.ranking.look import LEAST_ROWS, early_rows, evaluation_flops, training_flops
-from lorakit.ranking.search import Run
-
-_TRAIN, _CUT, _NEST, _ASK = (
-    f"lorakit.ranking.workers:{name}" for name in ("train", "cut", "nest", "ask")
+from lorakit.ranking.profile import LEAST_ROWS, early_rows
+from lorakit.ranking.search import Candidate
+from lorakit.ranking.trials import (
+    ANSWER,
+    TRAIN,
+    AdapterRef,
+    AnswerRequest,
+    RankProfile,
+    RankRun,
+    RunLosses,
+    RunRef,
+    TrainRequest,
+    TrainResult,
 )
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an adapter lies: its trial, and its folder in it."""
-
-    trial: str
-    adapter: str
-
-
-@dataclass(frozen=True)
-class Short:
-    """A short run of the probe or for the seed noise: None where it diverged."""
+class ShortRun:
+    """A short run of the probe or for the seed noise; `measured` is None where it diverged."""
 
     measured: Measured | None
     steps: int
 
     @property
     def loss(self) -> float | None:
-        """Nats per token on the held-out rows it was judged on."""
+        """Nats per token on the held-out rows that it was measured on."""
         return None if self.measured is None else self.measured.loss
+
+
+class Ledger:
+    """FLOPs by what they were for.
+
+    Attributes:
+        phase: of the search that is under way.
+        flops: by phase.
+    """
+
+    def __init__(self, profile: RankProfile) -> None:
+        self._profile = profile
+        self.phase = "search"
+        self.flops: dict[str, float] = {}
+
+    @property
+    def spent(self) -> float:
+        """All so far, in runs at the highest rank."""
+        return sum(self.flops.values()) / self._profile.run_flops
+
+    def training(self, rank: int, tokens: float) -> None:
+        """Count training at a rank."""
+        self.training_of(self._profile.parameters(rank), tokens)
+
+    def training_of(self, parameters: int, tokens: float) -> None:
+        """Count training of so many parameters of an adapter."""
+        self._add(self._profile.profile.training_flops(parameters, tokens))
+
+    def evaluation(self, rank: int, tokens: float) -> None:
+        """Count measuring at a rank; rank 0 is the base."""
+        parameters = self._profile.parameters(rank)
+        self._add(self._profile.profile.evaluation_flops(parameters, tokens))
+
+    def _add(self, flops: float) -> None:
+        self.flops[self.phase] = self.flops.get(self.phase, 0.0) + flops
 
 
 class TrialLab:
     """Trains and measures by trials.
 
     Args:
-        found: of the trial `look`.
-        common: config and hashes, which every trial depends on.
-        where: places.
+        profile: of the first trial.
+        stamp: what every trial depends on.
+        sources: of rows and base.
         runner: does the trials.
         report: told of each phase.
         average: share of a run over whose last steps A and B are averaged for a measurement before
             its end.
 
     Attributes:
-        ledger: FLOPs by what they were for.
-        curves: training loss of each step of a run, as far as it has come.
-        points: all measurements of runs, by step.
+        profile: see above.
+        ledger: FLOPs by phase.
+        curves: training loss of each step of a candidate, as far as it has come.
+        points: all measurements of candidates, by step.
     """
 
     def __init__(
         self,
-        found: Mapping[str, Any],
-        common: Mapping[str, Any],
-        where: Mapping[str, Any],
+        profile: RankProfile,
+        stamp: Stamp,
+        sources: Sources,
         runner: Runner,
         report: Report,
         average: float,
     ) -> None:
-        self._average = average
-        self._found, self._common, self._where = found, dict(common), where
+        self._average, self.profile, self.stamp, self._sources = average, profile, stamp, sources
         self._runner, self._report = runner, report
-        self._at: dict[Run, tuple[Place, int]] = {}
-        self._cuts: dict[tuple[Run, int], Place] = {}
-        self._healed: dict[Run, Place] = {}
-        self._nested: dict[int, Place] = {}
-        self._alone: Place | None = None
-        self.ledger: dict[str, float] = {}
-        self.phase = "search"
-        self.curves: dict[Run, list[float]] = {}
-        self.points: dict[Run, dict[int, Measured]] = {}
+        self._at: dict[Candidate, RunRef] = {}
+        self.ledger = Ledger(profile)
+        self.curves: dict[Candidate, list[float]] = {}
+        self.points: dict[Candidate, dict[int, Measured]] = {}
 
     @property
     def steps(self) -> int:
         """Steps of a whole run."""
-        return int(self._found["steps"])
-
-    @property
-    def whole(self) -> float:
-        """FLOPs of training once at the highest rank."""
-        highest = max(int(rank) for rank in self._found["trainable"])
-        tokens = self.steps * self._found["tokens_per_step"]
-        return training_flops(self._found, self.parameters(highest), tokens)
+        return self.profile.steps
 
     @property
     def spent(self) -> float:
         """See `Lab`."""
-        return sum(self.ledger.values()) / self.whole
+        return self.ledger.spent
 
     @property
     def measuring(self) -> float:
         """See `Lab`."""
-        highest = max(int(rank) for rank in self._found["trainable"])
-        tokens = self._found["eval_tokens"]
-        return evaluation_flops(self._found, self.parameters(highest), tokens) / self.whole
-
-    def parameters(self, rank: int) -> int:
-        """Of an adapter of this rank."""
-        smallest = min(self._found["trainable"], key=int)
-        return int(self._found["trainable"][smallest]) // int(smallest) * rank
+        base = self.profile.profile
+        parameters = self.profile.parameters(self.profile.highest)
+        return base.evaluation_flops(parameters, base.eval_tokens) / self.profile.run_flops
 
     # --- what a search asks for
 
-    def train(self, runs: Sequence[Run], until: int) -> Mapping[Run, Measured]:
-        """See `Lab`; runs that are there already are not trained again."""
-        return self._train(runs, until, at_once=len(runs))
+    def train(self, candidates: Sequence[Candidate], until: int) -> Mapping[Candidate, Measured]:
+        """See `Lab`; candidates that are there already are not trained again."""
+        return self._train(candidates, until, concurrent=len(candidates))
 
-    def grid(self, runs: Sequence[Run], at_once: int = 1) -> Mapping[Run, Measured]:
+    def grid(
+        self, candidates: Sequence[Candidate], concurrent: int = 1
+    ) -> Mapping[Candidate, Measured]:
         """Whole runs, so many on one base in a trial, as many trials at once as the runner allows."""
-        return self._train(runs, self.steps, at_once=at_once)
-
-    def cut(self, run: Run, ranks: Sequence[int]) -> Mapping[int, Measured]:
-        """See `Lab`."""
-        place, _ = self._at[run]
-        spec = {"from": vars(place), "ranks": list(ranks), "rows": self._rows(self.steps)}
-        outcome = self._one(_CUT, spec, f"cuts of rank {run.rank}")
-        points = outcome.result["points"]
-        for rank in ranks:
-            self._cuts[run, rank] = Place(outcome.trial.key, f"rank-{rank}")
-            self._count_evaluation(self.parameters(rank), outcome.result["judged_tokens"])
-        return {rank: _measured(points[str(rank)], self.steps) for rank in ranks}
-
-    def heal(self, run: Run, ranks: Sequence[int], steps: int) -> Mapping[int, Measured]:
-        """See `Lab`."""
-        starts = [self._cuts[run, rank] for rank in ranks]
-        found = self._from_adapters(ranks, run.rate, run.seed, starts, steps, "healing")
-        for rank, (place, _) in found.items():
-            self._healed[Run(rank, run.rate, run.seed)] = place
-        return {rank: point for rank, (_, point) in found.items()}
-
-    def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, Measured]:
-        """See `Lab`."""
-        spec = {"ranks": list(ranks), "rate": rate, "seed": seed, "steps": self.steps}
-        spec |= {"rows": self._rows(self.steps), "recompute": self._found["recompute"]}
-        outcome = self._one(_NEST, spec, f"all prefixes of rank {max(ranks)}")
-        points = outcome.result["points"]
-        # Rows are dealt out evenly, and so is what their pairs cost.
-        mean = sum(self.parameters(rank) for rank in ranks) // len(ranks)
-        self._count_training(mean, outcome.result["tokens"])
-        for rank in ranks:
-            self._nested[rank] = Place(outcome.trial.key, f"rank-{rank}")
-            self._count_evaluation(self.parameters(rank), outcome.result["judged_tokens"])
-        return {rank: _measured(points[str(rank)], self.steps) for rank in ranks}
-
-    def go_on(self, rank: int, rate: float, seed: int, steps: int) -> Measured:
-        """See `Lab`."""
-        found = self._from_adapters(
-            [rank], rate, seed, [self._nested[rank]], steps, "the chosen prefix alone"
-        )
-        self._alone, point = found[rank]
-        return point
+        return self._train(candidates, self.steps, concurrent=concurrent)
 
     # --- what the protocol asks for besides
 
-    def short(self, runs: Sequence[Run], steps: int) -> dict[Run, Short]:
-        """Runs with a whole schedule of so many steps, judged on some of the held-out rows."""
-        if not runs:
+    def short(self, candidates: Sequence[Candidate], steps: int) -> dict[Candidate, ShortRun]:
+        """Runs with a whole schedule of so many steps, measured on some of the held-out rows."""
+        if not candidates:
             return {}
-        spec = self._spec(runs, steps, steps, [{} for _ in runs])
-        spec |= {"keep": False, "rows": min(LEAST_ROWS, int(self._found["eval_rows"]))}
-        outcome = self._one(_TRAIN, spec, f"{len(runs)} short runs of {steps} steps")
-        told = {}
-        for run, each in zip(runs, outcome.result["runs"], strict=True):
-            self._count(run, each, outcome.result["judged_tokens"])
-            told[run] = Short(None if each["diverged"] else _measured(each, steps), steps)
-        return told
+        rows = min(LEAST_ROWS, self.profile.profile.eval_rows)
+        runs = [_run_of(candidate) for candidate in candidates]
+        request = self.train_request(runs, steps, steps, rows=rows, save=False)
+        result = self.run(TRAIN, request, f"{len(candidates)} short runs of {steps} steps")
+        short = {}
+        for candidate, run in zip(candidates, result.runs, strict=True):
+            self.count(candidate.rank, run, result)
+            point = None if run.held_out is None else measured_of(run, steps)
+            short[candidate] = ShortRun(point, steps)
+        return short
 
-    def ask(self, place: Place, rank: int, asking: Mapping[str, Any]) -> dict[str, Any]:
-        """Scores of an adapter's answers to held-out prompts."""
-        outcome = self._one(_ASK, {"from": vars(place), **asking}, f"answers of rank {rank}")
-        tokens = outcome.result["tokens"] + self._found["eval_tokens"] * min(
-            1.0, asking["samples"] / max(1, self._found["eval_rows"])
+    def answer(
+        self, candidate: Candidate, metric: str, samples: int, max_new_tokens: int
+    ) -> MetricScore:
+        """The score of a candidate's answers to held-out prompts."""
+        request = AnswerRequest(
+            self.stamp, self.adapter(candidate), metric, samples, max_new_tokens
         )
-        self._count_evaluation(self.parameters(rank), tokens)
-        return outcome.result
+        result = self.run(ANSWER, request, f"answers of rank {candidate.rank}")
+        base = self.profile.profile
+        asked = base.eval_tokens * min(1.0, samples / max(1, base.eval_rows))
+        self.ledger.evaluation(candidate.rank, result.tokens + asked)
+        return result.scores.metrics[0]
 
-    def count_look(self) -> None:
-        """What the first trial measured of the base."""
-        self._count_evaluation(0, self._found["base_tokens"] + self._found["prior_tokens"])
+    def count_profile(self) -> None:
+        """Count what the first trial measured of the base."""
+        self.ledger.evaluation(0, self.profile.base_tokens + self.profile.prior_tokens)
 
-    def place(self, run: Run) -> Place:
-        """The adapter of a run as it is now."""
-        return self._at[run][0]
-
-    def cut_place(self, run: Run, rank: int) -> Place:
-        """The adapter of a run, cut to a rank."""
-        return self._cuts[run, rank]
-
-    def made(self, how: str, run: Run) -> Place:
-        """The adapter that a search ended with."""
-        if how == "trained":
-            return self.place(run)
-        if self._alone is not None:
-            return self._alone
-        return self._healed[run]
+    def adapter(self, candidate: Candidate) -> AdapterRef:
+        """The adapter of a candidate as it is now."""
+        run = self._at[candidate]
+        return AdapterRef(run.trial, f"run-{run.run}/adapter")
 
     # --- trials
 
-    def _train(self, runs: Sequence[Run], until: int, *, at_once: int) -> dict[Run, Measured]:
-        missing = [run for run in runs if until not in self.points.get(run, {})]
-        trials: list[tuple[Sequence[Run], Trial]] = []
-        for start in range(0, len(missing), max(1, at_once)):
-            few = missing[start : start + at_once]
-            sources: list[dict[str, Any]] = [
-                {"from": {"trial": self._at[run][0].trial, "run": self._index(run)}}
-                if run in self._at
-                else {}
-                for run in few
-            ]
-            spec = self._spec(few, self.steps, until, sources)
-            named = ", ".join(f"rank {run.rank}" for run in few)
-            trials.append((few, self._trial(_TRAIN, spec, f"{named} to step {until}")))
+    def train_request(
+        self, runs: Sequence[RankRun], steps: int, until: int, *, rows: int, save: bool = True
+    ) -> TrainRequest:
+        """What a training trial is given; an unfinished run is measured with the mean of its pairs."""
+        average = max(1, math.ceil(self._average * steps)) if until < steps else 0
+        return TrainRequest(
+            self.stamp,
+            tuple(runs),
+            steps,
+            until,
+            rows,
+            save,
+            self.profile.estimate.recompute,
+            average,
+        )
+
+    def run(self, kind: TrialKind[Request, Result], request: Request, label: str) -> Result:
+        """The result of one trial."""
+        return self.run_keyed(kind, request, label)[1]
+
+    def run_keyed(
+        self, kind: TrialKind[Request, Result], request: Request, label: str
+    ) -> tuple[str, Result]:
+        """The key of one trial, and its result."""
+        (outcome,) = self._outcomes([kind.trial(request, self._sources, label)])
+        return outcome.trial.key, kind.result_of(outcome)
+
+    def _outcomes(self, trials: Sequence[Trial]) -> list[Outcome]:
+        self._report({"kind": "phase", "name": self.ledger.phase, "trials": len(trials)})
+        done = {outcome.trial.key: outcome for outcome in self._runner(trials)}
+        return [done[trial.key] for trial in trials]
+
+    def count(self, rank: int, run: RunLosses, result: TrainResult) -> None:
+        """Count a run of a trial."""
+        self.ledger.training(rank, run.tokens)
+        if not run.diverged:
+            self.ledger.evaluation(rank, result.measured_tokens)
+
+    def _train(
+        self, candidates: Sequence[Candidate], until: int, *, concurrent: int
+    ) -> dict[Candidate, Measured]:
+        missing = [each for each in candidates if until not in self.points.get(each, {})]
+        few = max(1, concurrent)
+        groups = [missing[start : start + few] for start in range(0, len(missing), few)]
+        trials = []
+        for group in groups:
+            runs = [_run_of(each, self._at.get(each)) for each in group]
+            request = self.train_request(runs, self.steps, until, rows=self._rows(until))
+            named = ", ".join(f"rank {each.rank}" for each in group)
+            trials.append(TRAIN.trial(request, self._sources, f"{named} to step {until}"))
         if trials:
-            self._report({"kind": "phase", "name": self.phase, "trials": len(trials)})
-            done = {o.trial.key: o for o in self._runner([trial for _, trial in trials])}
-            for group, trial in trials:
-                self._note(group, done[trial.key], until)
-        return {run: self.points[run][until] for run in runs}
+            for group, outcome in zip(groups, self._outcomes(trials), strict=True):
+                self._note(group, outcome, until)
+        return {each: self.points[each][until] for each in candidates}
 
-    def _note(self, group: Sequence[Run], outcome: Outcome, until: int) -> None:
-        for i, (run, told) in enumerate(zip(group, outcome.result["runs"], strict=True)):
-            self._count(run, told, outcome.result["judged_tokens"])
-            if told["diverged"]:
-                raise DivergedError(f"rank {run.rank}: {told['diverged']}")
-            self._at[run] = (Place(outcome.trial.key, f"run-{i}/adapter"), until)
-            self.curves.setdefault(run, []).extend(told["train_losses"])
-            self.points.setdefault(run, {})[until] = _measured(told, until)
-
-    def _from_adapters(
-        self,
-        ranks: Sequence[int],
-        rate: float,
-        seed: int,
-        starts: Sequence[Place],
-        steps: int,
-        label: str,
-    ) -> dict[int, tuple[Place, Measured]]:
-        runs = [Run(rank, rate, seed) for rank in ranks]
-        spec = self._spec(runs, steps, steps, [{"start": vars(place)} for place in starts])
-        spec |= {"rows": self._rows(self.steps)}
-        outcome = self._one(_TRAIN, spec, f"{label}: ranks {', '.join(map(str, ranks))}")
-        found = {}
-        for i, (run, told) in enumerate(zip(runs, outcome.result["runs"], strict=True)):
-            self._count(run, told, outcome.result["judged_tokens"])
-            if told["diverged"]:
-                raise DivergedError(f"{label}, rank {run.rank}: {told['diverged']}")
-            place = Place(outcome.trial.key, f"run-{i}/adapter")
-            found[run.rank] = (place, _measured(told, self.steps + steps))
-        return found
-
-    def _spec(
-        self, runs: Sequence[Run], steps: int, until: int, sources: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        # Whole runs are the same trial whatever an unfinished one is measured with.
-        rests = {"average": max(1, math.ceil(self._average * steps))} if until < steps else {}
-        return rests | {
-            "runs": [
-                {
-                    "rank": r.rank,
-                    "rate": r.rate,
-                    "seed": r.seed,
-                    "pattern": dict(r.pattern),
-                    **source,
-                }
-                for r, source in zip(runs, sources, strict=True)
-            ],
-            "steps": steps,
-            "until": until,
-            "keep": True,
-            "rows": self._rows(until),
-            "recompute": self._found["recompute"],
-        }
+    def _note(self, group: Sequence[Candidate], outcome: Outcome, until: int) -> None:
+        result = TRAIN.result_of(outcome)
+        for i, (candidate, run) in enumerate(zip(group, result.runs, strict=True)):
+            self.count(candidate.rank, run, result)
+            point = measured_of(run, until, f"rank {candidate.rank}")
+            self._at[candidate] = RunRef(outcome.trial.key, i)
+            self.curves.setdefault(candidate, []).extend(run.train_losses)
+            self.points.setdefault(candidate, {})[until] = point
 
     def _rows(self, until: int) -> int:
         """Held-out rows of a measurement: all at the end of a run, before it some."""
-        rows = int(self._found["eval_rows"])
+        rows = self.profile.profile.eval_rows
         return rows if until == self.steps else early_rows(rows)
 
-    def _index(self, run: Run) -> int:
-        return int(self._at[run][0].adapter.split("/")[0].removeprefix("run-"))
 
-    def _trial(self, worker: str, spec: Mapping[str, Any], label: str) -> Trial:
-        return Trial(worker, {**self._common, **spec}, self._where, label)
-
-    def _one(self, worker: str, spec: Mapping[str, Any], label: str) -> Outcome:
-        self._report({"kind": "phase", "name": self.phase, "trials": 1})
-        return one(self._runner, self._trial(worker, spec, label))
-
-    # --- costs
-
-    def _count(self, run: Run, told: Mapping[str, Any], judged: int) -> None:
-        parameters = self.parameters(run.rank)
-        self._count_training(parameters, told["tokens"])
-        if not told["diverged"]:
-            self._count_evaluation(parameters, judged)
-
-    def _count_training(self, parameters: int, tokens: float) -> None:
-        self._add(training_flops(self._found, parameters, tokens))
-
-    def _count_evaluation(self, parameters: int, tokens: float) -> None:
-        self._add(evaluation_flops(self._found, parameters, tokens))
-
-    def _add(self, flops: float) -> None:
-        self.ledger[self.phase] = self.ledger.get(self.phase, 0.0) + flops
+def _run_of(candidate: Candidate, resumes: RunRef | None = None) -> RankRun:
+    pattern = dict(candidate.pattern)
+    return RankRun(candidate.rank, candidate.rate, candidate.seed, pattern, resumes)
 
 
-def _measured(told: Mapping[str, Any], step: int) -> Measured:
-    if told["diverged"]:
-        raise DivergedError(str(told["diverged"]))
-    return Measured(np.array(told["rows"]), np.array(told["row_tokens"]), step)
+def measured_of(run: RunLosses, step: int, label: str = "a run") -> Measured:
+    """Held-out losses of a run.
+
+    Raises:
+        DivergedError: it has none.
+    """
+    if run.held_out is None:
+        raise DivergedError(f"{label}: {run.diverged}")
+    return Measured(np.array(run.held_out.nats), np.array(run.held_out.tokens), step)

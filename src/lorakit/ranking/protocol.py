@@ -1,9 +1,9 @@
 """A search for a rank, from top to bottom.
 
-    look      rows, base, steps, FLOPs, the prior                       one trial
+    profile   rows, base, steps, FLOPs, the prior                       one trial
     probe     learning rates in short runs, at a middle rank            one or two trials
     noise     short runs that differ in their seed alone                one trial
-    search    bracket, heal, nested or halving                          see search.py
+    search    the bracket, or what --method names                       see bracket.py
     metric    answers of the ranks around the choice, where asked for
     layers    ranks by layer at the same parameter count, where asked for
     verify    the choice and its neighbours anew, with another seed, where asked for
@@ -13,71 +13,80 @@ The held-out rows choose the rate and the rank, and all training rows are traine
 the loss of the choice on rows that chose nothing keeps some back.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lorakit.config import OutputSpec, RunConfig
-from lorakit.experiments import Report, Runner, Trial, one
-from lorakit.ranking import checks, probing, search
+from lorakit.config import RunConfig
+from lorakit.experiments import Report, Runner
+from lorakit.experiments.stamps import Sources, Stamp, stamp_of
+from lorakit.ranking import checks, probing, wording
 from lorakit.ranking.bracket import bracket
 from lorakit.ranking.choose import (
     Choice,
+    LossTolerance,
     Measured,
-    Tolerance,
+    RateEffect,
     choose,
     gap,
     generator,
-    rate_matters,
+    rate_effect,
 )
-from lorakit.ranking.lab import Place, TrialLab
-from lorakit.ranking.search import Found, Judge, Run
+from lorakit.ranking.lab import TrialLab
+from lorakit.ranking.search import Candidate, Judge, SearchResult
 from lorakit.ranking.spec import RankSpec
-from lorakit.run.machine import versions
+from lorakit.ranking.trials import PROFILE, AdapterRef, RankProfile, RankProfileRequest
 from lorakit.training import learning_rate_at
 
-_LOOK = "lorakit.ranking.look:look"
+# Options of a run that a search decides, trial by trial.
+_DECIDED = ("rank", "rank_pattern", "alpha_pattern", "learning_rate")
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
-    """All that a search came to."""
+class RankFindings:
+    """All that a search came to.
 
-    look: Mapping[str, Any]
+    Attributes:
+        profile: rows and base.
+        lab: all that was trained, and what it cost.
+        probed, tolerance: of the short runs.
+        found: of the search; `choice` is the answer that its losses give.
+        rank: recommended: that of `choice`, or of the metric where one decides.
+        adapter: trained at it, by layer where that won.
+        measured: held-out losses at the recommended rank.
+        rate_effect: whether the learning rate matters more than the rank.
+        scored, layered, verified, grid: checks, where asked for.
+    """
+
+    profile: RankProfile
     lab: TrialLab
-    probed: probing.Probed
-    tolerance: Tolerance
-    found: Found
+    probed: probing.RateChoice
+    tolerance: LossTolerance
+    found: SearchResult
     choice: Choice
     rank: int
-    place: Place
+    adapter: AdapterRef
     measured: Measured
-    rate_words: str
+    rate_effect: RateEffect | None
     scored: checks.Scored | None
     layered: checks.Layered | None
     verified: checks.Verified | None
     grid: checks.Grid | None
 
 
-def look_at(spec: RankSpec, config: RunConfig, runner: Runner) -> dict[str, Any]:
+def first_stamp(config: RunConfig) -> Stamp:
+    """What all trials of a search depend on, without the options that it decides."""
+    return stamp_of(config, Sources.of(config), without=_DECIDED)
+
+
+def profile_rank(spec: RankSpec, config: RunConfig, runner: Runner) -> RankProfile:
     """The first trial: what is there and what the ranks cost.
 
     Raises:
         InputError: something given cannot be used.
     """
-    stamps = [
-        _stamp(name) for name in (config.model.model, *config.data.data, *config.data.eval_data)
-    ]
-    together = max(2, spec.rates if config.train.learning_rate == "auto" else 2)
-    asked = {
-        "config": _options(config),
-        "ranks": list(spec.ranks),
-        "together": together,
-        "files": stamps,
-        "software": _software(versions()),
-    }
-    return one(runner, Trial(_LOOK, asked, _where(config), "look")).result
+    concurrent = max(2, spec.rates if config.train.learning_rate == "auto" else 2)
+    request = RankProfileRequest(first_stamp(config), spec.ranks, concurrent)
+    return PROFILE.run(runner, request, Sources.of(config), "profile")
 
 
 def search_rank(
@@ -85,156 +94,122 @@ def search_rank(
     config: RunConfig,
     runner: Runner,
     root: Path,
-    found: Mapping[str, Any],
+    profile: RankProfile,
     *,
     report: Report = lambda event: None,
-) -> Findings:
+) -> RankFindings:
     """Run what is missing of a search.
 
     Args:
         spec, config: the settings.
         runner: does the trials; what was kept is not done again.
         root: where the trials' folders lie.
-        found: of `look_at`.
+        profile: of `profile_rank`.
         report: told of the phases and decisions.
 
     Raises:
         DivergedError: every rate of the probe diverged, or a run at the chosen one.
     """
-    common = {
-        "config": _options(config),
-        "data_sha256": found["data_sha256"],
-        "base": found["base"],
-        "software": _software(found["versions"]),
-    }
-    lab = TrialLab(found, common, _where(config), runner, report, spec.average_share)
-    ranks, seed = spec.ranks, config.train.seed
-    lab.phase = "look"
-    lab.count_look()
-    lab.phase = "probe"
-    probed = probing.probe(lab, spec, config, found)
-    lab.phase = "noise"
+    base = profile.profile
+    stamp = first_stamp(config).of_contents(base.data_sha256, base.base_sha256)
+    lab = TrialLab(profile, stamp, Sources.of(config), runner, report, spec.average_share)
+    seed, ledger = config.train.seed, lab.ledger
+    ledger.phase = "profile"
+    lab.count_profile()
+    ledger.phase = "probe"
+    probed = probing.probe(lab, spec, config, base.rate_rule)
+    ledger.phase = "noise"
     tolerance = probing.tolerance(lab, spec, probed, seed)
-    report({"kind": "decided", "text": f"rate {probed.rate:g}; tolerance {tolerance.words}"})
+    report({"kind": "decided", "text": wording.decided(probed.rate, tolerance)})
 
-    judge = Judge(
+    judge = _judge(spec, config, tolerance, lab.steps)
+    ledger.phase = "search"
+    found, adapter = _search(lab, spec, judge, probed.rate, seed)
+    for decision in found.decisions:
+        report({"kind": "decided", "text": wording.sentence(decision)})
+    choice = choose(
+        found.gaps,
+        found.reference,
+        tolerance.nats(found.pair[1].loss),
+        spec.ranks,
+        undecided=spec.undecided,
+        tolerances=found.tolerances,
+    )
+    chosen, measured, scored = Candidate(found.rank, probed.rate, seed), found.measured, None
+    if spec.metric is not None:
+        ledger.phase = "metric"
+        scored = checks.by_metric(lab, spec, config, chosen)
+        if scored.rank != found.rank:
+            chosen = Candidate(scored.rank, probed.rate, seed)
+            adapter, measured = lab.adapter(chosen), lab.points[chosen][lab.steps]
+    layered, verified, grid = _checks(lab, spec, judge, chosen, probed, root)
+    return RankFindings(
+        profile=profile,
+        lab=lab,
+        probed=probed,
+        tolerance=tolerance,
+        found=found,
+        choice=choice,
+        rank=chosen.rank,
+        adapter=layered.adapter if layered and layered.wins else adapter,
+        measured=measured,
+        rate_effect=rate_effect(probed.first, probed.rate, found.gaps),
+        scored=scored,
+        layered=layered,
+        verified=verified,
+        grid=grid,
+    )
+
+
+def _judge(spec: RankSpec, config: RunConfig, tolerance: LossTolerance, steps: int) -> Judge:
+    return Judge(
         lambda rank, reference: gap(rank, reference, generator=generator(), level=spec.level),
         tolerance.nats,
         spec.undecided,
         # Where a run happens to be depends on its seed the more the higher the rate is; once that
         # has decayed, runs have settled.
-        lambda step: (
-            tolerance.noise * learning_rate_at(min(step, lab.steps), lab.steps, 1.0, config.train)
-        ),
+        lambda step: tolerance.noise * learning_rate_at(min(step, steps), steps, 1.0, config.train),
     )
-    lab.phase = "search"
-    made = _search(lab, spec, judge, probed.rate, seed)
-    for text in made.steps_taken:
-        report({"kind": "decided", "text": text})
-    little = tolerance.nats(made.pair[1].loss)
-    choice = choose(
-        made.gaps,
-        made.reference,
-        little,
-        ranks,
-        undecided=spec.undecided,
-        tolerances=made.tolerances,
+
+
+def _search(
+    lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int
+) -> tuple[SearchResult, AdapterRef]:
+    """The answer by losses, and its adapter."""
+    if spec.method != "bracket":
+        from lorakit.ranking.alternatives.lab import search
+
+        return search(lab, spec, judge, rate, seed)
+    found = bracket(
+        lab,
+        spec.ranks,
+        rate,
+        seed,
+        judge,
+        rungs=spec.rungs,
+        decide_at=spec.decide_at,
+        budget=spec.budget,
     )
-    rank, run = made.rank, Run(made.rank, probed.rate, seed)
+    return found, lab.adapter(Candidate(found.rank, rate, seed))
 
-    scored = None
-    if spec.metric is not None:
-        lab.phase = "metric"
-        scored = checks.by_metric(lab, spec, config, run)
-        rank = scored.rank
-        run = Run(rank, probed.rate, seed)
-    if rank == made.rank:
-        place = lab.made(made.how, run)
-        measured = [e.measured for e in made.evidence if e.rank == rank and e.how == made.how][-1]
-    else:
-        place, measured = lab.place(run), lab.points[run][lab.steps]
 
-    layered = None
+def _checks(
+    lab: TrialLab,
+    spec: RankSpec,
+    judge: Judge,
+    chosen: Candidate,
+    probed: probing.RateChoice,
+    root: Path,
+) -> tuple[checks.Layered | None, checks.Verified | None, checks.Grid | None]:
+    """The checks that are asked for."""
+    layered, verified, grid = None, None, None
     if spec.per_layer:
-        lab.phase = "layers"
-        layered = checks.by_layer(lab, spec, judge, run, root)
-    verified = None
+        lab.ledger.phase = "layers"
+        layered = checks.by_layer(lab, spec, judge, chosen, root)
     if spec.verify:
-        lab.phase = "verify"
-        verified = checks.verify(lab, spec, judge, run)
-    whole = None
+        lab.ledger.phase = "verify"
+        verified = checks.verify(lab, spec, judge, chosen)
     if spec.exhaustive:
-        lab.phase = "grid"
-        whole = checks.grid(lab, spec, probed, seed, rank)
-    return Findings(
-        look=found,
-        lab=lab,
-        probed=probed,
-        tolerance=tolerance,
-        found=made,
-        choice=choice,
-        rank=rank,
-        place=layered.place if layered and layered.wins else place,
-        measured=measured,
-        rate_words=rate_matters(probed.first, probed.rate, made.gaps),
-        scored=scored,
-        layered=layered,
-        verified=verified,
-        grid=whole,
-    )
-
-
-def _search(lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int) -> Found:
-    ranks = spec.ranks
-    match spec.method:
-        case "bracket":
-            return bracket(
-                lab,
-                ranks,
-                rate,
-                seed,
-                judge,
-                rungs=spec.rungs,
-                decide_at=spec.decide_at,
-                budget=spec.budget,
-            )
-        case "heal":
-            return search.heal(lab, ranks, rate, seed, judge, heal_share=spec.heal_share)
-        case "nested":
-            return search.nested(lab, ranks, rate, seed, judge, heal_share=spec.heal_share)
-        case "halving":
-            return search.halving(lab, ranks, rate, seed, judge)
-
-
-def _where(config: RunConfig) -> dict[str, Any]:
-    data = config.data
-    return {
-        "model": config.model.model,
-        "data": list(data.data),
-        "eval_data": list(data.eval_data),
-    }
-
-
-def _options(config: RunConfig) -> dict[str, Any]:
-    """Options that every trial shares: not the places, nor what the search or its output decides."""
-    flat = config.to_flat()
-    for name in (*_where(config), "from", "keep", "eval_every", "patience", "checkpoint_every"):
-        flat.pop(name, None)
-    for name in ("rank", "rank_pattern", "alpha_pattern", "learning_rate", "ranks", "tasks"):
-        flat.pop(name)
-    for each in fields(OutputSpec):
-        flat.pop(each.name)
-    return flat
-
-
-def _software(found: Mapping[str, str]) -> dict[str, str]:
-    """What a trial of another version is not the same as."""
-    return {name: found[name] for name in ("lorakit", "torch", "transformers")}
-
-
-def _stamp(name: str) -> list[Any]:
-    """Name, sizes and times of the files that a source names; the name alone where it is no path."""
-    path = Path(name)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-    held = [(str(f), f.stat()) for f in files if f.is_file()]
-    return [name, *([file, stat.st_size, stat.st_mtime_ns] for file, stat in held)]
+        lab.ledger.phase = "grid"
+        grid = checks.grid(lab, spec, probed, chosen.seed, chosen.rank)
+    return layered, verified, grid

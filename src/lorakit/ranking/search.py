@@ -1,11 +1,7 @@
-"""Ways to search for a rank, behind one interface. Pure: what is trained and measured, a Lab does.
+"""What a search for a rank may ask for, by which rule ranks are compared, and what it comes to.
 
-bracket   the lowest and the highest rank side by side, then between them: see bracket.py.
-heal      the highest rank, cut by SVD, each candidate trained on for a while, judged then.
-nested    one run in which the rows of every step are dealt out among the prefixes of the
-          highest rank (after DyLoRA, arXiv 2210.07558, and Matryoshka learning, arXiv
-          2205.13147), judged at every prefix; the chosen one goes on alone.
-halving   plain successive halving over the ranks (arXiv 1502.07943), for comparison.
+Pure: what is trained and measured, a Lab does. The search that is the default is in bracket.py; the
+others, which docs/rank.md finds worse, are in the package `alternatives`.
 """
 
 import math
@@ -14,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lorakit.evaluation.crossed import CrossedInterval
-from lorakit.ranking.choose import Measured, Undecided, state_of, suffices, widened
+from lorakit.ranking.choose import Measured, State, Undecided, state_of, suffices, widened
 
 How = Literal["trained", "cut", "healed", "nested"]
 
 
 @dataclass(frozen=True, order=True)
-class Run:
-    """A run from the start: its rank, learning rate and seed; ranks by module where they differ."""
+class Candidate:
+    """A run from its initialisation: rank, learning rate and seed; ranks by module where they differ."""
 
     rank: int
     rate: float
@@ -44,20 +40,8 @@ class Lab(Protocol):
     def measuring(self) -> float:
         """What it costs to measure a run on all held-out rows, in the same unit."""
 
-    def train(self, runs: Sequence[Run], until: int) -> Mapping[Run, Measured]:
-        """Take runs to this step of their schedule, from wherever they are, and measure them."""
-
-    def cut(self, run: Run, ranks: Sequence[int]) -> Mapping[int, Measured]:
-        """Cut a finished run's adapter to these ranks."""
-
-    def heal(self, run: Run, ranks: Sequence[int], steps: int) -> Mapping[int, Measured]:
-        """Train the cuts of `cut` for so many steps."""
-
-    def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, Measured]:
-        """One run whose prefixes are all trained; measured at each."""
-
-    def go_on(self, rank: int, rate: float, seed: int, steps: int) -> Measured:
-        """Train a prefix of `nest` alone for so many steps."""
+    def train(self, candidates: Sequence[Candidate], until: int) -> Mapping[Candidate, Measured]:
+        """Take candidates to this step of their schedule, from wherever they are, and measure them."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +66,15 @@ class Judge:
         off = math.sqrt(2) * self.unsettled(rank.step) * reference.loss
         return widened(self.rows(rank, reference), off)
 
-    def state(self, rank: Measured, reference: Measured) -> tuple[CrossedInterval, str]:
+    def state(self, rank: Measured, reference: Measured) -> tuple[CrossedInterval, State]:
         """d, and where it stands to τ."""
         d = self.gap(rank, reference)
         return d, state_of(d, self.tolerance(reference.loss))
 
     def suffices(self, rank: Measured, reference: Measured) -> bool:
         """Whether the rank counts as good as the reference."""
-        little = self.tolerance(reference.loss)
-        return suffices(self.gap(rank, reference), little, self.undecided)
+        tolerance = self.tolerance(reference.loss)
+        return suffices(self.gap(rank, reference), tolerance, self.undecided)
 
 
 @dataclass(frozen=True)
@@ -103,8 +87,60 @@ class Evidence:
     measured: Measured
 
 
+@dataclass(frozen=True)
+class RankCompared:
+    """A rank was compared with the reference, both made in the same way, after a share of a run."""
+
+    rank: int
+    reference: int
+    how: How
+    share: float
+    difference: CrossedInterval
+    state: State
+
+
+@dataclass(frozen=True)
+class RankRuledOut:
+    """A rank is not trained: a power law through two others puts it above the tolerance."""
+
+    rank: int
+    lower: int
+    higher: int
+    expected: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class BudgetReached:
+    """A rank is not compared later than after a share of the run, or not at all where that is 0."""
+
+    rank: int
+    share: float
+    cost: float
+    budget: float
+
+
+@dataclass(frozen=True)
+class AnswerFinished:
+    """The answer has its whole run; ranks that stopped before it, with the share of each.
+
+    Attributes:
+        rank: the answer.
+        resumed: whether it had stopped too, and went on.
+        stopped: of the others.
+    """
+
+    rank: int
+    resumed: bool
+    stopped: tuple[tuple[int, float], ...]
+
+
+Decision = object
+"""One of the above, or of a method in `alternatives`; `wording.sentence` says each in words."""
+
+
 @dataclass
-class Found:
+class SearchResult:
     """What a search came to.
 
     Attributes:
@@ -114,7 +150,7 @@ class Found:
         gaps: d of the ranks that were compared.
         pair: the answer and the reference, measured after the same steps: what d of it rests on.
         evidence: all that was measured.
-        steps_taken: the decisions, in words.
+        decisions: what was decided, in order.
         tolerances: τ of ranks that were compared elsewhere in the run than the answer was.
     """
 
@@ -124,108 +160,13 @@ class Found:
     gaps: dict[int, CrossedInterval]
     pair: tuple[Measured, Measured]
     evidence: list[Evidence] = field(default_factory=list)
-    steps_taken: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     tolerances: dict[int, float] = field(default_factory=dict)
 
-
-def heal(
-    lab: Lab,
-    ranks: Sequence[int],
-    rate: float,
-    seed: int,
-    judge: Judge,
-    *,
-    heal_share: float,
-) -> Found:
-    """One run at the highest rank, cut; bisection over the cuts, each healed and judged then.
-
-    The highest is trained on for as long as its cuts are, so that steps do not pass for rank.
-    """
-    highest, run = ranks[-1], Run(ranks[-1], rate, seed)
-    steps = max(1, math.ceil(heal_share * lab.steps))
-    whole = lab.train([run], lab.steps)[run]
-    evidence = [Evidence(highest, "trained", 1.0, whole)]
-    cuts = lab.cut(run, ranks)
-    evidence += [Evidence(rank, "cut", 1.0, point) for rank, point in cuts.items()]
-    healed: dict[int, Measured] = {}
-    gaps: dict[int, CrossedInterval] = {}
-    said: list[str] = []
-
-    def mend(wanted: Sequence[int]) -> None:
-        new = [rank for rank in wanted if rank not in healed]
-        for rank, point in lab.heal(run, new, steps).items() if new else ():
-            healed[rank] = point
-            evidence.append(Evidence(rank, "healed", 1 + heal_share, point))
-
-    def enough(rank: int) -> bool:
-        gaps[rank], state = judge.state(healed[rank], healed[highest])
-        said.append(
-            f"cut to rank {rank} and healed it is {gaps[rank].mean:+.4f} nats per token from rank "
-            f"{highest} trained on as long: {state}"
-        )
-        return judge.suffices(healed[rank], healed[highest])
-
-    mend([ranks[0], highest])
-    low, high = 0, len(ranks) - 1
-    if enough(ranks[0]):
-        high = 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        mend([ranks[middle]])
-        low, high = (low, middle) if enough(ranks[middle]) else (middle, high)
-    answer = ranks[high]
-    return Found(answer, highest, "healed", gaps, (healed[answer], healed[highest]), evidence, said)
-
-
-def nested(
-    lab: Lab,
-    ranks: Sequence[int],
-    rate: float,
-    seed: int,
-    judge: Judge,
-    *,
-    heal_share: float,
-) -> Found:
-    """One run for all prefixes; the smallest within τ of the best goes on alone."""
-    steps = max(1, math.ceil(heal_share * lab.steps))
-    points = lab.nest(ranks, rate, seed)
-    best = min(points, key=lambda rank: (points[rank].loss, rank))
-    evidence = [Evidence(rank, "nested", 1.0, point) for rank, point in points.items()]
-    gaps: dict[int, CrossedInterval] = {}
-    said, answer = [], best
-    for rank in sorted(points, reverse=True):
-        if rank == best:
-            continue
-        gaps[rank], state = judge.state(points[rank], points[best])
-        said.append(f"prefix {rank}: {gaps[rank].mean:+.4f} from the best, {best}: {state}")
-        if judge.suffices(points[rank], points[best]) and rank < answer:
-            answer = rank
-    alone = lab.go_on(answer, rate, seed, steps)
-    evidence.append(Evidence(answer, "healed", 1 + heal_share, alone))
-    said.append(f"prefix {answer} goes on alone for {steps} steps")
-    return Found(answer, best, "healed", gaps, (points[answer], points[best]), evidence, said)
-
-
-def halving(
-    lab: Lab, ranks: Sequence[int], rate: float, seed: int, judge: Judge, *, first: float = 0.125
-) -> Found:
-    """All ranks for a short while, the better half on to twice the steps, to the end."""
-    left, share = list(ranks), first
-    evidence: list[Evidence] = []
-    said: list[str] = []
-    while True:
-        runs = [Run(rank, rate, seed) for rank in left]
-        points = {run.rank: p for run, p in lab.train(runs, step_at(lab, share)).items()}
-        evidence += [Evidence(rank, "trained", share, point) for rank, point in points.items()]
-        order = sorted(points, key=lambda rank: (points[rank].loss, rank))
-        said.append(f"after {share:.0%} of the run, best first: {', '.join(map(str, order))}")
-        if share >= 1:
-            break
-        share = min(1.0, 2 * share)
-        left = sorted(order[: max(1 if share >= 1 else 2, len(order) // 2)])
-    best = order[0]
-    gaps = {r: judge.gap(points[r], points[best]) for r in order[1:]}
-    return Found(best, best, "trained", gaps, (points[best], points[best]), evidence, said)
+    @property
+    def measured(self) -> Measured:
+        """The adapter of the answer, as it was measured last."""
+        return [e.measured for e in self.evidence if (e.rank, e.how) == (self.rank, self.how)][-1]
 
 
 def step_at(lab: Lab, share: float) -> int:

@@ -22,116 +22,142 @@ class RankSpec:
     """
 
     max_rank: int = field(
-        default=32, metadata={"help": "Highest rank; 1, 2, 4, … up to it are the candidates."}
+        default=32,
+        metadata={"help": "The highest candidate rank. The candidates are 1, 2, 4, … up to it."},
     )
     tolerance: str = field(
         default="auto",
         metadata={
-            "help": "How far above the best held-out loss a smaller rank may lie: a share of it "
-            "such as 0.5%, or 'auto', the seed noise, estimated."
+            "help": "The margin within which a smaller rank counts as equivalent to the best one: a "
+            "share of the held-out loss such as 0.5%, or auto: the difference that another seed "
+            "makes, which is estimated first."
         },
     )
     method: MethodName = field(
         default="bracket",
         metadata={
-            "help": "How ranks are searched: bracket (lowest and highest side by side, then "
-            "between them), heal (the highest, cut and healed), nested (all prefixes in one run), "
-            "halving (plain successive halving)."
+            "help": "How ranks are searched: bracket (train the lowest and the highest concurrently, "
+            "then bisect between them), heal (train the highest, truncate it to each rank and train "
+            "a little more), nested (train all ranks as prefixes of the highest in one run), halving "
+            "(plain successive halving)."
         },
     )
     metric: str | None = field(
         default=None,
-        metadata={"help": "Choose by a score of generated answers, such as field_accuracy."},
+        metadata={
+            "help": "Choose the rank by a score of generated answers, such as field_accuracy, "
+            "instead of the held-out loss."
+        },
     )
     rates: int = field(
         default=4,
         metadata={
-            "help": "Learning rates tried first, around the rule of `lorakit train`; 1 takes the "
-            "rule's, and --learning-rate a given one."
+            "help": "Number of learning rates that short runs try first, around the rate that "
+            "`lorakit train` would take. 1 takes that rate, and --learning-rate a given one, without "
+            "trying others."
         },
     )
     rate_factor: float = field(
-        default=round(math.sqrt(10), 4), metadata={"help": "From one rate of the grid to the next."}
+        default=round(math.sqrt(10), 4),
+        metadata={"help": "Each learning rate that is tried is this many times the one below it."},
     )
     probe_share: float = field(
         default=0.05,
         metadata={
-            "help": "Steps of a short run, for the rate and for the seed noise, as a share of a "
-            "whole run's."
+            "help": "Length of a short run, for the learning rate and for the seed noise, as a "
+            "share of a whole run."
         },
     )
     noise_seeds: int = field(
         default=3,
         metadata={
-            "help": "Seeds of the short runs that the seed noise is estimated from, and that two "
-            "rates are compared with which one run each does not tell apart."
+            "help": "Number of seeds of the short runs that the seed noise is estimated from. The "
+            "same number of seeds decides between two learning rates that one run each cannot "
+            "separate."
         },
     )
     rungs: tuple[float, ...] = field(
         default=(0.4, 0.7),
         metadata={
-            "help": "Shares of a run after which ranks are compared; what the last leaves open is "
-            "compared at the end if --budget reaches so far, and settled as --undecided says if not."
+            "help": "Shares of a run after which ranks are compared. A comparison that is still "
+            "undecided after the last one is repeated at the end of the runs where --budget allows "
+            "it, and is otherwise settled by --undecided."
         },
     )
     budget: float = field(
         default=2.5,
         metadata={
-            "help": "What bracket may spend, in runs at the highest rank, the probe and measuring "
-            "included. The lowest and the highest are compared up to the last of --rungs in any case; "
-            "where one more rank would take more, the smallest known to suffice is taken."
+            "help": "What bracket may cost, in runs at the highest rank; short runs and measuring "
+            "are included. The lowest and the highest rank are always compared up to the last of "
+            "--rungs. Where one more rank would exceed the budget, the smallest rank that is known "
+            "to be equivalent is taken."
         },
     )
     average_share: float = field(
         default=0.15,
         metadata={
-            "help": "Before its end a run is measured with the mean of its A and B over so much of "
-            "it: at a high rate the last step's wander about, which hides what ranks differ by."
+            "help": "Before its end, a run is measured with the mean of A and of B over the latest "
+            "steps, as many as this share of the run. At a high learning rate the parameters vary "
+            "from step to step, which would hide the difference between ranks."
         },
     )
     decide_at: float = field(
         default=0.4,
         metadata={
-            "help": "Share of a run from which on a rank that is within the tolerance stops the "
-            "search; 1 is safest and dearest."
+            "help": "The share of a run from which on an equivalent rank ends the search. 1 is the "
+            "safest and costs most."
         },
     )
     heal_share: float = field(
         default=0.2,
-        metadata={"help": "Steps after a cut, or for a chosen prefix alone, as a share of a run."},
+        metadata={
+            "help": "With heal and nested: how long the truncated adapter is trained further, as a "
+            "share of a run."
+        },
     )
     level: float = field(
-        default=0.95, metadata={"help": "Certainty of the upper bounds that the choice rests on."}
+        default=0.95,
+        metadata={"help": "Confidence level of the one-sided bounds that the choice rests on."},
     )
     undecided: Undecided = field(
         default="estimate",
         metadata={
-            "help": "Where held-out rows leave open whether a rank is within the tolerance: "
-            "'estimate' takes it if it is likelier within than not and says how sure that is, "
-            "'larger' takes the next rank."
+            "help": "What happens where the held-out rows cannot decide whether a rank is "
+            "equivalent: estimate (take it if that is more likely than not; the answer says how "
+            "likely) or larger (take the next larger rank)."
         },
     )
     per_layer: bool = field(
         default=False,
         metadata={
-            "help": "Also train ranks that differ by layer, with as many parameters as the "
-            "recommended rank; recommended only where that wins."
+            "help": "Also train an adapter whose rank differs from layer to layer, with as many "
+            "parameters as the recommended rank. It is recommended only where it is better."
         },
     )
     verify: bool = field(
         default=False,
         metadata={
-            "help": "Then train the recommended rank and its neighbours anew, with another seed."
+            "help": "Afterwards train the recommended rank and its two neighbours again, with "
+            "another seed."
         },
     )
     exhaustive: bool = field(
         default=False,
-        metadata={"help": "Then train the whole grid, ranks x rates x seeds, for the regret."},
+        metadata={
+            "help": "Afterwards train the whole grid (ranks x learning rates x seeds) and report the "
+            "regret: how much worse the recommendation is than the best point of the grid."
+        },
     )
-    grid_rates: int = field(default=2, metadata={"help": "Rates of the grid, best of the probe."})
-    grid_seeds: int = field(default=2, metadata={"help": "Seeds of the grid."})
+    grid_rates: int = field(
+        default=2,
+        metadata={"help": "With exhaustive: number of learning rates, the best of the short runs."},
+    )
+    grid_seeds: int = field(default=2, metadata={"help": "With exhaustive: number of seeds."})
     workers: int = field(
-        default=1, metadata={"help": "Trials of the grid at once; they share the cores."}
+        default=1,
+        metadata={
+            "help": "With exhaustive: number of trials that run concurrently; they share the cores."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.evaluation.crossed import crossed_mean
+from lorakit.experiments.records import to_json
+from lorakit.ranking import wording
 from lorakit.ranking.choose import Measured, generator
-from lorakit.ranking.protocol import Findings
+from lorakit.ranking.lab import TrialLab
+from lorakit.ranking.pairs import spectra_of
+from lorakit.ranking.protocol import RankFindings
+from lorakit.ranking.search import Candidate, Evidence
 from lorakit.ranking.spec import RankSpec
-from lorakit.ranking.workers import spectra_of
-from lorakit.report.numbers import number, percent
+from lorakit.ranking.trials import AdapterRef, RankProfile
+
+# Held-out rows below which a note asks for more.
+_FEW_ROWS = 100
+_SEARCH_PHASES = ("profile", "probe", "noise", "search", "metric")
 
 
-def summarise(findings: Findings, spec: RankSpec, command: str, root: Path) -> dict[str, Any]:
+def summarise(findings: RankFindings, spec: RankSpec, command: str, root: Path) -> dict[str, Any]:
     """All figures of a search; docs/rank.md says what they mean.
 
     Args:
@@ -22,134 +30,130 @@ def summarise(findings: Findings, spec: RankSpec, command: str, root: Path) -> d
         command: how to repeat it.
         root: of the trials.
     """
-    look, lab, made = findings.look, findings.lab, findings.found
-    rank = findings.rank
-    spent = sum(lab.ledger.values())
-    search = sum(
-        lab.ledger.get(name, 0.0) for name in ("look", "probe", "noise", "search", "metric")
-    )
-    source = _source(findings)
+    found, lab, made = findings.profile, findings.lab, findings.found
+    profile, rank = found.profile, findings.rank
+    spectrum_rank, spectrum_of = _spectrum_source(findings)
     return {
         "command": command,
-        "model": look["identity"]["name"],
+        "model": profile.identity["name"],
         "recommended_rank": rank,
         "adapter": "adapter",
         "kind": findings.choice.kind,
         "words": _words(findings),
         "confidence": findings.choice.confidence,
         "loss": findings.measured.loss,
-        "base_loss": look["base_loss"],
-        "base_rows": look["base_rows"],
+        "base_loss": found.base_loss,
+        "base_rows": found.base_rows,
         "learning_rate": findings.probed.rate,
-        "trainable_parameters": lab.parameters(rank),
-        "parameters_of_max_rank": lab.parameters(spec.ranks[-1]),
-        "tolerance": {
-            "share": findings.tolerance.share,
-            "nats": findings.tolerance.nats(made.pair[1].loss),
-            "noise": findings.tolerance.noise,
-            "runs": findings.tolerance.runs,
-            "words": findings.tolerance.words,
-        },
+        "trainable_parameters": found.parameters(rank),
+        "parameters_of_max_rank": found.parameters(spec.ranks[-1]),
+        "tolerance": _tolerance(findings),
         "method": spec.method,
         "level": spec.level,
         "ranks": list(spec.ranks),
-        "steps": look["steps"],
+        "steps": found.steps,
         "reference": made.reference,
-        "gaps": {
-            str(r): d.to_dict() | {"state": findings.choice.states[r]}
-            for r, d in sorted(made.gaps.items())
-        },
-        "evidence": [
-            {
-                "rank": e.rank,
-                "how": e.how,
-                "share": e.share,
-                "parameters": lab.parameters(e.rank),
-                "rows": len(e.measured.tokens_N),
-                **_ends(e.measured, spec.level),
-            }
-            for e in made.evidence
-        ],
-        "decisions": list(made.steps_taken),
-        "curves": [
-            {
-                "rank": run.rank,
-                "rate": run.rate,
-                "seed": run.seed,
-                "by_layer": bool(run.pattern),
-                "train": losses,
-                "held_out": [
-                    {"step": step, "loss": point.loss, "rows": len(point.tokens_N)}
-                    for step, point in sorted(lab.points[run].items())
-                ],
-            }
-            for run, losses in lab.curves.items()
-        ],
+        "gaps": _gaps(findings),
+        "evidence": [_evidence(each, found, spec) for each in made.evidence],
+        "decisions": [wording.sentence(each) for each in made.decisions],
+        "curves": [_curve(lab, candidate) for candidate in lab.curves],
         "spectra": {
-            "rank": source[0],
-            "values": spectra_of(root / source[1].trial / source[1].adapter),
+            "rank": spectrum_rank,
+            "values": spectra_of(root / spectrum_of.trial / spectrum_of.adapter),
         },
-        "probe": [
-            {"round": n, "steps": steps, "rate": rate, "loss": loss}
-            for n, steps, rate, loss in findings.probed.tried
-        ],
+        "probe": to_json(findings.probed.points),
         "probe_rank": findings.probed.rank,
         "rate_at_edge": findings.probed.at_edge,
-        "prior": dict(look["prior"]),
-        "cost": {
-            "runs": search / lab.whole,
-            "with_checks": spent / lab.whole,
-            "flops": dict(lab.ledger),
-            "flops_of_one_run": lab.whole,
-        },
+        "prior": to_json(found.prior),
+        "cost": _cost(findings),
         "metric": _metric(findings),
         "layers": _layers(findings),
         "verified": _verified(findings),
         "grid": _grid(findings),
-        "rows": look["rows"],
-        "eval_rows": look["eval_rows"],
-        "template": look["template"],
-        "data_sha256": look["data_sha256"],
-        "base_sha256": look["base"],
-        "versions": look["versions"],
-        "data_notes": list(look["notes"]),
+        "rows": profile.rows,
+        "eval_rows": profile.eval_rows,
+        "template": dict(profile.template),
+        "data_sha256": profile.data_sha256,
+        "base_sha256": profile.base_sha256,
+        "versions": dict(profile.versions),
+        "data_notes": list(profile.notes),
         "notes": _notes(findings),
-        "measured": {"machine": look["measured"]["machine"]},
+        "measured": {"machine": dict(profile.machine)},
     }
 
 
-def _words(findings: Findings) -> str:
+def _tolerance(findings: RankFindings) -> dict[str, Any]:
+    tolerance = findings.tolerance
+    return {
+        "share": tolerance.share,
+        "nats": tolerance.nats(findings.found.pair[1].loss),
+        "noise": tolerance.noise,
+        "runs": tolerance.runs,
+        "words": wording.tolerance(tolerance),
+    }
+
+
+def _gaps(findings: RankFindings) -> dict[str, Any]:
+    return {
+        str(rank): d.to_dict() | {"state": findings.choice.states[rank]}
+        for rank, d in sorted(findings.found.gaps.items())
+    }
+
+
+def _evidence(each: Evidence, found: RankProfile, spec: RankSpec) -> dict[str, Any]:
+    return {
+        "rank": each.rank,
+        "how": each.how,
+        "share": each.share,
+        "parameters": found.parameters(each.rank),
+        "rows": len(each.measured.tokens_N),
+        **_ends(each.measured, spec.level),
+    }
+
+
+def _curve(lab: TrialLab, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "rank": candidate.rank,
+        "rate": candidate.rate,
+        "seed": candidate.seed,
+        "by_layer": bool(candidate.pattern),
+        "train": lab.curves[candidate],
+        "held_out": [
+            {"step": step, "loss": point.loss, "rows": len(point.tokens_N)}
+            for step, point in sorted(lab.points[candidate].items())
+        ],
+    }
+
+
+def _cost(findings: RankFindings) -> dict[str, Any]:
+    """In runs at the highest rank, the checks left out and included."""
+    ledger, whole = findings.lab.ledger, findings.profile.run_flops
+    search = sum(ledger.flops.get(phase, 0.0) for phase in _SEARCH_PHASES)
+    return {
+        "runs": search / whole,
+        "with_checks": ledger.spent,
+        # result.json has always called the profile "look".
+        "flops": {
+            "look" if phase == "profile" else phase: flops for phase, flops in ledger.flops.items()
+        },
+        "flops_of_one_run": whole,
+    }
+
+
+def _words(findings: RankFindings) -> str:
     """The answer in a few sentences."""
-    said = [findings.choice.words]
-    if findings.rate_words:
-        said.append(findings.rate_words)
-    scored = findings.scored
-    if scored is not None:
-        by_loss = findings.found.rank
-        values = ", ".join(f"{r}: {number(v, 3)}" for r, v in sorted(scored.scores.items()))
-        if scored.rank != by_loss:
-            said.append(
-                f"{scored.metric} and the loss disagree: by the score it is rank {scored.rank}, by "
-                f"the loss {by_loss} ({values}). The score decides, as asked."
-            )
-        else:
-            said.append(f"{scored.metric} agrees ({values}).")
+    sentences = [wording.choice(findings.choice)]
+    if findings.rate_effect is not None:
+        sentences.append(wording.rate_matters(findings.rate_effect))
+    if findings.scored is not None:
+        sentences.append(wording.scored(findings.scored, findings.found.rank))
     if findings.layered is not None:
-        d = findings.layered.difference
-        won = "They win" if findings.layered.wins else "They do not win, and are left off"
-        said.append(
-            f"Ranks by layer with as many parameters: {number(d.mean, 2)} nats per token "
-            f"({number(d.low, 2)} to {number(d.high, 2)}). {won}."
-        )
+        sentences.append(wording.layered(findings.layered))
     if findings.verified is not None:
-        held = "held" if findings.verified.held else "did not hold"
-        said.append(f"Trained anew with another seed beside its neighbours, the choice {held}.")
+        sentences.append(wording.verified(findings.verified))
     if findings.grid is not None:
-        said.append(
-            f"Against the whole grid the regret is {number(findings.grid.regret, 2)} nats per token "
-            f"(seed noise {number(findings.grid.noise, 2)})."
-        )
-    return " ".join(said)
+        sentences.append(wording.grid(findings.grid))
+    return " ".join(sentences)
 
 
 def _ends(point: Measured, level: float) -> dict[str, float]:
@@ -161,16 +165,17 @@ def _ends(point: Measured, level: float) -> dict[str, float]:
     return {"loss": point.loss, "low": d.low, "high": d.high}
 
 
-def _source(findings: Findings) -> tuple[int, Any]:
+def _spectrum_source(findings: RankFindings) -> tuple[int, AdapterRef]:
     """The adapter whose singular values the page shows: of the highest rank that was trained."""
-    runs = [run for run in findings.lab.points if not run.pattern]
-    if not runs:
-        return findings.rank, findings.place
-    highest = max(runs, key=lambda run: (run.rank, max(findings.lab.points[run]), -run.seed))
-    return highest.rank, findings.lab.place(highest)
+    points = findings.lab.points
+    trained = [candidate for candidate in points if not candidate.pattern]
+    if not trained:
+        return findings.rank, findings.adapter
+    highest = max(trained, key=lambda each: (each.rank, max(points[each]), -each.seed))
+    return highest.rank, findings.lab.adapter(highest)
 
 
-def _metric(findings: Findings) -> dict[str, Any] | None:
+def _metric(findings: RankFindings) -> dict[str, Any] | None:
     scored = findings.scored
     if scored is None:
         return None
@@ -183,7 +188,7 @@ def _metric(findings: Findings) -> dict[str, Any] | None:
     }
 
 
-def _layers(findings: Findings) -> dict[str, Any] | None:
+def _layers(findings: RankFindings) -> dict[str, Any] | None:
     layered = findings.layered
     if layered is None:
         return None
@@ -196,32 +201,32 @@ def _layers(findings: Findings) -> dict[str, Any] | None:
     }
 
 
-def _verified(findings: Findings) -> dict[str, Any] | None:
-    made = findings.verified
-    if made is None:
+def _verified(findings: RankFindings) -> dict[str, Any] | None:
+    verified = findings.verified
+    if verified is None:
         return None
     return {
-        "seed": made.seed,
-        "losses": {str(rank): loss for rank, loss in made.losses.items()},
-        "gaps": {str(rank): d.to_dict() for rank, d in made.gaps.items()},
-        "best": made.best,
-        "held": made.held,
+        "seed": verified.seed,
+        "losses": {str(rank): loss for rank, loss in verified.losses.items()},
+        "gaps": {str(rank): d.to_dict() for rank, d in verified.gaps.items()},
+        "best": verified.best,
+        "held": verified.held,
     }
 
 
-def _grid(findings: Findings) -> dict[str, Any] | None:
-    made = findings.grid
-    if made is None:
+def _grid(findings: RankFindings) -> dict[str, Any] | None:
+    grid = findings.grid
+    if grid is None:
         return None
     return {
         "losses": [
             {"rank": rank, "rate": rate, "losses": list(losses)}
-            for (rank, rate), losses in made.losses.items()
+            for (rank, rate), losses in grid.losses.items()
         ],
-        "best": {"rank": made.best_rank, "rate": made.best_rate},
-        "seed_noise": made.noise,
-        "regret": made.regret,
-        "regret_share": made.regret / _mean_best(made.losses),
+        "best": {"rank": grid.best_rank, "rate": grid.best_rate},
+        "seed_noise": grid.noise,
+        "regret": grid.regret,
+        "regret_share": grid.regret / _mean_best(grid.losses),
     }
 
 
@@ -229,24 +234,15 @@ def _mean_best(losses: Mapping[tuple[int, float], tuple[float, ...]]) -> float:
     return min(math.fsum(each) / len(each) for each in losses.values())
 
 
-def _notes(findings: Findings) -> list[str]:
-    notes = [findings.look["note"]] if findings.look["note"] else []
+def _notes(findings: RankFindings) -> list[str]:
+    found, notes = findings.profile, []
+    if found.estimate.note:
+        notes.append(found.estimate.note)
     if findings.probed.at_edge:
-        notes.append(
-            f"the chosen rate {findings.probed.rate:g} is the end of the grid; more --rates might "
-            "find a better one"
-        )
-    if findings.look["eval_rows"] < 100:
-        notes.append(
-            f"{findings.look['eval_rows']} held-out rows: small differences cannot be told; give "
-            "more for a surer answer"
-        )
-    prior = findings.look["prior"]
-    notes.append(
-        f"prior: the completions hold {number(prior['bits'] / 1000, 3)} kbit under the base, at "
-        f"{prior['bits_a_parameter']:g} bits a parameter those of rank {number(prior['rank'], 2)}; "
-        "most of it is noise that nothing learns, so this decides nothing"
-    )
-    share = findings.lab.parameters(findings.rank) / max(findings.look["trainable"].values())
-    notes.append(f"the adapter has {percent(share)} of the highest rank's parameters")
+        notes.append(wording.rate_at_edge(findings.probed.rate))
+    if found.profile.eval_rows < _FEW_ROWS:
+        notes.append(wording.few_rows(found.profile.eval_rows))
+    notes.append(wording.prior(found.prior))
+    share = found.parameters(findings.rank) / max(found.trainable.values())
+    notes.append(wording.adapter_share(share))
     return notes

@@ -135,7 +135,7 @@ def trade_off(
 
 
 def probes(curves: Sequence[Curve], chosen: Sequence[tuple[int, float, float]]) -> Drawing:
-    """Loss on the tuning rows against the learning rate, and each arm's choice, ringed."""
+    """Loss on the validation rows against the learning rate, and each arm's choice, ringed."""
 
     def draw(figure: "Figure", palette: Palette) -> None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -148,7 +148,7 @@ def probes(curves: Sequence[Curve], chosen: Sequence[tuple[int, float, float]]) 
                 rate, loss, marker="o", markersize=14, linestyle="none", markerfacecolor="none",
                 markeredgecolor=colour(palette, place), markeredgewidth=1.6,
             )  # fmt: skip
-        dress(axes, palette, ylabel="loss on tuning rows (nats per token)", whole=False)
+        dress(axes, palette, ylabel="loss on validation rows (nats per token)", whole=False)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(base=10, numticks=8))
         axes.xaxis.set_minor_locator(NullLocator())

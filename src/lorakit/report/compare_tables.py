@@ -220,7 +220,7 @@ def facts(made: CompareFiles) -> list[tuple[str, str]]:
     steps = sorted({arm["steps"] for arm in made.arms})
     return [
         ("training rows", count(result["rows"])),
-        ("tuning rows", count(result["tuning_rows"])),
+        ("validation rows", count(result["tuning_rows"])),
         ("held-out rows", count(result["eval_rows"])),
         ("budget", str(protocol["budget"])),
         ("steps", " or ".join(count(n) for n in steps)),

@@ -1,11 +1,10 @@
 """Pages from templates: jinja2 with autoescape, written whole or not at all."""
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import OutputError
+from lorakit.files.whole import write_text
 from lorakit.report import numbers
 
 if TYPE_CHECKING:
@@ -33,15 +32,9 @@ def environment() -> "Environment":
 
 
 def write_page(path: Path, template: str, **context: Any) -> Path:
-    """Render a template of this room into `path`: beside it first, then renamed.
+    """Render a template of this room into `path`, whole or not at all.
 
     Raises OutputError where it cannot be written.
     """
     text = environment().get_template(template).render(**context)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
-    return path
+    return write_text(path, text, what="page")

@@ -6,6 +6,8 @@ Spaces before units are no-break spaces, so that a line never ends between the t
 import math
 from typing import Any, TypeGuard
 
+from lorakit.files import wording
+
 DASH = "–"
 _NBSP = "\u00a0"
 _MINUS = "\u2212"
@@ -83,18 +85,12 @@ def signed(value: Any, digits: int = 1) -> str:
 
 
 def size(value: Any) -> str:
-    """Bytes in powers of 1024.
+    """Bytes in decimal units; see `files.wording.size`.
 
-    >>> size(1536).replace("\u00a0", " "), size(3 * 2**30).replace("\u00a0", " ")
-    ('1.50 KiB', '3.00 GiB')
+    >>> size(1536).replace("\u00a0", " "), size(3e9).replace("\u00a0", " ")
+    ('1.5 kB', '3.0 GB')
     """
-    if not is_number(value):
-        return DASH
-    amount, units = float(value), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while abs(amount) >= 1024 and len(units) > 1:
-        amount, units = amount / 1024, units[1:]
-    digits = 0 if units[0] == "B" or abs(amount) >= 100 else 1 if abs(amount) >= 10 else 2
-    return f"{amount:.{digits}f}{_NBSP}{units[0]}"
+    return wording.size(value).replace(" ", _NBSP) if is_number(value) else DASH
 
 
 def duration(value: Any) -> str:

@@ -9,6 +9,7 @@ from lorakit import forecast as forecasting
 from lorakit.data import Batch, TokenTable, order, total_steps
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
+from lorakit.files.wording import size
 from lorakit.lora.jobs import Jobs
 from lorakit.run.machine import available_memory
 from lorakit.tasks import CAUSAL_LM, Task
@@ -121,8 +122,8 @@ def outlook(
     return Outlook(
         less,
         True,
-        f"activation checkpointing is on: without it {plain.peak_memory_bytes / 1e9:.1f} GB would "
-        f"be needed of {there / 1e9:.1f} GB, with it {less.peak_memory_bytes / 1e9:.1f} GB; fewer "
+        f"activation checkpointing is on: without it {size(plain.peak_memory_bytes)} would be "
+        f"needed of {size(there)}, with it {size(less.peak_memory_bytes)}; fewer "
         "--batch-tokens need less memory too",
     )
 

@@ -1,7 +1,6 @@
 """A run's folder: what is in it, and how each file comes to be there whole."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from lorakit.errors import OutputError
+from lorakit.files.whole import write_text
 
 CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
 
@@ -42,21 +42,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {path}: {error.strerror}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside the file and rename: a reader finds the old text or the new, whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with a newline at its end, written by `write_text`."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from lorakit.errors import AdapterError, did_you_mean
 from lorakit.kernels.slots import SlotGroup
 from lorakit.lora.plan import Target
 from lorakit.lora.targets import block_of
+from lorakit.lora.variant import Capability, Variant, require_capability
 
 _REMEMBERED = 4096
 """Adapters of which it is remembered that they were checked."""
@@ -41,6 +42,18 @@ def check_paths(paths: Collection[str], targets: Collection[str], name: str) -> 
             )
 
 
+def check_variant(variant: Variant, needs: Collection[Capability], name: str) -> None:
+    """See that an adapter's variant can be held.
+
+    Raises:
+        AdapterError: it lacks one of the capabilities that are needed.
+    """
+    for capability in needs:
+        require_capability(
+            variant, capability, name, "merge it into a model of its own: lorakit merge"
+        )
+
+
 class Bank:
     """Slots for every linear layer of the blocks.
 
@@ -52,6 +65,8 @@ class Bank:
         dtype: of the slots, the base's.
         device: likewise.
     """
+
+    needs = (Capability.SLOTS,)
 
     def __init__(
         self,
@@ -129,9 +144,10 @@ class Bank:
         """An adapter in the slots' form, ready to be copied into them; it touches no slot.
 
         Raises:
-            AdapterError: it does not fit the model, or is not finite in the slots' dtype.
+            AdapterError: its variant cannot be served from slots; it does not fit the model, or is not finite in the slots' dtype.
         """
         name = str(adapter.source)
+        check_variant(adapter.spec.variant, self.needs, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.whole:
             raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")

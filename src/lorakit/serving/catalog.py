@@ -9,7 +9,7 @@ by its content id: a new version under an old name shares nothing with the old o
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,10 @@ from lorakit.adapters.store.references import check_name
 from lorakit.adapters.store.summary import numbers
 from lorakit.data import Template
 from lorakit.errors import AdapterError, LorakitError, StoreError, did_you_mean
+from lorakit.lora.variant import Capability
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.session import recorded_template
+from lorakit.serving.bank import check_variant
 
 _REMEMBERED = 4096
 _JSON_BYTES = 8 << 20
@@ -41,6 +43,10 @@ class ForbiddenError(LorakitError):
 
 class Holder(Protocol):
     """Where adapters are held to be computed: the slots of this process, or another program's."""
+
+    @property
+    def needs(self) -> Collection[Capability]:
+        """What the variant of an adapter has to be capable of."""
 
     @property
     def largest_file(self) -> int:
@@ -262,6 +268,7 @@ class Catalog:
         info, record = read_adapter(folder), read_record(folder)
         if not self.force:
             check_base(folder, record, self.identity)
+        check_variant(info.spec.variant, self.holder.needs, name)
         self.holder.width(info.ranks, name)
         key = version or content_id(folder)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import ConfigError, did_you_mean
-from lorakit.files.cache import write_atomically
+from lorakit.files.whole import write_file
 
 _PREFIX = "lk-"
 
@@ -155,8 +155,12 @@ def add_key(path: str | Path, name: str, **limits: Any) -> str:
     secret = _PREFIX + secrets.token_urlsafe(32)
     key = Key(name, hashlib.sha256(secret.encode()).hexdigest(), **limits)
     content = json.dumps({"keys": [asdict(one) for one in (*known, key)]}, indent=2)
-    write_atomically(path, content)
-    path.chmod(0o600)
+
+    def fill(partial: Path) -> None:
+        partial.touch(mode=0o600)  # before it holds anything
+        partial.write_text(content, encoding="utf-8")
+
+    write_file(path, fill, what="key file", overwrite=True)
     return secret
 
 

@@ -1,4 +1,4 @@
-"""What a server may use and what it allows: small, frozen, quick to import."""
+"""What a server may use and what it allows: frozen specs, quick to import."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,39 +16,47 @@ class EngineSpec:
 
     slots: int = field(
         default=16,
-        metadata={"help": "Adapters held ready; the rest stay on disk until they are asked for."},
+        metadata={
+            "help": "Number of slots for adapters in memory. Adapters without a slot stay on disk "
+            "until a request names them."
+        },
     )
     slot_rank: int = field(
         default=16,
-        metadata={"help": "Rank of a slot; an adapter of a higher rank takes several."},
+        metadata={"help": "Rank of one slot; an adapter of a higher rank takes several slots."},
     )
     cache_gb: float = field(
-        default=1.0, metadata={"help": "Memory for the keys and values of all sequences, in GB."}
+        default=1.0, metadata={"help": "Memory of the KV cache, in GB, for all sequences."}
     )
     max_running: int = field(
-        default=32, metadata={"help": "Sequences computed at once; others wait."}
+        default=32, metadata={"help": "The most sequences that run concurrently; others wait."}
     )
     max_queue: int = field(
         default=128,
-        metadata={"help": "Sequences that may wait; beyond it a request is answered with 429."},
+        metadata={
+            "help": "The most sequences that may wait; a request beyond it gets the HTTP status 429."
+        },
     )
     step_tokens: int = field(
         default=256,
         metadata={
-            "help": "Tokens of one step: the running sequences' next ones, then pieces of prompts. "
-            "Smaller pauses running answers less, larger reads prompts faster."
+            "help": "The most tokens of one step: one for each running sequence, then parts of new "
+            "prompts. A smaller value delays running answers less, a larger one reads prompts "
+            "faster."
         },
     )
-    max_prompt: int = field(default=4096, metadata={"help": "Longest prompt, in tokens."})
+    max_prompt: int = field(default=4096, metadata={"help": "The most tokens of a prompt."})
     max_output: int = field(
         default=1024,
-        metadata={"help": "Longest answer, in tokens; also what a request without a limit gets."},
+        metadata={
+            "help": "The most tokens of a completion, also for a request that sets no limit."
+        },
     )
     patience: float = field(
         default=2.0,
         metadata={
-            "help": "Seconds that a request may be overtaken by later ones whose adapters are "
-            "ready; then they wait for it."
+            "help": "Seconds for which later requests may overtake a request whose adapter has no "
+            "slot yet; after that they wait for it."
         },
     )
 
@@ -73,35 +81,44 @@ class HttpSpec:
 
     host: str = field(
         default="127.0.0.1",
-        metadata={"help": "Address to listen on; any but this machine's own needs --keys."},
+        metadata={
+            "help": "Address to listen on. An address that other machines can reach needs --keys."
+        },
     )
-    port: int = field(default=8000, metadata={"help": "Port; 0 takes a free one and says which."})
+    port: int = field(
+        default=8000, metadata={"help": "Port; 0 takes a free one, which is then printed."}
+    )
     keys: str | None = field(
         default=None,
-        metadata={"help": "File of API keys (see --new-key); without it every local user may ask."},
+        metadata={
+            "help": "File of API keys (see --new-key). Without it, every user of this machine may "
+            "send requests."
+        },
     )
     allow_loading: bool = field(
         default=False,
-        metadata={"help": "Let clients register and remove adapters while the server runs."},
+        metadata={"help": "Allow clients to register and remove adapters while the server runs."},
     )
     loading_dirs: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "Folders from which clients may register adapters, beside the store; with "
+            "help": "Folders, besides the store, from which clients may register adapters. Needs "
             "--allow-loading."
         },
     )
     runs: str | None = field(
         default=None,
-        metadata={"help": "Folder of runs whose reports the page at / lists."},
+        metadata={
+            "help": "Folder of run folders; the page at / lists their reports. Default: none."
+        },
     )
-    max_body_kb: int = field(default=1024, metadata={"help": "Largest request body, in kB."})
+    max_body_kb: int = field(default=1024, metadata={"help": "The largest request body, in kB."})
     max_choices: int = field(
-        default=16, metadata={"help": "Most answers to one request: prompts times n."}
+        default=16, metadata={"help": "The most completions of one request: prompts times n."}
     )
     drain_seconds: float = field(
         default=30.0,
-        metadata={"help": "On SIGTERM, how long running answers may take to end."},
+        metadata={"help": "Seconds that running requests may still take after SIGTERM or Ctrl-C."},
     )
 
     def __post_init__(self) -> None:
@@ -114,7 +131,8 @@ class HttpSpec:
         if self.keys is None and self.host not in LOOPBACK:
             raise ConfigError(
                 f"host {self.host!r} can be reached from other machines: give --keys FILE, so that "
-                "not everyone may ask (lorakit serve --new-key NAME --keys FILE makes a key)"
+                "only clients with a key may send requests (lorakit serve --new-key NAME --keys "
+                "FILE makes a key)"
             )
 
 
@@ -129,23 +147,25 @@ class RuntimeSpec:
     engine: Literal["lorakit", "vllm"] = field(
         default="lorakit",
         metadata={
-            "help": "What computes the answers: lorakit in this process, or vLLM, which lorakit "
-            "starts, feeds with exported adapters and stands before."
+            "help": "The program that generates: lorakit (in this process), or vllm (lorakit starts "
+            "vLLM, exports the adapters for it, and passes requests on to it)."
         },
     )
     vllm: str | None = field(
         default=None,
         metadata={
-            "help": "Which vLLM: its environment's folder, its python or its vllm command; without "
-            "it the one of this environment, or the vllm command in the PATH."
+            "help": "The vLLM to start: the folder of its environment, its python, or its vllm "
+            "command. Default: vLLM in this environment, else the vllm command in the PATH."
         },
     )
     vllm_args: str = field(
         default="",
-        metadata={"help": "More options for vLLM, in one text: '--tensor-parallel-size 2'."},
+        metadata={
+            "help": "More options for vLLM in one string, such as '--tensor-parallel-size 2'."
+        },
     )
     vllm_seconds: float = field(
-        default=900.0, metadata={"help": "How long vLLM may take until it can answer."}
+        default=900.0, metadata={"help": "Seconds that vLLM may take to start."}
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from lorakit.data import (
     Dataset,
     DataSpec,
     Example,
-    Report,
+    RowCounts,
     Template,
     TokenTable,
     encode_prompt,
@@ -52,7 +52,7 @@ class CausalLM:
 
     def rows_to_measure(
         self, spec: DataSpec, session: Session
-    ) -> tuple[TokenTable, Sequence[Example], Report]:
+    ) -> tuple[TokenTable, Sequence[Example], RowCounts]:
         """Every row of `spec.data`."""
         return load_rows(
             spec.data,

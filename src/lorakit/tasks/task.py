@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lorakit.adapters import AdapterInfo
-from lorakit.data import Batch, Dataset, DataSpec, Example, Report, Template, TokenTable
+from lorakit.data import Batch, Dataset, DataSpec, Example, RowCounts, Template, TokenTable
 from lorakit.evaluation.metrics import Scores
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
@@ -87,7 +87,7 @@ class Task(Protocol):
 
     def rows_to_measure(
         self, spec: DataSpec, session: Session
-    ) -> tuple[TokenTable, Sequence[Example], Report]:
+    ) -> tuple[TokenTable, Sequence[Example], RowCounts]:
         """Every row of `spec.data` as tokens and as an example, and what was done to them.
 
         Raises:

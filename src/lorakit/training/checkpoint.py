@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import AdapterError, OutputError
-from lorakit.files.folders import write_folder
 from lorakit.files.tensors import read_tensors, write_tensors
+from lorakit.files.whole import write_folder
 
 _PREFIX = "step-"
 

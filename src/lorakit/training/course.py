@@ -4,7 +4,6 @@ A loop asks a course for nothing but its parameters' gradients: `fit` has one co
 for each job. What a run is, it is here, so that one of several concurrent jobs is the run that it would be alone.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import Batch
 from lorakit.errors import DivergedError, InterruptedRunError
+from lorakit.files.whole import write_json
 from lorakit.training.checkpoint import Progress, flat_copy, load_checkpoint, save_checkpoint
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.optimizer import FlatAdamW, learning_rate_at
@@ -212,7 +212,7 @@ def _diverged(
     if folder:
         path = folder / f"diverged-step-{step + 1}.json"
         content = {"step": step + 1, "rows": rows, "ids": [b.ids_T.tolist() for b in batches]}
-        path.write_text(json.dumps(content) + "\n")
+        write_json(path, content)
         saved = f"; its batch is in {path}"
     return DivergedError(
         f"step {step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}{saved}. "

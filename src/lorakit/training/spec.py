@@ -20,60 +20,96 @@ class TrainSpec:
 
     learning_rate: float | Literal["auto"] = field(
         default="auto",
-        metadata={"help": "Peak rate, or 'auto': ten times full fine-tuning's, by model width."},
+        metadata={
+            "help": "The peak learning rate, a number between 0 and 10; or auto: ten times the "
+            "usual rate of full fine-tuning for a model of this width, fifteen times in runs of "
+            "under 100 steps."
+        },
     )
     epochs: float = field(
-        default=1.0, metadata={"help": "Passes over the training rows; a fraction will do."}
+        default=1.0,
+        metadata={"help": "How often the run passes over the training rows, such as 3 or 0.5."},
     )
     max_steps: int | None = field(
-        default=None, metadata={"help": "Stop after this many steps, whatever epochs says."}
+        default=None,
+        metadata={
+            "help": "Train for this number of optimizer steps instead of epochs. Default: epochs "
+            "decides."
+        },
     )
-    batch_size: int = field(default=16, metadata={"help": "Rows of one optimizer step."})
+    batch_size: int = field(default=16, metadata={"help": "Rows in one optimizer step."})
     batch_tokens: int = field(
         default=4096,
-        metadata={"help": "Most tokens in one forward pass; a larger step is accumulated."},
+        metadata={
+            "help": "The most tokens in one forward pass. The rows of a step are split into "
+            "passes of this size and their gradients are summed: a smaller value needs less "
+            "memory and gives the same step."
+        },
     )
     schedule: Literal["cosine", "linear", "constant"] = field(
-        default="cosine", metadata={"help": "Decay after the warm-up: cosine, linear, constant."}
+        default="cosine",
+        metadata={"help": "How the learning rate falls after the warm-up; constant: it stays."},
     )
     warmup: float = field(
-        default=0.06, metadata={"help": "Share of the steps in which the rate rises linearly."}
+        default=0.06,
+        metadata={
+            "help": "The share of the steps, from 0 to 1, in which the learning rate rises "
+            "linearly to its peak."
+        },
     )
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decoupled weight decay."})
-    beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the first moment."})
-    beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of the second moment."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay; 0 is none."})
+    beta1: float = field(
+        default=0.9, metadata={"help": "AdamW's decay rate of the first moment, below 1."}
+    )
+    beta2: float = field(
+        default=0.999, metadata={"help": "AdamW's decay rate of the second moment, below 1."}
+    )
     clip: float = field(
-        default=1.0, metadata={"help": "Largest norm of a step's gradient; 0 turns clipping off."}
+        default=1.0,
+        metadata={
+            "help": "The largest norm of a step's gradient; a larger gradient is scaled down to "
+            "it. 0 turns clipping off."
+        },
     )
     eval_every: int | None = field(
         default=None,
         metadata={
-            "help": "Steps between evaluations on held-out rows [default: a quarter of all]."
+            "help": "Steps between two evaluations on the held-out rows. Default: a quarter of the "
+            "run."
         },
     )
     keep: Literal["best", "last"] = field(
         default="best",
         metadata={
-            "help": "Which parameters a run leaves: best (of the evaluation with the lowest "
-            "held-out loss) or last."
+            "help": "Which parameters the adapter holds: best (those with the lowest held-out loss "
+            "at an evaluation) or last (those of the last step)."
         },
     )
     patience: int | None = field(
         default=None,
-        metadata={"help": "Stop early after this many evaluations without a new best."},
+        metadata={
+            "help": "Stop early after this number of evaluations without a lower held-out loss. "
+            "Default: never."
+        },
     )
     checkpoint_every: int | None = field(
         default=None,
-        metadata={"help": "Steps between checkpoints [default: at every evaluation]."},
+        metadata={"help": "Steps between two checkpoints. Default: one at every evaluation."},
     )
     activation_checkpointing: bool | Literal["auto"] = field(
         default="auto",
         metadata={
-            "help": "Recompute activations in the backward pass, at half as many FLOPs again; "
-            "'auto': where the forecast says that memory would run out."
+            "help": "Recompute the activations in the backward pass: less memory for about half as "
+            "many FLOPs more. auto: only where the forecast says that memory would not suffice."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Of A's start, the order of rows and dropout."})
+    seed: int = field(
+        default=0,
+        metadata={
+            "help": "Seed of the initialisation of A, the order of the rows, dropout, and the "
+            "choice of held-out rows."
+        },
+    )
 
     def __post_init__(self) -> None:
         rate = self.learning_rate

@@ -21,6 +21,7 @@ from lorakit.adapters.export.fold import commonest_alpha, with_alpha
 from lorakit.adapters.pairs import Pair, StoredAdapter
 from lorakit.errors import AdapterError
 from lorakit.files.whole import write_file
+from lorakit.lora.variant import Capability, require_capability
 
 AdapterType = Literal["f32", "f16"]
 _TYPES = {"f32": torch.float32, "f16": torch.float16}
@@ -40,10 +41,15 @@ def write_gguf_adapter(
         kind: number format of A and B.
 
     Raises:
-        AdapterError: llama.cpp has no place for a pair, or a number leaves float16; nothing is
+        AdapterError: llama.cpp does not take its variant, or has no place for a pair, or a number leaves float16; nothing is
             written.
         OutputError: the file is there already, or cannot be written.
     """
+    for capability in (Capability.LLAMA_CPP, Capability.FOLD):
+        require_capability(
+            *(adapter.spec.variant, capability, adapter.source),
+            "write the merged model instead: lorakit export --to gguf-merged",
+        )
     for path, pair in adapter.pairs.items():
         if pair.kind == "conv":
             raise AdapterError(

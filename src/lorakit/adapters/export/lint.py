@@ -19,7 +19,10 @@ from lorakit.adapters.names import foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
 from lorakit.adapters.refusals import VARIANTS, refusal
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
+from lorakit.errors import ConfigError
 from lorakit.files.tensors import read_shapes
+from lorakit.lora.variant import Capability, cannot
+from lorakit.lora.variants import peft_keys, variant_in
 
 Runtime = Literal["lorakit", "vllm", "llama.cpp"]
 RUNTIMES: tuple[Runtime, ...] = ("lorakit", "vllm", "llama.cpp")
@@ -86,8 +89,9 @@ def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
 
 
 def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
+    yield from _variant("vllm", config, Capability.VLLM)
     for key in _NOT_IN_VLLM:
-        if config.get(key):
+        if config.get(key) and key not in peft_keys():
             why = f"{VARIANTS[key]}; it has none of that"
             yield Finding("vllm", "refuses", key, why)
     if (bias := config.get("bias") or "none") != "none":
@@ -126,7 +130,8 @@ def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
 def _llama_cpp(
     config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None
 ) -> Iterator[Finding]:
-    if config.get("use_dora"):
+    yield from _variant("llama.cpp", config, Capability.LLAMA_CPP)
+    if config.get("use_dora") and "use_dora" not in peft_keys():
         yield Finding("llama.cpp", "refuses", "use_dora", f"it has no DoRA; {_MERGE}")
     yield from _conv("llama.cpp", shapes)
     yield from _extra("llama.cpp", shapes)
@@ -141,6 +146,20 @@ def _llama_cpp(
         for path in _ranks(shapes):
             if reason := base.refusal(path):
                 yield Finding("llama.cpp", "refuses", path, reason)
+
+
+def _variant(
+    runtime: Runtime, config: Mapping[str, Any], capability: Capability
+) -> Iterator[Finding]:
+    """Where the configuration means a variant of ours that the runtime does not take."""
+    try:
+        variant = variant_in(config)
+    except ConfigError as error:
+        yield Finding(runtime, "refuses", CONFIG, str(error))
+        return
+    if capability not in variant.capabilities:
+        why = f"{cannot(variant, capability)}; {_MERGE}"
+        yield Finding(runtime, "refuses", ", ".join(sorted(variant.peft_keys)), why)
 
 
 def _conv(runtime: Runtime, shapes: Shapes) -> Iterator[Finding]:

@@ -6,15 +6,17 @@ few ranks, so the pairs are padded with zeros to the next of those.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from lorakit.adapters.export.fold import with_alpha
 from lorakit.adapters.pairs import StoredAdapter
 from lorakit.adapters.vllm_ranks import RANKS, next_rank
 from lorakit.errors import AdapterError
+from lorakit.lora.variant import Capability, require_capability
 
 
 def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
-    """The same products s·B·A at one rank and one alpha, without rsLoRA.
+    """The same products s·B·A at one rank and one alpha, as plain LoRA.
 
     Where one scale is trained everywhere and the padded rank keeps alpha a whole number, only
     zeros are added; otherwise alpha becomes the rank, and each scale moves into its B.
@@ -23,8 +25,13 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
         adapter: what `read_stored` gave.
 
     Raises:
-        AdapterError: a convolution; a rank above the highest that vLLM takes.
+        AdapterError: a variant that vLLM does not take; a convolution; a rank above the highest that vLLM takes.
     """
+    for capability in (Capability.VLLM, Capability.FOLD):
+        require_capability(
+            *(adapter.spec.variant, capability, adapter.source),
+            "merge it instead, and serve the merged model: lorakit merge",
+        )
     for path, pair in adapter.pairs.items():
         if pair.kind == "conv":
             raise AdapterError(
@@ -42,15 +49,16 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
     if scales or not alpha.is_integer():
         alpha = float(rank)
     named = adapter.config.target_modules
+    off: Any = dict.fromkeys(adapter.spec.variant.options, False)
     spec = replace(
         adapter.spec,
         rank=rank,
         alpha=alpha,
-        rslora=False,
         rank_pattern={},
         alpha_pattern={},
         dropout=0.0,
         init="kaiming",
+        **off,
     )
     config = replace(
         adapter.config,

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from lorakit.adapters.store.records import StoredFile, place
 from lorakit.errors import AdapterError, OutputError
-from lorakit.files.cache import sync
+from lorakit.files.whole import move, sync
 
 KEPT = ("README.md", "adapter_config.json", "adapter_model.safetensors", "lorakit.json")
 _CHUNK = 1 << 20
@@ -124,10 +124,9 @@ class Contents:
         if there.is_dir():
             if not damaged:
                 return
-            os.replace(there, staged.folder.with_name("old"))
+            move(there, staged.folder.with_name("old"))
         there.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged.folder, there)
-        sync(there.parent)
+        move(staged.folder, there)
         sync(self.objects)
 
     def faults(self, version: str, files: Collection[StoredFile]) -> list[str]:
@@ -180,7 +179,7 @@ class Contents:
             with guard() as db:
                 gone = self.unknown(known(db))
                 for folder in gone:
-                    os.replace(folder, own / folder.name)
+                    move(folder, own / folder.name)
             return gone
 
     def leftovers(self, guard: Guard, *, remove: bool) -> list[str]:

@@ -24,7 +24,8 @@ from lorakit.errors import LorakitError, StoreError
 
 Result = TypeVar("Result")
 STORE_HELP = (
-    "Folder of the store of named adapters, else LORAKIT_STORE, else one in the user's data folder."
+    "Folder of the store of named adapters. Default: the environment variable LORAKIT_STORE, else "
+    "lorakit/store in the user's data folder."
 )
 
 

@@ -11,24 +11,30 @@ from lorakit.cli.show import say
 
 
 def add(
-    folder: Annotated[Path, typer.Argument(help="An adapter folder, lorakit's or peft's.")],
-    name: Annotated[str, typer.Argument(help="What to call it; a name that is there goes on.")],
-    note: Annotated[str, typer.Option("--note", help="A sentence for the log.")] = "",
+    folder: Annotated[Path, typer.Argument(help="An adapter folder (lorakit's or peft's).")],
+    name: Annotated[
+        str, typer.Argument(help="Its name in the store; an existing name gets a new version.")
+    ],
+    note: Annotated[
+        str, typer.Option("--note", help="A sentence for the log. Default: none.")
+    ] = "",
     store: StoreFolder = None,
 ) -> None:
-    """Keep a copy of an adapter in the store, as the newest version of a name.
+    """Copy an adapter into the store, as the newest version of a name. Example:
 
-    Every tensor is checked first. `lorakit adapters add runs/first/adapter invoices`
+    `lorakit adapters add runs/first/adapter invoices`
+
+    Every tensor is checked first.
     """
     added = Store(store).add(folder, name, note=note)
     entry = added.entry
-    said = {
+    outcome = {
         "new": f"added {entry} ({entry.version.short})",
         "again": f"{entry} is this adapter already; {entry.name} points at it again",
         "unchanged": f"{entry} is this adapter already; nothing has changed",
     }[added.how]
-    left = f"not kept, since no part of an adapter: {', '.join(added.left_out)}"
-    say([said, *([left] if added.left_out else [])])
+    left = f"not copied, because they do not belong to an adapter: {', '.join(added.left_out)}"
+    say([outcome, *([left] if added.left_out else [])])
 
 
 command = add

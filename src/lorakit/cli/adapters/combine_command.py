@@ -14,10 +14,12 @@ from lorakit.cli.show import say
 from lorakit.config import load_config
 
 Name = Annotated[
-    str | None, typer.Option("--name", help="Keep the new adapter in the store under this name.")
+    str | None,
+    typer.Option("--name", help="Put the new adapter into the store under this name."),
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Write the new adapter into this folder instead.")
+    Path | None,
+    typer.Option("--out", help="Write the new adapter into this folder instead of the store."),
 ]
 OPTIONS = ("store",)
 
@@ -27,7 +29,8 @@ def combine(
         list[str],
         typer.Argument(
             metavar="ADAPTER[:WEIGHT]…",
-            help="Names in the store or folders, with weights; a negative one subtracts.",
+            help="Names in the store or folders, each with its weight; a negative weight subtracts. "
+            "Default weight: 1.",
         ),
     ],
     how: Annotated[str, typer.Option("--how", help=help_of(CombineSpec, "how"))] = "linear",
@@ -44,7 +47,8 @@ def combine(
         typer.Option(
             "--layer-weight",
             metavar="ADAPTER:PATTERN=WEIGHT",
-            help="Another weight for some modules, such as 'a:mlp\\..*=0.2'; may be repeated.",
+            help="Another weight for the modules that match a regular expression, such as "
+            "'a:mlp\\..*=0.2'; may be given several times.",
         ),
     ] = None,
     name: Name = None,
@@ -53,28 +57,28 @@ def combine(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Make one adapter of several that belong to one base.
+    """Combine several adapters of one base into one adapter. Example:
 
     `lorakit adapters combine invoices:0.7 letters:0.3 --how ties --rank 16 --name both`
     """
     from lorakit.run.commands.shaping import Output, run_combine
 
     store = load_config(None, flatten(flags)).output.store
-    made, place = run_combine(
+    combined, place = run_combine(
         adapters,
         CombineSpec(how, rank, energy, density, seed),  # type: ignore[arg-type]
         Output(out, name, store),
         layer_weights=layer_weight or (),
         force=force,
     )
-    ranks = sorted({pair.rank for pair in made.adapter.pairs.values()})
+    ranks = sorted({pair.rank for pair in combined.adapter.pairs.values()})
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    wanted = "the weighted sum" if how in ("linear", "cat", "svd", "factors") else "what was wanted"
-    exact = "exact, to rounding" if how in ("linear", "cat") else f"off by {made.overall:.2%}"
+    target = "the weighted sum" if how in ("linear", "cat", "svd", "factors") else "the full result"
+    exact = "exact, to rounding" if how in ("linear", "cat") else f"off by {combined.overall:.2%}"
     say(
         [
-            *made.notes,
-            f"{len(made.adapter.pairs)} modules, {span}; against {wanted}: {exact}",
+            *combined.notes,
+            f"{len(combined.adapter.pairs)} modules, {span}; compared with {target}: {exact}",
             f"combined: {place}",
         ]
     )

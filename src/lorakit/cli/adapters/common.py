@@ -1,4 +1,4 @@
-"""What the commands about the store share: its option, and how an adapter is told in a line."""
+"""What the commands about the store share: its option, and an adapter as one line."""
 
 import json
 import sys
@@ -13,10 +13,10 @@ from rich.table import Table
 
 from lorakit.adapters.store import Entry, Event
 from lorakit.adapters.store.store import STORE_HELP
-from lorakit.cli.show import count, size
+from lorakit.files.wording import count, size
 
 StoreFolder = Annotated[Path | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def when(at: float) -> str:

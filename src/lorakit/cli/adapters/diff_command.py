@@ -11,50 +11,54 @@ from lorakit.cli.show import console, say
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="A name, a version, or a folder.")],
-    b: Annotated[str, typer.Argument(help="Another.")],
+    a: Annotated[str, typer.Argument(help="A name in the store, a version of it, or a folder.")],
+    b: Annotated[str, typer.Argument(help="The adapter to compare it with.")],
     layers: Annotated[
-        int, typer.Option("--layers", help="How many layers, those that differ most first.")
+        int,
+        typer.Option("--layers", help="Number of layers to show, those that differ most first."),
     ] = 8,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Compare two adapters: configuration, data, figures, and weights layer by layer.
+    """Compare two adapters: configuration, data, figures, and weights layer by layer. Example:
+
+    `lorakit adapters diff invoices@1 invoices@2`
 
     Norms are Frobenius norms of ΔW = s·B·A. The overlap of two subspaces is
-    ||UᵀV||² / min(i, j), 1 where the smaller lies in the other and 0 where they are orthogonal
-    (arXiv 2106.09685, section 7.2): of the inputs that ΔW reads, and the outputs it writes.
+    ||UᵀV||² / min(i, j): 1 where the smaller lies in the other, 0 where they are orthogonal
+    (arXiv 2106.09685, section 7.2). It is given for the inputs that ΔW reads and for the outputs
+    that it writes.
     """
     from lorakit.adapters.differences import differences
     from lorakit.adapters.pairs import read_stored
     from lorakit.run.named import find_adapter
 
-    found = [find_adapter(text, store) for text in (a, b)]
-    made = differences(*(read_stored(one.folder) for one in found))
+    adapters = [find_adapter(text, store) for text in (a, b)]
+    result = differences(*(read_stored(adapter.folder) for adapter in adapters))
     if json:
-        write_json({"a": found[0].name, "b": found[1].name, **asdict(made)})
+        write_json({"a": adapters[0].name, "b": adapters[1].name, **asdict(result)})
         return
     facts = Table(box=None, pad_edge=False)
-    for name in ("", found[0].name, found[1].name):
+    for name in ("", adapters[0].name, adapters[1].name):
         facts.add_column(name, overflow="fold")
-    for name, values in {**made.facts, **made.metrics}.items():
-        facts.add_row(name.replace("_", " "), *map(_said, values))
+    for name, values in {**result.facts, **result.metrics}.items():
+        facts.add_row(name.replace("_", " "), *map(_text, values))
     console.print(facts)
-    for paths, only in ((made.only_a, found[0].name), (made.only_b, found[1].name)):
+    for paths, only in ((result.only_a, adapters[0].name), (result.only_b, adapters[1].name)):
         if paths:
             more = f" and {len(paths) - 1} more" if paths[1:] else ""
             say([f"only in {only}: {paths[0]}{more}"])
-    say(f"not compared: {path}: {why}" for path, why in made.unlike.items())
+    say(f"not compared: {path}: {why}" for path, why in result.unlike.items())
     table = Table(box=None, pad_edge=False, title="layers", title_justify="left")
     for name in ("module", "norm a", "norm b", "norm a-b", "cosine", "overlap in", "overlap out"):
         table.add_column(name, justify="left" if name == "module" else "right")
-    ordered = sorted(made.layers, key=lambda layer: -layer.norm_difference)
+    ordered = sorted(result.layers, key=lambda layer: -layer.norm_difference)
     for one in ordered[:layers]:
         norms = (one.norm_a, one.norm_b, one.norm_difference)
         shares = (one.cosine, one.overlap_in, one.overlap_out)
         cells = ("-" if share is None else f"{share:.3f}" for share in shares)
         table.add_row(one.path, *(f"{norm:.4g}" for norm in norms), *cells)
-    if made.layers:
+    if result.layers:
         console.print(table)
     if len(ordered) > layers:
         say([f"and {len(ordered) - layers} more; --layers {len(ordered)} shows all"])
@@ -63,7 +67,7 @@ def diff(
 command = diff
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -16,28 +16,34 @@ OPTIONS = ("revision", "targets", "exclude", "layers", "trust_remote_code", "sto
 
 
 def extract(
-    base: Annotated[str, typer.Option("--base", help="The model that the adapter will belong to.")],
-    tuned: Annotated[str, typer.Option("--tuned", help="The same model, fully fine-tuned.")],
-    rank: Annotated[int | None, typer.Option("--rank", help="Highest rank of a layer.")] = None,
+    base: Annotated[str, typer.Option("--base", help="The base model of the new adapter.")],
+    tuned: Annotated[str, typer.Option("--tuned", help="The same model after full fine-tuning.")],
+    rank: Annotated[int | None, typer.Option("--rank", help="The highest rank of a layer.")] = None,
     energy: Annotated[
         float | None,
-        typer.Option("--energy", help="Share of a layer's squared difference to keep."),
+        typer.Option(
+            "--energy",
+            help="The share of a layer's squared difference that is kept, such as 0.99. Give it, a "
+            "rank, or both: then both limits hold.",
+        ),
     ] = None,
     name: Name = None,
     out: Out = None,
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Make an adapter out of two full models: the best low-rank pair for each W' - W.
+    """Extract an adapter from a fine-tuned model: the best low-rank pair for each W' - W. Example:
 
-    Printed for each kind of layer: how far it moved and what the rank does not hold. What differs
-    but has no pair (norms, embeddings, biases) is named.
+    `lorakit adapters extract --base base-folder --tuned tuned-folder --rank 16 --name extracted`
+
+    For each kind of layer it prints how far the layer moved and which share the rank cannot hold.
+    Weights that differ but get no pair (norms, embeddings, biases) are listed.
     """
     from lorakit.run.commands.shaping import Output, run_extract
 
     config = load_config(None, flatten({**flags, "model": base}))
     with fetching() as progress:
-        made, place = run_extract(
+        extracted, place = run_extract(
             config,
             tuned,
             Output(out, name, config.output.store),
@@ -46,20 +52,20 @@ def extract(
             progress=progress,
         )
     table = Table(box=None, pad_edge=False)
-    for title in ("layer", "rank", "moved by", "not held"):
+    for title in ("layer", "rank", "moved by", "lost"):
         table.add_column(title, justify="left" if title == "layer" else "right")
-    for layer in made.layers:
+    for layer in extracted.layers:
         table.add_row(layer.path, str(layer.rank), f"{layer.relative:.3%}", f"{layer.lost:.2%}")
     console.print(table)
-    lines = list(made.notes)
-    if made.unchanged:
-        lines.append(f"equal in both models, so without a pair: {len(made.unchanged)} targets")
-    if made.left:
-        worst = sorted(made.left, key=lambda item: -item.relative)
+    lines = list(extracted.notes)
+    if extracted.unchanged:
+        lines.append(f"equal in both models, so without a pair: {len(extracted.unchanged)} targets")
+    if extracted.left:
+        worst = sorted(extracted.left, key=lambda item: -item.relative)
         shown = ", ".join(f"{item.name} (moved by {item.relative:.3%})" for item in worst[:5])
         more = f" and {len(worst) - 5} more, all in lorakit.json" if len(worst) > 5 else ""
-        lines.append(f"differs, and the adapter does not have it: {shown}{more}")
-    lines.append(f"of all differences of the adapted layers {made.lost:.2%} is not held")
+        lines.append(f"differs, and is not in the adapter: {shown}{more}")
+    lines.append(f"of all differences of the adapted layers {extracted.lost:.2%} is lost")
     say([*lines, f"extracted: {place}"])
 
 

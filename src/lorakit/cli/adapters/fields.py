@@ -7,8 +7,8 @@ def help_of(spec: type, name: str) -> str:
     """The help that a field of a spec carries in its metadata.
 
     >>> from lorakit.adapters.shrink import ShrinkSpec
-    >>> help_of(ShrinkSpec, "threshold").split(":")[0]
-    'One threshold on the singular values of all modules'
+    >>> help_of(ShrinkSpec, "threshold").split(",")[0]
+    'Apply one threshold to the singular values of all modules'
     """
     (found,) = [field for field in fields(spec) if field.name == name]
     return str(found.metadata["help"])

@@ -7,8 +7,9 @@ import typer
 
 from lorakit.adapters.store import Store, collect
 from lorakit.cli.adapters.common import Json, StoreFolder, write_json
-from lorakit.cli.show import say, size
+from lorakit.cli.show import say
 from lorakit.errors import ConfigError
+from lorakit.files.wording import size
 
 _UNITS = {"": 86_400.0, "w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 
@@ -19,19 +20,22 @@ def gc(
         typer.Option(
             "--older-than",
             metavar="AGE",
-            help="Take what was removed longer ago than this: 14d, 12h, 0 for all that is free.",
+            help="Delete only what was removed longer ago than this: 14d, 12h, or 0 for everything "
+            "that is free.",
         ),
     ] = "14d",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")
+        bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")
     ] = False,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Remove the contents that no name's history needs, and what killed processes left.
+    """Delete versions that no name needs, and leftovers of killed processes. Example:
 
-    A content is needed while a name that is there has it among its versions, be it an earlier
-    one. It is free once each such name, or that version of it, was removed.
+    `lorakit adapters gc --dry-run`
+
+    A version's files are needed while any name has it in its history, even as an earlier version.
+    They are free once each such name, or that version of it, has been removed.
     """
     done = collect(Store(store), older_than=age(older_than), dry_run=dry_run)
     if json:
@@ -67,7 +71,7 @@ def age(text: str) -> float:
     Raises:
         ConfigError: it is of no such form.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([wdhms]?)", text.strip())
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([wdhms]?)", text.strip())
+    if not match:
         raise ConfigError(f"--older-than is {text!r}; write an age such as 14d, 12h or 0")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]

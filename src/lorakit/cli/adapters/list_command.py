@@ -24,29 +24,30 @@ MANY = 500
 
 def list_adapters(
     pattern: Annotated[
-        str | None, typer.Argument(help="Only names of this form, such as 'inv*'.")
+        str | None,
+        typer.Argument(help="List only names that match this pattern, such as 'inv*'."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Only adapters of the base of this name.")
+        str | None, typer.Option("--base", help="List only adapters of the base with this name.")
     ] = None,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Show what each name in the store points at: base, rank, size, and how good it was.
+    """List the names in the store: base, rank, size, and measured loss and scores. Example:
 
     `lorakit adapters list`
     """
-    kept = Store(store)
+    opened = Store(store)
     entries = [
         entry
-        for entry in kept.list()
+        for entry in opened.list()
         if (pattern is None or fnmatch.fnmatchcase(entry.name, pattern))
         and (base is None or entry.version.summary.base_name == base)
     ]
     if json:
         write_json([entry_dict(entry) for entry in entries])
     elif not entries:
-        say([f"no adapters in {kept.path}; `lorakit adapters add FOLDER NAME` adds one"])
+        say([f"no adapters in {opened.path}; `lorakit adapters add FOLDER NAME` adds one"])
     elif len(entries) <= MANY:
         console.print(adapters_table(entries))
     else:

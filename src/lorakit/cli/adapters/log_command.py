@@ -12,22 +12,24 @@ from lorakit.cli.show import console, say
 
 def log(
     name: Annotated[
-        str | None, typer.Argument(help="A name, also a removed one; all names without it.")
+        str | None, typer.Argument(help="A name, also a removed one. Default: all names.")
     ] = None,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Show what happened to a name: versions added, rolled back, renamed, removed.
+    """Show the history of a name: versions added, rolled back, renamed, removed. Example:
 
-    A version that was trained on from another says which.
+    `lorakit adapters log invoices`
+
+    Where a version continues the training of another adapter, the log says which.
     """
-    kept = Store(store)
-    events = kept.log(name)
+    opened = Store(store)
+    events = opened.log(name)
     if json:
         write_json([event_dict(event) for event in events])
         return
     if not events:
-        say([f"nothing has happened in {kept.path}"])
+        say([f"the history in {opened.path} is empty"])
         return
     table = Table(box=None, pad_edge=False)
     for column in ("when", "adapter", "what", "id", ""):

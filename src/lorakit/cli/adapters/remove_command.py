@@ -14,16 +14,18 @@ def remove(
     adapters: Annotated[list[str], typer.Argument(help="Names, or versions such as invoices@2.")],
     store: StoreFolder = None,
 ) -> None:
-    """Remove names with their history, or single versions.
+    """Remove names with their history, or single versions. Example:
 
-    The content stays until `lorakit adapters gc` takes it; until then `rollback NAME` brings a
-    removed name back.
+    `lorakit adapters remove invoices@1`
+
+    The files stay until `lorakit adapters gc` deletes them; until then `rollback NAME` restores a
+    removed name.
     """
-    kept = Store(store)
+    opened = Store(store)
     for adapter in adapters:
-        entry = kept.remove(adapter)
+        entry = opened.remove(adapter)
         if parse(adapter).bare:
-            back = f"`lorakit adapters rollback {adapter}` brings it back until gc takes it"
+            back = f"`lorakit adapters rollback {adapter}` restores it until gc deletes it"
             say([f"removed {adapter} (it was {entry}); {back}"])
         else:
             say([f"removed {entry}"])

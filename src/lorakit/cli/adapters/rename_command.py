@@ -10,11 +10,14 @@ from lorakit.cli.show import say
 
 
 def rename(
-    old: Annotated[str, typer.Argument(help="The name it has.")],
-    new: Annotated[str, typer.Argument(help="The name it gets; its history goes with it.")],
+    old: Annotated[str, typer.Argument(help="The present name.")],
+    new: Annotated[str, typer.Argument(help="The new name; it must be free.")],
     store: StoreFolder = None,
 ) -> None:
-    """Give an adapter another name."""
+    """Rename an adapter; its history stays with it. Example:
+
+    `lorakit adapters rename invoices bills`
+    """
     say([f"{old} is called {Store(store).rename(old, new)} now"])
 
 

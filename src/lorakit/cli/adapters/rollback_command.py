@@ -13,14 +13,20 @@ def rollback(
     name: Annotated[str, typer.Argument(help="A name; also one that was removed.")],
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="VERSION", help="A number or the start of an id."),
+        typer.Option(
+            "--to",
+            metavar="VERSION",
+            help="The version to make current: its number, or the first digits of its id. Default: "
+            "the one before the current version.",
+        ),
     ] = None,
     store: StoreFolder = None,
 ) -> None:
-    """Let a name point at an earlier version, or bring a removed name back.
+    """Make an earlier version of a name current, or restore a removed name. Example:
 
-    Without `--to` it is the version before the current one. Nothing is lost: the later version
-    stays in the history, and `--to` goes forward too.
+    `lorakit adapters rollback invoices`
+
+    Nothing is lost: the later version stays in the history, and `--to` can make it current again.
     """
     entry = Store(store).rollback(name, to)
     say([f"{name} is {entry} ({entry.version.short}) now"])

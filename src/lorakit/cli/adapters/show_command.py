@@ -17,33 +17,38 @@ from lorakit.cli.adapters.common import (
     when,
     write_json,
 )
-from lorakit.cli.show import console, count, say, size
+from lorakit.cli.show import console, say
+from lorakit.files.wording import count, size
 
 
 def show(
     adapter: Annotated[str, typer.Argument(help="A name, or a version such as invoices@2.")],
-    layers: Annotated[int, typer.Option("--layers", help="How many of the largest layers.")] = 8,
+    layers: Annotated[
+        int, typer.Option("--layers", help="Number of layers to show, the largest changes first.")
+    ] = 8,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Show an adapter: where it came from, how good it was, and which layers it changes most.
+    """Show an adapter: where it comes from, its measured loss, and the layers it changes most.
 
-    The size of a layer is the Frobenius norm of ΔW = s·B·A.
+    `lorakit adapters show invoices`
+
+    The change of a layer is measured by the Frobenius norm of ΔW = s·B·A.
     """
     from lorakit.adapters.differences import sizes
     from lorakit.adapters.pairs import read_stored
 
-    kept = Store(store)
-    entry = kept.checked(adapter)
+    opened = Store(store)
+    entry = opened.checked(adapter)
     stored = read_stored(entry.folder)
     largest = sizes(stored)
-    told = (stored.record.provenance if stored.record else None) or {}
+    record = (stored.record.provenance if stored.record else None) or {}
     if json:
-        content = entry_dict(entry) | {"called": list(kept.called(entry.version))}
-        write_json(content | {"layers": [asdict(one) for one in largest], "provenance": told})
+        content = entry_dict(entry) | {"called": list(opened.called(entry.version))}
+        write_json(content | {"layers": [asdict(one) for one in largest], "provenance": record})
         return
     facts = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in described(entry, kept, told).items():
+    for name, value in described(entry, opened, record).items():
         facts.add_row(f"[bold]{name}[/]", value)
     console.print(facts)
     table = Table(box=None, pad_edge=False, title="largest layers", title_justify="left")
@@ -62,10 +67,10 @@ def show(
 command = show
 
 
-def described(entry: Entry, store: Store, told: dict[str, Any]) -> dict[str, str]:
+def described(entry: Entry, store: Store, record: dict[str, Any]) -> dict[str, str]:
     """Facts about an adapter, named, as a person reads them."""
     version, summary = entry.version, entry.version.summary
-    run = told.get("config") or {}
+    run = record.get("config") or {}
     data = ", ".join(run.get("data") or ())
     facts = {
         "adapter": f"{entry}" + ("" if entry.current or not entry.name else " (not the current)"),
@@ -77,10 +82,10 @@ def described(entry: Entry, store: Store, told: dict[str, Any]) -> dict[str, str
         "rank": f"{ranks(entry)} on {summary.modules} modules, {count(summary.parameters)} "
         f"parameters, {size(version.size)}",
         "rows": f"{data} {(summary.data_sha256 or '')[:12]}".strip(),
-        "template": str((told.get("template") or {}).get("kind") or ""),
+        "template": str((record.get("template") or {}).get("kind") or ""),
         "measured": score(summary.metrics),
-        "made by": str((told.get("method") or {}).get("how") or ""),
-        "versions": ", ".join(f"{k} {v}" for k, v in (told.get("versions") or {}).items()),
+        "made by": str((record.get("method") or {}).get("how") or ""),
+        "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
         "comes from": "; ".join(lineage(entry, store)),
     }
     return {name: value for name, value in facts.items() if value}
@@ -88,17 +93,17 @@ def described(entry: Entry, store: Store, told: dict[str, Any]) -> dict[str, str
 
 def lineage(entry: Entry, store: Store) -> list[str]:
     """The parents of an adapter and theirs, as far as they are in the store."""
-    found, waiting, seen = [], [entry.version], {entry.version.id}
+    lines, waiting, seen = [], [entry.version], {entry.version.id}
     while waiting:
-        for told, here in store.parents(waiting.pop(0)):
-            id = str(told.get("content_sha256") or told.get("tensors_sha256") or "")
-            weight = f" · {told['weight']:g}" if "weight" in told else ""
+        for record, here in store.parents(waiting.pop(0)):
+            id = str(record.get("content_sha256") or record.get("tensors_sha256") or "")
+            weight = f" · {record['weight']:g}" if "weight" in record else ""
             if here is None:
-                found.append(f"{told.get('name')} {id[:12]}{weight} (not in the store)")
+                lines.append(f"{record.get('name')} {id[:12]}{weight} (not in the store)")
                 continue
-            now = ", ".join(store.called(here)) or str(told.get("name"))
-            found.append(f"{now} {here.short}{weight}")
+            now = ", ".join(store.called(here)) or str(record.get("name"))
+            lines.append(f"{now} {here.short}{weight}")
             if here.id not in seen:
                 seen.add(here.id)
                 waiting.append(here)
-    return found
+    return lines

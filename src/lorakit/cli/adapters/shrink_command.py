@@ -11,8 +11,9 @@ from lorakit.cli.adapters.fields import help_of
 from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import count, say
+from lorakit.cli.show import say
 from lorakit.config import load_config
+from lorakit.files.wording import count
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code"),
@@ -36,7 +37,7 @@ def shrink(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Cut an adapter's ranks, and measure what that does to its held-out loss.
+    """Lower an adapter's ranks, and measure what that does to its held-out loss. Example:
 
     `lorakit adapters shrink invoices --rank 4 --data held_out.jsonl --name invoices-small`
     """
@@ -44,7 +45,7 @@ def shrink(
 
     config = load_config(None, flatten(flags))
     with fetching() as progress:
-        found = run_shrink(
+        result = run_shrink(
             config,
             adapter,
             ShrinkSpec(rank, energy, threshold),
@@ -52,26 +53,26 @@ def shrink(
             force=force,
             progress=progress,
         )
-    ranks = sorted({pair.rank for pair in found.made.adapter.pairs.values()})
+    ranks = sorted({pair.rank for pair in result.made.adapter.pairs.values()})
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    before, after = found.parameters
+    before, after = result.parameters
     lines = [
-        *found.made.notes,
+        *result.made.notes,
         f"{span}: {count(after)} parameters instead of {count(before)}",
-        f"energy kept: {1 - found.made.overall**2:.4%} of the squared singular values",
+        f"energy kept: {1 - result.made.overall**2:.4%} of the squared singular values",
     ]
-    if found.losses is None:
+    if result.losses is None:
         lines.append(
-            "that does not tell what the cut does to the answers: give held-out rows with --data "
-            "to have the loss measured before and after"
+            "the energy does not say how the completions change: give held-out rows with --data to "
+            "measure the loss before and after"
         )
     else:
-        first, second = found.losses
+        first, second = result.losses
         lines.append(
             f"held-out loss: {first:.4f} before, {second:.4f} after ({second - first:+.4f} nats "
             "per token)"
         )
-    say([*lines, f"shrunk: {found.place}"])
+    say([*lines, f"shrunk: {result.place}"])
 
 
 command = with_options(shrink, OPTIONS)

@@ -11,24 +11,29 @@ from lorakit.cli.show import console, say
 
 def verify_store(
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Names or versions; everything without any.")
+        list[str] | None, typer.Argument(help="Names or versions. Default: the whole store.")
     ] = None,
     base: Annotated[
-        bool, typer.Option("--base/--no-base", help="Also hash the bases that are here.")
+        bool,
+        typer.Option(
+            "--base/--no-base", help="Also hash the base models that are on this machine."
+        ),
     ] = True,
     store: StoreFolder = None,
     json: Json = False,
 ) -> None:
-    """Hash every stored file again, check every tensor, and the base where it is at hand.
+    """Check every stored file against its hash, every tensor, and the bases. Example:
 
-    Ends with exit code 1 where something is not as it was stored. Bases are looked for under
-    the name or path that the adapter records; nothing is fetched.
+    `lorakit adapters verify invoices`
+
+    The exit code is 1 where something is not as it was stored. A base is looked up under the name
+    or path that the adapter records; nothing is downloaded.
     """
     from lorakit.run.commands.verifying import BaseCheck
 
-    kept, check = Store(store), BaseCheck()
-    asked = adapters or []
-    faults = verify(kept, asked, check=check) if base else verify(kept, asked)
+    opened, check = Store(store), BaseCheck()
+    names = adapters or []
+    faults = verify(opened, names, check=check) if base else verify(opened, names)
     if json:
         write_json(
             {
@@ -46,7 +51,7 @@ def verify_store(
             say(f"base {name}: the same" for name in sorted(check.same))
             say(f"base {name}: not compared, {why}" for name, why in check.unknown.items())
         if not faults:
-            say([f"{', '.join(asked) or kept.path} is whole"])
+            say([f"{', '.join(names) or opened.path} is whole"])
     if faults:
         raise typer.Exit(1)
 

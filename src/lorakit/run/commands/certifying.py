@@ -10,12 +10,12 @@ import torch
 from lorakit.adapters.load import attach_stored
 from lorakit.adapters.pairs import StoredAdapter
 from lorakit.data import DataSpec, Example, encode_prompt, resolve_template
+from lorakit.files.header import StoredTensor
+from lorakit.files.tensors import DTYPES
 from lorakit.merging.certify import Certificate, Comparison, Tolerance, compare, probe_logits
 from lorakit.merging.merge import exact_comparison, require
 from lorakit.models import ModelSpec, load_model
 from lorakit.models.load import torch_device
-from lorakit.models.shards import DTYPES
-from lorakit.models.weights import Place
 from lorakit.run.machine import free_memory
 from lorakit.run.session import recorded_template
 
@@ -86,7 +86,7 @@ def probes_of(adapter: StoredAdapter, tokenizer: Any) -> list[list[int]]:
     ]
 
 
-def format_of(held: Mapping[str, Place], kept: torch.dtype | None) -> torch.dtype:
+def format_of(held: Mapping[str, StoredTensor], kept: torch.dtype | None) -> torch.dtype:
     """The format that most numbers of the merged files have."""
     if kept is not None:
         return kept

@@ -14,6 +14,7 @@ from lorakit.data.notes import length_notes
 from lorakit.errors import DataError
 from lorakit.evaluation.metrics import check_names
 from lorakit.files.cache import Progress, no_progress
+from lorakit.files.whole import write_json, write_text
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import open_adapted
@@ -94,8 +95,8 @@ def run_evaluation(
             for e, a in zip(answered, predictions, strict=False)
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        folders.write_text(out / "answers.jsonl", text)
-        folders.write_json(out / folders.RESULT, result)
+        write_text(out / "answers.jsonl", text)
+        write_json(out / folders.RESULT, result)
     return result
 
 

@@ -22,7 +22,8 @@ from lorakit.adapters.provenance import check_base
 from lorakit.config import RunConfig
 from lorakit.errors import BaseMismatchError, ConfigError, ModelError
 from lorakit.files.cache import Progress, no_progress
-from lorakit.files.folders import write_folder
+from lorakit.files.whole import write_folder
+from lorakit.lora.variant import Capability, cannot
 from lorakit.merging.certify import Certificate, Tolerance
 from lorakit.merging.dequantize import dequantize, quantization
 from lorakit.merging.merge import (
@@ -117,6 +118,11 @@ def _merge(
     tied = [target.path for target in plan.targets if target.tied_to]
     if tied:
         require_tied_by_config(empty.config.tie_word_embeddings, " and ".join(tied))
+    variant = adapter.spec.variant
+    if Capability.MERGE_ROWS not in variant.capabilities and certify != "weights":
+        why = cannot(variant, Capability.MERGE_ROWS)
+        notes = (*notes, f"merged in memory and not file by file: {why}")
+        return _in_memory(spec, adapter, out, kept, made_of, notes)
     held = tensors_of(base)
     try:
         places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)

@@ -18,6 +18,7 @@ from typing import Any
 
 from lorakit.config import RunConfig, TogetherSpec
 from lorakit.errors import ConfigError, DivergedError
+from lorakit.files.whole import write_json
 from lorakit.lora import LoraSpec
 from lorakit.lora.jobs import Jobs
 from lorakit.run import folder as folders
@@ -182,7 +183,7 @@ def run_together(
         "forecast": expected.forecast.to_dict(),
         "notes": [expected.note] if expected.note else [],
     }
-    folders.write_json(folder / folders.RESULT, result)
+    write_json(folder / folders.RESULT, result)
     return result
 
 

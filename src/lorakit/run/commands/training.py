@@ -15,6 +15,7 @@ from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
 from lorakit.data import Dataset, Example, check_sources
 from lorakit.extras import need
+from lorakit.files.whole import write_json
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
@@ -169,7 +170,7 @@ def finish(
     model, folder = session.model, Path(config.output.out)
     after = session.task.predict(session, before.examples, config.output.max_new_tokens)
     scores = session.task.figures(before.examples, before.answers, after)
-    folders.write_json(folder / folders.SAMPLES, scores.samples)
+    write_json(folder / folders.SAMPLES, scores.samples)
     figures = training_figures(ready, fitted, scores, command=command, started=started)
     save_adapter(
         model,
@@ -191,7 +192,7 @@ def finish(
     if config.output.save_as is not None:
         added = Store(config.output.store).add(folder / "adapter", config.output.save_as)
         figures["saved_as"] = str(added.entry)
-    folders.write_json(folder / folders.RESULT, figures)
+    write_json(folder / folders.RESULT, figures)
     return figures
 
 

@@ -17,6 +17,7 @@ from lorakit.errors import AdapterError
 from lorakit.files.cache import cache_dir, locked
 from lorakit.lora.plan import Target
 from lorakit.lora.spec import LoraSpec
+from lorakit.lora.variant import Capability
 from lorakit.serving.bank import check_paths
 
 NOTHING = "lorakit-changes-nothing"
@@ -31,6 +32,8 @@ class Exports:
         targets: layers of the base that can be adapted, by path.
         rank: highest rank of an adapter; one of vLLM's.
     """
+
+    needs = (Capability.VLLM, Capability.FOLD)
 
     def __init__(self, root: Path, targets: Mapping[str, Target], rank: int) -> None:
         self.root, self.targets, self.rank = root, dict(targets), rank

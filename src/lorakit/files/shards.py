@@ -3,9 +3,6 @@
 Neither side ever holds more than one block of rows, whatever the size of a file or a tensor.
 """
 
-import json
-import os
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorakit.errors import ModelError
-from lorakit.models.weights import Place
+from lorakit.files.header import StoredTensor, format_header
+from lorakit.files.whole import sync
 
 BLOCK = 1 << 19  # numbers in a block of rows: 4 MB in float64, and a check holds some ten of them
 _CHUNK = 1 << 22
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -38,7 +29,7 @@ def blocks(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, shape[0])
 
 
-def read_rows(place: Place, start: int, stop: int) -> Tensor:
+def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
     """Rows of a tensor, read from the file and no others.
 
     The file is opened for each call: what is mapped of it goes away again, so that pages read
@@ -48,25 +39,25 @@ def read_rows(place: Place, start: int, stop: int) -> Tensor:
         ModelError: the file cannot be read.
     """
     try:
-        with safe_open(place.file, framework="pt") as file:
-            rows: Tensor = file.get_slice(place.name)[start:stop]
+        with safe_open(stored.file, framework="pt") as file:
+            rows: Tensor = file.get_slice(stored.name)[start:stop]
             return rows.clone()
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{place.file}: {place.name} cannot be read: {error}") from error
+        raise ModelError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
 
 
-def read_whole(place: Place) -> Tensor:
+def read_whole(stored: StoredTensor) -> Tensor:
     """A whole tensor, one of no dimension among them.
 
     Raises:
         ModelError: the file cannot be read.
     """
     try:
-        with safe_open(place.file, framework="pt") as file:
-            value: Tensor = file.get_tensor(place.name)
+        with safe_open(stored.file, framework="pt") as file:
+            value: Tensor = file.get_tensor(stored.name)
             return value.clone()
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{place.file}: {place.name} cannot be read: {error}") from error
+        raise ModelError(f"{stored.file}: {stored.name} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -92,43 +83,32 @@ def write_stream(path: Path, tensors: Sequence[Planned]) -> None:
     """Write a safetensors file of tensors that are made one after the other.
 
     safetensors' own writers want all tensors of a file in memory; the format is a length, a JSON
-    header, and the bytes (https://huggingface.co/docs/safetensors).
+    header, and the bytes; see header.py.
 
     Raises:
         OSError: the file cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.size],
-        }
-        at += tensor.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header = format_header([(t.name, t.dtype, t.shape, t.size) for t in tensors])
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header)
         for tensor in tensors:
             before = file.tell()
             for part in tensor.parts:
                 file.write(part)
             if file.tell() - before != tensor.size:
                 raise OSError(f"{tensor.name} came out at {file.tell() - before} bytes")
-        file.flush()
-        os.fsync(file.fileno())
+    sync(path)
 
 
-def raw(place: Place) -> Iterator[bytes]:
+def raw(stored: StoredTensor) -> Iterator[bytes]:
     """A tensor's bytes as they lie in its file."""
-    with place.file.open("rb") as file:
-        file.seek(place.entry.start)
-        left = place.entry.end - place.entry.start
+    with stored.file.open("rb") as file:
+        file.seek(stored.entry.start)
+        left = stored.entry.end - stored.entry.start
         while left:
             chunk = file.read(min(_CHUNK, left))
             if not chunk:
-                raise ModelError(f"{place.file} became shorter while it was read")
+                raise ModelError(f"{stored.file} became shorter while it was read")
             left -= len(chunk)
             yield chunk
 

@@ -9,16 +9,15 @@ losses of all prefixes on all rows. Prefixes are jobs that share the highest ran
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from lorakit.data import Batch, TokenTable, micro_batches
 from lorakit.lora.jobs import Jobs
-from lorakit.run.fitting import Report, batch_rows, training
-from lorakit.training import Course, FitResult, TrainSpec, make_joint_loss
-from lorakit.training.joint import passes, spans
+from lorakit.run.fitting import Report, batch_rows
+from lorakit.training import Course, FitResult, JointLoss, Observers, Schedule, TrainSpec, guard_of
+from lorakit.training.joint import passes
 
 
 def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
@@ -27,10 +26,10 @@ def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]
     >>> dealt([7, 8, 9], 1, 2)
     {1: [7, 9], 0: [8]}
     """
-    found: dict[int, list[int]] = {}
+    dealt_rows: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
-        found.setdefault((i + step) % prefixes, []).append(row)
-    return found
+        dealt_rows.setdefault((i + step) % prefixes, []).append(row)
+    return dealt_rows
 
 
 @torch.no_grad()
@@ -91,19 +90,18 @@ def fit_nested(
         report: told of the steps.
     """
     model: Any = jobs.model
-    loss, top = make_joint_loss(model), len(jobs) - 1
+    jobs.install_all()
+    loss, top = JointLoss(jobs, recompute=recompute), len(jobs) - 1
     rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
-    with jobs.together(), training(model, recompute):
-        course = Course(
-            model,
-            jobs.parameters(top),
-            lambda step: [],
-            steps,
-            spec,
-            learning_rate=learning_rate,
-            report=report,
-            look=partial(jobs.alone, top),
-        )
+    course = Course(
+        jobs.parameters(top),
+        lambda step: [],
+        Schedule(steps, learning_rate, spec),
+        Observers(report=report),
+        guard=guard_of(jobs, top),
+    )
+    try:
+        course.begin()
         tie(jobs)
         while not course.over:
             started = time.perf_counter()
@@ -112,8 +110,7 @@ def fit_nested(
             batches = _batches(train, rows_of(course.step), course.step, len(jobs), spec, model)
             nll = 0.0
             for part in passes(batches, spec.batch_tokens):
-                jobs.tell(spans(part))
-                nlls = loss(model, [batch for _, batch in part])
+                nlls = loss(part)
                 sum(nlls[1:], nlls[0]).backward()
                 nll += sum(float(each.detach()) for each in nlls)
             seen = [batch for each in batches.values() for batch in each]
@@ -124,6 +121,8 @@ def fit_nested(
         result = course.finish()
         spread(jobs)
         return result
+    finally:
+        loss.runnable.rest()
 
 
 def _batches(
