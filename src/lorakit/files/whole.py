@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -94,6 +95,23 @@ def write_folder(
     return folder
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What writers that were killed left in a folder under hidden names, and nobody will finish.
+
+    A writer that is still alive has such names too: ask only where one process writes.
+    """
+    return sorted(path for path in folder.glob(".*") if _HIDDEN.fullmatch(path.name))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the `leftovers` of a folder."""
+    for path in leftovers(folder):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def move(source: Path, target: Path) -> None:
     """Let a file or folder that is whole take another name on the same disk, and its place say so.
 
@@ -163,6 +181,9 @@ def _swap(partial: Path, folder: Path) -> None:
         os.replace(aside, folder)
         raise
     shutil.rmtree(aside)
+
+
+_HIDDEN = re.compile(r"\..+\.(partial|replaced)-[0-9a-f]{8}")  # as `_beside` makes them
 
 
 def _beside(path: Path, what: str) -> Path:

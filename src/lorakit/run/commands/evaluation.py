@@ -89,7 +89,7 @@ def run_evaluation(
         "notes": notes,
     }
     if out is not None:
-        folders.make_folder(out)
+        folders.take_folder(out)
         lines = (
             {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
             for e, a in zip(answered, predictions, strict=False)
