@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import signal
+import sys
 
 import pytest
 
 from lorakit.errors import OutputError
+from lorakit.files.exchange import exchange
 from lorakit.files.header import DamagedTensorsError, format_header, parse_header, read_header
 from lorakit.files.whole import write_file, write_folder, write_json, write_text
 
@@ -20,7 +23,7 @@ def everything(folder):
 def test_a_write_that_fails_leaves_what_was_there_and_names_it(tmp_path, monkeypatch, call, number):
     file = write_json(tmp_path / "a.json", {"old": 1})
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(number, os.strerror(number))
 
     if call == "write":
@@ -91,3 +94,92 @@ def test_a_file_that_was_truncated_is_said_to_be_damaged(tmp_path, cut):
         read_header(file)
     with pytest.raises(DamagedTensorsError):
         parse_header(content + b"more")
+
+
+def test_a_file_in_a_folder_is_not_named_by_its_hidden_path(tmp_path, monkeypatch):
+    def fill(partial):
+        monkeypatch.setattr(os, "fsync", refuse)
+        write_text(partial / "a", "new")
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=rf"^cannot write the adapter {tmp_path}/out: No space"):
+        write_folder(tmp_path / "out", fill, what="adapter")
+    assert everything(tmp_path) == set()
+
+
+def killed_at(call, number, act):
+    """Run `act` in a process that is killed before its `number`-th call of a function of `os`.
+
+    Returns whether it was killed; False where it makes fewer calls and came to its end.
+    """
+    child = os.fork()
+    if child == 0:
+        real, left = getattr(os, call), [number]
+
+        def counted(*given, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*given, **named)
+
+        setattr(os, call, counted)
+        act()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # torch has threads
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("call", ["replace", "fsync", "open"])
+def test_a_kill_at_any_call_leaves_the_old_folder_or_the_new_one(
+    tmp_path, monkeypatch, call, can_exchange
+):
+    if not can_exchange:
+        monkeypatch.setattr("lorakit.files.whole.exchange", lambda one, other: False)
+    contents = set()
+    for number in range(1, 100):
+        parent = tmp_path / str(number)
+        write_folder(parent / "out", lambda partial: write_text(partial / "a", "old"))
+
+        def replace(parent=parent):
+            write_folder(
+                parent / "out", lambda partial: write_text(partial / "a", "new"), overwrite=True
+            )
+
+        killed = killed_at(call, number, replace)
+        if can_exchange and sys.platform == "linux":
+            contents.add((parent / "out" / "a").read_text())  # at every instant
+        write_text(parent / "other", "")  # whoever writes here next sweeps
+        assert (parent / "out" / "a").read_text() in ("old", "new")
+        assert everything(parent) == {"out", "out/a", "other"}
+        if not killed:
+            break
+    assert not killed
+    assert number > 1  # it did call it
+    assert (parent / "out" / "a").read_text() == "new"
+    assert contents <= {"old", "new"}
+
+
+def test_a_living_writer_is_not_swept(tmp_path):
+    def fill(partial):
+        write_text(tmp_path / "out-2", "a second writer in the same parent")
+        partial.write_text("whole")
+
+    write_file(tmp_path / "out", fill)
+    assert (tmp_path / "out").read_text() == "whole"
+    assert everything(tmp_path) == {"out", "out-2"}
+
+
+def test_names_are_exchanged_only_where_both_are_there(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    write_text(one / "a", "1")
+    if sys.platform == "linux":
+        with pytest.raises(FileNotFoundError):
+            exchange(one, other)
+    other.mkdir()
+    if exchange(one, other):
+        assert (other / "a").read_text() == "1"
+        assert everything(one) == set()

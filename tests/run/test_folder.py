@@ -6,7 +6,7 @@ import pytest
 
 from lorakit.config import read_yaml
 from lorakit.errors import OutputError
-from lorakit.run.folder import CONFIG, check_folder, command_of, take_folder, write_config
+from lorakit.run.folder import CONFIG, check_folder, command_of, write_config
 
 
 @pytest.mark.parametrize(
@@ -25,19 +25,14 @@ def test_a_configuration_by_hand_has_no_command(tmp_path):
 
 
 def test_a_run_killed_at_its_first_file_can_be_begun_again(tmp_path):
-    half, own = tmp_path / f".{CONFIG}.partial-0123abcd", tmp_path / ".adapter.replaced-0123abcd"
-    half.write_text("see")
-    own.mkdir()
-    (own / "README.md").write_text("of the adapter before")
+    (tmp_path / f".{CONFIG}.partial-0123abcd" / "new").mkdir(parents=True)
     check_folder(tmp_path, resume=False)
-    take_folder(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    write_config(tmp_path, {"seed": 0}, "lorakit train")
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG]
 
 
 @pytest.mark.parametrize("name", [".partial-0123abcd", ".notes.partial-1", "x.partial-0123abcd"])
-def test_what_no_run_calls_so_is_not_touched(tmp_path, name):
-    (tmp_path / name).write_text("somebody's own")
-    take_folder(tmp_path)
-    assert (tmp_path / name).read_text() == "somebody's own"
+def test_a_hidden_folder_of_somebody_else_is_something(tmp_path, name):
+    (tmp_path / name).mkdir()
     with pytest.raises(OutputError, match="is not empty"):
         check_folder(tmp_path, resume=False)

@@ -4,8 +4,6 @@ What is done to adapters on disk (combining, shrinking, exporting) reads a `Stor
 another and writes it. A model's own pairs go through the same writer (save.py).
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +24,14 @@ from lorakit.adapters.names import check_pair, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
 from lorakit.errors import AdapterError
+from lorakit.files.copying import hash_of
 from lorakit.files.tensors import (
     read_tensors_and_hash,
     read_tensors_at_once,
     require_finite,
     write_tensors,
 )
-from lorakit.files.whole import write_folder
+from lorakit.files.whole import write_folder, write_json, write_text
 from lorakit.lora import LoraSpec, equations
 from lorakit.lora.targets import first_hit
 from lorakit.lora.variant import Variant
@@ -269,12 +268,11 @@ def write_stored(
 
     def fill(partial: Path) -> None:
         write_tensors(partial / TENSORS, tensors)
-        digest = hashlib.sha256((partial / TENSORS).read_bytes()).hexdigest()
+        digest = hash_of(partial / TENSORS)[1]
         write_record(partial, make_record(adapter.spec, digest, base, told))
-        text = json.dumps(config, indent=2, sort_keys=True)
-        (partial / CONFIG).write_text(text, encoding="utf-8")
+        write_json(partial / CONFIG, config, sort_keys=True)
         card = model_card(adapter.spec, pairs, adapter.config.base_name, told)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_text(partial / "README.md", card)
 
     return write_folder(Path(folder), fill, overwrite=overwrite, what="adapter")
 

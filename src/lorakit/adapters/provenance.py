@@ -4,7 +4,6 @@ peft and other readers ignore the file; lorakit refuses another base by it.
 """
 
 import importlib.metadata
-import json
 import math
 import platform
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import nn
 
 from lorakit.adapters.peft_config import read_json
 from lorakit.errors import AdapterError, BaseMismatchError, ConfigError
+from lorakit.files.whole import write_json
 from lorakit.lora.spec import LoraSpec
 from lorakit.models.fingerprint import identify
 from lorakit.models.load import source_of
@@ -97,8 +97,7 @@ def make_record(
 def write_record(folder: Path, record: Record) -> None:
     """Write lorakit.json into a folder."""
     content = {"format": FORMAT, **asdict(record)}
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / RECORD, content, sort_keys=True, allow_nan=False)
 
 
 def read_record(folder: Path) -> Record | None:

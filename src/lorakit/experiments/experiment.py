@@ -46,7 +46,7 @@ def enter(
     folders.check_folder(folder, resume=options["resume"])
     kept = {name: value for name, value in options.items() if name != "resume"}
     if not options["resume"]:
-        folders.take_folder(folder)
+        folders.make_folder(folder)
         folders.write_config(folder, kept, command)
         return command
     before = read_yaml(folder / folders.CONFIG)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +47,5 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
         return target
     with locked(target):
         if not target.is_dir():
-            for left in target.parent.glob(f".{target.name}.partial-*"):
-                shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
             write_folder(target, build, what="cache folder")
     return target

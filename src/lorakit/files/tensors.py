@@ -83,8 +83,16 @@ def read_tensors_at_once(path: Path) -> dict[str, Tensor]:
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Number formats by their codes in a header."""
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+"""Floating-point formats by their codes in a header."""
+CODES = {dtype: code for code, dtype in DTYPES.items()} | {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""The code of a format in a header."""
 
 
 def _views(content: bytearray) -> dict[str, Tensor] | None:

@@ -1,8 +1,13 @@
 """Files and folders that appear whole or not at all: the one place that writes them.
 
-What is written lies beside its place under a hidden name, is flushed to the disk, and takes its name by
-one rename. A reader finds what was there before or all of the new; a full disk or a kill at any instant
-changes nothing that was there.
+    PARENT/.NAME.partial-TOKEN/    hidden, beside the place where NAME is wanted
+      lock                         held by the process that writes; the system frees it on a kill
+      new/NAME                     what is being written
+      old/NAME                     what it replaces, where the system cannot exchange two folders
+
+What is written is flushed to the disk and takes its name by one rename. A reader finds what was there
+before or all of the new; a full disk or a kill at any instant changes nothing that was there. What a
+killed process leaves is hidden, and removed by the next process that writes into the same parent.
 """
 
 import contextlib
@@ -16,7 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lorakit.errors import OutputError
+from lorakit.files.exchange import exchange
+
+_STAGE = re.compile(r"\.(?P<name>.+)\.partial-[0-9a-f]{8}")
 
 
 def write_file(
@@ -35,16 +45,11 @@ def write_file(
     """
     if file.exists() and not overwrite:
         raise OutputError(f"{file} exists: give the {what} another name")
-    partial = _beside(file, "partial")
-    with _explained(file, what):
-        try:
-            file.absolute().parent.mkdir(parents=True, exist_ok=True)
-            fill(partial)
-            sync(partial)
-            os.replace(partial, file)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+    with _explained(file, what), _stage(file) as stage:
+        new = stage / "new" / file.name
+        fill(new)
+        sync(new)
+        os.replace(new, file)
     return file
 
 
@@ -53,10 +58,31 @@ def write_text(file: Path, text: str, *, what: str = "file") -> Path:
     return write_file(file, lambda partial: _write(partial, text), what=what, overwrite=True)
 
 
-def write_json(file: Path, content: Any, *, what: str = "file") -> Path:
-    """Replace a file by indented JSON with a newline at its end; see `write_file`."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return write_text(file, text, what=what)
+def write_json(
+    file: Path,
+    content: Any,
+    *,
+    sort_keys: bool = False,
+    allow_nan: bool = True,
+    what: str = "file",
+) -> Path:
+    """Replace a file by indented JSON with a newline at its end; see `write_file`.
+
+    Args:
+        file: where it shall be.
+        content: of JSON's own types.
+        sort_keys: order the keys by name rather than as they were given.
+        allow_nan: write NaN and infinities, which JSON lacks and Python reads.
+        what: names the file in errors.
+
+    Raises:
+        OutputError: see `write_file`.
+        ValueError: a number is not finite and `allow_nan` is off.
+    """
+    text = json.dumps(
+        content, indent=2, ensure_ascii=False, sort_keys=sort_keys, allow_nan=allow_nan
+    )
+    return write_text(file, text + "\n", what=what)
 
 
 def write_folder(
@@ -64,12 +90,13 @@ def write_folder(
 ) -> Path:
     """Let `fill` write the files of a folder, which then takes its name.
 
-    With `overwrite` the old folder is renamed aside, the new one takes its name, and the old one is
-    removed: a kill between the two renames leaves both, whole, under hidden names beside `folder`.
+    With `overwrite` the old folder and the new one exchange their names in one step where the system
+    can do that (Linux). Elsewhere the old one is renamed aside, and a kill between the two renames
+    leaves it there until the next process that writes into the same parent puts it back.
 
     Args:
         folder: where it shall be.
-        fill: writes the files into the folder that it is given.
+        fill: writes the files into the empty folder that it is given; it may use this module.
         overwrite: replace a folder that holds something.
         what: names the folder in errors.
 
@@ -81,35 +108,20 @@ def write_folder(
         raise OutputError(f"{folder} is a file; the {what} needs a folder")
     if not overwrite and folder.exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty: give the {what} another folder")
-    partial = _beside(folder, "partial")
-    with _explained(folder, what):
-        try:
-            partial.mkdir(parents=True)
-            fill(partial)
-            _open_up(partial)
-            sync_folder(partial)
-            _swap(partial, folder)
-            sync(folder.absolute().parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with _explained(folder, what), _stage(folder) as stage:
+        new = stage / "new" / folder.name
+        new.mkdir()
+        fill(new)
+        _open_up(new)
+        sync_folder(new)
+        _swap(new, folder, stage / "old" / folder.name)
+        sync(folder.absolute().parent)
     return folder
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """What writers that were killed left in a folder under hidden names, and nobody will finish.
-
-    A writer that is still alive has such names too: ask only where one process writes.
-    """
-    return sorted(path for path in folder.glob(".*") if _HIDDEN.fullmatch(path.name))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the `leftovers` of a folder."""
-    for path in leftovers(folder):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def is_stage(path: Path) -> bool:
+    """Whether a path is the hidden folder of a process that writes, or wrote until it was killed."""
+    return _STAGE.fullmatch(path.name) is not None and path.is_dir()
 
 
 def move(source: Path, target: Path) -> None:
@@ -146,46 +158,100 @@ def _write(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _explained(path: Path, what: str) -> Iterator[None]:
-    """Whatever the system refuses within the block is said in words that name the path."""
+    """Whatever the system refuses within the block is said in words that name the path.
+
+    A file in a folder that is being filled has a hidden path, which means nothing to the user: the
+    error of the file becomes that of the folder.
+    """
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; make room and try again" if full else ""
-        raise OutputError(
-            f"cannot write the {what} {path}: {error.strerror or error}{hint}; what was there is "
-            "unchanged"
-        ) from error
+        raise OutputError(_words(path, what, error)) from error
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise OutputError(_words(path, what, error.__cause__)) from error.__cause__
 
 
-def _open_up(partial: Path) -> None:
+def _words(path: Path, what: str, error: OSError) -> str:
+    hint = "; make room and try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    said = error.strerror or str(error)
+    return f"cannot write the {what} {path}: {said}{hint}; what was there is unchanged"
+
+
+@contextlib.contextmanager
+def _stage(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` that belongs to this process for as long as it lives."""
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # the parent is a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    _sweep(parent)
+    while True:
+        stage = parent / f".{target.name}.partial-{secrets.token_hex(4)}"
+        stage.mkdir()
+        lock = FileLock(stage / "lock", thread_local=False)
+        try:
+            lock.acquire()
+            (stage / "new").mkdir()
+            (stage / "old").mkdir()
+            break
+        except FileNotFoundError:  # a sweep took the folder, not locked yet, for a dead process's
+            lock.release()
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            lock.release()
+            raise
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        lock.release()
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what dead processes left in a folder, and put back what they had renamed aside.
+
+    It never fails: where it may not write, the writer's own error says more.
+    """
+    with contextlib.suppress(OSError):
+        for stage in parent.glob(".*.partial-*"):
+            match = _STAGE.fullmatch(stage.name)
+            if match is None or not stage.is_dir():
+                continue
+            lock = FileLock(stage / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except (Timeout, OSError):
+                continue  # its process lives, or another one sweeps
+            old, place = stage / "old" / match["name"], parent / match["name"]
+            if old.exists() and not place.exists():
+                os.replace(old, place)
+            shutil.rmtree(stage, ignore_errors=True)
+            lock.release()
+
+
+def _open_up(folder: Path) -> None:
     """Give every file the permissions of an ordinary new one; safetensors' own shut others out."""
-    probe = partial / ".permissions"
+    probe = folder.with_name("permissions")
     probe.touch()
     mode = probe.stat().st_mode
-    probe.unlink()
-    for file in partial.rglob("*"):
+    for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
 
 
-def _swap(partial: Path, folder: Path) -> None:
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Put `new` in the place of `folder`; what was there is under `new` or `old` afterwards."""
     if not folder.exists() or not any(folder.iterdir()):
-        os.replace(partial, folder)
+        os.replace(new, folder)
         return
-    aside = _beside(folder, "replaced")
-    os.replace(folder, aside)
+    if exchange(new, folder):
+        return
+    os.replace(folder, old)
     try:
-        os.replace(partial, folder)
+        os.replace(new, folder)
     except OSError:
-        os.replace(aside, folder)
+        os.replace(old, folder)
         raise
-    shutil.rmtree(aside)
-
-
-_HIDDEN = re.compile(r"\..+\.(partial|replaced)-[0-9a-f]{8}")  # as `_beside` makes them
-
-
-def _beside(path: Path, what: str) -> Path:
-    """A hidden name beside the path that nobody else has: several processes may write."""
-    return path.absolute().with_name(f".{path.name}.{what}-{secrets.token_hex(4)}")

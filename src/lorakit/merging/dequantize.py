@@ -23,6 +23,7 @@ from torch import Tensor
 from lorakit.errors import ModelError
 from lorakit.files import shards
 from lorakit.files.header import StoredTensor
+from lorakit.files.whole import write_json
 from lorakit.merging.merge_files import write_index
 from lorakit.models.files import read_config
 from lorakit.models.weights import tensors_of
@@ -91,8 +92,7 @@ def dequantize(base: Path, folder: Path) -> Dequantized:
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if named not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"{base}/config.json: dtype {named!r} is no format to merge into")
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
     return Dequantized(words, len(makers), getattr(torch, named))
 
 

@@ -4,7 +4,6 @@ Merging happens in float32 and rounds once. The model that was given is never ch
 """
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from lorakit.adapters.save import is_transformers
 from lorakit.errors import AdapterError, CertificateError, TargetError
 from lorakit.files.tensors import system_errors
-from lorakit.files.whole import write_folder
+from lorakit.files.whole import write_folder, write_json
 from lorakit.lora import lora_layers
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.certify import (
@@ -166,8 +165,7 @@ def exact_comparison(
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
     """Write certificate.json into a folder."""
-    text = json.dumps(certificate.to_dict(), indent=2, allow_nan=False)
-    (folder / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / CERTIFICATE, certificate.to_dict(), allow_nan=False)
 
 
 def require(certificate: Certificate) -> None:

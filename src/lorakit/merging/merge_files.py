@@ -5,7 +5,6 @@ What was written is read back and held against W + s·B·A in float64, so that a
 has a certificate of its weights. Memory is a few blocks of rows, not a shard.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from lorakit.errors import AdapterError, TargetError
 from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
+from lorakit.files.whole import write_json
 from lorakit.lora import Plan, Target, equations
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.models.weights import OtherNamesError
@@ -227,7 +227,7 @@ def write_index(folder: Path, written: Mapping[str, Sequence[shards.Planned]]) -
     where = {tensor.name: file for file, tensors in written.items() for tensor in tensors}
     total = sum(tensor.size for tensors in written.values() for tensor in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)
 
 
 def _check(job: Job, file: Path, dtype: torch.dtype | None) -> WeightCheck:

@@ -1,6 +1,5 @@
 """What a model folder holds beside its weights, taken over into a merged one."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from lorakit.errors import TargetError
+from lorakit.files.whole import write_json
 from lorakit.models.files import read_config
 
 # Settings, tokenizer, chat template, licence. A README tells of the base, and code is only taken
@@ -42,8 +42,7 @@ def copy_settings(
         if untie is not None:
             part["tie_word_embeddings"] = False
     if dtype is not None or untie is not None:
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "config.json", config)
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:

@@ -9,8 +9,8 @@ tokenizer  over tokenizer.json as canonical JSON, without its padding and trunca
 template   over the text of the chat template; of nothing where there is none.
 
 `identify` hashes files and remembers the result in the cache, by every file's path, size and time
-of change. `identify_loaded` gives a model that `load_model` made the identity of its files, which
-is the same whatever dtype it was loaded in; only a model made elsewhere is hashed in memory. That
+of change. `identify_loaded` gives a model from `load_model` the identity of its files, which
+is the same whatever dtype it was loaded in; only a model from elsewhere is hashed in memory. That
 hash equals the files' hash of `save_pretrained` in the same dtype.
 """
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import ModelError, did_you_mean
 from lorakit.files.cache import cache_dir
-from lorakit.files.header import TensorEntry
+from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_text
 from lorakit.models import files
 from lorakit.models.load import source_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VERSION = 1
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def identify_loaded(
     """The identity of a model in memory.
 
     Args:
-        model: the model. If `load_model` made it and no tensors are given, its files' identity is
+        model: the model. If it is from `load_model` and no tensors are given, its files' identity is
             returned: the base under an adapter is frozen and still what was loaded.
         tokenizer: its tokenizer.
         tensors: the base's tensors by the names they have in a model folder, for a model whose
@@ -138,25 +137,20 @@ def hash_files(paths: Iterable[Path]) -> str:
     Raises:
         ModelError: a file is broken, or a tensor is in two files.
     """
-    places: dict[str, tuple[Path, TensorEntry]] = {}
+    from lorakit.files.shards import raw
+
+    places: dict[str, StoredTensor] = {}
     for path in paths:
         for name, entry in files.read_entries(path).items():
             if name in places:
-                raise ModelError(f"tensor {name} is in {places[name][0]} and in {path}")
-            places[name] = path, entry
+                raise ModelError(f"tensor {name} is in {places[name].file} and in {path}")
+            places[name] = StoredTensor(path, name, entry)
     digest = hashlib.sha256()
     for name in sorted(places):
-        path, entry = places[name]
+        entry = places[name].entry
         digest.update(_tensor(name, entry.dtype, entry.shape))
-        with path.open("rb") as file:
-            file.seek(entry.start)
-            left = entry.end - entry.start
-            while left:
-                chunk = file.read(min(_CHUNK, left))
-                if not chunk:
-                    raise ModelError(f"{path} became shorter while it was read")
-                digest.update(chunk)
-                left -= len(chunk)
+        for chunk in raw(places[name]):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -164,18 +158,8 @@ def hash_tensors(tensors: "Mapping[str, Tensor]") -> str:
     """The weights' hash, from tensors in memory; equals `hash_files` of their safetensors."""
     import torch
 
-    short = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
+    from lorakit.files.tensors import CODES
+
     digest = hashlib.sha256()
     seen: set[tuple[Any, ...]] = set()
     untied: dict[str, Any] = {}
@@ -191,7 +175,7 @@ def hash_tensors(tensors: "Mapping[str, Tensor]") -> str:
     for name in sorted(untied):
         tensor = untied[name]
         digest.update(
-            _tensor(name, short.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            _tensor(name, CODES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
         )
         plain = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(plain.numpy()))
@@ -214,12 +198,12 @@ def _key(paths: Iterable[Path]) -> str:
 def _remembered(path: Path) -> dict[str, str] | None:
     """What an earlier command hashed, unless the note is damaged: then it is hashed again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        hashes = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     names = {"weights_sha256", "tokenizer_sha256", "template_sha256"}
-    whole = isinstance(found, dict) and set(found) == names
-    return found if whole and all(isinstance(v, str) for v in found.values()) else None
+    whole = isinstance(hashes, dict) and set(hashes) == names
+    return hashes if whole and all(isinstance(v, str) for v in hashes.values()) else None
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -243,8 +227,8 @@ def _hash_tokenizer_files(folder: Path) -> str:
 
 
 def _hash_tokenizer_json(raw: dict[str, Any]) -> str:
-    kept = {key: value for key, value in raw.items() if key not in ("padding", "truncation")}
-    return _sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
+    content = {key: value for key, value in raw.items() if key not in ("padding", "truncation")}
+    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
 
 
 def _template_text(folder: Path) -> str:

@@ -134,7 +134,7 @@ def run_inspect(
         rank_for_energy(spectra, 0.99),
     )
     if out is not None:
-        folders.take_folder(out)
+        folders.make_folder(out)
         write_json(out / "inspect.json", inspected.to_dict() | {"spectra": spectra})
         if no_page() is None:
             spectra_figures(spectra, highest, out / "plots")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lorakit.errors import OutputError
-from lorakit.files.whole import leftovers, remove_leftovers, write_text
+from lorakit.files.whole import is_stage, write_text
 
 CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
 
@@ -21,8 +21,9 @@ def check_folder(path: Path, *, resume: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; --out needs a folder")
-    left = leftovers(path)  # by a run that was killed: `take_folder` removes it
-    inside = sorted(p.name for p in path.iterdir() if p not in left) if path.exists() else []
+    # What a run left that was killed at its first file holds nothing: the next one removes it.
+    names = (p.name for p in path.iterdir() if not is_stage(p)) if path.exists() else ()
+    inside = sorted(names)
     if inside and not resume:
         has = (path / "checkpoints").is_dir() or (path / "trials").is_dir()
         hint = "go on with --resume, or " if has else ""
@@ -43,19 +44,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {path}: {error.strerror}") from None
-
-
-def take_folder(path: Path) -> None:
-    """Make the folder of a run, or take over one whose run was killed: what is half-written goes.
-
-    Raises:
-        OutputError: it cannot be made, or something in it cannot be removed.
-    """
-    make_folder(path)
-    try:
-        remove_leftovers(path)
-    except OSError as error:
-        raise OutputError(f"cannot remove {error.filename}: {error.strerror}") from None
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorakit.errors import AdapterError, OutputError
 from lorakit.files.tensors import read_tensors, write_tensors
-from lorakit.files.whole import write_folder
+from lorakit.files.whole import write_folder, write_json
 
 _PREFIX = "step-"
 
@@ -70,16 +70,13 @@ def save_checkpoint(
         write_tensors(
             partial / "state.safetensors", {**state, **({} if best is None else {"best": best})}
         )
-        (partial / "progress.json").write_text(json.dumps(described, indent=2) + "\n")
+        write_json(partial / "progress.json", described)
 
-    for left in folder.glob(f".{_PREFIX}*"):
-        shutil.rmtree(left)  # by a run that was killed while it wrote
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_PREFIX}{progress.step:06d}"
     write_folder(target, fill, overwrite=True, what="checkpoint")
-    for other in _checkpoints(folder):
+    for other in folder.glob(f"{_PREFIX}*"):  # one that a kill had half removed among them
         if other != target:
-            shutil.rmtree(other)
+            shutil.rmtree(other, ignore_errors=True)
     return target
 
 

@@ -11,7 +11,6 @@ and then removed. Whatever lies in `staging` without a living owner is a leftove
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,11 +23,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lorakit.adapters.store.records import StoredFile, place
-from lorakit.errors import AdapterError, OutputError
+from lorakit.errors import AdapterError
+from lorakit.files.copying import copy_hashed, hash_of
 from lorakit.files.whole import move, sync
 
 KEPT = ("README.md", "adapter_config.json", "adapter_model.safetensors", "lorakit.json")
-_CHUNK = 1 << 20
 
 Guard = Callable[[], AbstractContextManager[Connection]]
 """Makes the context in which no other process begins, keeps or sweeps (the index's write lock)."""
@@ -70,12 +69,7 @@ def signature(folder: Path) -> tuple[Any, ...]:
 
 def hash_file(path: Path) -> StoredFile:
     """Name, size and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return StoredFile(path.name, size, digest.hexdigest())
+    return StoredFile(path.name, *hash_of(path))
 
 
 class Contents:
@@ -107,7 +101,8 @@ class Contents:
             folder.mkdir()
             for name in KEPT:
                 if name in inside and inside[name].is_file():
-                    files.append(_copy(inside.pop(name), folder / name))
+                    copied = copy_hashed(inside.pop(name), folder / name, error=AdapterError)
+                    files.append(StoredFile(name, *copied))
             if not files:
                 raise AdapterError(f"{source} is no adapter: it has no adapter_config.json")
             sync(folder)
@@ -222,22 +217,3 @@ class Contents:
 
     def _lock(self, token: str) -> FileLock:
         return FileLock(self._staging / f"{token}.lock")
-
-
-def _copy(source: Path, target: Path) -> StoredFile:
-    digest, size = hashlib.sha256(), 0
-    try:
-        read = source.open("rb")
-    except OSError as error:
-        raise AdapterError(f"{source} cannot be read: {error.strerror}") from error
-    try:
-        with read, target.open("xb") as write:
-            while chunk := read.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                write.write(chunk)
-            write.flush()
-            os.fsync(write.fileno())
-    except OSError as error:
-        raise OutputError(f"cannot copy {source} to {target}: {error.strerror}") from error
-    return StoredFile(target.name, size, digest.hexdigest())

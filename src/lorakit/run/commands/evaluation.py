@@ -89,7 +89,7 @@ def run_evaluation(
         "notes": notes,
     }
     if out is not None:
-        folders.take_folder(out)
+        folders.make_folder(out)
         lines = (
             {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
             for e, a in zip(answered, predictions, strict=False)

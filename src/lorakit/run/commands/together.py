@@ -142,7 +142,7 @@ def run_together(
     ready = [prepare_on(base, job.config) for job in jobs]
     expected = _outlook(ready)
     report({"kind": "jobs", "jobs": jobs, "prepared": ready, "outlook": expected})
-    folders.take_folder(folder)
+    folders.make_folder(folder)
     if not config.output.resume:
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
     report({"kind": "stage", "name": "before"})
@@ -196,7 +196,7 @@ def _work(
 ) -> Work:
     """What one job is given; its metrics file stays open as long as `stack`."""
     folder = Path(job.config.output.out)
-    folders.take_folder(folder)
+    folders.make_folder(folder)
     folders.write_yaml(folder / folders.CONFIG, job.config.to_flat())
     reported = stack.enter_context(metrics_of(ready, partial(_named, report, job.name)))
     run = run_hash(ready.config, ready.session, ready.data)

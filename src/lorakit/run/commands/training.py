@@ -87,7 +87,7 @@ def run_training(
     report({"kind": "prepared", "prepared": ready})
     if ready.parent is not None:
         attach_parent(session, ready.parent, ready.plan)
-    folders.take_folder(folder)
+    folders.make_folder(folder)
     if not config.output.resume:
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
 
