@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from harness import Command, check_faults, hashes
 
 from lorakit.adapters.pairs import read_stored
@@ -15,16 +14,14 @@ TRAIN += ("--samples", "1", "--max-new-tokens", "2")
 TIMES = ("seconds", "real_tokens_per_second")
 
 
-@pytest.mark.parametrize("how", ["kill", "fail"])
 def test_a_run_goes_on_to_the_same_bits(warm, inputs, tmp_path, how):
     """Without pages, which take longer than the rest."""
     command = Command(
         TRAIN, inputs, readable=readable, content=content, again=again, without=("matplotlib",)
     )
-    check_faults(command, warm, tmp_path, how, most=14 if how == "kill" else 10)
+    check_faults(command, warm, tmp_path, how, most=12 if how == "kill" else 8)
 
 
-@pytest.mark.parametrize("how", ["kill", "fail"])
 def test_a_page_that_was_not_written_is_written_by_resume(warm, inputs, tmp_path, how):
     command = Command(
         TRAIN,
@@ -56,10 +53,17 @@ def readable(folder: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Adapter and configuration by their bytes; the events but for the times they took."""
+    """Adapter and configuration by their bytes; the events but for the times they took.
+
+    The line that a checkpoint was written comes after it: a kill between the two leaves it out.
+    """
     run = folder / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    events = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    events = [
+        {k: v for k, v in line.items() if k not in TIMES}
+        for line in lines
+        if line["kind"] != "checkpoint"
+    ]
     found = hashes(run / "adapter", run / "config.yaml")
     del found["adapter/lorakit.json"]  # it says of the command whether it had --resume
     record = json.loads((run / "adapter" / "lorakit.json").read_text())
