@@ -39,5 +39,5 @@ def rank(
         InputError: an option is unknown, the rows cannot be used, or `out` holds another search.
         DivergedError, TrialError: see `lorakit rank`; finished trials are kept.
     """
-    given = settings(None, asked(data, eval_data, out, options))
-    return run_rank(given, command=call("lorakit.rank", options), report=report)
+    search = settings(None, asked(data, eval_data, out, options))
+    return run_rank(search, command=call("lorakit.rank", options), report=report)
