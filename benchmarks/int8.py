@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorakit.models.load import torch_dtype
+from lorakit.models.devices import torch_dtype
 from lorakit.models.spec import ModelSpec
 
 SHAPES = ((576, 1536), (1536, 576), (576, 576))  # (in, out) of SmolLM2-135M's linears

@@ -129,7 +129,7 @@ def limit(adapters: int) -> bench.Line:
     import torch
 
     from lorakit.models import ModelSpec
-    from lorakit.models.load import torch_dtype
+    from lorakit.models.devices import torch_dtype
 
     n, h, p = 106_168_320, 28_311_552, 305_280
     dtype = torch_dtype(ModelSpec())

@@ -32,7 +32,7 @@ def main() -> None:
 
     from lorakit.data import write_tickets
     from lorakit.models import ModelSpec
-    from lorakit.models.load import torch_dtype
+    from lorakit.models.devices import torch_dtype
     from lorakit.models.sources import resolve
 
     parser = argparse.ArgumentParser(

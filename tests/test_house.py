@@ -13,16 +13,8 @@ TREES = {
 }
 MOST_LINES, MOST_FUNCTION_LINES = 300, 80
 
-# What breaks a rule today. These lists only ever get shorter, and each must get empty: a test fails
-# where one names something that breaks the rule no more.
-LONG_FILES = {
-    "config.py",
-    "models/load.py",
-    "serving/catalog.py",
-    "serving/engine.py",
-    "serving/vllm/engine.py",
-}
-LONG_FUNCTIONS = {"cli/serve_command.py:serve"}
+# Who writes a file without `files.whole`, and why. The list only ever gets shorter: a test fails
+# where it names something that does so no more.
 WRITERS = {
     "serving/keys.py:write_text",  # within write_file, with permissions of its own
     "files/shards.py:open",
@@ -112,8 +104,13 @@ def test_one_module_knows_the_header_of_safetensors():
     assert knows == ["files/header.py"]
 
 
-def test_files_are_short():
-    assert {name for name in TREES if lines_of(name) > MOST_LINES} == LONG_FILES
+def test_files_are_short_or_say_why():
+    long = [name for name in TREES if lines_of(name) > MOST_LINES]
+    assert not [
+        f for f in long if "Longer than 300 lines: " not in str(ast.get_docstring(TREES[f]))
+    ]
+    unfounded = [f for f in TREES if "Longer than 300 lines" in str(ast.get_docstring(TREES[f]))]
+    assert unfounded == long
 
 
 def test_functions_are_short():
@@ -123,7 +120,7 @@ def test_functions_are_short():
         for f in functions(tree)
         if (f.end_lineno or 0) - f.lineno >= MOST_FUNCTION_LINES
     }
-    assert found == LONG_FUNCTIONS
+    assert not found
 
 
 def test_no_two_classes_share_a_name():
@@ -159,3 +156,31 @@ def test_sizes_are_worded_in_one_place():
                 if divides and units & set(text.replace(",", " ").split()):
                     found.add(f"{file}:{node.lineno}")
     assert found == set()
+
+
+PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "self_attn"}
+PARTS |= {"input_layernorm", "post_attention_layernorm", "embed_tokens", "rotary_emb"}
+
+
+def test_one_module_knows_the_parts_of_a_model_family():
+    """In code, not in help or docstrings: attributes, and texts that are such a name."""
+    knows = {
+        file
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in PARTS)
+        or (isinstance(node, ast.Constant) and node.value in PARTS)
+    }
+    allowed = {"execution/family.py", "lora/targets.py", "adapters/export/families.py"}
+    assert knows - allowed == set()
+
+
+def test_no_context_manager_replaces_a_module():
+    replaces = {"set_submodule", "add_module", "register_module"}
+    assert not [
+        f"{file}:{f.name}"
+        for file, tree in TREES.items()
+        for f in functions(tree)
+        if any("contextmanager" in ast.unparse(d) for d in f.decorator_list)
+        and any(name in replaces for name, _, _ in calls(f))
+    ]

@@ -10,8 +10,9 @@ from transformers.utils import logging as transformers_logging
 
 from families import FAMILIES, saved, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
-from lorakit.models import load, sources
-from lorakit.models.load import empty_model, load_model, source_of, torch_dtype
+from lorakit.models import devices, load, sources
+from lorakit.models.devices import torch_dtype
+from lorakit.models.load import empty_model, load_model, source_of
 from lorakit.models.sources import resolve
 from lorakit.models.spec import ModelSpec
 
@@ -58,7 +59,7 @@ def test_dtypes_and_devices(tmp_path):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_dtype_is_bf16_only_where_the_processor_multiplies_it(native, monkeypatch):
-    monkeypatch.setattr(load, "cpu_multiplies_bf16", lambda: native)
+    monkeypatch.setattr(devices, "cpu_multiplies_bf16", lambda: native)
     expected = torch.bfloat16 if native else torch.float32
     assert torch_dtype(ModelSpec(device="cpu")) == expected
     assert torch_dtype(ModelSpec(device="cpu", dtype="float16")) == torch.float16

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from lorakit.adapters.store.reading import STORE_HELP
+from lorakit.cli import serve_options as options
 from lorakit.cli.options import flatten
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say
@@ -16,99 +16,21 @@ from lorakit.extras import need
 from lorakit.models.spec import ModelSpec
 from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
-_KEY_PANEL = "Creating a key"
-
 
 def serve(
-    base: Annotated[
-        str,
-        typer.Option(
-            "--base",
-            "--model",
-            help="The base model: the built-in smollm2-135m, a model folder, a .gguf file, or a "
-            "Hugging Face hub id.",
-        ),
-    ] = "smollm2-135m",
-    adapters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapters",
-            metavar="DIR|NAME,…",
-            help="Adapter folders, or names in the store. Default: every name in the store whose "
-            "adapter was trained on the base.",
-        ),
-    ] = None,
-    store: Annotated[str | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device", help="cpu, mps, cuda or cuda:N; auto takes cuda, else mps, else cpu."
-        ),
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            help="Number format of the base's weights and of the adapters' slots: float32, bfloat16 "
-            "or float16; auto is bfloat16 where the device multiplies it natively, else float32.",
-        ),
-    ] = "auto",
-    revision: Annotated[
-        str | None,
-        typer.Option("--revision", help="Branch, tag or commit of a hub id. Default: main."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", help="Allow Python code among the base's files to run."
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Serve adapters even if they were trained on another base."),
-    ] = False,
-    new_key: Annotated[
-        str | None,
-        typer.Option(
-            "--new-key",
-            metavar="NAME",
-            help="Create an API key, store its hash in the file of --keys, print the key and exit.",
-            rich_help_panel=_KEY_PANEL,
-        ),
-    ] = None,
-    key_adapters: Annotated[
-        str,
-        typer.Option(
-            "--key-adapters",
-            metavar="A,B*,…",
-            help="The models that the new key may use; '*' stands for any characters.",
-            rich_help_panel=_KEY_PANEL,
-        ),
-    ] = "*",
-    key_requests: Annotated[
-        float | None,
-        typer.Option(
-            "--key-requests",
-            help="The most requests a minute with the new key. Default: no limit.",
-            rich_help_panel=_KEY_PANEL,
-        ),
-    ] = None,
-    key_tokens: Annotated[
-        float | None,
-        typer.Option(
-            "--key-tokens",
-            help="The most tokens a minute with the new key. Default: no limit.",
-            rich_help_panel=_KEY_PANEL,
-        ),
-    ] = None,
-    key_admin: Annotated[
-        bool,
-        typer.Option(
-            "--key-admin",
-            help="The new key may register and remove adapters.",
-            rich_help_panel=_KEY_PANEL,
-        ),
-    ] = False,
+    base: options.Base = "smollm2-135m",
+    adapters: options.Adapters = None,
+    store: options.StoreOption = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    force: options.Force = False,
+    new_key: options.NewKey = None,
+    key_adapters: options.KeyAdapters = "*",
+    key_requests: options.KeyRequests = None,
+    key_tokens: options.KeyTokens = None,
+    key_admin: options.KeyAdmin = False,
     *,
     specs: Mapping[str, Any],
 ) -> None:

@@ -110,6 +110,22 @@ class Decoder:
     blocks: tuple[DecoderBlock, ...]
     qualified: tuple[bool, ...]
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """(…) token ids -> (…, D)."""
+        vectors: Tensor = self.base.embed_tokens(ids)
+        return vectors
+
+    def angles(self, x_1TD: Tensor, positions_1T: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of rotary position embedding, (1, T, E) each."""
+        cosines, sines = self.base.rotary_emb(x_1TD, position_ids=positions_1T)
+        return cosines, sines
+
+    @property
+    def norm(self) -> nn.Module:
+        """The last norm."""
+        module: nn.Module = self.base.norm
+        return module
+
     @property
     def whole(self) -> bool:
         """Whether every block has the parts."""

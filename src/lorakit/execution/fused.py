@@ -40,9 +40,8 @@ def fused_hidden(
         where: the sequences lie.
         recompute: keep the input of each fused block alone and run it again in the backward.
     """
-    base = decoder.base
-    x_1TD = base.embed_tokens(ids_T[None])
-    cos_1TE, sin_1TE = base.rotary_emb(x_1TD, position_ids=positions_T[None])
+    x_1TD = decoder.embed(ids_T[None])
+    cos_1TE, sin_1TE = decoder.angles(x_1TD, positions_T[None])
     for block in decoder.blocks:
         if block.path in fused:
             inputs = (x_1TD[0], cos_1TE[0], sin_1TE[0], where, block, settings[block.path])
@@ -59,7 +58,7 @@ def fused_hidden(
                 use_cache=False,
                 **{KEYWORD: PackedCall(where)},
             )
-    hidden_1TD: Tensor = base.norm(x_1TD)
+    hidden_1TD: Tensor = decoder.norm(x_1TD)
     return hidden_1TD[0]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.cached import attend_step
-from lorakit.execution.family import INPUTS, DecoderBlock, Norm, read_decoder
+from lorakit.execution.family import INPUTS, Decoder, DecoderBlock, Norm, read_decoder
 from lorakit.execution.steps import Step
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
@@ -43,11 +43,14 @@ class LeanBlocks:
     """
 
     def __init__(
-        self, model: Any, blocks: Sequence[_LeanBlock], grouped: list[tuple[str, ...]]
+        self,
+        model: Any,
+        decoder: Decoder,
+        blocks: Sequence[_LeanBlock],
+        grouped: list[tuple[str, ...]],
     ) -> None:
-        self.model, self.blocks, self.grouped = model, blocks, grouped
-        base = model.base_model
-        self._norm = Norm.of(base.norm)
+        self.blocks, self.grouped, self._decoder = blocks, grouped, decoder
+        self._norm = Norm.of(decoder.norm)
         self._head = model.get_output_embeddings()
         self.groups: Sequence[SlotGroup] = ()
 
@@ -63,7 +66,7 @@ class LeanBlocks:
                 return None
         blocks = [_read(block, layers[block.attention]) for block in decoder.blocks]
         grouped = [block.paths(names) for block in decoder.blocks for names in INPUTS]
-        return cls(model, blocks, grouped)
+        return cls(model, decoder, blocks, grouped)
 
     def use(self, groups: Sequence[SlotGroup]) -> None:
         """Take the slots that belong to `grouped`, in its order."""
@@ -78,9 +81,8 @@ class LeanBlocks:
         batch: BatchPlan,
     ) -> Tensor:
         """(L, vocabulary) at the places `keep_L` of the step."""
-        base = self.model.base_model
-        x_TD = base.embed_tokens(ids_T)
-        cos_1TE, sin_1TE = base.rotary_emb(x_TD[None], step.positions[None])
+        x_TD = self._decoder.embed(ids_T)
+        cos_1TE, sin_1TE = self._decoder.angles(x_TD[None], step.positions[None])
         half = cos_1TE.shape[-1] // 2
         cos_T1E = cos_1TE[0, :, None]
         # (x₁, x₂) cos + (x₂, x₁) (-sin, sin): the halves swap by rolling, the sign is in the sine.

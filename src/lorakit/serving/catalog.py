@@ -4,6 +4,9 @@ An adapter comes from the store, whose names are looked up at each request so th
 process adds, rolls back or removes counts from the next request on; or from a folder that the
 operator named, or that a client registered where that is allowed. Whatever it is called, it is used
 by its content id: a new version under an old name shares nothing with the old one.
+
+Longer than 300 lines: what a name means depends on folders, store, holder and keys at once, and the
+lock around them is one.
 """
 
 import contextlib

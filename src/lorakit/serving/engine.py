@@ -6,6 +6,8 @@
 
 Everything but `submit`, `cancel` and `stop` happens in the engine's own thread, so that nothing here
 needs a lock. An adapter that is not in its slots is read in another thread and copied between steps.
+
+Longer than 300 lines: everything here is the state of one thread, which no other file may touch.
 """
 
 import logging

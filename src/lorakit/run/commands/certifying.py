@@ -16,7 +16,7 @@ from lorakit.files.wording import size
 from lorakit.merging.certify import Certificate, LogitComparison, Tolerance, compare, probe_logits
 from lorakit.merging.merge import exact_comparison, require
 from lorakit.models import ModelSpec, load_model
-from lorakit.models.load import torch_device
+from lorakit.models.devices import torch_device
 from lorakit.run.machine import free_memory
 from lorakit.run.session import recorded_template
 

@@ -7,6 +7,8 @@
 vLLM has the queue, the batch and the cache. Here are the bound on how much may wait, which adapters
 it knows, and what an answer's end means: a task that is cancelled closes its connection, and vLLM
 drops an answer whose connection is closed.
+
+Longer than 300 lines: everything here is the state of one event loop.
 """
 
 import asyncio
