@@ -1,6 +1,7 @@
 """Rows in memory that an experiment's trials read from its own folder."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,8 @@ def test_they_lie_in_the_folder_once_it_is_there(tmp_path):
     assert not (tmp_path / "run").exists()
     assert begin(given) == tmp_path / "run" / "trials"
     (source,) = given.options["data"]
-    assert [json.loads(line) for line in open(source, encoding="utf-8")] == ROWS
+    lines = Path(source).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == ROWS
     (held_out,) = given.options["eval_data"]
     assert source != held_out
     assert given.options["resume"] is False
@@ -40,11 +42,11 @@ def test_an_error_names_the_row_and_what_was_not_begun_is_gone(tmp_path):
     given = asked(ROWS, ROWS, tmp_path / "run", {})
     begin(given)
     (source,), (held_out,) = given.options["data"], given.options["eval_data"]
-    with pytest.raises(DataError, match="^row 2 of the rows you gave: 'text' is empty$"):  # noqa: SIM117
+    with pytest.raises(DataError, match=r"^row 2 of the rows you gave: 'text' is empty$"):  # noqa: SIM117
         with given.naming_rows():
             raise DataError(f"{source}:2: 'text' is empty")
     (given.folder / "config.yaml").unlink()
-    with pytest.raises(DataError, match="^row 1 of the held-out rows you gave: "):  # noqa: SIM117
+    with pytest.raises(DataError, match=r"^row 1 of the held-out rows you gave: "):  # noqa: SIM117
         with given.naming_rows():
             raise DataError(f"{held_out}:1: broken")
     assert list(given.folder.iterdir()) == []
@@ -58,5 +60,5 @@ def test_a_path_stays_a_path(tmp_path):
 
 
 def test_a_value_that_no_file_can_hold(tmp_path):
-    with pytest.raises(DataError, match="row 2 of the rows you gave: .*set"):
+    with pytest.raises(DataError, match=r"row 2 of the rows you gave: .*set"):
         asked([{"text": "a"}, {"text": {1, 2}}], None, tmp_path / "run", {})
