@@ -173,6 +173,8 @@ def spread(numbers: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly, with the first and the last; all where that is asked for."""
     if len(numbers) <= most or os.environ.get("LORAKIT_FAULTS") == "all":
         return list(numbers)
+    if most == 1:
+        return [numbers[len(numbers) // 2]]
     return [numbers[round(i * (len(numbers) - 1) / (most - 1))] for i in range(most)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from lorakit.errors import OutputError
 from lorakit.files.exchange import exchange
 from lorakit.files.header import DamagedTensorsError, format_header, parse_header, read_header
-from lorakit.files.whole import write_file, write_folder, write_json, write_text
+from lorakit.files.whole import remove_folder, write_file, write_folder, write_json, write_text
 
 
 def everything(folder):
@@ -183,3 +183,19 @@ def test_names_are_exchanged_only_where_both_are_there(tmp_path):
     if exchange(one, other):
         assert (other / "a").read_text() == "1"
         assert everything(one) == set()
+
+
+def test_a_folder_is_removed_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    write_folder(folder, lambda partial: write_text(partial / "a", "old"))
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(OutputError, match=r"cannot remove .*out: No space left"):
+            remove_folder(folder)
+    assert everything(tmp_path) == {"out", "out/a"}
+    remove_folder(folder)
+    assert everything(tmp_path) == set()

@@ -119,6 +119,19 @@ def write_folder(
     return folder
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: whoever looks finds all of it or nothing.
+
+    Raises:
+        OutputError: the system refuses, a full disk among the reasons; it is still there.
+    """
+    try:
+        with _stage(folder) as stage:
+            os.replace(folder, stage / "new" / folder.name)
+    except OSError as error:
+        raise OutputError(f"cannot remove {folder}: {error.strerror or error}") from error
+
+
 def is_stage(path: Path) -> bool:
     """Whether a path is the hidden folder of a process that writes, or wrote until it was killed."""
     return _STAGE.fullmatch(path.name) is not None and path.is_dir()

@@ -9,7 +9,6 @@ generator's state needs to be kept.
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from lorakit.errors import AdapterError, OutputError
 from lorakit.files.tensors import read_tensors, write_tensors
-from lorakit.files.whole import sweep, write_folder, write_json
+from lorakit.files.whole import remove_folder, sweep, write_folder, write_json
 
 _PREFIX = "step-"
 
@@ -62,7 +61,8 @@ def save_checkpoint(
         run: hash of what the run depends on; resuming with another is refused.
 
     Raises:
-        OutputError: it cannot be written, as on a full disk; the one before is still there.
+        OutputError: it cannot be written, as on a full disk; the one before is still there. Or the
+            one before cannot be removed.
     """
     described = {"run": run, **asdict(progress)}
 
@@ -112,9 +112,9 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _keep_only(target: Path) -> None:
     """Remove the other checkpoints, and what killed processes left among them."""
     sweep(target.parent)
-    for other in target.parent.glob(f"{_PREFIX}*"):  # one that a kill had half removed among them
+    for other in target.parent.glob(f"{_PREFIX}*"):
         if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+            remove_folder(other)
 
 
 def flat_copy(flat: Tensor) -> Tensor:
