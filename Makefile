@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where real data lies for benchmarks; never needed by `make test`.
 DATA ?= data
 
-.PHONY: help install demo test test-readers check format bench release clean
+.PHONY: help install demo test test-lowest test-readers check format bench release clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -21,8 +21,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## Train on a small task with the built-in model and show what happened
 	$(BIN)/lorakit demo
 
-test: install ## Run the tests
+test: install ## Run the tests, and the examples in docstrings
 	$(BIN)/python -m pytest -m 'not readers'
+	$(BIN)/python -m pytest --doctest-modules src
+
+LOWEST := .venv-lowest
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
+	touch $@
+
+test-lowest: $(LOWEST)/.installed ## Run the tests at the lowest versions of pyproject.toml
+	$(LOWEST)/bin/python -m pytest -m 'not readers'
 
 test-readers: install ## Run the tests that read whole models in other runtimes
 	$(BIN)/python -m pytest -m readers
@@ -56,4 +68,4 @@ release: $(RELEASE)/.installed ## Build sdist and wheel twice, compare and check
 	.ci/release $(RELEASE)/bin/python
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

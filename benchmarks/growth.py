@@ -135,7 +135,7 @@ def work(given: bench.Line) -> bench.Line:
         ready.data.train,
         ready.data.eval,
         Schedule(ready.steps, ready.learning_rate, config.train),
-        recompute=ready.outlook.recompute,
+        recompute=ready.estimate.recompute,
         observers=Observers(
             report=lambda event: events.append(event) if event["kind"] == "train" else None
         ),

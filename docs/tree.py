@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 TREE = re.compile(r"(```\nsrc/lorakit/\n).*?(```)", re.DOTALL)
 ROOMS = [
     "errors.py",
+    "extras.py",
     "files",
     "kernels",
     "lora",

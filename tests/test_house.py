@@ -16,16 +16,14 @@ MOST_LINES, MOST_FUNCTION_LINES = 300, 80
 # What breaks a rule today. These lists only ever get shorter, and each must get empty: a test fails
 # where one names something that breaks the rule no more.
 LONG_FILES = {
-    "config.py",
     "models/load.py",
     "serving/catalog.py",
     "serving/engine.py",
     "serving/vllm/engine.py",
 }
 LONG_FUNCTIONS = {"cli/serve_command.py:serve"}
-SHARED_NAMES = {"Piece", "Plan", "Row", "Segment", "Work"}
+SHARED_NAMES: set[str] = set()
 WRITERS = {
-    "run/notebook.py:write_text",  # a scratch file that is removed with its folder
     "serving/keys.py:write_text",  # within write_file, with permissions of its own
     "files/shards.py:open",
     "experiments/pool.py:open",  # logs, which grow while somebody reads them

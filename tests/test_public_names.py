@@ -62,7 +62,7 @@ def test_importing_lorakit_imports_nothing_heavy():
 
 
 def test_an_error_class_costs_nothing_either():
-    assert not loaded_by("from lorakit import DataError, LorakitError") & HEAVY
+    assert not loaded_by("from lorakit.errors import DataError, LorakitError") & HEAVY
 
 
 def test_a_spec_of_the_method_does_not_import_transformers():

@@ -1,13 +1,14 @@
 """lorakit: low-rank adaptation (LoRA, arXiv 2106.09685) of frozen models.
 
-    import lorakit
+    >>> import lorakit
+    >>> model, tokenizer = lorakit.load_model("tiny-model")
+    >>> plan = lorakit.attach(model, lorakit.LoraSpec(rank=8))
+    >>> result = lorakit.train(model, tokenizer, "rows.jsonl", epochs=1)
+    >>> answer = lorakit.generate(model, "say lamp", tokenizer=tokenizer, max_new_tokens=4)
+    >>> folder = lorakit.save_adapter(model, "my-adapter")
 
-    model, tokenizer = lorakit.load_model("smollm2-135m")
-    lorakit.attach(model, lorakit.LoraSpec(rank=8))
-    lorakit.train(model, tokenizer, "rows.jsonl")
-    lorakit.save_adapter(model, "my-adapter")
-
-Names are loaded when first used, so that importing the package costs nothing.
+Every error that a user can meet is in `lorakit.errors`. Names are loaded when first used, so that
+importing the package costs nothing.
 """
 
 from importlib import import_module
@@ -19,91 +20,71 @@ if TYPE_CHECKING:
     from lorakit.comparing.notebook import compare
     from lorakit.config import RunConfig, load_config
     from lorakit.data import DataSpec
-    from lorakit.errors import (
-        AdapterError,
-        BaseMismatchError,
-        CertificateError,
-        ConfigError,
-        DataError,
-        DivergedError,
-        InputError,
-        LorakitError,
-        ModelError,
-        OutputError,
-        StoreError,
-        TargetError,
-    )
     from lorakit.lora import LoraSpec, Plan, attach, detach, lora_layers, plan
     from lorakit.models import ModelSpec, load_model
     from lorakit.ranking.notebook import rank
-    from lorakit.run.notebook import train
+    from lorakit.run.notebook.combining import combine
+    from lorakit.run.notebook.evaluating import evaluate
+    from lorakit.run.notebook.exporting import export
+    from lorakit.run.notebook.generating import generate
+    from lorakit.run.notebook.merging import merge
+    from lorakit.run.notebook.training import train
+    from lorakit.serving.notebook import serve
     from lorakit.training import TrainSpec
 
 _HOMES = {
-    "AdapterError": "errors",
-    "BaseMismatchError": "errors",
-    "CertificateError": "errors",
-    "ConfigError": "errors",
-    "DataError": "errors",
     "DataSpec": "data",
-    "DivergedError": "errors",
-    "InputError": "errors",
     "LoraSpec": "lora",
-    "LorakitError": "errors",
-    "ModelError": "errors",
     "ModelSpec": "models",
-    "OutputError": "errors",
     "Plan": "lora",
     "RunConfig": "config",
     "Store": "adapters.store",
-    "StoreError": "errors",
-    "TargetError": "errors",
     "TrainSpec": "training",
     "attach": "lora",
+    "combine": "run.notebook.combining",
     "compare": "comparing.notebook",
     "detach": "lora",
+    "evaluate": "run.notebook.evaluating",
+    "export": "run.notebook.exporting",
+    "generate": "run.notebook.generating",
     "load_adapter": "adapters",
     "load_config": "config",
     "load_model": "models",
     "lora_layers": "lora",
+    "merge": "run.notebook.merging",
     "plan": "lora",
     "rank": "ranking.notebook",
     "read_adapter": "adapters",
     "save_adapter": "adapters",
-    "train": "run.notebook",
+    "serve": "serving.notebook",
+    "train": "run.notebook.training",
 }
 
 __all__ = [
-    "AdapterError",
-    "BaseMismatchError",
-    "CertificateError",
-    "ConfigError",
-    "DataError",
     "DataSpec",
-    "DivergedError",
-    "InputError",
     "LoraSpec",
-    "LorakitError",
-    "ModelError",
     "ModelSpec",
-    "OutputError",
     "Plan",
     "RunConfig",
     "Store",
-    "StoreError",
-    "TargetError",
     "TrainSpec",
     "attach",
+    "combine",
     "compare",
     "detach",
+    "evaluate",
+    "export",
+    "generate",
     "load_adapter",
     "load_config",
     "load_model",
     "lora_layers",
+    "merge",
     "plan",
     "rank",
     "read_adapter",
     "save_adapter",
+    "serve",
     "train",
 ]
 

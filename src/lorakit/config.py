@@ -14,6 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from lorakit.adapters.store.reading import STORE_HELP
+from lorakit.data.given import GivenRows
 from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec
@@ -58,23 +59,16 @@ class OutputSpec:
             "and after training; 0 for none."
         },
     )
-    max_new_tokens: int = field(
-        default=128, metadata={"help": "The most tokens of one completion."}
-    )
+    max_new_tokens: int = field(default=128, metadata={"help": "The most tokens of a completion."})
     tensorboard: bool = field(
         default=False,
         metadata={"help": "Also write TensorBoard event files into the run folder."},
     )
     save_as: str | None = field(
         default=None,
-        metadata={
-            "help": "Also put the adapter into the store, as the newest version of this name."
-        },
+        metadata={"help": "Also put the adapter into the store, as a new version of this name."},
     )
-    store: str | None = field(
-        default=None,
-        metadata={"help": STORE_HELP},
-    )
+    store: str | None = field(default=None, metadata={"help": STORE_HELP})
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -101,7 +95,7 @@ class TogetherSpec:
         default=(),
         metadata={
             "help": "Train one adapter for each source of rows, concurrently on one base: "
-            "NAME=SOURCE, or a file, whose name is then used. Replaces data."
+            "NAME=SOURCE or a file. Replaces data."
         },
     )
 
@@ -177,7 +171,10 @@ def options() -> tuple[Option, ...]:
 
 
 def options_of(spec: type, section: str) -> tuple[Option, ...]:
-    """One option for each field of a frozen spec."""
+    """One option for each field of a frozen spec.
+
+    A field whose metadata has a "kind" takes more in Python than a file or a flag can hold.
+    """
     hints = get_type_hints(spec)
     default = spec()
     return tuple(
@@ -185,7 +182,7 @@ def options_of(spec: type, section: str) -> tuple[Option, ...]:
             f.metadata.get("name", f.name),
             f.name,
             section,
-            hints[f.name],
+            f.metadata.get("kind", hints[f.name]),
             getattr(default, f.name),
             f.metadata["help"],
         )
@@ -298,5 +295,5 @@ def describe(kind: Any) -> str:
 def plain(value: Any) -> Any:
     """A value of an option as JSON and YAML write it."""
     if isinstance(value, tuple):
-        return list(value)
+        return [str(item) if isinstance(item, GivenRows) else item for item in value]
     return dict(value) if isinstance(value, Mapping) else value

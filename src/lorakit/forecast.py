@@ -1,18 +1,18 @@
 """What a run needs before it starts: parameters, FLOPs, bytes, seconds.
 
 FLOPs of one training token, with N block weights, r·P adapter parameters, H head weights, L
-layers of width d, mean sequence length s and share c of loss-bearing tokens:
+layers of width d, mean sequence length s and share c of supervised tokens:
 
     F_lora = 4 N + 6 P r + 7 s d L + 4 H c        F_full = 6 N + 7 s d L + 6 H c
 
 and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen
 weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
-The head runs on loss-bearing tokens only. Time is that of the matmuls and of everything else,
+The head runs on supervised tokens only. Time is that of the matmuls and of everything else,
 
     seconds = tokens · (F / (MATMUL_SHARE · m) + PASSES · K / e)
 
-with m, FLOP/s, and e, numbers a second of an element-wise chain, measured on this machine at the
-model's own shapes, and K the numbers that a token leaves for the backward pass. Where matmuls have
+with m, FLOP/s, and e, elements a second of an element-wise chain, measured on this machine at the
+model's own shapes, and K the elements that a token keeps for the backward pass. Where matmuls have
 units of their own (AMX, tensor cores) it is the second that decides.
 
 Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
@@ -33,15 +33,15 @@ from lorakit.lora.kinds import geometry_of, kind_of
 # Share of the measured rate that the matmuls of a step reach: its weights and activations are not
 # in the cache, its attention has small inner dimensions.
 MATMUL_SHARE = 0.6
-# Element-wise chains (two reads, two steps, one write) for each number kept, backward included.
+# Element-wise chains (two reads, two steps, one write) for each element kept, backward included.
 PASSES = 6.5
 # The same where the forward pass runs once more.
 RECOMPUTED = 1.3
-# Numbers kept of a token for the backward pass, over the widths of all its linears' inputs and
+# Elements kept of a token for the backward pass, over the widths of all its linears' inputs and
 # outputs: those, norms, rotary embeddings and the activation, less what is shared. Measured: 1.6
 # to 1.7 on SmolLM2-135M in float32.
 KEPT = 1.65
-# Memory that the process holds over the numbers that fused blocks keep: what the allocator could
+# Memory that the process holds over the elements that fused blocks keep: what the allocator could
 # not give back, and a block's own gradients. Measured: 1.3 to 1.4 on SmolLM2-135M at 1,024 to
 # 4,096 tokens.
 HELD = 1.4
@@ -54,7 +54,7 @@ RUNTIME_BYTES = 800_000_000
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a model that FLOPs and bytes depend on.
+    """The sizes of a model that FLOPs and bytes depend on.
 
     Attributes:
         block_parameters: N, weights of linear layers inside the blocks.
@@ -63,7 +63,7 @@ class ModelShape:
         vocabulary: rows of the head.
         total_parameters: all, a tied weight counted once.
         shapes: distinct (out, in) of the block linears, with how often each occurs.
-        activation_floats: numbers kept for the backward pass for each token.
+        activation_floats: elements kept for the backward pass for each token.
     """
 
     block_parameters: int
@@ -87,7 +87,7 @@ class Forecast:
         peak_memory_bytes: largest resident size of the process.
         seconds: of the steps, evaluations left out.
         matmul_flops: measured rate, FLOP/s, at the model's shapes.
-        elementwise_rate: measured rate, numbers/s.
+        elementwise_rate: measured rate, elements/s.
         recompute: whether activations are computed again in the backward pass.
     """
 
@@ -101,7 +101,7 @@ class Forecast:
     recompute: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for result.json."""
+        """Plain values, for result.json."""
         return asdict(self)
 
 
@@ -116,9 +116,9 @@ def shape_of(model: nn.Module) -> ModelShape:
             continue
         geometry = geometry_of(module, path)
         size = (geometry.out_features, geometry.in_features)
-        numbers = [part for part in path.split(".") if part.isdecimal()]
-        if numbers:
-            blocks.add(numbers[0])
+        indices = [part for part in path.split(".") if part.isdecimal()]
+        if indices:
+            blocks.add(indices[0])
             counts[size] = counts.get(size, 0) + 1
             kept += geometry.in_features + geometry.out_features
         else:
@@ -145,7 +145,7 @@ def flops_per_token(
         shape: of the model.
         trainable: P·r, parameters of the adapter; not read for full fine-tuning.
         mean_length: s, of the sequences, weighted by token: Σ s² / Σ s.
-        loss_share: c, loss-bearing tokens over all tokens.
+        loss_share: c, supervised tokens over all tokens.
         full: for full fine-tuning.
     """
     attention = 7 * mean_length * shape.width * shape.layers
@@ -174,9 +174,9 @@ def matmul_rate(
     return flops / seconds
 
 
-def memory_rate(device: torch.device, *, numbers: int = 1 << 24) -> float:
+def memory_rate(device: torch.device, *, elements: int = 1 << 24) -> float:
     """Bytes/s that this machine reads and writes in a long copy of float32, best of 4."""
-    source = torch.ones(numbers, device=device)
+    source = torch.ones(elements, device=device)
     target = torch.empty_like(source)
     best = min(_copy_seconds(source, target) for _ in range(4))
     return 2.0 * source.numel() * source.element_size() / best
@@ -193,7 +193,7 @@ def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
 def elementwise_rate(
     shape: ModelShape, dtype: torch.dtype, device: torch.device, *, tokens: int = 1024
 ) -> float:
-    """Numbers/s of silu(x) · y, the chain of a gated MLP, on the block's widest output, best of 8.
+    """Elements/s of silu(x) · y, the chain of a gated MLP, on the block's widest output, best of 8.
 
     Fresh memory is written each time, as a step does.
     """
@@ -243,12 +243,12 @@ def forecast(
         shape: of the base.
         trainable: parameters of the adapter; all of the model's for full fine-tuning.
         lengths: tokens of each row.
-        loss_tokens: loss-bearing tokens among them.
+        loss_tokens: supervised tokens among them.
         epochs_tokens: real tokens of the whole run.
         batch_tokens: tokens of the largest forward pass.
         dtype: of the base.
         rate: FLOP/s, see `matmul_rate`.
-        elementwise: numbers/s, see `elementwise_rate`.
+        elementwise: elements/s, see `elementwise_rate`.
         elements_kept: for the backward, of each token, where the model's blocks run fused; None
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
@@ -263,9 +263,9 @@ def forecast(
         flops += 2 * shape.block_parameters + (0 if full else 2 * trainable)
         flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
-    numbers = KEPT * shape.activation_floats if elements_kept is None else elements_kept
-    chains = PASSES * numbers * (RECOMPUTED if recompute else 1.0)
-    kept = numbers if elements_kept is None else HELD * numbers
+    elements = KEPT * shape.activation_floats if elements_kept is None else elements_kept
+    chains = PASSES * elements * (RECOMPUTED if recompute else 1.0)
+    kept = elements if elements_kept is None else HELD * elements
     if recompute:  # the input of every block, and all of the one that is computed again
         kept = shape.layers * shape.width + kept / shape.layers
     activations = kept * size * batch_tokens

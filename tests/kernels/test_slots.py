@@ -124,7 +124,7 @@ def test_slots_copied_from_another_group_are_those():
 def test_slots_elsewhere_are_like_their_own_and_share_nothing():
     group = filled([(0, 8, random_pairs(8, 0))])
     before = group.A.clone()
-    storage = torch.zeros(2 * group.numbers, dtype=group.A.dtype)
+    storage = torch.zeros(2 * group.elements, dtype=group.A.dtype)
     other = group.beside(storage, 2)
     pairs = random_pairs(8, 1)
     other.write(0, math.ceil(8 / R), [pairs.get(i) for i in range(len(OUTS))])

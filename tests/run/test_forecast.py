@@ -11,7 +11,7 @@ from lorakit.forecast import HELD, MATMUL_SHARE, flops_per_token, forecast, shap
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.models import empty_model
 from lorakit.run import fitting
-from lorakit.run.fitting import outlook
+from lorakit.run.fitting import estimate_run
 from lorakit.training import TrainSpec
 
 
@@ -98,16 +98,18 @@ def table(lengths):
 def test_checkpointing_is_automatic_where_memory_would_run_out(monkeypatch):
     small = tiny("llama")
     rows = table([100] * 4)
-    plain = outlook(small, rows, TrainSpec(), steps=1, trainable=1000)
+    plain = estimate_run(small, rows, TrainSpec(), steps=1, trainable=1000)
     assert not plain.recompute
     assert not plain.note
     needed = plain.forecast.peak_memory_bytes
     monkeypatch.setattr(fitting, "available_memory", lambda device: needed)
-    tight = outlook(small, rows, TrainSpec(), steps=1, trainable=1000)
+    tight = estimate_run(small, rows, TrainSpec(), steps=1, trainable=1000)
     assert tight.recompute
     assert tight.forecast.peak_memory_bytes < needed
     assert "activation checkpointing is on" in tight.note
-    off = outlook(small, rows, TrainSpec(activation_checkpointing=False), steps=1, trainable=1000)
+    off = estimate_run(
+        small, rows, TrainSpec(activation_checkpointing=False), steps=1, trainable=1000
+    )
     assert not off.recompute
 
 

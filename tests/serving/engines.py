@@ -10,7 +10,7 @@ from families import tiny, tokenizer
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.save import save_adapter
 from lorakit.lora import LoraSpec, attach, detach, lora_layers
-from lorakit.serving.answers import Event, Prompt
+from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.cache import size_for
 from lorakit.serving.engine import Engine
 from lorakit.serving.forward import open_forward
@@ -73,7 +73,7 @@ class Driven(Engine):
         forward = open_forward(model, spec, largest)
         super().__init__(forward, tokenizer(), spec, largest, self._keep)
 
-    def _keep(self, events: list[tuple[Any, Event]]) -> None:
+    def _keep(self, events: list[tuple[Any, CompletionEvent]]) -> None:
         for tag, event in events:
             answer = self.answers.setdefault((tag, event.choice), Answer())
             answer.text += event.text

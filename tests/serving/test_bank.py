@@ -33,13 +33,13 @@ def bank(model):
     return open_forward(model, SPEC, size_for(64)).bank
 
 
-def numbers(staged):
+def elements(staged):
     return [tensor for group in staged for tensor in (group.A, group.B)]
 
 
 def test_an_adapter_that_was_checked_before_is_staged_the_same(model, bank, tmp_path):
     folder = make_adapter(base("llama"), tmp_path / "a", 8, 1)
-    first, second = (numbers(bank.open(folder, "key")) for _ in range(2))
+    first, second = (elements(bank.open(folder, "key")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert any(tensor.any() for tensor in first)
 

@@ -46,25 +46,25 @@ prompts = st.tuples(st.integers(0, 2), st.integers(1, 60), st.sampled_from(["", 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(prompts, st.integers(1, 60), st.booleans()), max_size=40))
 def test_what_is_reused_is_what_was_computed_by_the_same_adapter(asked):
-    """Cells hold (adapter, token, what stood before it); a lease must find exactly its own."""
+    """Positions hold (adapter, token, what stood before it); an allocation must find exactly its own."""
     cache, held, running = Cache(1024, 256), {}, []
     for (group, length, key), most, end in asked:
         prompt = [group] * 20 + list(range(100, 100 + length))
-        lease = cache.lease(key, prompt, most)
-        if lease is None:
+        allocation = cache.allocate(key, prompt, most)
+        if allocation is None:
             assert sum(row.size for row, _ in running) + size_for(len(prompt) + most) > 256
         else:
-            row = lease.row
+            row = allocation.block
             assert all(
                 row.start + row.size <= r.start or r.start + r.size <= row.start for r, _ in running
             )
-            if lease.copy_from is not None:
-                for i in range(lease.reused):
-                    held[row.start + i] = held[lease.copy_from + i]
-            assert lease.reused < len(prompt)
-            for i in range(lease.reused):
+            if allocation.copy_from is not None:
+                for i in range(allocation.reused):
+                    held[row.start + i] = held[allocation.copy_from + i]
+            assert allocation.reused < len(prompt)
+            for i in range(allocation.reused):
                 assert held[row.start + i] == (key, tuple(prompt[: i + 1]))
-            for i in range(lease.reused, len(prompt)):
+            for i in range(allocation.reused, len(prompt)):
                 held[row.start + i] = (key, tuple(prompt[: i + 1]))
             row.ids[:] = prompt
             running.append((row, key))

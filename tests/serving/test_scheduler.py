@@ -33,7 +33,7 @@ def test_a_long_prompt_comes_in_pieces_and_delays_nobody():
     run(made, made.plan(0.0))
     made.add([long])
     pieces = []
-    while not long.answering or len(long.tokens) == 100:
+    while not long.decoding or len(long.tokens) == 100:
         plan = made.plan(0.0)
         assert sum(work.count for work in plan.work) <= SPEC.step_tokens
         assert any(work.sequence is short and work.count == 1 for work in plan.work)

@@ -3,7 +3,7 @@
     W' - W ≈ B·A      A and B from the first singular values of W' - W (Eckart and Young, 1936)
 
 One layer is in memory at a time; both folders are read by rows. What else differs between the two
-models (norms, embeddings, biases) has no pair and is said aloud.
+models (norms, embeddings, biases) has no pair and is reported.
 """
 
 from collections.abc import Mapping, Sequence

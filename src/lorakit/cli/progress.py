@@ -128,6 +128,6 @@ def show_prepared(prepared: Any) -> None:
             f"{duration(forecast.seconds)} of training, "
             f"{forecast.flops_per_token / 1e6:,.0f} MFLOP a token at "
             f"{forecast.matmul_flops / 1e9:,.0f} GFLOP/s",
-            *([prepared.outlook.note] if prepared.outlook.note else []),
+            *([prepared.estimate.note] if prepared.estimate.note else []),
         ]
     )

@@ -55,7 +55,7 @@ class TogetherWatcher(Bars):
                 self._progress.update(self._bars[event["job"]], completed=event["step"])
 
     def _jobs(self, event: Mapping[str, Any]) -> None:
-        ready, forecast = event["prepared"], event["outlook"].forecast
+        ready, forecast = event["prepared"], event["estimate"].forecast
         shown: set[str] = set()
         for job, each in zip(event["jobs"], ready, strict=True):
             if job.task not in shown:
@@ -68,7 +68,7 @@ class TogetherWatcher(Bars):
                 ]
             )
             self._bars[job.name] = self._progress.add_task(job.name, total=each.steps, detail="")
-        note = event["outlook"].note
+        note = event["estimate"].note
         say(
             [
                 f"forecast: {size(forecast.peak_memory_bytes)} of memory, "

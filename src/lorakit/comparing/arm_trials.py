@@ -21,7 +21,7 @@ from lorakit.comparing.trials import (
 )
 from lorakit.data import TokenTable
 from lorakit.errors import DivergedError
-from lorakit.evaluation.forgetting import Forgetting, Reference, forgetting, load_reference
+from lorakit.evaluation.forgetting import BaseDistributions, Forgetting, forgetting, load_reference
 from lorakit.evaluation.likelihood import per_token
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
@@ -205,7 +205,7 @@ class CourseRecorder:
         seconds_at: seconds of the steps up to each point.
     """
 
-    def __init__(self, context: TrialContext, base: Reference, before: CoursePoint) -> None:
+    def __init__(self, context: TrialContext, base: BaseDistributions, before: CoursePoint) -> None:
         self._context, self._base, self._before = context, base, before
         self._seconds = 0.0
         self._last: tuple[RowLosses, Forgetting] | None = None

@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.comparing.command import run_compare
-from lorakit.comparing.settings import settings
-from lorakit.experiments import Report
-from lorakit.experiments.sources import Rows, asked, call
+from lorakit.experiments import Report, Runner, processes
+from lorakit.experiments.sources import asked, call
+from lorakit.extras import need
 
 
 def compare(
-    data: Rows,
+    data: Any,
     *,
-    eval_data: Rows | None = None,
+    eval_data: Any = None,
     out: str | Path = "runs/compare",
     report: Report = lambda event: None,
     **options: Any,
@@ -26,7 +25,8 @@ def compare(
     it was killed, or gives the finished result at once.
 
     Args:
-        data: a file, folder or hub id, or the rows themselves, which are written beside `out`.
+        data: a file, a folder or a hub id; or rows: a list of mappings, a datasets.Dataset, a
+            pandas.DataFrame. Rows in memory are kept in `out`, where every trial reads them.
         eval_data: held-out rows in the same forms.
         out: the folder.
         report: told of phases, trials and steps.
@@ -40,5 +40,20 @@ def compare(
             comparison.
         DivergedError, TrialError: see `lorakit compare`; finished trials are kept.
     """
-    given = settings(None, asked(data, eval_data, out, options))
-    return run_compare(given, command=call("lorakit.compare", options), report=report)
+    need("metrics", "lorakit.compare")
+    from lorakit.comparing.command import run_compare
+    from lorakit.comparing.settings import settings
+
+    begun = asked(data, eval_data, out, options)
+    given = settings(None, begun.options)
+
+    def make(root: Path, tell: Report) -> Runner:
+        return processes(root, workers=given.spec.workers, report=tell)
+
+    with begun.naming_rows():
+        return run_compare(
+            given,
+            command=call("lorakit.compare", options),
+            report=report,
+            runner=begun.after_writing(make),
+        )

@@ -26,7 +26,7 @@ from lorakit.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """A segment of a row's text, and whether its tokens are supervised."""
 
     text: str
@@ -87,7 +87,7 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) ->
         )
     if template.kind == "raw":
         _only_prompts(example)
-        segments = [Segment(example.prompt or "", False)]
+        segments = [TextSegment(example.prompt or "", False)]
     else:
         messages = _messages(example, template)
         stop = next(
@@ -170,13 +170,16 @@ def _messages(example: Example, template: Template) -> tuple[Message, ...]:
 
 def _segments(
     example: Example, tokenizer: Tokenizer, template: Template, specials: tuple[str, ...]
-) -> tuple[list[Segment], bool]:
+) -> tuple[list[TextSegment], bool]:
     """The example's text in segments, and whether the last of them holds the token that ends it."""
     if example.text is not None:
-        return [Segment(example.text, True)], False
+        return [TextSegment(example.text, True)], False
     if template.kind == "raw":
         _only_prompts(example)
-        segments = [Segment(example.prompt or "", False), Segment(example.completion or "", True)]
+        segments = [
+            TextSegment(example.prompt or "", False),
+            TextSegment(example.completion or "", True),
+        ]
         return [s for s in segments if s.text], False
     messages = _messages(example, template)
     writer = ChatWriter(example, tokenizer, template, specials)
@@ -194,12 +197,12 @@ def _segments(
     return segments[: last + 1], segments[last].text.endswith(specials)
 
 
-def _split(text: str, spans: Sequence[Span], prompt_end: int | None) -> list[Segment]:
+def _split(text: str, spans: Sequence[Span], prompt_end: int | None) -> list[TextSegment]:
     """The text in segments, split at the ends of each span and at the end of the prompt."""
     edges = {0, len(text), *(s.start for s in spans), *(s.end for s in spans)}
     if prompt_end is not None:
         edges.add(prompt_end)
     return [
-        Segment(text[a:b], any(s.supervised and s.start <= a and b <= s.end for s in spans))
+        TextSegment(text[a:b], any(s.supervised and s.start <= a and b <= s.end for s in spans))
         for a, b in pairwise(sorted(edges))
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
+from lorakit.data.given import GivenRows, Source
 from lorakit.errors import DataError, did_you_mean
 from lorakit.extras import need
 
@@ -85,7 +86,7 @@ def files_of(source: str) -> list[DataFile] | None:
     return None
 
 
-def check_sources(sources: Sequence[str]) -> None:
+def check_sources(sources: Sequence[Source]) -> None:
     """Refuse sources that are not here, or that need a package which is not installed.
 
     Nothing is read, so a run asks this before it does anything else. An id of the hub is only
@@ -96,6 +97,8 @@ def check_sources(sources: Sequence[str]) -> None:
         MissingExtraError: an optional package is missing.
     """
     for source in sources:
+        if isinstance(source, GivenRows):
+            continue
         files = files_of(source)
         if files is None:
             need("data", f"{source}: a dataset of the Hugging Face hub", "datasets")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.data.encode import encode_all
+from lorakit.data.given import Source
 from lorakit.data.notes import (
     RowCounts,
     folder_notes,
@@ -122,7 +123,7 @@ def load_data(
 
 
 def load_rows(
-    sources: Sequence[str],
+    sources: Sequence[Source],
     spec: DataSpec,
     tokenizer: Tokenizer,
     template: Template,
@@ -156,13 +157,13 @@ def _limit(spec: DataSpec, context_length: int | None) -> int | None:
     return spec.max_length or context_length
 
 
-def _first(sources: Sequence[str], spec: DataSpec) -> tuple[Shape, Example]:
+def _first(sources: Sequence[Source], spec: DataSpec) -> tuple[Shape, Example]:
     row = next(read_rows(sources))
     shape = recognise(row, spec)
     return shape, shape.example(row)
 
 
-def _examples(sources: Sequence[str], shape: Shape, limit: int | None) -> Iterator[Example]:
+def _examples(sources: Sequence[Source], shape: Shape, limit: int | None) -> Iterator[Example]:
     return (shape.example(row) for row in read_rows(sources, limit))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorakit.data.encode import ends_turns
 from lorakit.data.files import files_of
+from lorakit.data.given import GivenRows, Source
 from lorakit.data.preview import repeated_rows, shared_rows
 from lorakit.data.shapes import Example, Shape
 from lorakit.data.spec import DataSpec
@@ -33,10 +34,12 @@ class RowCounts:
     limit: int | None = None
 
 
-def folder_notes(sources: Sequence[str]) -> list[str]:
+def folder_notes(sources: Sequence[Source]) -> list[str]:
     """Which files a folder stands for."""
     notes = []
     for source in sources:
+        if isinstance(source, GivenRows):
+            continue
         files = files_of(source) or []
         if Path(source).expanduser().is_dir():
             names = ", ".join(f.path.name for f in files[:8])

@@ -24,6 +24,7 @@ from lorakit.data.files import (
     need_for,
     open_bytes,
 )
+from lorakit.data.given import GivenRows, Source, origin
 from lorakit.errors import DataError
 from lorakit.extras import need
 
@@ -38,14 +39,14 @@ class Row:
 
     @property
     def origin(self) -> str:
-        """ "file:line"."""
-        return f"{self.file}:{self.line}"
+        """ "file:line", or "row 17 of the rows you gave"."""
+        return origin(self.file, self.line)
 
 
-def read_rows(sources: Sequence[str], limit: int | None = None) -> Iterator[Row]:
+def read_rows(sources: Sequence[Source], limit: int | None = None) -> Iterator[Row]:
     """The rows of all sources in their order, read one by one as the caller takes them.
 
-    sources: files, folders or hub ids. limit: read only the first N rows.
+    sources: files, folders, hub ids or rows in memory. limit: read only the first N rows.
     Only one line (of .json: one file) is held in memory at a time.
 
     Raises:
@@ -54,8 +55,12 @@ def read_rows(sources: Sequence[str], limit: int | None = None) -> Iterator[Row]
     return islice(_all_rows(sources), limit)
 
 
-def _all_rows(sources: Iterable[str]) -> Iterator[Row]:
+def _all_rows(sources: Iterable[Source]) -> Iterator[Row]:
     for source in sources:
+        if isinstance(source, GivenRows):
+            for number, columns in source:
+                yield Row(source.name, number, columns)
+            continue
         files = files_of(source)
         if files is None:
             yield from _hub_rows(source)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorakit.data.mapping import Mapper, write_value
@@ -96,7 +96,7 @@ class Shape:
         if self.kind == "prompt":
             asked, answered = _column(row, "prompt"), _column(row, "completion")
             if isinstance(asked, list) and isinstance(answered, list):
-                both = Row(row.file, row.line, {"messages": [*asked, *answered]})
+                both = replace(row, fields={"messages": [*asked, *answered]})
                 return Example(row.origin, messages=_messages(both), tools=_tools(row))
             return Example(
                 row.origin, prompt=_text(row, "prompt"), completion=_full(row, "completion")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from lorakit.data.given import GivenRows, Source
 from lorakit.errors import ConfigError, did_you_mean
 
 TooLong = Literal["error", "drop", "cut"]
@@ -16,19 +17,21 @@ class DataSpec:
         ConfigError: a value is out of its range, or two options contradict each other.
     """
 
-    data: tuple[str, ...] = field(
+    data: tuple[Source, ...] = field(
         default=(),
         metadata={
+            "kind": tuple[str, ...],
             "help": "Training rows: files (.jsonl .json .csv .tsv .parquet; each also with .gz, "
             ".zst or .bz2), folders of such files, or Hugging Face dataset ids (id, id:split, "
-            "id:config:split)."
+            "id:config:split).",
         },
     )
-    eval_data: tuple[str, ...] = field(
+    eval_data: tuple[Source, ...] = field(
         default=(),
         metadata={
+            "kind": tuple[str, ...],
             "help": "Held-out rows, from the same kinds of sources as data. Without it, a random "
-            "share of the training rows is held out (see eval_share)."
+            "share of the training rows is held out (see eval_share).",
         },
     )
     prompt: str | None = field(
@@ -104,7 +107,9 @@ class DataSpec:
     def __post_init__(self) -> None:
         for name in ("data", "eval_data"):
             sources = getattr(self, name)
-            if isinstance(sources, str) or not all(isinstance(s, str) and s for s in sources):
+            if isinstance(sources, str) or not all(
+                s if isinstance(s, str) else isinstance(s, GivenRows) for s in sources
+            ):
                 raise ConfigError(f"{name} must be a list of file names or ids; it is {sources!r}")
         for name in ("max_length", "max_rows", "max_eval_rows"):
             value = getattr(self, name)

@@ -8,6 +8,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lorakit.data.given import origin, parts
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -57,11 +59,9 @@ class TokenTable(Sequence[Encoded]):
             ids.frombytes(np.ascontiguousarray(row.ids, dtype=np.int32).tobytes())
             weight += np.ascontiguousarray(row.weight, dtype=np.uint8).tobytes()
             offsets.append(len(ids))
-            file, _, line = row.origin.rpartition(":")
-            if not (file and line.isdecimal()):
-                file, line = row.origin, "0"
+            file, line = parts(row.origin)
             file_of.append(files.setdefault(file, len(files)))
-            line_of.append(int(line))
+            line_of.append(line)
         return cls(
             np.frombuffer(ids, np.int32),
             np.frombuffer(weight, np.uint8),
@@ -90,7 +90,7 @@ class TokenTable(Sequence[Encoded]):
     def origin(self, i: int) -> str:
         """Where row i came from: "file:line"."""
         file, line = self._files[self._file_S[i]], int(self._line_S[i])
-        return f"{file}:{line}" if line else file
+        return origin(file, line) if line else file
 
     def take(self, rows: Iterable[int]) -> "TokenTable":
         """A new table of these rows, in this order."""

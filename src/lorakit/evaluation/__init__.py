@@ -1,4 +1,4 @@
-"""How good answers are: scores of generated text, and how sure one can be of them."""
+"""Scores of generated text, and confidence intervals for them."""
 
 from lorakit.evaluation.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean, crossed_statistic

@@ -1,4 +1,4 @@
-"""How sure a mean over rows is: percentile bootstrap intervals.
+"""Percentile bootstrap intervals of a mean over rows.
 
 Resample the n rows with replacement, take the mean, do it B times; the interval runs between
 the (1-level)/2 and (1+level)/2 quantiles of the B means (Efron 1979). It carries no assumption

@@ -5,10 +5,10 @@ token and q the tuned model's:
 
     KL(p || q) = Σ_v p(v) (log p(v) - log q(v))     nats per token, 0 where nothing has changed
 
-p is computed once for a base and kept, so that a trial holds one model and not two. Of each p the
-`k` likeliest words are kept one by one and all others together as one: by the data-processing
+p is computed once for a base and stored, so that a trial holds one model and not two. Of each p the
+`k` likeliest words are stored one by one, and all others are summed into one: by the data-processing
 inequality (Cover and Thomas, 2.8) the KL of the two coarser distributions is at most the KL of
-the whole ones, and equal to it with k = V. `Reference.mass` says how much of p the k words hold.
+the whole ones, and equal to it with k = V. `BaseDistributions.mass` says how much of p the k words hold.
 """
 # ruff: noqa: N815  (the fields carry their shapes in their names)
 
@@ -27,11 +27,11 @@ from lorakit.data.table import Encoded
 from lorakit.errors import OutputError
 from lorakit.evaluation.likelihood import Floats, log_probs_of, row_of
 
-KEPT_WORDS = 256
+LIKELIEST_WORDS = 256
 
 
 @dataclass(frozen=True)
-class Reference:
+class BaseDistributions:
     """A base's distributions on general rows.
 
     Attributes:
@@ -58,8 +58,8 @@ class Reference:
         )
 
 
-def load_reference(file: Path) -> Reference:
-    """Read what `Reference.save` wrote.
+def load_reference(file: Path) -> BaseDistributions:
+    """Read what `BaseDistributions.save` wrote.
 
     Raises:
         OutputError: the file is missing or damaged.
@@ -76,13 +76,13 @@ def load_reference(file: Path) -> Reference:
         Encoded(ids[a:b], weight[a:b], f"general:{i + 1}")
         for i, (a, b) in enumerate(pairwise(offsets))
     )
-    return Reference(table, words, log_p, float(log_p.exp().sum(1).mean()))
+    return BaseDistributions(table, words, log_p, float(log_p.exp().sum(1).mean()))
 
 
 @torch.no_grad()
 def reference(
-    model: Any, table: TokenTable, batch_tokens: int, *, kept: int = KEPT_WORDS
-) -> Reference:
+    model: Any, table: TokenTable, batch_tokens: int, *, kept: int = LIKELIEST_WORDS
+) -> BaseDistributions:
     """The base's distributions on these rows, in evaluation mode."""
     first_N = _first_of_row(table)
     total = int(first_N[-1])
@@ -91,14 +91,14 @@ def reference(
     for batch in micro_batches(table, range(len(table)), batch_tokens):
         at_L = torch.from_numpy(_places(first_N, row_of(batch)))
         for part, log_p_CV in log_probs(batch.to(model.device)):
-            found = log_p_CV.topk(min(kept, log_p_CV.shape[1]), dim=1)
+            top = log_p_CV.topk(min(kept, log_p_CV.shape[1]), dim=1)
             if not len(words_NK):
-                width = found.values.shape[1]
+                width = top.values.shape[1]
                 words_NK = torch.zeros(total, width, dtype=torch.long)
-                log_p_NK = torch.zeros(total, width, dtype=found.values.dtype)
-            words_NK[at_L[part]] = found.indices.cpu()
-            log_p_NK[at_L[part]] = found.values.cpu()
-    return Reference(table, words_NK, log_p_NK, float(log_p_NK.exp().sum(1).mean()))
+                log_p_NK = torch.zeros(total, width, dtype=top.values.dtype)
+            words_NK[at_L[part]] = top.indices.cpu()
+            log_p_NK[at_L[part]] = top.values.cpu()
+    return BaseDistributions(table, words_NK, log_p_NK, float(log_p_NK.exp().sum(1).mean()))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Forgetting:
 
 
 @torch.no_grad()
-def forgetting(model: Any, base: Reference, batch_tokens: int) -> Forgetting:
+def forgetting(model: Any, base: BaseDistributions, batch_tokens: int) -> Forgetting:
     """How far a model stands from the base, in evaluation mode."""
     rows = len(base.table)
     kl_S, loss_S, tokens_S = np.zeros(rows), np.zeros(rows), np.zeros(rows)

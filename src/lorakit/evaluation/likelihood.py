@@ -15,7 +15,7 @@ from lorakit.data import TokenTable, micro_batches
 from lorakit.data.batches import Batch
 from lorakit.execution.runnable import Runnable
 
-# 128 rows of a 49,152-word vocabulary are 25 MB of float32, well below what a training step holds: an
+# 128 rows of a 49,152-word vocabulary are 25 MB of float32, well below the size of a training step: an
 # evaluation in the middle of training should not be what sets its peak of memory.
 _CHUNK = 128
 
@@ -24,7 +24,7 @@ LogProbs = Callable[[Batch], Iterator[tuple[slice, Tensor]]]
 
 
 def log_probs_of(model: Any) -> LogProbs:
-    """The fastest right way to this model's next-token distributions, found by trying it once.
+    """The fastest correct way to this model's next-token distributions, tried once.
 
     Returns:
         A function of a batch that gives, chunk by chunk, the slice of its L supervised tokens and

@@ -77,7 +77,7 @@ class Scores:
 
     @property
     def values(self) -> dict[str, float]:
-        """Name -> value, in order: what `result.json` keeps."""
+        """Name -> value, in order, as in `result.json`."""
         return {metric.name: metric.value for metric in self.metrics}
 
     def to_dict(self) -> dict[str, Any]:

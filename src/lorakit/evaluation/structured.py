@@ -14,7 +14,7 @@ Path = tuple[str | int, ...]
 def parse_object(text: str) -> dict[str, Any] | None:
     """The JSON object that the whole text is (white space around it allowed), or None.
 
-    Strict: NaN and Infinity, which Python's reader lets through, are no JSON (RFC 8259).
+    Strict: NaN and Infinity, which Python's reader lets through, are not JSON (RFC 8259).
     """
     try:
         value = json.loads(text, parse_constant=_refuse)
@@ -33,7 +33,7 @@ def leaves(value: Any) -> dict[Path, Any]:
     >>> leaves({"a": {"b": [1, 2]}, "c": {}})
     {('a', 'b', 0): 1, ('a', 'b', 1): 2, ('c',): {}}
     """
-    found: dict[Path, Any] = {}
+    result: dict[Path, Any] = {}
     # A stack and not a recursion: what a model wrote may be nested as deep as the reader allows.
     waiting: list[tuple[Path, Any]] = [((), value)]
     while waiting:
@@ -43,8 +43,8 @@ def leaves(value: Any) -> dict[Path, Any]:
         elif isinstance(part, list) and part:
             waiting.extend(((*path, i), v) for i, v in reversed(list(enumerate(part))))
         else:
-            found[path] = part
-    return found
+            result[path] = part
+    return result
 
 
 def _equal(a: Any, b: Any) -> bool:

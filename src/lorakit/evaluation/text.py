@@ -61,15 +61,15 @@ def final_number(text: str) -> Decimal | None:
     """The number that a worked solution ends in, or None.
 
     That is the first number after the first `####`; a text without the mark gives its last
-    number, so that a model which never learnt the mark is judged by its arithmetic alone
+    number, so that a model that never writes the mark is judged by its arithmetic alone
     (the two are "strict" and "flexible" extraction of the usual GSM8K harnesses,
     arXiv 2110.14168). Thousands commas are dropped: 1,200 is 1200, and 18.00 equals 18.
     """
     _, mark, after = text.partition(ANSWER_MARK)
-    found = _NUMBER.findall(after if mark else text)
-    if not found:
+    figures = _NUMBER.findall(after if mark else text)
+    if not figures:
         return None
-    return Decimal(str(found[0] if mark else found[-1]).replace(",", ""))
+    return Decimal(str(figures[0] if mark else figures[-1]).replace(",", ""))
 
 
 def numeric_answer(prediction: str, references: Sequence[str]) -> float:

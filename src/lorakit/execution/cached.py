@@ -18,20 +18,20 @@ from lorakit.execution.modes import evaluating
 from lorakit.execution.steps import Step
 
 
-def attend_step(q_THD: Tensor, arena: Tensor, step: Step, asked: AttentionSettings) -> Tensor:
+def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, asked: AttentionSettings) -> Tensor:
     """Attention of a step's tokens on the cells of their own sequences, (T, H, D).
 
     Args:
         q_THD: queries of the step; any strides.
-        arena: (cells, 2, K, D); the step's own keys and values are in it already.
+        kv_cache: (cells, 2, K, D); the step's own keys and values are in it already.
         step: from `plan_step`.
         asked: what the layer's attention asks for.
     """
     heads, width = q_THD.shape[1:]
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     for group in step.decoding:
-        kv = arena[group.low * group.size : group.high * group.size]
-        kv = kv.view(group.high - group.low, group.size, *arena.shape[1:])[:, : group.longest]
+        kv = kv_cache[group.low * group.size : group.high * group.size]
+        kv = kv.view(group.high - group.low, group.size, *kv_cache.shape[1:])[:, : group.longest]
         k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
         q = q_THD.index_select(0, group.tokens).view(-1, heads, 1, width)
         window = asked.window if asked.window is None or asked.window < group.longest else None
@@ -41,7 +41,7 @@ def attend_step(q_THD: Tensor, arena: Tensor, step: Step, asked: AttentionSettin
         )
     for piece in step.pieces:
         length = piece.past + piece.last - piece.first
-        kv = arena[piece.start : piece.start + length]
+        kv = kv_cache[piece.start : piece.start + length]
         k, v = kv[None, :, 0].transpose(1, 2), kv[None, :, 1].transpose(1, 2)
         q = q_THD[None, piece.first : piece.last].transpose(1, 2)
         window = asked.window if asked.window is None or asked.window < length else None
@@ -76,11 +76,11 @@ class StepCall:
 
     Attributes:
         step: from `plan_step`.
-        arenas: of each attention module its cells, and what it asks for.
+        kv_caches: of each attention module its cells, and what it asks for.
     """
 
     step: Step
-    arenas: dict[nn.Module, tuple[Tensor, AttentionSettings]]
+    kv_caches: dict[nn.Module, tuple[Tensor, AttentionSettings]]
 
     def run(
         self,
@@ -92,10 +92,10 @@ class StepCall:
         given: dict[str, Any],
     ) -> Tensor:
         """(T, H, D) from (1, H, T, D), (1, K, T, D) twice; keys and values go to the cells."""
-        arena, asked = self.arenas[module]
+        kv_cache, asked = self.kv_caches[module]
         q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-        arena.index_copy_(0, self.step.cells, torch.stack((k_TKD, v_TKD), 1))
-        return attend_step(q_THD, arena, self.step, asked)
+        kv_cache.index_copy_(0, self.step.cells, torch.stack((k_TKD, v_TKD), 1))
+        return attend_step(q_THD, kv_cache, self.step, asked)
 
 
 def cached_layers(model: Any) -> dict[nn.Module, AttentionSettings]:
@@ -126,7 +126,7 @@ def step_logits(
     ids_T: Tensor,
     step: Step,
     keep_L: Tensor,
-    arenas: dict[nn.Module, tuple[Tensor, AttentionSettings]],
+    kv_caches: dict[nn.Module, tuple[Tensor, AttentionSettings]],
 ) -> Tensor:
     """Next-token logits at the places `keep_L` of a step, (L, vocabulary), by the model's own code.
 
@@ -135,7 +135,7 @@ def step_logits(
         ids_T: token ids of the step.
         step: from `plan_step`.
         keep_L: int64 indices into the T tokens.
-        arenas: of each attention module.
+        kv_caches: of each attention module.
     """
     with maskless():
         logits_1LV = model(
@@ -143,7 +143,7 @@ def step_logits(
             position_ids=step.positions[None],
             use_cache=False,
             logits_to_keep=keep_L,
-            **{KEYWORD: StepCall(step, arenas)},
+            **{KEYWORD: StepCall(step, kv_caches)},
         ).logits
     assert isinstance(logits_1LV, Tensor)
     return logits_1LV[0]

@@ -70,7 +70,12 @@ class LeanBlocks:
         self.groups = groups
 
     def logits(
-        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
+        self,
+        ids_T: Tensor,
+        step: Step,
+        keep_L: Tensor,
+        kv_caches: Sequence[Tensor],
+        batch: BatchPlan,
     ) -> Tensor:
         """(L, vocabulary) at the places `keep_L` of the step."""
         base = self.model.base_model
@@ -81,8 +86,8 @@ class LeanBlocks:
         # (x₁, x₂) cos + (x₂, x₁) (-sin, sin): the halves swap by rolling, the sign is in the sine.
         sin_T1E = torch.cat((-sin_1TE[0, :, :half], sin_1TE[0, :, half:]), dim=-1)[:, None]
         groups = iter(self.groups) if batch.segments else None
-        for block, arena in zip(self.blocks, arenas, strict=True):
-            x_TD = _run(block, x_TD, cos_T1E, sin_T1E, step, arena, groups, batch)
+        for block, kv_cache in zip(self.blocks, kv_caches, strict=True):
+            x_TD = _run(block, x_TD, cos_T1E, sin_T1E, step, kv_cache, groups, batch)
         x_LD = x_TD.index_select(0, keep_L)
         x_LD = F.rms_norm(x_LD, x_LD.shape[-1:], self._norm.weight, self._norm.eps)
         logits: Tensor = self._head(x_LD)
@@ -95,7 +100,7 @@ def _run(
     cos_T1E: Tensor,
     sin_T1E: Tensor,
     step: Step,
-    arena: Tensor,
+    kv_cache: Tensor,
     groups: Any,
     batch: BatchPlan,
 ) -> Tensor:
@@ -114,8 +119,8 @@ def _run(
         turned = torch.cat((q_norm(qk[:, :heads]), k_norm(qk[:, heads:])), dim=1)
     rolled = turned.roll(width // 2, dims=-1)
     torch.addcmul(turned * cos_T1E, rolled, sin_T1E, out=qk)
-    arena.index_copy_(0, step.cells, y_THE[:, heads:].view(tokens, 2, keys, width))
-    o_TO = attend_step(y_THE[:, :heads], arena, step, block.asked).view(tokens, -1)
+    kv_cache.index_copy_(0, step.cells, y_THE[:, heads:].view(tokens, 2, keys, width))
+    o_TO = attend_step(y_THE[:, :heads], kv_cache, step, block.asked).view(tokens, -1)
     # Adapters before the residual: in 16 bits a small update would be lost in the larger numbers.
     y_TD = F.linear(o_TO, *block.o)
     if groups is not None:

@@ -36,7 +36,12 @@ class Blocks(Protocol):
         """Paths of linear layers that share their input, in the order they run."""
 
     def logits(
-        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
+        self,
+        ids_T: Tensor,
+        step: Step,
+        keep_L: Tensor,
+        kv_caches: Sequence[Tensor],
+        batch: BatchPlan,
     ) -> Tensor:
         """(L, vocabulary) at the places `keep_L` of the step."""
 
@@ -72,13 +77,18 @@ class OwnBlocks:
             self.groups[group].add(x.reshape(-1, x.shape[-1]), rows, self.batch)
 
     def logits(
-        self, ids_T: Tensor, step: Step, keep_L: Tensor, arenas: Sequence[Tensor], batch: BatchPlan
+        self,
+        ids_T: Tensor,
+        step: Step,
+        keep_L: Tensor,
+        kv_caches: Sequence[Tensor],
+        batch: BatchPlan,
     ) -> Tensor:
         """(L, vocabulary) at the places `keep_L` of the step."""
         self.batch = batch
         beside = {
-            module: (arena, asked)
-            for (module, asked), arena in zip(self.layers.items(), arenas, strict=True)
+            module: (kv_cache, asked)
+            for (module, asked), kv_cache in zip(self.layers.items(), kv_caches, strict=True)
         }
         try:
             return step_logits(self.model, ids_T, step, keep_L, beside)
@@ -140,7 +150,7 @@ def _same(
     @torch.inference_mode()
     def steps() -> Tensor:
         size = 16
-        arenas = [
+        kv_caches = [
             torch.zeros(2 * size, 2, x.key_heads, x.width, dtype=model.dtype, device=model.device)
             for x in layers.values()
         ]
@@ -151,7 +161,7 @@ def _same(
             keep_L = torch.tensor([counts[0] - 1, len(ids_T) - 1], device=model.device)
             batch = BatchPlan(len(ids_T), (), frozenset())
             step = plan_step(places, model.device)
-            logits.append(blocks.logits(ids_T, step, keep_L, arenas, batch))
+            logits.append(blocks.logits(ids_T, step, keep_L, kv_caches, batch))
             past = (past[0] + counts[0], past[1] + counts[1])
         return torch.stack(logits[1:], dim=1).flatten(0, 1)
 

@@ -1,7 +1,7 @@
 """Where the tokens of a step of many sequences lie, and what each of them sees. Pure.
 
 A step is one row of T tokens: of each sequence its next one, or a piece of its prompt. Each layer of
-the model has an arena of cells, one for each token kept: (cells, 2, K, D), keys before values. A
+the model has a KV cache of cells, one for each token kept: (cells, 2, K, D), keys before values. A
 sequence owns cells [start, start + size), size a power of two and start a multiple of it, so that the
 sequences of one size are rows of a matrix and one call attends for all of them that decode; pieces of
 prompts attend one by one.
@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
-    """Rows [low, high) of the arena seen as rows of `size` cells, one token of each.
+    """Rows [low, high) of a KV cache seen as rows of `size` cells, one token of each.
 
     `tokens` (n,): the step's token for each row; `real` (m,): the rows that have one, None for all;
     `places` (m,): the tokens of those; `lengths` (n,): cells each token sees, its own included.

@@ -8,7 +8,7 @@ from lorakit.data import TokenTable
 from lorakit.experiments.opening import TrialContext, base_hash
 from lorakit.experiments.rates import RateRule
 from lorakit.forecast import ModelShape, flops_per_token, shape_of
-from lorakit.run.fitting import outlook
+from lorakit.run.fitting import estimate_run
 from lorakit.run.machine import machine, versions
 from lorakit.training import TrainSpec
 
@@ -124,7 +124,7 @@ def estimate_step(
     full: bool = False,
     concurrent: int = 1,
 ) -> StepEstimate:
-    """Estimate a step of one job, or of several concurrent jobs on one base.
+    """RunEstimate a step of one job, or of several concurrent jobs on one base.
 
     Args:
         model: the base.
@@ -135,7 +135,7 @@ def estimate_step(
         concurrent: jobs that share a pass; the time is that of one of them, the memory of all.
     """
     wide = replace(config, batch_size=config.batch_size * concurrent)
-    estimate = outlook(model, train, wide, steps=1, trainable=trainable, full=full)
+    estimate = estimate_run(model, train, wide, steps=1, trainable=trainable, full=full)
     return StepEstimate(
         trainable,
         estimate.forecast.seconds / concurrent,

@@ -1,32 +1,68 @@
 """Rows that somebody holds in Python, as options of an experiment whose trials are processes."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lorakit.data.given import GIVEN, GIVEN_HELD_OUT, GivenRows, as_source, origin
+from lorakit.errors import DataError, OutputError
 from lorakit.files.whole import write_text
 from lorakit.run import folder as folders
 
-Rows = str | Path | Sequence[Mapping[str, Any]]
-"""A file, folder or hub id, or the rows themselves."""
+_FILES = {GIVEN: "rows.jsonl", GIVEN_HELD_OUT: "held-out.jsonl"}
+Made = TypeVar("Made")
 
 
-def as_source(rows: Rows, folder: Path, name: str) -> str:
-    """The source's name; rows in Python are written beside the folder, as FOLDER.NAME.jsonl."""
-    if isinstance(rows, str | Path):
-        return str(rows)
-    beside = folder.with_name(f"{folder.name}.{name}.jsonl")
-    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    if not beside.is_file() or beside.read_text(encoding="utf-8") != text:
-        folders.make_folder(folder.parent)
-        write_text(beside, text)
-    return str(beside)
+@dataclass(frozen=True)
+class Given:
+    """Options of an experiment that is called from Python, and the rows that its folder will hold.
+
+    A trial reads its rows from a file; a row of the file is a row of what the caller gave, and
+    messages name the latter.
+
+    Attributes:
+        folder: the experiment's.
+        options: by name, "data", "eval_data", "out" and "resume" among them.
+        texts: what to write, by file.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    texts: Mapping[Path, str] = field(default_factory=dict)
+
+    def after_writing(self, make: Callable[[Path, Any], Made]) -> Callable[[Path, Any], Made]:
+        """`make`, with the rows written before it is called: the folder is there by then."""
+
+        def made(root: Path, report: Any) -> Made:
+            for file, text in self.texts.items():
+                if not file.is_file():
+                    write_text(file, text)
+            return make(root, report)
+
+        return made
+
+    @contextlib.contextmanager
+    def naming_rows(self) -> Iterator[None]:
+        """Errors name the rows that were given; rows whose experiment was not begun are removed."""
+        try:
+            yield
+        except DataError as error:
+            text = str(error)
+            for name, called in _FILES.items():
+                if self.folder / called in self.texts:
+                    text = _renamed(text, str(self.folder / called), name)
+            raise type(error)(text) from None
+        finally:
+            if not (self.folder / folders.CONFIG).is_file():
+                for file in self.texts:
+                    file.unlink(missing_ok=True)
 
 
-def asked(
-    data: Rows, eval_data: Rows | None, out: str | Path, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def asked(data: Any, eval_data: Any, out: str | Path, options: Mapping[str, Any]) -> Given:
     """The options of an experiment that is called from Python: begun, or gone on with.
 
     Args:
@@ -35,16 +71,49 @@ def asked(
         options: the others.
 
     Raises:
-        OutputError: the folder holds something else.
+        DataError: rows in memory cannot be read.
+        OutputError: the folder holds something else, or an experiment on other rows.
     """
     folder = Path(out)
     resume = (folder / folders.CONFIG).is_file()
     if not resume:
         folders.check_folder(folder, resume=False)
-    sources = {"data": (as_source(data, folder, "rows"),)}
-    if eval_data is not None:
-        sources["eval_data"] = (as_source(eval_data, folder, "held-out"),)
-    return {**options, **sources, "out": str(out), "resume": resume}
+    sources, texts = {}, {}
+    for option, rows, name in (("data", data, GIVEN), ("eval_data", eval_data, GIVEN_HELD_OUT)):
+        if rows is None:
+            continue
+        source = as_source(rows, name)
+        if isinstance(source, GivenRows):
+            file = folder / _FILES[name]
+            texts[file] = _jsonl(source)
+            if resume and file.is_file() and file.read_text(encoding="utf-8") != texts[file]:
+                raise OutputError(
+                    f"{folder} was begun with other rows than {name}: give another out"
+                )
+            source = str(file)
+        sources[option] = (source,)
+    return Given(folder, {**options, **sources, "out": str(out), "resume": resume}, texts)
+
+
+def _renamed(text: str, file: str, name: str) -> str:
+    """A message about a file as one about the rows that were written into it.
+
+    >>> _renamed("run/rows.jsonl:3: 'text' is empty", "run/rows.jsonl", "the rows you gave")
+    "row 3 of the rows you gave: 'text' is empty"
+    """
+    text = re.sub(rf"{re.escape(file)}:(\d+)", lambda m: origin(name, int(m[1])), text)
+    return text.replace(file, name)
+
+
+def _jsonl(rows: GivenRows) -> str:
+    """One line a row, in their order."""
+    lines = []
+    for number, row in rows:
+        try:
+            lines.append(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        except TypeError as error:
+            raise DataError(f"{origin(rows.name, number)}: {error}") from None
+    return "".join(lines)
 
 
 def call(name: str, options: Mapping[str, Any]) -> str:

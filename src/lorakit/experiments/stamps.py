@@ -33,7 +33,8 @@ class Sources:
     def of(cls, config: RunConfig, general_data: Collection[str] = ()) -> "Sources":
         """Those of a run's options."""
         data = config.data
-        return cls(config.model.model, tuple(data.data), tuple(data.eval_data), tuple(general_data))
+        rows, held_out = (tuple(map(str, sources)) for sources in (data.data, data.eval_data))
+        return cls(config.model.model, rows, held_out, tuple(general_data))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -1,31 +1,22 @@
-"""Causal attention over sequences that lie end to end: the arithmetic, without transformers.
+"""Causal attention over packed sequences: the arithmetic, without transformers.
 
     P = softmax(s·Q Kᵀ + mask),  O = P V        (arXiv 1706.03762), within each sequence
 
 Shapes: T tokens in all, H query heads, K key heads, G = H / K query heads for each key head,
-D numbers a head; a group is n sequences padded to M tokens, on the right: causality hides the
+D elements a head; a group is n sequences padded to M tokens, on the right: causality hides the
 padding from every real token, and the padded rows are never read back, so no padding mask is
 needed.
 
 Four ways, chosen by `attend`:
 
-  flash    bfloat16 on a CPU (flash.py): torch's forward, a backward of plain matmuls.
-  blocked  everything else on a CPU (blocked.py): batched matmuls over blocks of query rows, with
+  flash    bfloat16 on a CPU (attention_flash.py): torch's forward, a backward of plain matmuls.
+  blocked  everything else on a CPU (attention_blocked.py): batched matmuls over blocks of query rows, with
            a hand-written backward. Memory is linear in T.
   torch    float32 sequences beyond `LONG` tokens on a CPU, and everything on an accelerator:
            F.scaled_dot_product_attention on the padded group.
   plain    autograd through the formula, for attention dropout.
 
-Measured forward and backward, one AVX2 core, float32, 9 heads on 3 key heads, D = 64, torch 2.13,
-milliseconds of CPU time a layer; the last column is what transformers does by default:
-
-    sequences         blocked   torch, one by one   torch, padded, with a mask
-    16 of 35 to 95       21.3                23.0                         34.2
-    16 x 60              12.3                16.6                         14.3
-     8 of 100 to 300     52.8                53.7                         99.0
-     4 x 512            104.9               144.7                        157.9
-     2 x 1024           177.5               213.2                        279.9
-     1 x 2048           335.5               325.2                        541.9
+What each of them costs is in docs/performance.md, "Attention".
 """
 
 from collections.abc import Sequence
@@ -39,7 +30,7 @@ from lorakit.kernels.attention_flash import Flash, suits
 from lorakit.kernels.layout import Layout, PaddedGroup
 
 LONG = 1536
-"""Sequences beyond this many tokens go to torch on a CPU; the table above is the reason."""
+"""Sequences beyond this many tokens go to torch on a CPU; docs/performance.md has the table that says so."""
 
 
 def attend(

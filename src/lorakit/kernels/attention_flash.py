@@ -8,17 +8,8 @@ has P without a softmax, and may form it the other way round, keys in the rows::
 
 - L and - δ are columns of the matmuls: [K, 1, 1] [s·Q, -L₁, -L₂]ᵀ, where L₁ is L in 16 bits and
 L₂ what that leaves out. So two passes over Pᵀ and dSᵀ each remain (the matmul, and exp or the
-product), where scores in rows take five and their matmuls run at two thirds of the rate.
-
-Measured forward and backward, two cores with AMX, bfloat16, 9 heads on 3 key heads, D = 64, torch
-2.13, milliseconds a layer; blocked.py is the float32 kernel, sums of 16-bit products included:
-
-    sequences         this   blocked   torch
-    16 x 64            2.5       6.1       -
-     4 x 512          14.4      29.0    27.7
-     2 x 1024         22.2      52.9    32.4
-     1 x 2048          46        91      68
-     1 x 8192         500      1127     871
+product), where scores in rows take five and their matmuls run at two thirds of the rate. docs/performance.md, "Attention", has
+what that saves.
 """
 
 from typing import Any
@@ -31,7 +22,7 @@ from lorakit.kernels.head_groups import back, maps, split, take
 from lorakit.kernels.layout import PaddedGroup
 
 # Underscored, but the operator that F.scaled_dot_product_attention runs on a CPU, and the only
-# one that hands out L; found missing, attention goes to blocked.py.
+# one that hands out L; found missing, attention goes to attention_blocked.py.
 _forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 

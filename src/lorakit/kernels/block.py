@@ -12,7 +12,7 @@ pairs of its own, share the products with W (lora/jobs.py).
 What is saved over the same formulas under autograd: linears that share an input share one product
 with all their A's (24 columns in place of three times 8) and one gradient of that input; the
 residual is added inside the matmul; n and silu(g)·u, which are cheap, are computed again in the
-backward instead of kept: of a block's T × (6 D + 3 M + …) numbers, T × (2 D + M) fewer stay in
+backward instead of kept: of a block's T × (6 D + 3 M + …) elements, T × (2 D + M) fewer stay in
 memory (D width, M intermediate width), and another T × (2 D + M) that autograd would keep inside
 the norms and the activation. Weights take gradients where they want one: full fine-tuning runs
 through the same functions.

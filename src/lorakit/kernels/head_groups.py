@@ -1,4 +1,4 @@
-"""Heads of sequences that lie end to end, laid out in groups for batched matmuls, and back."""
+"""Heads of packed sequences, laid out in groups for batched matmuls, and back."""
 
 from collections.abc import Iterator
 

@@ -46,7 +46,7 @@ class PaddedGroup:
 class HeadRows:
     """How (T, H, D) and the padded groups laid one after another map onto each other.
 
-    Both are taken as rows of D numbers: row t·H + h of the first; in the second a group is
+    Both are taken as rows of D elements: row t·H + h of the first; in the second a group is
     (n, H, M) rows. One `index_select` so moves all heads of all groups, transposition included.
 
     `take` (P·H,): the row of the first for each place of the second; `back` (T·H,): the inverse;

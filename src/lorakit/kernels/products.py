@@ -1,9 +1,8 @@
 """Matrix products with many rows, in parts where the processor's library wants them so.
 
-oneDNN's 16-bit matmuls leave all but one thread idle for some shapes: with AMX, two threads and
-torch 2.13, (907 × 1,536) · (1,536 × 576) runs at 1.2 TFLOP/s, and at 1.9 taken as two products of
-at most 512 rows; (1,024 × 4,864) · (4,864 × 896) at 1.0 and 1.8. Rows do not depend on each other,
-so that parts change nothing but time.
+oneDNN's 16-bit matmuls leave all but one thread idle for some shapes: there two products of at most 512
+rows are faster than one (docs/performance.md has figures). Rows do not depend on each other, so that parts
+change nothing but time.
 """
 
 import torch

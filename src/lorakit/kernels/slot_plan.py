@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-SMOL_NUMBERS = 10_176
+SMOL_ELEMENTS = 10_176
 """Numbers of A and B for each unit of rank in a block of SmolLM2-135M, which `costs` starts from."""
 
 
@@ -31,16 +31,16 @@ class Costs:
     product: float
 
 
-def costs(device: torch.device, dtype: torch.dtype, numbers: float, rank: int) -> Costs:
+def costs(device: torch.device, dtype: torch.dtype, elements: float, rank: int) -> Costs:
     """What segments cost on a device, roughly; only how tokens are cut depends on it.
 
     Args:
         device: where it is computed.
         dtype: of the slots.
-        numbers: of A and B for each unit of rank in a block of the model.
+        elements: of A and B for each unit of rank in a block of the model.
         rank: R.
     """
-    size = numbers * rank / (SMOL_NUMBERS * 16)
+    size = elements * rank / (SMOL_ELEMENTS * 16)
     if device.type != "cpu":
         return Costs(100.0, 1.0 * size, 0.01 * size)
     if dtype == torch.bfloat16:  # AMX: calls are dear, products are cheap

@@ -53,7 +53,7 @@ class SlotGroup:
         self._shapes = (len(chunks), rank, in_features), (sum(chunks), rank, self.chunk)
         owners = [i for i, count in enumerate(chunks) for _ in range(count)]
         self._owners = None if len(owners) == 1 else torch.tensor(owners, device=device)
-        self._hold(torch.zeros(slots * self.numbers, dtype=dtype, device=device), slots)
+        self._hold(torch.zeros(slots * self.elements, dtype=dtype, device=device), slots)
 
     def _hold(self, storage: Tensor, slots: int) -> None:
         """Take zeros for A and B of so many slots."""
@@ -64,7 +64,7 @@ class SlotGroup:
         self._filled: set[int] = set()
 
     @property
-    def numbers(self) -> int:
+    def elements(self) -> int:
         """Of A and B in a slot."""
         return sum(math.prod(shape) for shape in self._shapes)
 
@@ -72,7 +72,7 @@ class SlotGroup:
         """Slots of the same layers elsewhere.
 
         Args:
-            storage: `slots` times `numbers` zeros.
+            storage: `slots` times `elements` zeros.
             slots: how many.
         """
         other = copy(self)

@@ -3,12 +3,12 @@
     spec.py         ModelSpec: which model, where, in which format (imports nothing heavy)
     load.py         load_model, empty_model, load_outline: frozen, every tensor accounted for
     sources.py      resolve: a folder, hub id, GGUF file or built-in name -> where the files are
-    files.py        a model folder's files, looked at before anything heavy opens them
+    files.py        a model folder's files, checked before transformers opens them
     default.py      the built-in smollm2-135m: one checked download, offline ever after
     gguf.py         a GGUF file -> an ordinary model folder
     fingerprint.py  BaseIdentity: hashes of weights, tokenizer and chat template
-    weights.py shards.py   where each weight lies in the files of a folder, and those in pieces
-    quiet.py        transformers kept silent
+    weights.py shards.py   where each weight lies in a folder's files; reading and writing them in blocks
+    quiet.py        silence for transformers' messages
 
 The names below are loaded when first used: importing this package costs nothing.
 """

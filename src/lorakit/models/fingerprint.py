@@ -9,8 +9,8 @@ tokenizer  over tokenizer.json as canonical JSON, without its padding and trunca
 template   over the text of the chat template; of nothing where there is none.
 
 `identify` hashes files and remembers the result in the cache, by every file's path, size and time
-of change. `identify_loaded` gives a model that `load_model` made the identity of its files, which
-is the same whatever dtype it was loaded in; only a model made elsewhere is hashed in memory. That
+of change. `identify_loaded` gives a model from `load_model` the identity of its files, which
+is the same whatever dtype it was loaded in; only a model from elsewhere is hashed in memory. That
 hash equals the files' hash of `save_pretrained` in the same dtype.
 """
 
@@ -109,7 +109,7 @@ def identify_loaded(
     """The identity of a model in memory.
 
     Args:
-        model: the model. If `load_model` made it and no tensors are given, its files' identity is
+        model: the model. If it is from `load_model` and no tensors are given, its files' identity is
             returned: the base under an adapter is frozen and still what was loaded.
         tokenizer: its tokenizer.
         tensors: the base's tensors by the names they have in a model folder, for a model whose
@@ -198,12 +198,12 @@ def _key(paths: Iterable[Path]) -> str:
 def _remembered(path: Path) -> dict[str, str] | None:
     """What an earlier command hashed, unless the note is damaged: then it is hashed again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        hashes = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     names = {"weights_sha256", "tokenizer_sha256", "template_sha256"}
-    whole = isinstance(found, dict) and set(found) == names
-    return found if whole and all(isinstance(v, str) for v in found.values()) else None
+    whole = isinstance(hashes, dict) and set(hashes) == names
+    return hashes if whole and all(isinstance(v, str) for v in hashes.values()) else None
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -227,8 +227,8 @@ def _hash_tokenizer_files(folder: Path) -> str:
 
 
 def _hash_tokenizer_json(raw: dict[str, Any]) -> str:
-    kept = {key: value for key, value in raw.items() if key not in ("padding", "truncation")}
-    return _sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
+    content = {key: value for key, value in raw.items() if key not in ("padding", "truncation")}
+    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
 
 
 def _template_text(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 transformers reads the file and unpacks its blocks; three things are done here because it does
 them wrong or not at all (seen in 5.24): the file is checked for truncation first; the pieces into
-which text is cut before byte-pair encoding follow ``tokenizer.ggml.pre`` (it treats every
+which text is split before byte-pair encoding follow ``tokenizer.ggml.pre`` (it treats every
 unknown scheme as GPT-2's, so digits would be grouped where the model has seen them one by one);
 and a scheme that nobody here knows is an error, since wrong token ids train without complaint.
 """
@@ -56,7 +56,7 @@ def read_header(path: Path) -> Header:
     """Parse the metadata and the table of tensors, and check that the file is as long as they say.
 
     Raises:
-        ModelError: not a GGUF file, or cut short.
+        ModelError: not a GGUF file, or truncated.
     """
     from gguf import GGML_QUANT_SIZES
 
@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
         except (struct.error, UnicodeDecodeError, MemoryError, OverflowError):
             complete = False
     if not complete:
-        raise ModelError(f"{path} is cut short ({size} bytes): fetch or copy it again")
+        raise ModelError(f"{path} is truncated ({size} bytes): fetch or copy it again")
     return Header(metadata, types)
 
 
@@ -155,8 +155,8 @@ def read(path: Path) -> tuple[Any, Any]:
     """A GGUF file as ``(model in float32, tokenizer)``.
 
     ``GgufConfig(dequantize=True)`` makes the weights plain: without it they stay packed and can
-    neither be trained through nor saved. Float32, because unpacking computes in the dtype asked
-    for, and in bf16 that is slow on a CPU without bf16 units, and coarser.
+    neither be trained through nor saved. Float32, because unpacking computes in the requested
+    dtype, and in bf16 that is slow on a CPU without bf16 units, and coarser.
 
     Raises:
         ModelError: transformers or gguf does not know the architecture or the tokenizer.
@@ -205,7 +205,7 @@ def _read_tokenizer(path: Path, header: Header) -> Any:
     scheme = header.metadata.get("tokenizer.ggml.pre")
     if byte_level and scheme not in _SINGLE_DIGITS | _SPLIT_BY_TRANSFORMERS:
         raise ModelError(
-            f"{path} cuts text by the scheme {scheme!r} (tokenizer.ggml.pre), which lorakit does "
+            f"{path} splits text by the scheme {scheme!r} (tokenizer.ggml.pre), which lorakit does "
             "not know; guessing would give wrong tokens. Put the model's tokenizer.json and "
             "tokenizer_config.json beside the file: they are used instead."
         )

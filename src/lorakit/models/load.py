@@ -36,7 +36,7 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a base model, frozen and in eval mode, with its tokenizer.
 
-    The tokenizer has a pad token and the vocabulary it came with. Padding never bears loss, so
+    The tokenizer has a pad token and the vocabulary it came with. Padding is never supervised, so
     where the model has no token to spare the pad token may be the end token.
 
     >>> model, tokenizer = load_model("smollm2-135m")  # doctest: +SKIP
@@ -118,7 +118,7 @@ def load_outline(
 
     Returns:
         The model on the meta device, with the end tokens that its files declare; its tokenizer; and
-        the folder of its files, weights among them, which were looked at and not read.
+        the folder of its files, weights among them, which were checked and not read.
 
     Raises:
         ModelError: as `load_model`.
@@ -171,8 +171,7 @@ def torch_dtype(spec: ModelSpec) -> "torch.dtype":
 
     ``auto`` is a fixed rule of the hardware, so that runs repeat: bfloat16 on cuda and mps devices
     that compute in it and on processors with AVX512-BF16 or AMX; float32 elsewhere, because a
-    processor without such units emulates bf16 products ten to a hundred times slower than
-    float32's (measured with torch 2.13 on AVX2: 150 GFLOP/s against 18 forward and 2 backward).
+    processor without such units emulates bf16 products, many times slower than float32's.
     """
     import torch
 
@@ -194,9 +193,9 @@ def cpu_multiplies_bf16() -> bool:
     """Whether the processor has units for bf16 products; False where torch cannot tell."""
     import torch
 
-    # torch has no public question for this; a torch that renames these falls back to float32.
-    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in questions)
+    # torch has no public function for this; where a torch renames these, float32 is used.
+    functions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in functions)
 
 
 def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
@@ -210,7 +209,7 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
         if remote:
             raise ModelError(
                 f"{spec.model} brings its own Python code ({', '.join(sorted(remote))}), which "
-                "lorakit does not run unless asked: read that code, then set trust_remote_code "
+                "lorakit does not run by default: read that code, then set trust_remote_code "
                 "(--trust-remote-code)."
             )
         raise ModelError(
@@ -268,7 +267,7 @@ def _give_pad(tokenizer: Any) -> None:
 
 
 def _check_ids(tokenizer: Any, model: Any, where: Resolved) -> None:
-    """Say it when the tokenizer can give ids that the embedding has no row for."""
+    """Warn when the tokenizer can give ids for which the embedding has no row."""
     rows = model.get_input_embeddings().weight.shape[0]
     beyond = sorted(token for token, i in tokenizer.get_vocab().items() if i >= rows)
     if beyond:
@@ -282,7 +281,7 @@ def _check_ids(tokenizer: Any, model: Any, where: Resolved) -> None:
 
 
 def _account(report: Any, where: Resolved) -> None:
-    """Every tensor of the model came from the files, and what the files hold besides is said."""
+    """Check that every tensor of the model came from the files, and warn of unused ones."""
     missing = sorted(report["missing_keys"])
     wrong = [
         f"{name} {tuple(held)} for {tuple(due)}" for name, held, due in report["mismatched_keys"]
@@ -295,7 +294,7 @@ def _account(report: Any, where: Resolved) -> None:
         )
     if wrong:
         raise ModelError(
-            f"{len(wrong)} tensors in {where.folder} have other shapes than config.json asks for: "
+            f"{len(wrong)} tensors in {where.folder} have other shapes than config.json says: "
             f"{', '.join(sorted(wrong)[:3])}"
         )
     if extra:

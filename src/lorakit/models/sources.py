@@ -1,4 +1,4 @@
-"""From what a user calls a model to the folder that holds its files."""
+"""The name of a model -> the folder that holds its files."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
     Args:
         spec: the model's name and revision.
         weights: False fetches only the configuration and the tokenizer of a hub id.
-        progress: told about a download or a conversion.
+        progress: called during a download or a conversion.
 
     Raises:
         ModelError: nothing of that name, no network for a hub id, a revision where there is none.
@@ -86,7 +86,7 @@ def find(spec: ModelSpec) -> Resolved | None:
 
 def _no_revision(spec: ModelSpec, what: str) -> None:
     if spec.revision is not None:
-        raise ModelError(f"revision {spec.revision!r} means nothing for {what} ({spec.model})")
+        raise ModelError(f"revision {spec.revision!r} has no meaning for {what} ({spec.model})")
 
 
 def _nearest(name: str) -> str:
@@ -137,7 +137,7 @@ def _from_hub(spec: ModelSpec, weights: bool) -> Resolved:
         raise
     except GatedRepoError as error:
         raise ModelError(
-            f"{name} asks for consent: accept it on its page, then `hf auth login`"
+            f"{name} is gated: accept its conditions on its page, then `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{name} has no revision {revision!r} on the hub") from error

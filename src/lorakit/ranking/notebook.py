@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.experiments import Report
-from lorakit.experiments.sources import Rows, asked, call
-from lorakit.ranking.command import run_rank
-from lorakit.ranking.settings import settings
+from lorakit.experiments import Report, Runner, processes
+from lorakit.experiments.sources import asked, call
+from lorakit.extras import need
 
 
 def rank(
-    data: Rows,
+    data: Any,
     *,
-    eval_data: Rows | None = None,
+    eval_data: Any = None,
     out: str | Path = "runs/rank",
     report: Report = lambda event: None,
     **options: Any,
@@ -26,7 +25,8 @@ def rank(
     same `out` it goes on where it was killed, or gives the finished result at once.
 
     Args:
-        data: a file, folder or hub id, or the rows themselves, which are written beside `out`.
+        data: a file, a folder or a hub id; or rows: a list of mappings, a datasets.Dataset, a
+            pandas.DataFrame. Rows in memory are kept in `out`, where every trial reads them.
         eval_data: held-out rows in the same forms; they choose the rank.
         out: the folder.
         report: told of phases, trials, steps and decisions.
@@ -39,5 +39,20 @@ def rank(
         InputError: an option is unknown, the rows cannot be used, or `out` holds another search.
         DivergedError, TrialError: see `lorakit rank`; finished trials are kept.
     """
-    given = settings(None, asked(data, eval_data, out, options))
-    return run_rank(given, command=call("lorakit.rank", options), report=report)
+    need("metrics", "lorakit.rank")
+    from lorakit.ranking.command import run_rank
+    from lorakit.ranking.settings import settings
+
+    begun = asked(data, eval_data, out, options)
+    given = settings(None, begun.options)
+
+    def make(root: Path, tell: Report) -> Runner:
+        return processes(root, workers=given.spec.workers, report=tell)
+
+    with begun.naming_rows():
+        return run_rank(
+            given,
+            command=call("lorakit.rank", options),
+            report=report,
+            runner=begun.after_writing(make),
+        )

@@ -9,14 +9,14 @@ from lorakit.report.numbers import is_number, percent
 
 Mark = Literal["", "wrong", "extra", "missing"]
 
-# A page is for reading: what is longer is cut here and whole in samples.json.
+# A page is for reading: longer text is truncated here; samples.json has all of it.
 _MOST_CHARACTERS = 1500
 _MOST_BRACKETS = 200
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of an answer, and how it stands to the reference."""
+class AnswerLine:
+    """A line of an answer, and how it differs from the reference."""
 
     text: str
     mark: Mark = ""
@@ -27,7 +27,7 @@ class Answer:
     """One answer under its heading; `state` and `judgement` say the same, to CSS and to a reader."""
 
     heading: str
-    lines: tuple[Line, ...]
+    lines: tuple[AnswerLine, ...]
     code: bool
     state: Literal["reference", "right", "partly", "wrong", "differs"]
     judgement: str
@@ -53,7 +53,7 @@ def sample(record: Mapping[str, Any]) -> Sample:
         text = _text(record.get(key))
         if text is not None:
             answers.append(_answer(heading, text, reference, wanted, record.get(f"{key}_score")))
-    return Sample(_cut(_text(record.get("prompt")) or ""), tuple(answers))
+    return Sample(_truncated(_text(record.get("prompt")) or ""), tuple(answers))
 
 
 def sample_of_many(record: Mapping[str, Any]) -> Sample:
@@ -69,7 +69,7 @@ def sample_of_many(record: Mapping[str, Any]) -> Sample:
         heading = who[0].upper() + who[1:]
         text = _text(each.get("text")) or ""
         answers.append(_answer(heading, text, reference, wanted, each.get("score")))
-    return Sample(_cut(_text(record.get("prompt")) or ""), tuple(answers))
+    return Sample(_truncated(_text(record.get("prompt")) or ""), tuple(answers))
 
 
 def _answer(heading: str, text: str, reference: str | None, wanted: Any, score: Any) -> Answer:
@@ -79,7 +79,7 @@ def _answer(heading: str, text: str, reference: str | None, wanted: Any, score: 
     else:
         lines = _plain(text)
     state, judgement = _judge(text, reference, given, wanted, score)
-    # What was meant as JSON and is cut short still reads best in a typewriter's letters.
+    # Truncated JSON is still easier to read in a fixed-width font.
     code = given is not None or text.lstrip()[:1] in ("{", "[")
     return Answer(heading, lines, code, state, judgement)
 
@@ -107,19 +107,23 @@ def _judge(
     return "differs", "differs"
 
 
-def _json_lines(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> tuple[Line, ...]:
+def _json_lines(
+    value: Mapping[str, Any], wanted: Mapping[str, Any] | None
+) -> tuple[AnswerLine, ...]:
     """One line for each field of the object; fields that the reference has besides come last."""
-    lines = [Line("{")]
+    lines = [AnswerLine("{")]
     for index, (key, part) in enumerate(value.items(), start=1):
         mark: Mark = ""
         if wanted is not None:
             mark = "extra" if key not in wanted else "" if _same(part, wanted[key]) else "wrong"
         shown = json.dumps(part, ensure_ascii=False)
         comma = "," if index < len(value) else ""
-        lines.append(Line(_cut(f"  {json.dumps(key, ensure_ascii=False)}: {shown}{comma}"), mark))
+        lines.append(
+            AnswerLine(_truncated(f"  {json.dumps(key, ensure_ascii=False)}: {shown}{comma}"), mark)
+        )
     missing = [key for key in wanted or () if key not in value]
-    lines += [Line(f"  {json.dumps(key, ensure_ascii=False)}", "missing") for key in missing]
-    return (*lines, Line("}"))
+    lines += [AnswerLine(f"  {json.dumps(key, ensure_ascii=False)}", "missing") for key in missing]
+    return (*lines, AnswerLine("}"))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -143,11 +147,11 @@ def _parse(text: str | None) -> Any:
     return value if isinstance(value, dict | list) else None
 
 
-def _plain(text: str) -> tuple[Line, ...]:
-    return (Line(_cut(text.strip())),)
+def _plain(text: str) -> tuple[AnswerLine, ...]:
+    return (AnswerLine(_truncated(text.strip())),)
 
 
-def _cut(text: str) -> str:
+def _truncated(text: str) -> str:
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[:_MOST_CHARACTERS]} […{len(text) - _MOST_CHARACTERS:,} more characters]"

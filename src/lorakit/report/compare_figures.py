@@ -14,16 +14,16 @@ _PHONE = 420
 _GB = 1e9
 
 
-def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
+def compare_figures(files: CompareFiles, folder: Path) -> dict[str, Figure]:
     """The figures that the result allows, by name; each is a PNG in `folder` as well."""
-    arms = made.arms
-    before = float(made.result["base"]["loss"])
+    arms = files.arms
+    before = float(files.result["base"]["loss"])
     figures = {}
 
     steps = [
         _curve(arm, i, "loss", [p["step"] for p in arm["course"]]) for i, arm in enumerate(arms)
     ]
-    said = " ".join(
+    description = " ".join(
         f"{c.name}: {loss(c.mean[0])} at step 0, {loss(c.mean[-1])} at step {c.x[-1]:g}."
         for c in steps
     )
@@ -34,7 +34,7 @@ def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
         )
 
     figures["course"] = _two(
-        by_step, "course", "Held-out loss over the steps", said,
+        by_step, "course", "Held-out loss over the steps", description,
         "Held-out loss over training: the mean of the seeds, and the span between them. "
         + ("Every arm took the same rows in the same steps." if _alike(arms) else
            "Arms took as many steps as the time allowed."),
@@ -66,19 +66,19 @@ def compare_figures(made: CompareFiles, folder: Path) -> dict[str, Figure]:
         )
         for i, arm in enumerate(arms)
     ]  # fmt: skip
-    said = " ".join(
+    description = " ".join(
         f"{c.name} ends at a loss of {loss(c.x[-1])}, {number(c.mean[-1], 3)} nats per token from the base."
         for c in both
     )
     figures["forgetting"] = _two(
         lambda width: plots.learning_and_forgetting(both, width=width),
-        "forgetting", "Learning and forgetting", said,
+        "forgetting", "Learning and forgetting", description,
         f"Learning to the right, forgetting upwards; every curve begins at the base (loss {loss(before)}). "
-        "The lower of two curves forgets less for what it has learnt.",
+        "The lower of two curves forgets less for the same gain.",
         folder,
     )  # fmt: skip
 
-    figures["trade_off"] = _trade_off(arms, made.result["protocol"]["level"], folder)
+    figures["trade_off"] = _trade_off(arms, files.result["protocol"]["level"], folder)
     return figures
 
 
@@ -86,14 +86,14 @@ def _trade_off(arms: Sequence[Record], level: float, folder: Path) -> Figure:
     parameters, memory = (
         [_point(arm, i, x) for i, arm in enumerate(arms)] for x in (_millions, _gigabytes)
     )
-    said = " ".join(
+    description = " ".join(
         f"{arm['name']}: loss {loss(arm['loss']['mean'])}, {number(_millions(arm), 3)} million "
         f"parameters, {size(arm['measured']['peak_memory_bytes'])}."
         for arm in arms
     )
     return _two(
         lambda width: plots.trade_off(parameters, memory, width=width),
-        "trade_off", "Quality against parameters and memory", said,
+        "trade_off", "Quality against parameters and memory", description,
         f"Final held-out loss with its {percent(level, 0)} interval (seeds and rows), against what it took. "
         "Intervals of two arms overlap more than that of their difference shows, which is paired.",
         folder,
@@ -123,7 +123,7 @@ def _gigabytes(arm: Record) -> float:
 
 def _probe(arms: Sequence[Record], folder: Path) -> Figure:
     """The first round, in which all rates were tried; the choice fell in the last."""
-    curves, chosen, said = [], [], []
+    curves, chosen, description = [], [], []
     for place, arm in enumerate(arms):
         tried = [p for p in arm["probe"] if p["round"] == 1 and p["loss"] is not None]
         curves.append(
@@ -131,9 +131,9 @@ def _probe(arms: Sequence[Record], folder: Path) -> Figure:
         )
         rate = arm["learning_rate"]
         chosen += [(place, rate, p["loss"]) for p in tried if p["rate"] == rate]
-        said.append(f"{arm['name']}: {number(rate)}.")
+        description.append(f"{arm['name']}: {number(rate)}.")
     return _one(
-        plots.probes(curves, chosen), "probe", "Learning rates tried", " ".join(said),
+        plots.probes(curves, chosen), "probe", "Learning rates tried", " ".join(description),
         "First round of each arm's probe; ringed the rate that the last round chose. Rates that "
         "diverged are left out.",
         folder,
@@ -144,18 +144,27 @@ def _alike(arms: Sequence[Record]) -> bool:
     return len({arm["steps"] for arm in arms}) == 1
 
 
-def _one(drawing: Drawing, name: str, title: str, said: str, caption: str, folder: Path) -> Figure:
+def _one(
+    drawing: Drawing, name: str, title: str, description: str, caption: str, folder: Path
+) -> Figure:
     write_png(drawing, folder / f"{name}.png")
-    return Figure(svg(drawing, name.replace("_", "-"), title, said), caption)
+    return Figure(svg(drawing, name.replace("_", "-"), title, description), caption)
 
 
 def _two(
-    drawn: Callable[[int], Drawing], name: str, title: str, said: str, caption: str, folder: Path
+    drawn: Callable[[int], Drawing],
+    name: str,
+    title: str,
+    description: str,
+    caption: str,
+    folder: Path,
 ) -> Figure:
     """A figure for the page and one for a phone."""
     wide, narrow = drawn(880), drawn(_PHONE)
     write_png(wide, folder / f"{name}.png")
     label = name.replace("_", "-")
     return Figure(
-        svg(wide, label, title, said), caption, svg(narrow, f"{label}-narrow", title, said)
+        svg(wide, label, title, description),
+        caption,
+        svg(narrow, f"{label}-narrow", title, description),
     )

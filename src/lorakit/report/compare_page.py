@@ -25,35 +25,35 @@ def write_compare_report(folder: str | Path) -> Path | None:
     if no_page() is not None:
         return None
     place = Path(folder)
-    made = read_compare(place)
-    result = made.result
-    headline, *rest = _verdicts(made)
+    files = read_compare(place)
+    result = files.result
+    headline, *rest = _verdicts(files)
     return write_page(
         place / "report.html",
         "compare.html.j2",
-        name=made.name,
-        title=f"{result['model']}: {' · '.join(arm['name'] for arm in made.arms)}",
+        name=files.name,
+        title=f"{result['model']}: {' · '.join(arm['name'] for arm in files.arms)}",
         headline=headline,
         others=rest,
         notes=[str(note) for note in result.get("notes") or ()],
         data_notes=[str(note) for note in result.get("data_notes") or ()],
-        tiles=tables.tiles(made, _shown_first(made)),
-        arms=[arm["name"] for arm in made.arms],
-        shown=_shown_first(made)["name"],
+        tiles=tables.tiles(files, _shown_first(files)),
+        arms=[arm["name"] for arm in files.arms],
+        shown=_shown_first(files)["name"],
         reference=result["reference"],
         level=result["protocol"]["level"],
-        figures=compare_figures(made, place / "plots"),
-        quality=tables.quality(made),
-        cost=tables.cost(made),
-        forgotten=tables.forgotten(made),
-        rates=tables.rates(made),
-        probe=tables.probe(made),
-        forecast=tables.forecast(made),
-        asked=len(made.samples),
-        samples=[sample_of_many(record) for record in made.samples[:_MOST_SAMPLES]],
-        facts=tables.facts(made),
+        figures=compare_figures(files, place / "plots"),
+        quality=tables.quality(files),
+        cost=tables.cost(files),
+        forgotten=tables.forgotten(files),
+        rates=tables.rates(files),
+        probe=tables.probe(files),
+        forecast=tables.forecast(files),
+        prompts=len(files.samples),
+        samples=[sample_of_many(record) for record in files.samples[:_MOST_SAMPLES]],
+        facts=tables.facts(files),
         command=str(result.get("command") or ""),
-        config=made.config.strip(),
+        config=files.config.strip(),
         versions=run_tables.pairs(result.get("versions")),
         machine=run_tables.pairs(result["measured"].get("machine")),
     )
@@ -62,19 +62,19 @@ def write_compare_report(folder: str | Path) -> Path | None:
 _MOST_SAMPLES = 12
 
 
-def _shown_first(made: CompareFiles) -> Record:
+def _shown_first(files: CompareFiles) -> Record:
     """The arm whose figures lead the page: the lowest loss beside the reference."""
-    others = made.arms[1:]
-    return min(others, key=lambda arm: arm["loss"]["mean"]) if others else made.reference
+    others = files.arms[1:]
+    return min(others, key=lambda arm: arm["loss"]["mean"]) if others else files.reference
 
 
-def _verdicts(made: CompareFiles) -> list[tuple[str, str]]:
+def _verdicts(files: CompareFiles) -> list[tuple[str, str]]:
     """The leading arm's sentence and judgement first."""
-    first = _shown_first(made)["name"]
-    ordered = sorted(made.result["differences"], key=lambda d: d["arm"] != first)
-    found = [
+    first = _shown_first(files)["name"]
+    ordered = sorted(files.result["differences"], key=lambda d: d["arm"] != first)
+    verdicts = [
         (str(d["measured"].get("sentence", "")), str(d["verdict"]["words"]))
         for d in ordered
         if "verdict" in d
     ]
-    return found or [(str(made.result["measured"]["headline"]), "")]
+    return verdicts or [(str(files.result["measured"]["headline"]), "")]

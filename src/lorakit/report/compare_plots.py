@@ -70,7 +70,7 @@ def course(
 
 
 def learning_and_forgetting(curves: Sequence[Curve], *, width: int = 880) -> Drawing:
-    """How far each arm is from the base (up) against how much it has learnt (to the right).
+    """How far each arm is from the base (up) against how far its loss has fallen (to the right).
 
     x is held-out loss, drawn falling to the right; the mean of the seeds at each evaluation.
     """

@@ -9,7 +9,7 @@ from lorakit.report.read import Record, read_json
 
 @dataclass(frozen=True)
 class CompareFiles:
-    """What the page is made from.
+    """The files that the page is made of.
 
     Attributes:
         name: of the folder.
@@ -36,8 +36,8 @@ class CompareFiles:
 
     def difference(self, arm: str) -> Record | None:
         """What stands between an arm and the reference; None for the reference itself."""
-        found = [d for d in self.result["differences"] if d["arm"] == arm]
-        return found[0] if found else None
+        matches = [d for d in self.result["differences"] if d["arm"] == arm]
+        return matches[0] if matches else None
 
 
 def read_compare(folder: Path) -> CompareFiles:

@@ -29,20 +29,20 @@ class Cell:
     aside: str = ""
 
 
-def tiles(made: CompareFiles, arm: Record) -> list[Tile]:
-    """The figures of one arm beside the reference that a reader asks for first."""
-    between = made.difference(arm["name"])
-    reference = made.reference
+def tiles(files: CompareFiles, arm: Record) -> list[Tile]:
+    """The figures of one arm beside the reference that a reader wants first."""
+    between = files.difference(arm["name"])
+    reference = files.reference
     if between is None:
         return []
     ours, theirs, shares = arm["measured"], reference["measured"], between["measured"]
     d = between["loss"]
     gain = between.get("verdict", {}).get("gain_kept")
-    kept = f"; {percent(gain)} of the gain" if is_number(gain) else ""
-    found = [
+    gain_share = f"; {percent(gain)} of the gain" if is_number(gain) else ""
+    result = [
         Tile(
             "Held-out loss", f"{_nats(d['mean'])}", "nats per token",
-            f"{percent(d['level'], 0)} interval {_nats(d['low'])} to {_nats(d['high'])}{kept}",
+            f"{percent(d['level'], 0)} interval {_nats(d['low'])} to {_nats(d['high'])}{gain_share}",
         ),
         Tile(
             "Forgetting", _ratio(arm["kl"]["mean"], reference["kl"]["mean"]), "",
@@ -54,13 +54,13 @@ def tiles(made: CompareFiles, arm: Record) -> list[Tile]:
         change = signed(one["mean"] * (1 if points else 100))
         ends = f"{signed(one['low'] * (1 if points else 100))} to {signed(one['high'] * (1 if points else 100))}"
         title = score_name(name)
-        found.append(
+        result.append(
             Tile(
                 title[0].upper() + title[1:], change, "points",
                 f"{percent(one['level'], 0)} interval {ends}",
             )
         )  # fmt: skip
-    found += [
+    result += [
         Tile(
             "Trained parameters", percent(1 - between["fewer_parameters"]), "",
             f"{count(arm['trainable_parameters'])} of {count(reference['trainable_parameters'])}",
@@ -74,24 +74,24 @@ def tiles(made: CompareFiles, arm: Record) -> list[Tile]:
             f"{duration(ours['seconds_per_step'])} of {duration(theirs['seconds_per_step'])}",
         ),
     ]  # fmt: skip
-    return found
+    return result
 
 
-def quality(made: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
+def quality(files: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
     """Headers and rows: loss and every score, base, arms, and each difference with its interval."""
-    arms, base = made.arms, made.result["base"]
+    arms, base = files.arms, files.result["base"]
     headers = ["", "base", *(arm["name"] for arm in arms)]
     first = [Cell("held-out loss", "nats per token, lower is better"), Cell(loss(base["loss"]))]
-    rows = [[*first, *(_loss_cell(made, arm) for arm in arms)]]
+    rows = [[*first, *(_loss_cell(files, arm) for arm in arms)]]
     for name in arms[0]["scores"]:
         row = [Cell(score_name(name), "higher is better")]
         row.append(Cell(score_value(name, base["scores"].get(name))))
-        rows.append([*row, *(_score_cell(made, arm, name) for arm in arms)])
+        rows.append([*row, *(_score_cell(files, arm, name) for arm in arms)])
     return headers, rows
 
 
-def _loss_cell(made: CompareFiles, arm: Record) -> Cell:
-    between = made.difference(arm["name"])
+def _loss_cell(files: CompareFiles, arm: Record) -> Cell:
+    between = files.difference(arm["name"])
     if between is None:
         return Cell(loss(arm["loss"]["mean"]))
     d = between["loss"]
@@ -100,9 +100,9 @@ def _loss_cell(made: CompareFiles, arm: Record) -> Cell:
     )
 
 
-def _score_cell(made: CompareFiles, arm: Record, name: str) -> Cell:
+def _score_cell(files: CompareFiles, arm: Record, name: str) -> Cell:
     value = score_value(name, arm["scores"][name]["mean"])
-    between = made.difference(arm["name"])
+    between = files.difference(arm["name"])
     if between is None or name not in between["scores"]:
         return Cell(value)
     one, times = between["scores"][name], 1 if is_points(name) else 100
@@ -110,9 +110,9 @@ def _score_cell(made: CompareFiles, arm: Record, name: str) -> Cell:
     return Cell(value, f"{signed(one['mean'] * times)} ({ends})")
 
 
-def cost(made: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
+def cost(files: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
     """Headers and rows: what each arm's own process measured, and its share of the reference's."""
-    arms = made.arms
+    arms = files.arms
     rows: list[list[Cell]] = []
 
     def add(name: str, key: str, show: Any, aside: str = "", *, measured: bool = True) -> None:
@@ -149,9 +149,9 @@ def _shared(values: Sequence[Any], show: Any) -> list[Cell]:
     return cells
 
 
-def forgotten(made: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
+def forgotten(files: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
     """Headers and rows: KL and loss on general text."""
-    arms, general = made.arms, made.result["base"]["general"]
+    arms, general = files.arms, files.result["base"]["general"]
     rows = []
     for key, name, start in (
         ("kl", "KL from the base", 0.0),
@@ -159,7 +159,7 @@ def forgotten(made: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
     ):
         cells = [Cell(name, "nats per token"), Cell(loss(start))]
         for arm in arms:
-            between = made.difference(arm["name"])
+            between = files.difference(arm["name"])
             d = between[key] if between else None
             aside = f"{_nats(d['mean'])} ({_nats(d['low'])} to {_nats(d['high'])})" if d else ""
             cells.append(Cell(loss(arm[key]["mean"]), aside))
@@ -167,7 +167,7 @@ def forgotten(made: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
     return ["", "base", *(arm["name"] for arm in arms)], rows
 
 
-def probe(made: CompareFiles) -> list[tuple[str, str, str, str, str]]:
+def probe(files: CompareFiles) -> list[tuple[str, str, str, str, str]]:
     """Arm, round, steps, rate, loss: all that the probes tried."""
     return [
         (
@@ -177,29 +177,29 @@ def probe(made: CompareFiles) -> list[tuple[str, str, str, str, str]]:
             number(p["rate"]),
             loss(p["loss"]) if p["loss"] is not None else "diverged",
         )
-        for arm in made.arms
+        for arm in files.arms
         for p in arm["probe"]
     ]
 
 
-def rates(made: CompareFiles) -> str:
+def rates(files: CompareFiles) -> str:
     """What the probes chose, beside what is published."""
-    said = [f"{arm['name']}: {number(arm['learning_rate'])}" for arm in made.arms]
+    rates = [f"{arm['name']}: {number(arm['learning_rate'])}" for arm in files.arms]
     ratios = [
         f"{d['arm']} takes {number(d['rate_ratio'], 3)} times the rate of {d['against']}"
-        for d in made.result["differences"]
+        for d in files.result["differences"]
     ]
-    published = number(made.result["published_rate_ratio"])
+    published = number(files.result["published_rate_ratio"])
     return (
-        f"Learning rates chosen: {'; '.join(said)}. {'; '.join(ratios)} (published: about "
+        f"Learning rates chosen: {'; '.join(rates)}. {'; '.join(ratios)} (published: about "
         f"{published} times)."
     )
 
 
-def forecast(made: CompareFiles) -> list[tuple[str, str, str, str, str]]:
+def forecast(files: CompareFiles) -> list[tuple[str, str, str, str, str]]:
     """Arm, and what was forecast and measured of memory and of a step."""
     rows = []
-    for arm in made.arms:
+    for arm in files.arms:
         guess, real = arm["measured"]["forecast"], arm["measured"]
         rows.append(
             (
@@ -213,11 +213,11 @@ def forecast(made: CompareFiles) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
-def facts(made: CompareFiles) -> list[tuple[str, str]]:
+def facts(files: CompareFiles) -> list[tuple[str, str]]:
     """The protocol's settings, by name."""
-    result, protocol = made.result, made.result["protocol"]
+    result, protocol = files.result, files.result["protocol"]
     general = result["base"]["general"]
-    steps = sorted({arm["steps"] for arm in made.arms})
+    steps = sorted({arm["steps"] for arm in files.arms})
     return [
         ("training rows", count(result["rows"])),
         ("validation rows", count(result["tuning_rows"])),
@@ -231,7 +231,7 @@ def facts(made: CompareFiles) -> list[tuple[str, str]]:
         ("general text", str(general["source"])),
         ("general tokens", count(general["tokens"])),
         (
-            "words kept of the base",
+            "next words stored of the base",
             f"{count(general['words'])}, {percent(general['mass'])} of its probability",
         ),
     ]

@@ -19,7 +19,7 @@ def environment() -> "Environment":
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -27,8 +27,8 @@ def environment() -> "Environment":
         lstrip_blocks=True,
     )
     for name in ("number", "loss", "count", "percent", "signed", "size", "duration"):
-        made.filters[name] = getattr(numbers, name)
-    return made
+        environment.filters[name] = getattr(numbers, name)
+    return environment
 
 
 def write_page(path: Path, template: str, **context: Any) -> Path:

@@ -108,4 +108,5 @@ def duration(value: Any) -> str:
         return f"{seconds}{_NBSP}s"
     if seconds < 3600:
         return f"{seconds // 60}{_NBSP}min{_NBSP}{seconds % 60}{_NBSP}s"
-    return f"{seconds // 3600}{_NBSP}h{_NBSP}{seconds % 3600 // 60}{_NBSP}min"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours}{_NBSP}h{_NBSP}{minutes}{_NBSP}min"

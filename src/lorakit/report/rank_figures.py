@@ -14,18 +14,18 @@ from lorakit.report.run_figures import Figure
 _PHONE = 420
 
 
-def rank_figures(made: RankFiles, folder: Path) -> dict[str, Figure]:
+def rank_figures(files: RankFiles, folder: Path) -> dict[str, Figure]:
     """The figures that the result allows, by name; each is a PNG in `folder` as well."""
-    result = made.result
+    result = files.result
     figures = {"loss": _loss(result, folder)}
     if len(_courses(result)) > 1:
         figures["leaving"] = _leaving(result, folder)
     figures |= spectra_figures(result["spectra"]["values"], result["spectra"]["rank"], folder)
     tried = [(p["round"], p["rate"], p["loss"]) for p in result["probe"] if p["loss"] is not None]
     if tried:
-        said = " ".join(f"Round {n}, {number(rate)}: {loss(at)}." for n, rate, at in tried)
+        description = " ".join(f"Round {n}, {number(rate)}: {loss(at)}." for n, rate, at in tried)
         figures["rates"] = _one(
-            plots.rates(tried, result["learning_rate"]), "rates", "Learning rates tried", said,
+            plots.rates(tried, result["learning_rate"]), "rates", "Learning rates tried", description,
             f"Rates tried at rank {result['probe_rank']} on held-out rows; ringed the one that every "
             "run of the search took. A second round is the mean over seeds. Rates that diverged are "
             "left out.",
@@ -33,12 +33,12 @@ def rank_figures(made: RankFiles, folder: Path) -> dict[str, Figure]:
         )  # fmt: skip
     cost = result["cost"]
     parts = [(name, flops / cost["flops_of_one_run"]) for name, flops in cost["flops"].items()]
-    said = " ".join(f"{name}: {number(share, 2)} runs." for name, share in parts)
+    description = " ".join(f"{name}: {number(share, 2)} runs." for name, share in parts)
     figures["cost"] = _two(
-        lambda width: plots.costs(parts, width=width), "cost", "Cost of the search", said,
+        lambda width: plots.costs(parts, width=width), "cost", "Cost of the search", description,
         f"FLOPs of training and measuring, in runs at the highest rank: {number(cost['runs'], 3)} "
         "for the answer"
-        + (f", {number(cost['with_checks'], 3)} with the checks that were asked for." if
+        + (f", {number(cost['with_checks'], 3)} with the requested checks." if
            cost["with_checks"] > cost["runs"] else "."),
         folder,
     )  # fmt: skip
@@ -52,14 +52,14 @@ def _loss(result: Record, folder: Path) -> Figure:
     ]
     unit = result["parameters_of_max_rank"] // max(result["ranks"])
     parameters = {rank: unit * rank for rank in result["ranks"]}
-    said = " ".join(
+    description = " ".join(
         f"Rank {dot.rank}, {dot.how}{'' if dot.whole else ' and stopped early'}: {loss(dot.loss)}."
         for dot in dots
     )
     level = percent(2 * result["level"] - 1, 0)
     return _two(
         lambda width: plots.loss_by_rank(dots, result["recommended_rank"], parameters, width=width),
-        "loss", "Held-out loss against rank", said,
+        "loss", "Held-out loss against rank", description,
         f"Held-out loss with its {level} interval over rows; dashed, the recommended rank. Runs that "
         "were stopped early lie higher for that alone: what is compared are runs after the same "
         "steps, row by row (table below).",
@@ -69,11 +69,11 @@ def _loss(result: Record, folder: Path) -> Figure:
 
 def _last(evidence: Sequence[Record]) -> list[Record]:
     """Of each rank and way the last measurement."""
-    found = {(e["rank"], e["how"]): e for e in evidence}
-    return [found[key] for key in sorted(found)]
+    latest = {(e["rank"], e["how"]): e for e in evidence}
+    return [latest[key] for key in sorted(latest)]
 
 
-def _courses(result: Record) -> list[plots.RankCourse]:
+def _courses(result: Record) -> list[plots.LossCurve]:
     """Runs of the search itself by rising rank: one seed, no checks."""
     seeds = [c["seed"] for c in result["curves"] if not c["by_layer"]]
     own = [
@@ -82,7 +82,7 @@ def _courses(result: Record) -> list[plots.RankCourse]:
         if not c["by_layer"] and c["seed"] == seeds[0] and c["rate"] == result["learning_rate"]
     ]
     return [
-        plots.RankCourse(
+        plots.LossCurve(
             f"rank {c['rank']}", place, c["train"],
             [(p["step"], p["loss"]) for p in c["held_out"]],
         )
@@ -92,13 +92,13 @@ def _courses(result: Record) -> list[plots.RankCourse]:
 
 def _leaving(result: Record, folder: Path) -> Figure:
     courses = _courses(result)
-    said = " ".join(
+    description = " ".join(
         f"{c.name}: {loss(c.train[0])} at step 1, {loss(c.train[-1])} at step {len(c.train)}."
         for c in courses
     )
     return _two(
         lambda width: plots.leaving(courses, width=width), "leaving",
-        "Learning curves, and what parts them", said,
+        "Learning curves, and what separates them", description,
         "Loss of each step's batch, smoothed, and held-out loss (circles; before the end on half of "
         "the rows, with the mean of the last steps' pairs). "
         "All runs take the same batches, so that their differences, below, are paired: a low rank "
@@ -114,7 +114,7 @@ def spectra_figures(
     kinds, layers, table = by_layer(spectra)
     largest = [[max(table.get((k, layer), [0.0])) for layer in layers] for k in kinds]
     top = max(((k, layer) for k, layer in table), key=lambda key: max(table[key]))
-    said = f"The largest singular value, {number(max(table[top]), 3)}, is at {top[0]} of layer {top[1]}."
+    description = f"The largest singular value, {number(max(table[top]), 3)}, is at {top[0]} of layer {top[1]}."
     curves = []
     for kind in kinds:
         rows = [values for (k, _), values in table.items() if k == kind and values[0] > 0]
@@ -125,12 +125,12 @@ def spectra_figures(
         ]
         if curve:
             curves.append((kind, curve))
-    made = {
+    figures = {
         "heat": _two(
             lambda width: plots.heat(
                 kinds, layers, largest, label="largest singular value", width=width
             ),
-            "heat", "Singular values over layers and modules", said,
+            "heat", "Singular values over layers and modules", description,
             f"Largest singular value of s·B·A in each module of the adapter of rank {rank}. It says "
             "where the adapter changes most, and not which rank the task needs.",
             folder,
@@ -138,12 +138,12 @@ def spectra_figures(
     }  # fmt: skip
     if curves:
         ends = " ".join(f"{name}: the last is {number(curve[-1], 2)}." for name, curve in curves)
-        made["decay"] = _one(
+        figures["decay"] = _one(
             plots.decay(curves), "decay", "How singular values decay", ends,
             "Singular values over the largest, the median of each kind of module.",
             folder,
         )  # fmt: skip
-    return made
+    return figures
 
 
 def by_layer(
@@ -158,15 +158,26 @@ def by_layer(
     return kinds, sorted({layer for _, layer in table}), table
 
 
-def _one(drawing: Drawing, name: str, title: str, said: str, caption: str, folder: Path) -> Figure:
+def _one(
+    drawing: Drawing, name: str, title: str, description: str, caption: str, folder: Path
+) -> Figure:
     write_png(drawing, folder / f"{name}.png")
-    return Figure(svg(drawing, name, title, said), caption)
+    return Figure(svg(drawing, name, title, description), caption)
 
 
 def _two(
-    drawn: Callable[[int], Drawing], name: str, title: str, said: str, caption: str, folder: Path
+    drawn: Callable[[int], Drawing],
+    name: str,
+    title: str,
+    description: str,
+    caption: str,
+    folder: Path,
 ) -> Figure:
     """A figure for the page and one for a phone."""
     wide, narrow = drawn(880), drawn(_PHONE)
     write_png(wide, folder / f"{name}.png")
-    return Figure(svg(wide, name, title, said), caption, svg(narrow, f"{name}-narrow", title, said))
+    return Figure(
+        svg(wide, name, title, description),
+        caption,
+        svg(narrow, f"{name}-narrow", title, description),
+    )

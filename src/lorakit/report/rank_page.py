@@ -23,29 +23,29 @@ def write_rank_report(folder: str | Path) -> Path | None:
     if no_page() is not None:
         return None
     place = Path(folder)
-    made = read_rank(place)
-    result = made.result
+    files = read_rank(place)
+    result = files.result
     return write_page(
         place / "report.html",
         "rank.html.j2",
-        name=made.name,
+        name=files.name,
         title=f"{result['model']}: rank {result['recommended_rank']}",
         words=str(result["words"]),
         notes=[str(note) for note in result["notes"]],
         data_notes=[str(note) for note in result["data_notes"]],
-        tiles=tables.tiles(made),
-        figures=rank_figures(made, place / "plots"),
+        tiles=tables.tiles(files),
+        figures=rank_figures(files, place / "plots"),
         reference=result["reference"],
         level=result["level"],
         tolerance=result["tolerance"]["nats"],
-        gaps=tables.gaps(made),
-        evidence=tables.evidence(made),
+        gaps=tables.gaps(files),
+        evidence=tables.evidence(files),
         decisions=[str(text) for text in result["decisions"]],
-        grid=tables.grid(made),
-        layers=tables.layers(made),
-        facts=tables.facts(made),
+        grid=tables.grid(files),
+        layers=tables.layers(files),
+        facts=tables.facts(files),
         command=str(result.get("command") or ""),
-        config=made.config.strip(),
+        config=files.config.strip(),
         versions=run_tables.pairs(result.get("versions")),
         machine=run_tables.pairs(result["measured"].get("machine")),
     )

@@ -17,7 +17,7 @@ _MARKERS = {"trained": "o", "healed": "s", "cut": "x", "nested": "D"}
 
 @dataclass(frozen=True)
 class Dot:
-    """A rank as it was measured: how it came to be, and its loss with the ends of its interval."""
+    """One measurement of a rank: how its adapter was trained, and its loss with an interval."""
 
     rank: int
     how: str
@@ -28,7 +28,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class RankCourse:
+class LossCurve:
     """The training loss of a rank, step by step, and what was measured on held-out rows."""
 
     name: str
@@ -103,7 +103,7 @@ def _short(count: float) -> str:
     return f"{count:.0f}"
 
 
-def leaving(courses: Sequence[RankCourse], *, width: int = 880) -> Drawing:
+def leaving(courses: Sequence[LossCurve], *, width: int = 880) -> Drawing:
     """Above: smoothed training losses. Below: each less that of the highest rank, same batches.
 
     Ranks that have not used up their capacity lie on zero in the lower panel; where one leaves
@@ -232,7 +232,7 @@ def rates(tried: Sequence[tuple[int, float, float]], chosen: float, *, width: in
 
 
 def costs(parts: Sequence[tuple[str, float]], *, width: int = 880) -> Drawing:
-    """What the search cost by phase, in runs at the highest rank, end to end."""
+    """The cost of the search by phase, in runs at the highest rank, as one stacked bar."""
 
     def draw(figure: "Figure", palette: Palette) -> None:
         axes = figure.add_subplot()

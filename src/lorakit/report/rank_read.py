@@ -9,7 +9,7 @@ from lorakit.report.read import Record, read_json
 
 @dataclass(frozen=True)
 class RankFiles:
-    """What the page is made from.
+    """The files that the page is made of.
 
     Attributes:
         name: of the folder.

@@ -13,9 +13,9 @@ _KINDS = {
 }
 
 
-def tiles(made: RankFiles) -> list[Tile]:
-    """What a reader asks for first."""
-    result = made.result
+def tiles(files: RankFiles) -> list[Tile]:
+    """The figures that a reader wants first."""
+    result = files.result
     share = result["trainable_parameters"] / result["parameters_of_max_rank"]
     return [
         Tile("Rank", count(result["recommended_rank"]), "", _KINDS[result["kind"]]),
@@ -23,7 +23,7 @@ def tiles(made: RankFiles) -> list[Tile]:
             "Held-out loss", loss(result["loss"]), "nats per token",
             f"{loss(result['base_loss'])} before training",
         ),
-        Tile("Confidence", percent(result["confidence"], 0), "", "of being within the tolerance"),
+        Tile("Confidence", percent(result["confidence"], 0), "", "that the rank is within the margin"),
         Tile(
             "Parameters", count(result["trainable_parameters"]), "",
             f"{percent(share, 0)} of rank {max(result['ranks'])}'s",
@@ -33,15 +33,15 @@ def tiles(made: RankFiles) -> list[Tile]:
     ]  # fmt: skip
 
 
-def gaps(made: RankFiles) -> list[tuple[str, ...]]:
+def gaps(files: RankFiles) -> list[tuple[str, ...]]:
     """Each rank that was compared, paired with the reference."""
     return [
         (rank, _nats(d["mean"]), _nats(d["low"]), _nats(d["high"]), str(d["state"]))
-        for rank, d in made.result["gaps"].items()
+        for rank, d in files.result["gaps"].items()
     ]
 
 
-def evidence(made: RankFiles) -> list[tuple[str, ...]]:
+def evidence(files: RankFiles) -> list[tuple[str, ...]]:
     """All that was measured."""
     return [
         (
@@ -52,28 +52,28 @@ def evidence(made: RankFiles) -> list[tuple[str, ...]]:
             loss(e["loss"]),
             count(e["parameters"]),
         )
-        for e in made.result["evidence"]
+        for e in files.result["evidence"]
     ]
 
 
-def grid(made: RankFiles) -> list[tuple[str, ...]]:
+def grid(files: RankFiles) -> list[tuple[str, ...]]:
     """The whole grid, where it was trained."""
-    whole = made.result["grid"] or {"losses": []}
+    whole = files.result["grid"] or {"losses": []}
     return [
         (count(each["rank"]), number(each["rate"]), ", ".join(loss(x) for x in each["losses"]))
         for each in whole["losses"]
     ]
 
 
-def layers(made: RankFiles) -> list[tuple[str, str]]:
+def layers(files: RankFiles) -> list[tuple[str, str]]:
     """Rank of each module, where ranks by layer were tried."""
-    found = made.result["layers"]
-    return [(path, count(rank)) for path, rank in found["ranks"].items()] if found else []
+    by_layer = files.result["layers"]
+    return [(path, count(rank)) for path, rank in by_layer["ranks"].items()] if by_layer else []
 
 
-def facts(made: RankFiles) -> list[tuple[str, str]]:
+def facts(files: RankFiles) -> list[tuple[str, str]]:
     """The search's settings, by name."""
-    result = made.result
+    result = files.result
     prior = result["prior"]
     return [
         ("method", str(result["method"])),

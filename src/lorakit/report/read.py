@@ -12,7 +12,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the report is made from.
+    """The files that the report is made of.
 
     Attributes:
         name: of the folder.
@@ -43,7 +43,7 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run's folder.
 
     Raises DataError where it is no folder, holds neither result.json nor metrics.jsonl, or a
-    file of it is not the JSON it should be. A last line of metrics.jsonl that was cut short
+    file of it is not the JSON it should be. A last line of metrics.jsonl that was truncated
     by a kill is left out, as it is when the run resumes.
     """
     result, metrics = folder / "result.json", folder / "metrics.jsonl"
@@ -84,7 +84,7 @@ def _lines(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     records = []
-    # errors="replace": a kill may cut a character; its line then is no JSON and is the last.
+    # errors="replace": a kill may truncate a character; then its line is not JSON, and it is the last.
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for index, line in enumerate(lines, start=1):
         try:
@@ -100,9 +100,9 @@ def _lines(path: Path) -> list[Record]:
 
 def _by_step(records: list[Record], kind: str) -> tuple[Record, ...]:
     # A resumed run may have done a step twice; the later line is the one that counts.
-    found = {
+    by_step = {
         record["step"]: record
         for record in records
         if record.get("kind") == kind and isinstance(record.get("step"), int)
     }
-    return tuple(found[step] for step in sorted(found))
+    return tuple(by_step[step] for step in sorted(by_step))

@@ -34,41 +34,43 @@ def _any(points: plots.Points) -> bool:
 
 def run_figures(run: RunFiles, folder: Path) -> dict[str, Figure]:
     """The figures that the run's lines allow, by name; each is a PNG in `folder` as well."""
-    made: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     train, held_out = _points(run.train, "loss"), _points(run.held_out, "loss")
     if _any(train):
         best = run.result.get("best_step")
         wide = plots.learning_curve(train, held_out, best)
         narrow = plots.learning_curve(train, held_out, best, width=420)
         caption = "Loss of each step (faint), its moving mean, and the loss on held-out rows."
-        said = f"{_said(train, 'Training loss')} {_said(held_out, 'Held-out loss')}".strip()
+        description = f"{_said(train, 'Training loss')} {_said(held_out, 'Held-out loss')}".strip()
         write_png(wide, folder / "learning_curve.png")
-        made["learning_curve"] = Figure(
-            svg(wide, "curve", "Learning curve", said),
+        figures["learning_curve"] = Figure(
+            svg(wide, "curve", "Learning curve", description),
             caption,
-            svg(narrow, "curve-narrow", "Learning curve", said),
+            svg(narrow, "curve-narrow", "Learning curve", description),
         )
     rates, norms = _points(run.train, "learning_rate"), _points(run.train, "grad_norm")
     if _any(rates) or _any(norms):
         caption = "Learning rate, and the gradient's norm before clipping."
-        said = f"{_said(rates, 'Learning rate')} {_said(norms, 'Gradient norm')}".strip()
+        description = f"{_said(rates, 'Learning rate')} {_said(norms, 'Gradient norm')}".strip()
         drawing = plots.schedule(rates, norms)
-        made["schedule"] = _one(
-            drawing, "schedule", "Learning rate and gradient norm", said, caption, folder
+        figures["schedule"] = _one(
+            drawing, "schedule", "Learning rate and gradient norm", description, caption, folder
         )
     speeds = _points(run.train, "real_tokens_per_second")
     if _any(speeds):
         caption = "Real tokens per second of each step; padding is not counted."
         drawing = plots.throughput(speeds)
-        made["throughput"] = _one(
+        figures["throughput"] = _one(
             drawing, "throughput", "Throughput", _said(speeds, "Throughput"), caption, folder
         )
-    return made
+    return figures
 
 
-def _one(drawing: Drawing, name: str, title: str, said: str, caption: str, folder: Path) -> Figure:
+def _one(
+    drawing: Drawing, name: str, title: str, description: str, caption: str, folder: Path
+) -> Figure:
     write_png(drawing, folder / f"{name}.png")
-    return Figure(svg(drawing, name, title, said), caption)
+    return Figure(svg(drawing, name, title, description), caption)
 
 
 def _said(points: plots.Points, name: str) -> str:

@@ -31,7 +31,7 @@ class Tile:
 
 
 def tiles(result: Record) -> list[Tile]:
-    """The figures a reader asks for first; one that was not recorded at all is left out."""
+    """The figures that a reader wants first; a figure that was not recorded is left out."""
     tiles = []
     nats = "nats per token"
     if result.get("eval_loss") is not None:

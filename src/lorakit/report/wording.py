@@ -1,4 +1,4 @@
-"""What a run came to, in words: the verdict and the names of its scores."""
+"""A run's result in words: the verdict and the names of its scores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -74,19 +74,21 @@ def verdict(result: Result) -> str:
         else:
             verb = "fell" if after < before else "rose"
             move = f"Held-out loss {verb} from {loss(before)} to {loss(after)}"
-        said = f"{move} nats per token{time}"
+        sentence = f"{move} nats per token{time}"
     elif is_number(after):
-        said = f"Held-out loss is {loss(after)} nats per token after training{time}"
+        sentence = f"Held-out loss is {loss(after)} nats per token after training{time}"
     elif is_number(train):
-        said = f"Training loss ended at {loss(train)} nats per token{time}; no rows were held out"
+        sentence = (
+            f"Training loss ended at {loss(train)} nats per token{time}; no rows were held out"
+        )
     else:
-        said = "No final loss was recorded: the run did not finish"
+        sentence = "No final loss was recorded: the run did not finish"
     trained, total = result.get("trainable_parameters"), result.get("total_parameters")
     if is_number(trained):
-        said += f"; {count(trained)} parameters trained"
+        sentence += f"; {count(trained)} parameters trained"
         if is_number(total) and total > 0:
-            said += f", {percent(trained / total)} of the model"
-    return said + "."
+            sentence += f", {percent(trained / total)} of the model"
+    return sentence + "."
 
 
 def second_verdict(result: Result) -> str:
@@ -95,13 +97,13 @@ def second_verdict(result: Result) -> str:
     for name, value in after.items():
         if not is_number(value):
             continue
-        said = score_name(name)
-        said = said[0].upper() + said[1:]
+        sentence = score_name(name)
+        sentence = sentence[0].upper() + sentence[1:]
         old = before.get(name)
         if not is_number(old):
-            return f"{said}: {score_value(name, value)}."
+            return f"{sentence}: {score_value(name, value)}."
         if score_value(name, old) == score_value(name, value):
-            return f"{said} stayed at {score_value(name, value)}."
+            return f"{sentence} stayed at {score_value(name, value)}."
         verb = "rose" if value > old else "fell"
-        return f"{said} {verb} from {score_value(name, old)} to {score_value(name, value)}."
+        return f"{sentence} {verb} from {score_value(name, old)} to {score_value(name, value)}."
     return ""

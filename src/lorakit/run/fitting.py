@@ -51,7 +51,7 @@ def peak_rate(model: Any, steps: int, spec: TrainSpec, *, full: bool = False) ->
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunEstimate:
     """What a run needs before it starts, and whether it recomputes activations for it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Outlook:
     note: str
 
 
-def outlook(
+def estimate_run(
     model: Any,
     table: TokenTable,
     spec: TrainSpec,
@@ -73,7 +73,7 @@ def outlook(
     steps: int,
     trainable: int,
     full: bool = False,
-) -> Outlook:
+) -> RunEstimate:
     """Forecast the training of a model on these rows.
 
     Args:
@@ -114,12 +114,12 @@ def outlook(
         )
 
     if spec.activation_checkpointing != "auto":
-        return Outlook(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
+        return RunEstimate(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
     plain, there = made(False), available_memory(model.device)
     if plain.peak_memory_bytes <= MEMORY_SHARE * there:
-        return Outlook(plain, False, "")
+        return RunEstimate(plain, False, "")
     less = made(True)
-    return Outlook(
+    return RunEstimate(
         less,
         True,
         f"activation checkpointing is on: without it {size(plain.peak_memory_bytes)} would be "
@@ -148,7 +148,7 @@ def fit_model(
         train: rows to train on.
         held_out: rows that `observers.evaluate` is the loss on, where it is not given.
         schedule: steps, peak rate and the rest.
-        recompute: activation checkpointing; see `outlook` for the spec's 'auto'.
+        recompute: activation checkpointing; see `estimate_run` for the spec's 'auto'.
         task: what it is trained for.
         observers: who looks.
         checkpoints: where the run is kept.

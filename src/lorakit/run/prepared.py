@@ -10,7 +10,7 @@ from lorakit.data import Dataset
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan
 from lorakit.run.continuing import Parent
-from lorakit.run.fitting import Outlook
+from lorakit.run.fitting import RunEstimate
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session
 from lorakit.tasks import Comparison
@@ -28,7 +28,7 @@ class Prepared:
         plan: what would be adapted.
         steps: optimizer steps.
         learning_rate: the peak, 'auto' resolved.
-        outlook: parameters, memory and time expected, and whether activations are recomputed.
+        estimate: parameters, memory and time expected, and whether activations are recomputed.
         parent: the adapter to go on from, or None.
     """
 
@@ -38,13 +38,13 @@ class Prepared:
     plan: Plan
     steps: int
     learning_rate: float
-    outlook: Outlook
+    estimate: RunEstimate
     parent: Parent | None = None
 
     @property
     def forecast(self) -> Forecast:
         """Parameters, memory and time expected."""
-        return self.outlook.forecast
+        return self.estimate.forecast
 
 
 def training_figures(
@@ -109,7 +109,7 @@ def training_figures(
         ],
         "notes": [
             *data.notes,
-            *([ready.outlook.note] if ready.outlook.note else []),
+            *([ready.estimate.note] if ready.estimate.note else []),
             *fitted.notes,
             *([scores.left_out] if scores.left_out else []),
         ],

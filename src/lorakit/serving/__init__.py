@@ -4,9 +4,9 @@
     adapter → one forward pass of the base, one grouped low-rank product → sample, stream, release
 
 spec.py       what a server may use and what it allows
-scheduler.py  which sequences a step computes (pure); cache.py, pool.py: cells and slots (pure)
+scheduler.py  which sequences a step computes (pure); cache.py, pool.py: KV-cache positions and adapter slots (pure)
 forward.py    a step through the base; lean.py: blocks of the llama family; bank.py: the slots
-engine.py     the thread that runs steps; opening.py: a base made ready for it
+engine.py     the thread that runs steps; opening.py: prepares a base for it
 runtime.py    what computes, as http/ sees it; vllm/: vLLM in the engine's place
 sampling.py   the next token; text.py: its text
 catalog.py    which adapters there are, by name

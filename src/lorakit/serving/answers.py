@@ -1,4 +1,4 @@
-"""What an engine is asked for, what it says, and to whom: the same whatever computes."""
+"""Prompts and completion events: the interface between the HTTP server and any engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class StoppingError(LorakitError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one answer is asked for.
+    """A prompt for one completion.
 
     Attributes:
         ids: token ids, at least one.
@@ -22,11 +22,11 @@ class Prompt:
         load: reads that adapter into the form it is held in (here `Staged`); called in the loader's
             thread, when it is not there.
         name: what the client calls the model, for figures.
-        most: longest answer, in tokens.
-        ends: token ids that end an answer.
+        most: longest completion, in tokens.
+        ends: token ids that end a completion.
         stop: strings that end it.
         sampling: how tokens are chosen.
-        choice: which of the request's answers this is.
+        choice: index of this completion in its request.
     """
 
     ids: Sequence[int]
@@ -41,13 +41,13 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Event:
-    """What became of an answer in one step.
+class CompletionEvent:
+    """What one step adds to a completion.
 
     Attributes:
-        choice: which answer of the request.
-        text: what it adds to the answer's text; whole characters.
-        tokens: the tokens of the step, with log-probabilities where asked for.
+        choice: index of the completion in its request.
+        text: the new text; whole characters.
+        tokens: the tokens of the step, with log-probabilities where requested.
         finish: "stop" or "length" at the end, "error" with what went wrong in `text`, else None.
         reused: tokens of the prompt that were in the cache; known from the first token on.
     """
@@ -59,21 +59,21 @@ class Event:
     reused: int = 0
 
 
-Deliver = Callable[[list[tuple[Any, Event]]], None]
-"""Takes each step's events with what `submit` was given to know their request by."""
+Deliver = Callable[[list[tuple[Any, CompletionEvent]]], None]
+"""Takes each step's events, each with the tag that `submit` got for its request."""
 
 
 class Observer:
-    """What the engine tells of itself; does nothing, for those who do not want to know."""
+    """Callbacks of the engine, for metrics; this one does nothing."""
 
     def step(self, seconds: float, tokens: int) -> None:
         """A step is over."""
 
-    def level(self, running: int, waiting: int, cells: int) -> None:
-        """Answers being computed and waiting, and cells that running ones own."""
+    def level(self, running: int, waiting: int, positions: int) -> None:
+        """Sequences that run and that wait, and cache positions that running ones own."""
 
     def token(self, name: str, since: float, *, first: bool) -> None:
-        """A token of an answer, and the seconds since the one before, or since its request came."""
+        """A token of a completion, and the seconds since the one before, or since its request came."""
 
     def prompt(self, name: str, tokens: int, reused: int) -> None:
         """A prompt has been read."""

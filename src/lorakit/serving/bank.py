@@ -1,4 +1,4 @@
-"""The slots' numbers: every linear layer of a model's blocks, and the pairs written beside them."""
+"""The slots' elements: every linear layer of a model's blocks, and the pairs written beside them."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -22,10 +22,10 @@ Staged = Sequence[SlotGroup]
 """An adapter in the form of the slots, as many of them as it takes."""
 
 
-def finite(numbers: torch.Tensor) -> bool:
+def finite(elements: torch.Tensor) -> bool:
     """Whether all are; a sum is finite only where its terms are, and may overflow where they are."""
     # In its own dtype: told another one, torch takes eleven times as long over bfloat16.
-    return math.isfinite(numbers.sum()) or bool(numbers.isfinite().all())
+    return math.isfinite(elements.sum()) or bool(elements.isfinite().all())
 
 
 def check_paths(paths: Collection[str], targets: Collection[str], name: str) -> None:
@@ -98,10 +98,10 @@ class Bank:
     @property
     def slot_bytes(self) -> int:
         """Memory of one slot."""
-        return sum(group.numbers for group in self.groups) * self.groups[0].A.element_size()
+        return sum(group.elements for group in self.groups) * self.groups[0].A.element_size()
 
     @property
-    def numbers(self) -> float:
+    def elements(self) -> float:
         """Of A and B for each unit of rank in a block, as `lora.batched.costs` takes them."""
         blocks = {block_of(path) for path in self.targets}
         return self.slot_bytes / self.groups[0].A.element_size() / self.rank / len(blocks)
@@ -151,9 +151,9 @@ class Bank:
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.whole:
             raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")
-        sizes = [width * group.numbers for group in self.groups]
-        numbers = torch.zeros(sum(sizes), dtype=self.dtype, device=self.device)
-        places = zip(self.groups, numbers.split(sizes), strict=True)
+        sizes = [width * group.elements for group in self.groups]
+        elements = torch.zeros(sum(sizes), dtype=self.dtype, device=self.device)
+        places = zip(self.groups, elements.split(sizes), strict=True)
         staged, left = [mine.beside(place, width) for mine, place in places], dict(adapter.pairs)
         for group, paths in zip(staged, self._grouped, strict=True):
             pairs = []
@@ -166,7 +166,7 @@ class Bank:
                 group.write(0, width, pairs)
             except ValueError as error:
                 raise AdapterError(f"{name} does not fit this model at {paths}: {error}") from None
-        if not finite(numbers):
+        if not finite(elements):
             raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
         return staged
 

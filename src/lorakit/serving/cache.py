@@ -1,11 +1,11 @@
-"""Who owns which cells of the key-value cache, and which prompts are in it already. Pure.
+"""Which sequence owns which positions of the KV cache, and which prompts it holds already. Pure.
 
-The cells are one stretch, dealt out by the buddy system (Knowlton, CACM 1965): a sequence gets a
-power of two of them, at a multiple of their number, for its prompt and the longest answer it may
-give, so a sequence that runs never waits for memory and none is ever thrown out. What a sequence
-leaves stays until the room is needed, and a later prompt of the same adapter that begins alike takes
-its keys and values over. The owner's key is the adapter's content id: another version of the same
-name is another key.
+The positions are one range, allocated by the buddy system (Knowlton, CACM 1965): a sequence gets a
+power of two of them, aligned to their number, for its prompt and the longest completion it may have.
+So a running sequence never waits for memory and is never evicted. When it ends, its keys and values
+stay until the memory is needed, and a later prompt of the same adapter that begins with the same
+tokens reuses them. The owner's key is the adapter's content id: another version of the same name is
+another key.
 """
 
 import heapq
@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SMALLEST = 16
-"""Cells of the smallest piece, and the shortest beginning that is worth taking over."""
+"""Positions of the smallest block, and the shortest common prefix that is worth reusing."""
 
 
 class Buddies:
-    """Pieces of a stretch of cells; the lowest free one is given first, so that they lie together.
+    """Aligned blocks of a range of positions; the lowest free one is taken first.
 
     Args:
-        total: cells, a multiple of `largest`.
-        largest: piece, a power of two.
+        total: number of positions, a multiple of `largest`.
+        largest: positions of the largest block, a power of two.
     """
 
     def __init__(self, total: int, largest: int) -> None:
@@ -30,7 +30,7 @@ class Buddies:
         self._free: dict[int, list[int]] = {largest: list(range(0, total, largest))}
 
     def take(self, size: int) -> int | None:
-        """The start of a free piece of so many cells (a power of two); None where there is none."""
+        """The start of a free block of `size` positions (a power of two); None where there is none."""
         have = size
         while not self._free.get(have):
             have *= 2
@@ -43,7 +43,7 @@ class Buddies:
         return start
 
     def give(self, start: int, size: int) -> None:
-        """Free a piece, and join it with its neighbour where that is free too."""
+        """Free a block, and join it with its neighbour where that is free too."""
         while size < self.largest:
             buddy = start ^ size
             free = self._free.setdefault(size, [])
@@ -56,16 +56,16 @@ class Buddies:
 
     @property
     def free(self) -> int:
-        """Cells that nobody owns."""
+        """Number of free positions."""
         return sum(size * len(starts) for size, starts in self._free.items())
 
 
 @dataclass(eq=False)
-class Row:
-    """The cells of one sequence.
+class CacheBlock:
+    """The positions of one sequence.
 
     Attributes:
-        start, size: which.
+        start, size: the first position, and their number.
         key: content id of the adapter that computed them, "" for the base.
         ids: the tokens whose keys and values are there, in order.
         busy: whether a sequence writes to them.
@@ -81,124 +81,124 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Lease:
-    """Cells for a sequence.
+class Allocation:
+    """What a sequence gets of the KV cache.
 
     Attributes:
-        row: the cells.
+        block: its positions.
         reused: tokens of the prompt that need not be computed.
-        copy_from: the cell from which those are to be copied to `row.start`; None where they are
-            there already.
+        copy_from: the position from which those must be copied to `block.start`; None where they
+            are there already.
     """
 
-    row: Row
+    block: CacheBlock
     reused: int
     copy_from: int | None
 
 
 class Cache:
-    """The rows of all sequences, running and past.
+    """The blocks of all sequences, running and past.
 
     Args:
-        cells: how many there are, a multiple of `largest`.
-        largest: cells of the longest sequence, a power of two.
+        positions: how many there are, a multiple of `largest`.
+        largest: positions of the longest sequence, a power of two.
     """
 
-    def __init__(self, cells: int, largest: int) -> None:
-        self._buddies = Buddies(cells, largest)
-        self._rows: dict[str, list[Row]] = {}
+    def __init__(self, positions: int, largest: int) -> None:
+        self._buddies = Buddies(positions, largest)
+        self._blocks: dict[str, list[CacheBlock]] = {}
         self._clock = itertools.count(1)
 
     @property
-    def cells(self) -> int:
-        """How many there are."""
+    def positions(self) -> int:
+        """Number of positions."""
         return self._buddies.total
 
     @property
     def largest(self) -> int:
-        """Cells of the longest sequence."""
+        """Positions of the longest sequence."""
         return self._buddies.largest
 
     @property
     def busy(self) -> int:
-        """Cells that running sequences own."""
-        return sum(row.size for rows in self._rows.values() for row in rows if row.busy)
+        """Positions that running sequences own."""
+        return sum(block.size for blocks in self._blocks.values() for block in blocks if block.busy)
 
     @property
-    def rows(self) -> int:
+    def blocks(self) -> int:
         """Sequences in the cache, past ones included."""
-        return sum(map(len, self._rows.values()))
+        return sum(map(len, self._blocks.values()))
 
-    def lease(self, key: str, prompt: Sequence[int], most: int) -> Lease | None:
-        """Cells for a prompt and at most so many new tokens, or None while there is no room.
+    def allocate(self, key: str, prompt: Sequence[int], most: int) -> Allocation | None:
+        """Positions for a prompt and at most `most` new tokens, or None while there is no room.
 
-        At least the prompt's last token is left to be computed, since its logits are needed.
+        At least the prompt's last token remains to be computed, because its logits are needed.
 
         Args:
             key: content id of the adapter, "" for the base.
             prompt: its token ids.
-            most: longest answer.
+            most: tokens of the longest completion.
         """
         size = size_for(len(prompt) + most)
         best, common = None, 0
-        for row in self._rows.get(key, ()):
-            alike = common_prefix(row.ids, prompt[:-1])
-            if alike > common or (alike == common and best is not None and best.busy):
-                best, common = row, alike
+        for block in self._blocks.get(key, ()):
+            shared = common_prefix(block.ids, prompt[:-1])
+            if shared > common or (shared == common and best is not None and best.busy):
+                best, common = block, shared
         if best is None or common < SMALLEST:
             best, common = None, 0
         if best is not None and not best.busy and best.size == size and 2 * common > len(best.ids):
             best.busy, best.used = True, next(self._clock)
             del best.ids[common:]
-            return Lease(best, common, None)
+            return Allocation(best, common, None)
         start = self._room(size, spare=best)
         if start is None:
             return None
-        row = Row(start, size, key, list(prompt[:common]), used=next(self._clock))
-        self._rows.setdefault(key, []).append(row)
-        # The source may just have been given away to make this very room: its cells are still what
-        # they were, as nothing is written before the copy.
-        return Lease(row, common, best.start if best is not None else None)
+        block = CacheBlock(start, size, key, list(prompt[:common]), used=next(self._clock))
+        self._blocks.setdefault(key, []).append(block)
+        # The source may just have been freed to make this room: its keys and values are still
+        # there, because nothing is written before the copy.
+        return Allocation(block, common, best.start if best is not None else None)
 
-    def release(self, row: Row, *, keep: bool) -> None:
-        """A sequence has ended; its cells stay for later prompts where they are worth it.
+    def release(self, block: CacheBlock, *, keep: bool) -> None:
+        """A sequence has ended; its block stays for later prompts where it is worth reusing.
 
         Args:
-            row: its cells.
-            keep: False where what is in them must not be used again.
+            block: its positions.
+            keep: False where its keys and values must not be used again.
         """
-        row.busy, row.used = False, next(self._clock)
-        if not keep or len(row.ids) < SMALLEST:
-            self._drop(row)
+        block.busy, block.used = False, next(self._clock)
+        if not keep or len(block.ids) < SMALLEST:
+            self._drop(block)
 
     def forget(self, key: str) -> None:
-        """Free what idle rows of an adapter hold."""
-        for row in list(self._rows.get(key, ())):
-            if not row.busy:
-                self._drop(row)
+        """Free the idle blocks of an adapter."""
+        for block in list(self._blocks.get(key, ())):
+            if not block.busy:
+                self._drop(block)
 
-    def _room(self, size: int, spare: Row | None) -> int | None:
-        """A piece of cells, idle rows given up for it, the least recent first and `spare` last."""
+    def _room(self, size: int, spare: CacheBlock | None) -> int | None:
+        """A free block; idle blocks are dropped for it, the least recent first, `spare` last."""
         start = self._buddies.take(size)
         if start is not None:
             return start
-        idle = [row for rows in self._rows.values() for row in rows if not row.busy]
-        for row in sorted(idle, key=lambda row: (row is spare, row.used)):
-            self._drop(row)
+        idle = [block for blocks in self._blocks.values() for block in blocks if not block.busy]
+        for block in sorted(idle, key=lambda block: (block is spare, block.used)):
+            self._drop(block)
             if (start := self._buddies.take(size)) is not None:
                 return start
         return None
 
-    def _drop(self, row: Row) -> None:
-        rows = self._rows[row.key]
-        rows.remove(row)
-        if not rows:
-            del self._rows[row.key]
-        self._buddies.give(row.start, row.size)
+    def _drop(self, block: CacheBlock) -> None:
+        blocks = self._blocks[block.key]
+        blocks.remove(block)
+        if not blocks:
+            del self._blocks[block.key]
+        self._buddies.give(block.start, block.size)
 
 
 def size_for(tokens: int) -> int:
-    """The power of two of cells that holds so many tokens."""
+    """The positions of the block that holds this number of tokens: a power of two."""
     return max(SMALLEST, 1 << (tokens - 1).bit_length())
 
 

@@ -72,7 +72,7 @@ class Model:
     """A model that requests can name.
 
     Attributes:
-        name: as it was asked for.
+        name: as in the request.
         key: content id of the adapter, "" for the base.
         template: how prompts are put to it.
         load: reads the adapter into the form it is held in; None for the base.
@@ -133,7 +133,7 @@ class Catalog:
         """The model that a client means.
 
         Args:
-            name: as it was asked for.
+            name: as in the request.
             visible: whether the client may know of a model of this name.
 
         Raises:
@@ -153,7 +153,7 @@ class Catalog:
         return self._at(name, entry.folder, entry.version.id, entry.version.id)
 
     def list(self) -> list[Card]:
-        """The base and every adapter that can be asked for by a bare name, sorted."""
+        """The base and every adapter that a request can name without a version, sorted."""
         cards = {self.base: Card(self.base, "base")}
         for entry in self._entries():
             summary = entry.version.summary
@@ -275,7 +275,7 @@ class Catalog:
         def load() -> Any:
             # A version in the store never changes; files that lie elsewhere may.
             if version is None and signature(folder) != memory:
-                raise AdapterError(f"{name} was replaced since it was asked for: ask again")
+                raise AdapterError(f"{name} was replaced during the request: send it again")
             return self.holder.open(folder, key)
 
         model = Model(name, key, recorded_template(info, None) or self.template, load)
@@ -317,10 +317,10 @@ def find_folders(places: Sequence[str | Path]) -> tuple[dict[str, Path], list[st
             names.append(str(place))
             continue
         own = (path / CONFIG).is_file()
-        found = [path] if own else sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
-        if not found:
+        inside = [path] if own else sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
+        if not inside:
             raise AdapterError(f"{place} holds no adapter: no {CONFIG} in it or one level below")
-        for folder in found:
+        for folder in inside:
             name = folder.resolve().name
             check_name(name)
             if name in folders:

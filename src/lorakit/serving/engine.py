@@ -24,13 +24,13 @@ from lorakit.errors import LorakitError
 from lorakit.execution.steps import Place
 from lorakit.kernels.slot_plan import SlotRun
 from lorakit.serving import scheduler
-from lorakit.serving.answers import Deliver, Event, Observer, Prompt, StoppingError
+from lorakit.serving.answers import CompletionEvent, Deliver, Observer, Prompt, StoppingError
 from lorakit.serving.bank import Staged
 from lorakit.serving.cache import Cache
 from lorakit.serving.forward import Forward
 from lorakit.serving.pool import SlotPool
 from lorakit.serving.sampling import Chosen, choose
-from lorakit.serving.scheduler import QueueFullError, Scheduler, Work
+from lorakit.serving.scheduler import QueueFullError, Scheduler, SequenceWork
 from lorakit.serving.spec import EngineSpec
 from lorakit.serving.text import TextStream
 from lorakit.serving.thread import ComputeThread
@@ -55,12 +55,12 @@ class Engine:
     """Runs requests on one base.
 
     Args:
-        forward: the base made ready.
+        forward: the prepared base.
         tokenizer: its tokenizer.
         spec: limits.
-        largest: cells of the longest sequence, as for `open_forward`.
+        largest: cache positions of the longest sequence, as for `open_forward`.
         deliver: called in the engine's thread after every step; must not block.
-        observer: told what happens.
+        observer: called at each step, token and load.
         clock: seconds, monotonic.
         thread: in which steps are run: the one that loaded the base, where there is one.
     """
@@ -79,7 +79,7 @@ class Engine:
         self.forward, self.tokenizer, self.spec = forward, tokenizer, spec
         self.deliver, self.clock = deliver, clock
         self.observer = observer or Observer()
-        self.cache = Cache(forward.arenas[0].shape[0], largest)
+        self.cache = Cache(forward.kv_caches[0].shape[0], largest)
         self.pool = SlotPool(spec.slots)
         self.scheduler = Scheduler(spec, self.cache, self.pool)
         self._answers: dict[scheduler.Sequence, _Answer] = {}
@@ -209,7 +209,10 @@ class Engine:
             if not busy:
                 self._wake.wait(0.5)
         self.deliver(
-            [(a.tag, Event(a.prompt.choice, "", finish="error")) for a in self._answers.values()]
+            [
+                (a.tag, CompletionEvent(a.prompt.choice, "", finish="error"))
+                for a in self._answers.values()
+            ]
         )
 
     def step(self) -> bool:
@@ -221,10 +224,10 @@ class Engine:
         plan = self.scheduler.plan(began)
         self._fetch(plan.wanted)
         for sequence in plan.admitted:
-            lease = sequence.lease
-            assert lease is not None
-            if lease.copy_from is not None and lease.copy_from != lease.row.start:
-                self.forward.copy(lease.copy_from, lease.row.start, lease.reused)
+            allocation = sequence.allocation
+            assert allocation is not None
+            if allocation.copy_from is not None and allocation.copy_from != allocation.block.start:
+                self.forward.copy(allocation.copy_from, allocation.block.start, allocation.reused)
         if plan.work:
             try:
                 events += self._compute(plan.work)
@@ -241,18 +244,20 @@ class Engine:
             self.deliver(events)
         return bool(plan.work or events)
 
-    def _compute(self, work: Sequence[Work]) -> list[tuple[Any, Event]]:
-        """Run a step's tokens through the base, choose the next ones, say what became of each."""
+    def _compute(self, work: Sequence[SequenceWork]) -> list[tuple[Any, CompletionEvent]]:
+        """Run a step's tokens through the base, choose the next ones, and make an event for each."""
         order = sorted(work, key=_slot)
         ids: list[int] = []
         places: list[Place] = []
         keep: list[int] = []
         runs: list[SlotRun] = []
         for each in order:
-            sequence, lease = each.sequence, each.sequence.lease
-            assert lease is not None
+            sequence, allocation = each.sequence, each.sequence.allocation
+            assert allocation is not None
             ids += sequence.tokens[sequence.past : sequence.past + each.count]
-            places.append(Place(lease.row.start, lease.row.size, sequence.past, each.count))
+            places.append(
+                Place(allocation.block.start, allocation.block.size, sequence.past, each.count)
+            )
             if each.last:
                 keep.append(len(ids) - 1)
             if (resident := sequence.resident) is not None:
@@ -268,10 +273,12 @@ class Engine:
         now = self.clock()
         return [self._take(*pair, now) for pair in zip(chosen, tokens, strict=True)]
 
-    def _take(self, answer: _Answer, token: Chosen | None, now: float) -> tuple[Any, Event]:
+    def _take(
+        self, answer: _Answer, token: Chosen | None, now: float
+    ) -> tuple[Any, CompletionEvent]:
         """One more token of an answer, or its end."""
         if token is None:
-            return self._fail(answer, f"{answer.prompt.name} gives no finite numbers")
+            return self._fail(answer, f"{answer.prompt.name} gives logits that are not finite")
         prompt, sequence = answer.prompt, answer.sequence
         name, first = prompt.name, not answer.answered
         if first:
@@ -291,20 +298,20 @@ class Engine:
                 text, finish = text + answer.text.finish(), "length"
         if finish is not None:
             self._end(answer)
-        return answer.tag, Event(prompt.choice, text, (token,), finish, sequence.reused)
+        return answer.tag, CompletionEvent(prompt.choice, text, (token,), finish, sequence.reused)
 
-    def _fail(self, answer: _Answer, why: str) -> tuple[Any, Event]:
+    def _fail(self, answer: _Answer, why: str) -> tuple[Any, CompletionEvent]:
         self._end(answer, sound=False)
-        return answer.tag, Event(answer.prompt.choice, why, finish="error")
+        return answer.tag, CompletionEvent(answer.prompt.choice, why, finish="error")
 
     def _end(self, answer: _Answer, *, sound: bool = True) -> None:
-        """Forget an answer; its cells are wiped unless its last logits showed them to be finite."""
+        """Forget an answer; its cache positions are wiped unless its last logits showed them to be finite."""
         sequence = answer.sequence
         if sequence.over:
             return
         sound = sound and (answer.answered > 0)
-        if not sound and sequence.lease is not None:
-            self.forward.wipe(sequence.lease.row.start, sequence.lease.row.size)
+        if not sound and sequence.allocation is not None:
+            self.forward.wipe(sequence.allocation.block.start, sequence.allocation.block.size)
         self.scheduler.end(sequence, keep=sound)
         del self._answers[sequence]
         with self._counted:
@@ -325,22 +332,22 @@ class Engine:
         staged = load()
         return staged, self.clock() - began
 
-    def _install(self) -> list[tuple[Any, Event]]:
+    def _install(self) -> list[tuple[Any, CompletionEvent]]:
         """Copy what the loader has read into slots; end the answers whose adapter is none."""
-        events: list[tuple[Any, Event]] = []
+        events: list[tuple[Any, CompletionEvent]] = []
         for key, future in list(self._loading.items()):
             if not future.done():
                 continue
-            asked = [a for s, a in self._answers.items() if s.key == key]
+            answers = [a for s, a in self._answers.items() if s.key == key]
             error = future.exception()
-            if error is not None or not asked:
+            if error is not None or not answers:
                 del self._loading[key]
                 why = (
                     str(error) if isinstance(error, LorakitError) else "its adapter cannot be read"
                 )
                 if error is not None and not isinstance(error, LorakitError):
                     _log.error("loading an adapter failed", exc_info=error)
-                events += [self._fail(answer, why) for answer in asked]
+                events += [self._fail(answer, why) for answer in answers]
                 continue
             staged, reading = future.result()
             began = self.clock()
@@ -352,7 +359,7 @@ class Engine:
         return events
 
 
-def _slot(work: Work) -> int:
+def _slot(work: SequenceWork) -> int:
     """Sorts a step's sequences by slot, the base's last."""
     resident = work.sequence.resident
     return resident.slot if resident is not None else 1 << 30

@@ -16,7 +16,7 @@ from lorakit.serving.spec import EngineSpec
 
 
 class Forward:
-    """A base made ready to serve: its blocks, the cache's arenas and the adapters' slots.
+    """A base made ready to serve: its blocks, the layers' KV caches and the adapters' slots.
 
     Args:
         blocks: what computes.
@@ -41,8 +41,8 @@ class Forward:
             device=model.device,
         )
         blocks.use(self.bank.groups)
-        self.costs: Costs = costs(model.device, model.dtype, self.bank.numbers, self.bank.rank)
-        self.arenas = [
+        self.costs: Costs = costs(model.device, model.dtype, self.bank.elements, self.bank.rank)
+        self.kv_caches = [
             torch.zeros(
                 cells, 2, layer.key_heads, layer.width, dtype=model.dtype, device=model.device
             )
@@ -57,7 +57,7 @@ class Forward:
         keep: Sequence[int],
         runs: Sequence[SlotRun],
     ) -> Tensor:
-        """Logits of a step, (len(keep), vocabulary); keys and values go to the arenas.
+        """Logits of a step, (len(keep), vocabulary); keys and values go to the KV caches.
 
         Args:
             ids: tokens, sequence after sequence, sorted by slot, the base's last.
@@ -69,19 +69,19 @@ class Forward:
         batch = plan_batch(tuple(runs), len(ids), self.device, self.costs)
         ids_T = torch.tensor(ids, device=self.device)
         keep_L = torch.tensor(keep, dtype=torch.long, device=self.device)
-        return self.blocks.logits(ids_T, step, keep_L, self.arenas, batch)
+        return self.blocks.logits(ids_T, step, keep_L, self.kv_caches, batch)
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the keys and values of `count` cells."""
-        for arena in self.arenas:
-            arena[target : target + count] = arena[source : source + count]
+        for kv_cache in self.kv_caches:
+            kv_cache[target : target + count] = kv_cache[source : source + count]
 
     @torch.inference_mode()
     def wipe(self, start: int, size: int) -> None:
         """Zero cells that may hold what is not finite, so that nobody meets it."""
-        for arena in self.arenas:
-            arena[start : start + size] = 0
+        for kv_cache in self.kv_caches:
+            kv_cache[start : start + size] = 0
 
 
 def cell_bytes(layers: Sequence[AttentionSettings], dtype: torch.dtype) -> int:

@@ -1,4 +1,4 @@
-"""API keys: made here, kept as hashes, compared in constant time; and how often each may ask.
+"""API keys: created here, stored as hashes, compared in constant time, with limits a minute.
 
 The file is JSON: {"keys": [{"name": …, "sha256": …, "adapters": ["*"], …}]}. A key is 256 random
 bits, so one SHA-256 is as good as a slow hash: there is nothing to guess.
@@ -83,11 +83,11 @@ class KeyRing:
     def find(self, presented: str) -> Key | None:
         """The key that a client presents; every known one is compared, each in constant time."""
         digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
-        found = None
+        match = None
         for key in self.keys:
             if hmac.compare_digest(digest, key.sha256):
-                found = key
-        return found
+                match = key
+        return match
 
     def admit(self, key: Key, now: float) -> float:
         """Count one request; seconds to wait instead where the key has used its rate up."""
@@ -138,10 +138,10 @@ def read_keys(path: str | Path) -> KeyRing:
 
 
 def add_key(path: str | Path, name: str, **limits: Any) -> str:
-    """Make a key, add its hash to a file, and return the key, which is kept nowhere.
+    """Create a key, add its hash to a file, and return the key, which is stored nowhere.
 
     Args:
-        path: the file, made where it is not there; only its owner may read it then.
+        path: the file, created where it does not exist; only its owner may read it then.
         name: of the key; no other may have it.
         **limits: the other fields of `Key`.
 

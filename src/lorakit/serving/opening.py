@@ -1,4 +1,4 @@
-"""A base made ready to be served by lorakit's own engine."""
+"""Prepare a base to be served by lorakit's own engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ MakeCatalog = Callable[[BaseIdentity, Template, Holder], Catalog]
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedBase:
     """A base that can be served, whatever computes with it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Opened:
         ends: token ids that end an answer.
         context: longest sequence that it reads, in tokens.
         begin: makes what computes, ready to answer.
-        notes: what to say aloud, one sentence each.
+        notes: sentences for the user.
     """
 
     catalog: Catalog
@@ -47,7 +47,7 @@ class Opened:
 
 def open_own(
     model: ModelSpec, spec: EngineSpec, make_catalog: MakeCatalog, progress: Progress
-) -> Opened:
+) -> PreparedBase:
     """Load a base, and lay out slots and cache."""
     thread = ComputeThread()
 
@@ -58,12 +58,12 @@ def open_own(
 
     session, largest, forward = thread.call(load)
     catalog = make_catalog(session.identity, session.template, forward.bank)
-    cells = forward.arenas[0].shape[0]
+    positions = forward.kv_caches[0].shape[0]
     slots = (
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
-        f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {cells:,} tokens"
+        f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {positions:,} tokens"
     )
-    return Opened(
+    return PreparedBase(
         catalog,
         session.tokenizer,
         frozenset(end_tokens(session.model, session.tokenizer)),

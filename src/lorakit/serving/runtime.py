@@ -7,7 +7,7 @@ from lorakit.serving.answers import Prompt
 
 
 class Runtime(Protocol):
-    """Prompts in, events out; `lorakit.serving.engine.Engine` is one, `VllmEngine` another."""
+    """Prompts in, completion events out; `lorakit.serving.engine.Engine` is one, `VllmEngine` another."""
 
     @property
     def load(self) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class Runtime(Protocol):
         """Begin to answer."""
 
     def submit(self, prompts: Sequence[Prompt], tag: Any) -> Callable[[], None]:
-        """Ask for answers; their events are delivered with `tag`. Called in the event loop.
+        """Queue prompts; their events are delivered with `tag`. Called in the event loop.
 
         Returns:
             A function that ends them all.

@@ -4,7 +4,7 @@ A sequence draws one number u in [0, 1) a token from a generator of its own, see
 and takes the token at which the cumulated probability passes u. What it gets so does not depend on
 who else is in the step.
 
-    p = softmax(logits / temperature), cut to the top_k likeliest, then to the fewest likeliest
+    p = softmax(logits / temperature), limited to the top_k likeliest, then to the fewest likeliest
     that hold top_p of what is left, then made to sum to 1 again
 """
 
@@ -29,7 +29,7 @@ class Sampling:
         top_k: number of candidates, 0 for all.
         seed: of the generator; None draws one.
         logprobs: how many of the likeliest tokens to report beside the chosen one; None for no
-            report. They are of the model's own distribution, before temperature and cuts.
+            report. They are of the model's own distribution, before temperature and limits.
     """
 
     temperature: float = 1.0
@@ -39,13 +39,13 @@ class Sampling:
     logprobs: int | None = None
 
     def generator(self, choice: int) -> random.Random:
-        """The numbers of one of the request's answers."""
+        """The generator of one of the request's completions."""
         return random.Random(None if self.seed is None else f"{self.seed}/{choice}")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A token, its natural log-probability, and the likeliest ones with theirs where asked for."""
+    """A token, its natural log-probability, and the likeliest ones with theirs where requested."""
 
     id: int
     logprob: float | None = None

@@ -13,28 +13,28 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from lorakit.errors import LorakitError
-from lorakit.serving.cache import Cache, Lease
+from lorakit.serving.cache import Allocation, Cache
 from lorakit.serving.pool import Resident, SlotPool
 from lorakit.serving.spec import EngineSpec
 
 
 class QueueFullError(LorakitError):
-    """There are as many requests waiting as may wait; the client is to come back later."""
+    """The queue is full; the client should try again later."""
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One answer in the making.
+    """One completion that is being generated.
 
     Attributes:
         key: content id of its adapter, "" for the base.
         prompt: token ids.
-        most: longest answer, in tokens.
+        most: longest completion, in tokens.
         arrived: when, by the engine's clock, in seconds.
-        leader: another answer to the same prompt, which computes it first.
-        tokens: the prompt and what has been answered.
+        leader: another completion of the same prompt, which computes the prompt first.
+        tokens: the prompt and what has been generated.
         past: tokens whose keys and values are in the cache.
-        lease, resident: its cells and its adapter's slots, while it runs.
+        allocation, resident: its part of the KV cache and its adapter's slots, while it runs.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     past: int = 0
     reused: int = 0
-    lease: Lease | None = None
+    allocation: Allocation | None = None
     resident: Resident | None = None
     over: bool = False
 
@@ -53,13 +53,13 @@ class Sequence:
         self.tokens = list(self.prompt)
 
     @property
-    def answering(self) -> bool:
-        """Whether the prompt lies behind it, but for the last token."""
+    def decoding(self) -> bool:
+        """Whether its prompt has been computed, except for the last token."""
         return self.past >= len(self.tokens) - 1
 
 
 @dataclass(frozen=True)
-class Work:
+class SequenceWork:
     """The next `count` tokens of a sequence; `last`: its logits are needed."""
 
     sequence: Sequence
@@ -72,11 +72,11 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A step: admitted sequences (whose cells may have to be copied), work, adapters to fetch."""
+class StepPlan:
+    """A step: admitted sequences (whose keys and values may have to be copied), work, adapters to fetch."""
 
     admitted: tuple[Sequence, ...]
-    work: tuple[Work, ...]
+    work: tuple[SequenceWork, ...]
     wanted: tuple[str, ...]
 
 
@@ -85,8 +85,8 @@ class Scheduler:
 
     Args:
         spec: limits.
-        cache: cells.
-        pool: slots.
+        cache: the KV cache's positions.
+        pool: the adapters' slots.
     """
 
     def __init__(self, spec: EngineSpec, cache: Cache, pool: SlotPool) -> None:
@@ -95,7 +95,7 @@ class Scheduler:
         self.running: list[Sequence] = []
 
     def add(self, sequences: Many[Sequence]) -> None:
-        """Let sequences wait for their turn, all or none.
+        """Append sequences to the queue: all of them or none.
 
         Raises:
             QueueFullError: more would wait than may.
@@ -104,45 +104,45 @@ class Scheduler:
             raise QueueFullError(f"{len(self.waiting)} sequences are waiting already")
         self.waiting.extend(sequences)
 
-    def plan(self, now: float) -> Plan:
-        """The next step, and who joins it.
+    def plan(self, now: float) -> StepPlan:
+        """The next step, and the sequences that join it.
 
         Args:
             now: by the clock of `Sequence.arrived`.
         """
         admitted, wanted = self._admit(now)
-        work = [Work(s, 1) for s in self.running if s.answering]
+        work = [SequenceWork(s, 1) for s in self.running if s.decoding]
         left = self.spec.step_tokens - len(work)
         for sequence in self.running:
-            if not sequence.answering and left > 0:
+            if not sequence.decoding and left > 0:
                 count = min(left, len(sequence.tokens) - sequence.past)
-                work.append(Work(sequence, count))
+                work.append(SequenceWork(sequence, count))
                 left -= count
-        return Plan(tuple(admitted), tuple(work), tuple(wanted))
+        return StepPlan(tuple(admitted), tuple(work), tuple(wanted))
 
-    def advance(self, work: Work) -> None:
-        """The tokens of a piece of work are in the cache."""
+    def advance(self, work: SequenceWork) -> None:
+        """Record that the tokens of this work are in the KV cache."""
         sequence = work.sequence
-        assert sequence.lease is not None
-        ids = sequence.lease.row.ids
+        assert sequence.allocation is not None
+        ids = sequence.allocation.block.ids
         ids += sequence.tokens[sequence.past : sequence.past + work.count]
         sequence.past += work.count
 
     def end(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """A sequence is over, whatever its state: its cells and slots are free at once.
+        """End a sequence, whatever its state: its part of the KV cache and its slots are free at once.
 
         Args:
-            sequence: waiting, running, or over already (then nothing happens).
-            keep: whether later prompts may take over what it computed.
+            sequence: waiting, running, or ended already (then nothing happens).
+            keep: whether later prompts may reuse its keys and values.
         """
         if sequence.over:
             return
         sequence.over = True
-        if sequence.lease is None:
+        if sequence.allocation is None:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        self.cache.release(sequence.lease.row, keep=keep)
+        self.cache.release(sequence.allocation.block, keep=keep)
         if sequence.resident is not None:
             self.pool.release(sequence.resident)
 
@@ -153,7 +153,7 @@ class Scheduler:
             if len(self.running) >= self.spec.max_running:
                 break
             leader = sequence.leader
-            if leader is not None and not leader.over and not leader.answering:
+            if leader is not None and not leader.over and not leader.decoding:
                 continue
             if self._start(sequence, wanted):
                 self.waiting.remove(sequence)
@@ -171,11 +171,11 @@ class Scheduler:
                 if sequence.key not in wanted:
                     wanted.append(sequence.key)
                 return False
-        lease = self.cache.lease(sequence.key, sequence.prompt, sequence.most)
-        if lease is None:
+        allocation = self.cache.allocate(sequence.key, sequence.prompt, sequence.most)
+        if allocation is None:
             if resident is not None:
                 self.pool.release(resident)
             return False
-        sequence.lease, sequence.resident = lease, resident
-        sequence.past = sequence.reused = lease.reused
+        sequence.allocation, sequence.resident = allocation, resident
+        sequence.past = sequence.reused = allocation.reused
         return True

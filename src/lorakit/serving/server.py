@@ -38,7 +38,7 @@ class Ready:
         app: the ASGI application.
         engine: what computes, not started.
         catalog: its models.
-        notes: what to say aloud, one sentence each.
+        notes: sentences for the user.
     """
 
     app: Any
@@ -68,7 +68,7 @@ def make_ready(
         adapters: folders, or names in the store; every name of the store without any.
         store: its folder; the user's own by default.
         force: serve adapters although they were trained on another base.
-        progress: told of a download of the built-in model ("download", bytes) and of the start of
+        progress: called during a download of the built-in model ("download", bytes) and the start of
             vLLM ("vllm", seconds so far).
         given: names of the options in `spec` that the user gave; of the others vLLM decides those
             that depend on its device.
@@ -83,12 +83,12 @@ def make_ready(
 
     keys = read_keys(http.keys) if http.keys is not None else None
     folders, names = find_folders(adapters)
-    kept = Store(store)
+    adapter_store = Store(store)
 
     def make_catalog(identity: BaseIdentity, template: Template, holder: Holder) -> Catalog:
         return Catalog(
             *(Path(model.model).name, identity, template, holder),
-            store=kept if names or not folders else None,
+            store=adapter_store if names or not folders else None,
             names=names or None,
             folders=folders,
             force=force,
@@ -101,13 +101,13 @@ def make_ready(
     else:
         opened = open_own(model, spec, make_catalog, progress)
     catalog = opened.catalog
-    if catalog.base in (*folders, *(entry.name for entry in kept.list())):
+    if catalog.base in (*folders, *(entry.name for entry in adapter_store.list())):
         raise ConfigError(
             f"an adapter is called {catalog.base!r}, like the base: rename it, since a model's name "
             "chooses the adapter"
         )
     for name in names:
-        kept.checked(name)  # what the operator named has to be right
+        adapter_store.checked(name)  # what the operator named has to be right
     for name in (*folders, *names):
         catalog.resolve(name)
     metrics = Metrics()
@@ -160,7 +160,7 @@ def run(ready: Ready, sock: socket.socket, spec: HttpSpec) -> None:
     # uvicorn sends itself the signal again when all is done, for a handler that was there before.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        with _often_switched(), contextlib.suppress(KeyboardInterrupt):
+        with often_switched(), contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[sock])
         failure = ready.engine.failure
     finally:
@@ -197,7 +197,8 @@ def make_server(ready: Ready, spec: HttpSpec) -> Any:
 
 
 @contextlib.contextmanager
-def _often_switched() -> Iterator[None]:
+def often_switched() -> Iterator[None]:
+    """Let the engine's thread have the interpreter sooner than Python gives it by itself."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:

@@ -13,7 +13,7 @@ from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.run.named import find_adapter
 from lorakit.run.session import open_base
-from lorakit.serving.answers import Event, Prompt
+from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.cache import size_for
 from lorakit.serving.catalog import Catalog, Model
 from lorakit.serving.engine import Engine
@@ -34,11 +34,11 @@ class Talk:
     Args:
         model: the base.
         adapters: folders or names in the store; "base" for the base alone.
-        data: what was asked for of templates.
+        data: template and system message.
         store: where names are looked up; the user's own by default.
         most: longest answer, in tokens.
         force: use adapters although they were trained on another base.
-        progress: told of a download of the built-in model.
+        progress: called during a download of the built-in model.
 
     Raises:
         InputError: the base or an adapter cannot be used.
@@ -55,7 +55,7 @@ class Talk:
         force: bool = False,
         progress: Progress = no_progress,
     ) -> None:
-        found = [None if name == BASE else find_adapter(name, store) for name in adapters]
+        stored = [None if name == BASE else find_adapter(name, store) for name in adapters]
         thread = ComputeThread()
         session = thread.call(lambda: open_base(model, data, progress=progress))
         self.tokenizer, self.most, self.names = session.tokenizer, most, tuple(adapters)
@@ -66,17 +66,17 @@ class Talk:
         )
         largest = size_for(context)
         forward = thread.call(lambda: open_forward(session.model, spec, largest))
-        folders = {str(i): each.folder for i, each in enumerate(found) if each is not None}
+        folders = {str(i): each.folder for i, each in enumerate(stored) if each is not None}
         catalog = Catalog(
             BASE, session.identity, session.template, forward.bank, folders=folders, force=force
         )
         self._models = [
-            catalog.resolve(BASE if each is None else str(i)) for i, each in enumerate(found)
+            catalog.resolve(BASE if each is None else str(i)) for i, each in enumerate(stored)
         ]
         if data is not None and data.template != "auto":
             self._models = [replace(one, template=session.template) for one in self._models]
         self._turns: list[list[dict[str, str]]] = [[] for _ in adapters]
-        self._events: queue.SimpleQueue[tuple[Any, Event]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[Any, CompletionEvent]] = queue.SimpleQueue()
         self._engine = Engine(
             *(forward, session.tokenizer, spec, largest, self._deliver), thread=thread
         )
@@ -120,7 +120,7 @@ class Talk:
         """End the engine."""
         self._engine.stop()
 
-    def _deliver(self, events: list[tuple[Any, Event]]) -> None:
+    def _deliver(self, events: list[tuple[Any, CompletionEvent]]) -> None:
         for event in events:
             self._events.put(event)
 
@@ -128,9 +128,9 @@ class Talk:
         if model.template.kind == "raw":
             example = Example(origin="chat", prompt=text)
         else:
-            asked = {"role": "user", "content": text}
+            message = {"role": "user", "content": text}
             empty = {"role": "assistant", "content": ""}
-            example = Example(origin="chat", messages=(*self._turns[number], asked, empty))
+            example = Example(origin="chat", messages=(*self._turns[number], message, empty))
         ids = [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
         if len(ids) + self.most > self._context:
             raise DataError(

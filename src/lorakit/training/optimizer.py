@@ -29,7 +29,7 @@ _PART = 1 << 22
 
 
 class FlatAdamW:
-    """AdamW (arXiv 1711.05101) on parameters laid end to end.
+    """AdamW (arXiv 1711.05101) on parameters that share one buffer.
 
     A parameter that a model has in two places (tied embeddings) is laid down once.
 
@@ -70,7 +70,7 @@ class FlatAdamW:
 
         Args:
             learning_rate: of this step.
-            divide_by: the step's count of loss-bearing tokens.
+            divide_by: the step's count of supervised tokens.
             clip: largest L2 norm; 0 for none.
 
         Returns:

@@ -12,7 +12,7 @@ class TrainSpec:
 
     A step takes `batch_size` rows, whatever their lengths; its rows are split into forward
     passes of at most `batch_tokens` tokens and the gradient is divided once, by the step's count
-    of loss-bearing tokens, so that the split changes nothing but memory.
+    of supervised tokens, so that the split changes nothing but memory.
 
     Raises:
         ConfigError: a value is out of its range.

@@ -17,7 +17,7 @@ from lorakit.files.cache import Progress, no_progress
 from lorakit.files.whole import write_json, write_text
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
-from lorakit.run.session import open_adapted
+from lorakit.run.session import Session, open_adapted
 from lorakit.training import held_out_loss
 
 
@@ -29,6 +29,7 @@ def run_evaluation(
     out: Path | None,
     force: bool = False,
     progress: Progress = no_progress,
+    session: Session | None = None,
 ) -> dict[str, Any]:
     """Measure on every row of `config.data.data` and return what `result.json` holds.
 
@@ -38,6 +39,7 @@ def run_evaluation(
         metrics: 'auto', 'none', or names with commas between.
         force: use the adapter although it was trained on another base.
         progress: told of a download of the built-in model.
+        session: a model that is loaded already, in place of `config.model` and `adapter`.
         out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
 
     Raises:
@@ -50,7 +52,7 @@ def run_evaluation(
     chosen = metrics if metrics in ("auto", "none") else check_names(metrics.split(","))
     if out is not None:
         folders.check_folder(out, resume=False)
-    session = open_adapted(
+    session = session or open_adapted(
         config.model,
         adapter,
         config.data,

@@ -32,7 +32,7 @@ from lorakit.run.commands.training import (
     prepare_on,
     run_hash,
 )
-from lorakit.run.fitting import Outlook, Report, Work, fit_models, outlook
+from lorakit.run.fitting import Report, RunEstimate, Work, estimate_run, fit_models
 from lorakit.run.machine import peak_memory
 from lorakit.run.prepared import Prepared
 from lorakit.run.session import open_base
@@ -140,8 +140,8 @@ def run_together(
         first.model, first.data, progress=lambda *at: report({"kind": "progress", "at": at})
     )
     ready = [prepare_on(base, job.config) for job in jobs]
-    expected = _outlook(ready)
-    report({"kind": "jobs", "jobs": jobs, "prepared": ready, "outlook": expected})
+    expected = _estimate(ready)
+    report({"kind": "jobs", "jobs": jobs, "prepared": ready, "estimate": expected})
     folders.make_folder(folder)
     if not config.output.resume:
         folders.write_yaml(folder / folders.CONFIG, config.to_flat())
@@ -216,11 +216,11 @@ _SHOWN = (
 )
 
 
-def _outlook(ready: list[Prepared]) -> Outlook:
+def _estimate(ready: list[Prepared]) -> RunEstimate:
     """Of all jobs at once: passes are filled, and every pair is there."""
     longest = max(ready, key=lambda each: float(each.data.train.lengths.max()))
     spec = longest.config.train
-    return outlook(
+    return estimate_run(
         longest.session.model,
         longest.data.train,
         replace(spec, batch_size=spec.batch_size * len(ready)),

@@ -19,7 +19,7 @@ from lorakit.files.whole import write_json
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
-from lorakit.run.fitting import Report, fit_model, outlook, peak_rate, steps_of
+from lorakit.run.fitting import Report, estimate_run, fit_model, peak_rate, steps_of
 from lorakit.run.prepared import Prepared, training_figures
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
@@ -51,7 +51,9 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
         config = settled(config, parent)
     spec = config.train
     steps = steps_of(len(data.train), spec)
-    expected = outlook(session.model, data.train, spec, steps=steps, trainable=chosen.trainable)
+    expected = estimate_run(
+        session.model, data.train, spec, steps=steps, trainable=chosen.trainable
+    )
     rate = peak_rate(session.model, steps, spec)
     return Prepared(config, session, data, chosen, steps, rate, expected, parent)
 
@@ -104,7 +106,7 @@ def run_training(
             data.train,
             data.eval,
             Schedule(ready.steps, ready.learning_rate, spec),
-            recompute=ready.outlook.recompute,
+            recompute=ready.estimate.recompute,
             task=session.task,
             observers=Observers(report=tell, should_stop=should_stop),
             checkpoints=Checkpoints(
@@ -225,8 +227,8 @@ def run_hash(
     """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
     flat = config.to_flat()
     # Rows and parent count by their content, wherever they lie.
-    company = tuple(f.name for f in fields(TogetherSpec))
-    for name in ("data", "eval_data", "from", *company, *(f.name for f in fields(OutputSpec))):
+    concurrent = tuple(f.name for f in fields(TogetherSpec))
+    for name in ("data", "eval_data", "from", *concurrent, *(f.name for f in fields(OutputSpec))):
         flat.pop(name)
     parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
     parts += [parent.content] if parent else []

@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from lorakit.serving.answers import Event
+from lorakit.serving.answers import CompletionEvent
 from lorakit.serving.http.schema import ChatRequest
 from lorakit.serving.http.service import Pending
 from lorakit.serving.http.shapes import heading, token_text, usage
 
 
-def _logprobs(event: Event, tokenizer: Any, ends: frozenset[int]) -> dict[str, Any]:
+def _logprobs(event: CompletionEvent, tokenizer: Any, ends: frozenset[int]) -> dict[str, Any]:
     def one(id: int, logprob: float | None) -> dict[str, Any]:
         text = token_text(tokenizer, id)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-from lorakit.serving.answers import Event
+from lorakit.serving.answers import CompletionEvent
 from lorakit.serving.http.schema import CompletionRequest
 from lorakit.serving.http.service import Pending
 from lorakit.serving.http.shapes import heading, token_text, usage
@@ -13,18 +13,20 @@ def _empty() -> dict[str, Any]:
     return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
 
-def _logprobs(event: Event, tokenizer: Any, ends: frozenset[int], offset: int) -> dict[str, Any]:
-    found = _empty()
+def _logprobs(
+    event: CompletionEvent, tokenizer: Any, ends: frozenset[int], offset: int
+) -> dict[str, Any]:
+    report = _empty()
     for token in event.tokens:
         if token.id in ends:
             continue
         text = token_text(tokenizer, token.id)
-        found["tokens"].append(text)
-        found["token_logprobs"].append(token.logprob)
-        found["top_logprobs"].append({token_text(tokenizer, i): p for i, p in token.top})
-        found["text_offset"].append(offset)
+        report["tokens"].append(text)
+        report["token_logprobs"].append(token.logprob)
+        report["top_logprobs"].append({token_text(tokenizer, i): p for i, p in token.top})
+        report["text_offset"].append(offset)
         offset += len(text)
-    return found
+    return report
 
 
 async def chunks(

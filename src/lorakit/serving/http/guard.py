@@ -12,9 +12,9 @@ class Guard:
     Args:
         app: what is behind it.
         most: bytes of a body.
-        hosts: names under which the server may be asked for, None for any. A page on the internet
+        hosts: host names that a request may use, None for any. A page on the internet
             can point a name of its own at 127.0.0.1; a browser then sends that name.
-        count: told the status of every response.
+        count: called with the status of every response.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Guard:
     async def _http(self, scope: Any, receive: Any, send: Any) -> None:
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
         if self.hosts is not None and _host(headers.get("host", b"")) not in self.hosts:
-            text = "this server is asked for by the names of this machine only"
+            text = "this server accepts only the names of this machine as its host"
             refusal = Problem(421, text, "invalid_request_error").response()
             await refusal(scope, receive, send)
             return

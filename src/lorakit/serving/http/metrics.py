@@ -38,7 +38,9 @@ class Metrics(Observer):
         self.requests = counter("requests", "Requests by status of the response", "status")
         self.running = gauge("running_sequences", "Answers being computed")
         self.waiting = gauge("waiting_sequences", "Answers waiting for their turn")
-        self.cells = gauge("cache_tokens_in_use", "Tokens of the cache that running answers own")
+        self.positions = gauge(
+            "cache_tokens_in_use", "Tokens of the cache that running answers own"
+        )
         self.rate = gauge("tokens_per_second", f"Tokens written a second, last {_WINDOW:.0f} s")
         self.steps = histogram("step_seconds", "Time of a step")
         self.first = histogram("time_to_first_token_seconds", "From request to token", "model")
@@ -55,11 +57,11 @@ class Metrics(Observer):
         """A step is over."""
         self.steps.observe(seconds)
 
-    def level(self, running: int, waiting: int, cells: int) -> None:
+    def level(self, running: int, waiting: int, positions: int) -> None:
         """What is computed and what waits."""
         self.running.set(running)
         self.waiting.set(waiting)
-        self.cells.set(cells)
+        self.positions.set(positions)
         self.now = {"running": running, "waiting": waiting}
 
     def token(self, name: str, since: float, *, first: bool) -> None:

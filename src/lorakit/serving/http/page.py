@@ -1,4 +1,4 @@
-"""The page at /, and the little that it asks for beside OpenAI's API."""
+"""The page at /, and what it needs besides OpenAI's API."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,11 +70,11 @@ def install(
 
     @app.get("/reports/{path:path}", include_in_schema=False)
     async def report(path: str, key: Who) -> Response:
-        found = (await service.work(lambda: _reports(runs))).get(path)
-        if found is None:
+        file = (await service.work(lambda: _reports(runs))).get(path)
+        if file is None:
             raise Problem(404, "there is no such report", "invalid_request_error")
         headers = {"Content-Security-Policy": _REPORT_POLICY}
-        return FileResponse(found, media_type="text/html", headers=headers)
+        return FileResponse(file, media_type="text/html", headers=headers)
 
 
 def _reports(runs: str | None) -> dict[str, Path]:
@@ -82,9 +82,9 @@ def _reports(runs: str | None) -> dict[str, Path]:
     if runs is None:
         return {}
     root = Path(runs).resolve()
-    found = [p for pattern in ("*.html", "*/*.html", "*/*/*.html") for p in root.glob(pattern)]
+    files = [p for pattern in ("*.html", "*/*.html", "*/*/*.html") for p in root.glob(pattern)]
     return {
         str(path.relative_to(root)): path
-        for path in found
+        for path in files
         if path.is_file() and path.resolve().is_relative_to(root)
     }

@@ -84,8 +84,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = error.errors()
-        first = found[0] if found else {"loc": (), "msg": "cannot be read"}
+        problems = error.errors()
+        first = problems[0] if problems else {"loc": (), "msg": "cannot be read"}
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         text = str(first["msg"]).removeprefix("Value error, ")
         return bad(f"{place}: {text}" if place else text).response()

@@ -1,7 +1,7 @@
 """Requests, as OpenAI's API has them.
 
 A field that this server does not do is accepted at the value that changes nothing and refused at any
-other: nothing that a client asks for is left out in silence.
+other: no option of a client is silently ignored.
 """
 
 from typing import Annotated, Any, Literal

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lorakit.data import Example, encode_prompt
 from lorakit.errors import DataError
-from lorakit.serving.answers import Event, Prompt
+from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.catalog import Catalog, Model, UnknownModelError
 from lorakit.serving.http.problems import Problem, bad, busy
 from lorakit.serving.http.schema import ChatRequest, Common, CompletionRequest
@@ -29,12 +29,12 @@ class Pending:
     loop: asyncio.AbstractEventLoop
     choices: int
     prompt_tokens: int
-    events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[CompletionEvent | None] = field(default_factory=asyncio.Queue)
     cancel: Callable[[], None] = lambda: None
     answered: int = 0
     reused: int = 0
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[CompletionEvent]:
         """Every event, until all choices have ended or the client has gone.
 
         Raises:
@@ -97,9 +97,9 @@ class Service:
         self.engine: Runtime | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lorakit-prompts")
 
-    def deliver(self, events: list[tuple[Any, Event]]) -> None:
+    def deliver(self, events: list[tuple[Any, CompletionEvent]]) -> None:
         """Take a step's events, in the engine's thread."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Pending, Event]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Pending, CompletionEvent]]] = {}
         for pending, event in events:
             by_loop.setdefault(pending.loop, []).append((pending, event))
         for loop, some in by_loop.items():
@@ -116,7 +116,7 @@ class Service:
         """Have a request answered.
 
         Args:
-            request: what was asked for.
+            request: of the client.
             visible: whether the client may use the model of this name.
 
         Raises:
@@ -137,7 +137,7 @@ class Service:
         choices = [one(i * request.n + k) for i, one in enumerate(wanted) for k in range(request.n)]
         if len(choices) > self.max_choices:
             raise bad(
-                f"{len(choices)} answers are asked for; at most {self.max_choices} to a request"
+                f"{len(choices)} completions are requested; at most {self.max_choices} to a request"
             )
         pending = Pending(
             asyncio.get_running_loop(), len(choices), sum(len(ids) for ids in prompts)
@@ -160,7 +160,7 @@ class Service:
                 )
             example = Example(origin="messages", prompt=messages[0]["content"])
         else:
-            # The answer that is asked for, empty: what stands before it is the prompt.
+            # An empty answer at the end: what stands before it is the prompt.
             turns = (*messages, {"role": "assistant", "content": ""})
             example = Example(origin="messages", messages=turns)
         return [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
@@ -176,18 +176,18 @@ class Service:
     def _prompt(self, request: Common, model: Model, ids: Sequence[int]) -> Callable[[int], Prompt]:
         """Makes the choices of one prompt, once its lengths are known to be allowed."""
         assert isinstance(request, ChatRequest | CompletionRequest)
-        asked = request.max_tokens
+        limit = request.max_tokens
         if isinstance(request, ChatRequest):
-            asked = request.max_completion_tokens or asked
+            limit = request.max_completion_tokens or limit
         longest = min(self.spec.max_prompt, self.context - 1)
         if not ids:
             raise DataError("the prompt has no tokens")
         if len(ids) > longest:
             raise bad(f"the prompt has {len(ids)} tokens; at most {longest} are read")
         room = min(self.spec.max_output, self.context - len(ids))
-        if asked is not None and asked > room:
+        if limit is not None and limit > room:
             raise bad(
-                f"{asked} tokens are asked for; after a prompt of {len(ids)} at most {room} are given"
+                f"{limit} tokens are requested; after a prompt of {len(ids)} at most {room} are given"
             )
         sampling = Sampling(
             request.temperature,
@@ -201,7 +201,7 @@ class Service:
             key=model.key,
             load=model.load,
             name=model.name,
-            most=asked or room,
+            most=limit or room,
             ends=frozenset() if request.ignore_eos else self.ends,
             stop=request.stops,
             sampling=sampling,
@@ -209,6 +209,6 @@ class Service:
         )
 
 
-def _dispatch(events: list[tuple[Pending, Event]]) -> None:
+def _dispatch(events: list[tuple[Pending, CompletionEvent]]) -> None:
     for pending, event in events:
         pending.events.put_nowait(event)

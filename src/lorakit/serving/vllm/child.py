@@ -79,17 +79,17 @@ class Child:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the other
             )
         assert self._process.stdout is not None
-        told = self._process.stdout.readline().strip()
-        if not told:
+        line = self._process.stdout.readline().strip()
+        if not line:
             raise EngineError(self._why("vLLM could not be started"))
-        self._leader = int(told)
+        self._leader = int(line)
 
     def wait(self, seconds: float, tell: Callable[[float], None] = lambda waited: None) -> None:
         """Return once it can answer.
 
         Args:
             seconds: how long that may take.
-            tell: told how long it has taken, again and again.
+            tell: called with the seconds that have passed, again and again.
 
         Raises:
             EngineError: it ended, or takes longer; the text has the end of its log.
@@ -171,14 +171,14 @@ class Child:
         self._stack.close()
 
     def _why(self, what: str) -> str:
-        """A sentence, and the end of the log; all of it is kept in the cache."""
+        """A sentence, and the end of the log; all of it is copied into the cache."""
         code = self._process.poll() if self._process is not None else None
         how = "" if code is None else f": it ended with code {code}"
-        kept = cache_dir() / "vllm" / "failed.log"
+        copy = cache_dir() / "vllm" / "failed.log"
         said = ""
         with contextlib.suppress(OSError):
             with self._log.open("rb") as file:
                 file.seek(max(0, self._log.stat().st_size - _READ))
                 said = end_of(file.read().decode("utf-8", "replace"))
-            shutil.copyfile(self._log, kept)
-        return f"{what}{how}" + (f"; the end of its log ({kept}):\n{said}" if said else "")
+            shutil.copyfile(self._log, copy)
+        return f"{what}{how}" + (f"; the end of its log ({copy}):\n{said}" if said else "")

@@ -130,9 +130,9 @@ def environment(before: Mapping[str, str], key: str) -> dict[str, str]:
         key: what requests have to present.
     """
     # An older way to say what --cache-gb says, which would win over it.
-    kept = {name: value for name, value in before.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
+    inherited = {name: value for name, value in before.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
     return {
-        **kept,
+        **inherited,
         "VLLM_API_KEY": key,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",

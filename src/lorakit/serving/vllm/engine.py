@@ -23,12 +23,12 @@ from typing import Any
 import httpx2
 
 from lorakit.errors import EngineError, LorakitError
-from lorakit.serving.answers import Deliver, Event, Observer, Prompt, StoppingError
+from lorakit.serving.answers import CompletionEvent, Deliver, Observer, Prompt, StoppingError
 from lorakit.serving.scheduler import QueueFullError
 from lorakit.serving.spec import EngineSpec
 from lorakit.serving.vllm.child import Child
 from lorakit.serving.vllm.exports import Exports
-from lorakit.serving.vllm.stream import Piece, message_of, read, request
+from lorakit.serving.vllm.stream import StreamChunk, message_of, read, request
 
 _log = logging.getLogger("lorakit.serving")
 _REGISTERED = 512
@@ -44,8 +44,8 @@ class _Known:
 
 
 @dataclass(eq=False)
-class _Running:
-    """An answer in the making."""
+class _ActiveRequest:
+    """A completion that is being generated."""
 
     prompt: Prompt
     before: float
@@ -53,7 +53,7 @@ class _Running:
 
 
 class VllmEngine:
-    """Asks vLLM.
+    """Generates with vLLM.
 
     Args:
         child: a vLLM that can answer.
@@ -61,7 +61,7 @@ class VllmEngine:
         base: what requests for the base are sent to: its name, or the adapter that changes nothing.
         spec: limits.
         deliver: takes events, in the event loop.
-        observer: told what happens.
+        observer: called at each token.
         clock: seconds, monotonic.
         registered: adapters that vLLM may know at once.
     """
@@ -82,7 +82,7 @@ class VllmEngine:
         self.observer = observer or Observer()
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._running: set[_Running] = set()
+        self._running: set[_ActiveRequest] = set()
         # asyncio holds its tasks by weak references only.
         self._tasks: set[asyncio.Task[None]] = set()
         self._state = "running"
@@ -127,7 +127,7 @@ class VllmEngine:
         count, most = self.load
         if count + len(prompts) > most:
             raise QueueFullError(f"{count} answers are waiting or being written")
-        tasks = [self._begin(_Running(prompt, self.clock()), tag) for prompt in prompts]
+        tasks = [self._begin(_ActiveRequest(prompt, self.clock()), tag) for prompt in prompts]
         self._level()
 
         def cancel() -> None:
@@ -146,7 +146,7 @@ class VllmEngine:
         self._worker.shutdown(wait=False, cancel_futures=True)
         self.child.stop()
 
-    def _begin(self, running: _Running, tag: Any) -> asyncio.Task[None]:
+    def _begin(self, running: _ActiveRequest, tag: Any) -> asyncio.Task[None]:
         self._running.add(running)
         task = self._keep(self._answer(running, tag))
 
@@ -163,7 +163,7 @@ class VllmEngine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, running: _Running, tag: Any) -> None:
+    async def _answer(self, running: _ActiveRequest, tag: Any) -> None:
         """One answer, from its adapter to its last event; every way to fail is an event too."""
         prompt = running.prompt
         try:
@@ -181,11 +181,11 @@ class VllmEngine:
         except Exception:
             _log.exception("an answer failed")
             why = "the answer failed"
-        self.deliver([(tag, Event(prompt.choice, why, finish="error"))])
+        self.deliver([(tag, CompletionEvent(prompt.choice, why, finish="error"))])
 
     async def _events(
-        self, running: _Running, pieces: AsyncIterator[Piece]
-    ) -> AsyncIterator[Event]:
+        self, running: _ActiveRequest, pieces: AsyncIterator[StreamChunk]
+    ) -> AsyncIterator[CompletionEvent]:
         """Events of pieces; the last one waits for what vLLM says of the whole answer after it."""
         prompt, last = running.prompt, None
         async for piece in pieces:
@@ -202,7 +202,7 @@ class VllmEngine:
             raise EngineError("vLLM's answer broke off")
         yield last.event(prompt.choice)
 
-    async def _pieces(self, prompt: Prompt, model: str) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, prompt: Prompt, model: str) -> AsyncGenerator[StreamChunk, None]:
         """vLLM's stream; leaving it closes the connection."""
         body = request(prompt, model)
         async with (
@@ -216,7 +216,7 @@ class VllmEngine:
                     return
                 yield read(json.loads(event.data), prompt.sampling.logprobs)
 
-    def _count(self, running: _Running, piece: Piece) -> None:
+    def _count(self, running: _ActiveRequest, piece: StreamChunk) -> None:
         """Tell the observer of a piece's tokens."""
         if not piece.tokens:
             return

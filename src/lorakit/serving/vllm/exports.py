@@ -42,8 +42,8 @@ class Exports:
     def largest_file(self) -> int:
         """Bytes of the widest adapter of the highest rank, and some to spare."""
         shapes = [target.geometry for target in self.targets.values()]
-        numbers = sum(shape.in_features + shape.out_features for shape in shapes)
-        return 8 * self.rank * numbers + (64 << 20)
+        widths = sum(shape.in_features + shape.out_features for shape in shapes)
+        return 8 * self.rank * widths + (64 << 20)
 
     def width(self, ranks: Mapping[str, int], name: str) -> int:
         """1, the slots that an adapter takes.
@@ -55,7 +55,11 @@ class Exports:
         highest = max(ranks.values())
         if highest > self.rank:
             needed = next_rank(highest)
-            hint = f"give --slot-rank {needed}" if needed else "cut it to a lower rank, or merge it"
+            hint = (
+                f"give --slot-rank {needed}"
+                if needed
+                else "truncate it to a lower rank (lorakit adapters shrink), or merge it"
+            )
             raise AdapterError(
                 f"{name} has rank {highest}, and vLLM was started for ranks up to {self.rank}: "
                 f"{hint}"

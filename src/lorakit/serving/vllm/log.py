@@ -20,7 +20,7 @@ def end_of(text: str) -> str:
     last = lines[-_LINES:]
     reasons: list[str] = []
     for line in lines[:-_LINES]:
-        found = _REASON.search(line)
-        if found and line[found.start() :] not in reasons:
-            reasons.append(line[found.start() :])
+        match = _REASON.search(line)
+        if match and line[match.start() :] not in reasons:
+            reasons.append(line[match.start() :])
     return "\n".join([*reasons[:_REASONS], *last])

@@ -1,4 +1,4 @@
-"""A base made ready to be served by vLLM."""
+"""Prepare a base to be served by vLLM."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from lorakit.files.cache import Progress
 from lorakit.models import ModelSpec, identify, load_outline
 from lorakit.serving.answers import Deliver, Observer
 from lorakit.serving.catalog import Catalog
-from lorakit.serving.opening import MakeCatalog, Opened
+from lorakit.serving.opening import MakeCatalog, PreparedBase
 from lorakit.serving.spec import EngineSpec, RuntimeSpec
 from lorakit.serving.vllm.child import Child
 from lorakit.serving.vllm.command import Launch, arguments, check_options, environment
@@ -32,15 +32,15 @@ def open_vllm(
     make_catalog: MakeCatalog,
     progress: Progress,
     given: Collection[str] = (),
-) -> Opened:
-    """Find vLLM and what it needs of a base; it is started by `Opened.begin`.
+) -> PreparedBase:
+    """Find vLLM and what it needs of a base; it is started by `PreparedBase.begin`.
 
     Args:
         model: the base.
         spec: limits.
         runtime: which vLLM.
-        make_catalog: as for `Opened`.
-        progress: told of a download of the built-in model, and of vLLM's start.
+        make_catalog: as for `PreparedBase`.
+        progress: called during a download of the built-in model and vLLM's start.
         given: names of the options in `spec` that the user gave.
 
     Raises:
@@ -83,7 +83,7 @@ def open_vllm(
             child.stop()
             raise
 
-    return Opened(
+    return PreparedBase(
         catalog,
         tokenizer,
         frozenset(end_tokens(empty, tokenizer)),
@@ -94,7 +94,7 @@ def open_vllm(
 
 
 def _rank(catalog: Catalog, lowest: int) -> int:
-    """The rank to start vLLM for: what was asked for, or more where an adapter that is there needs it.
+    """The rank to start vLLM for: the configured one, or more where a present adapter needs it.
 
     lorakit's own engine gives such an adapter several slots; vLLM's slots are all of one rank.
     """

@@ -50,17 +50,17 @@ class Program:
         return [*run, "vllm.entrypoints.openai.api_server", "--model", str(folder)]
 
 
-def find_program(asked: str | None) -> Program:
+def find_program(given: str | None) -> Program:
     """The vLLM that `--vllm` means, once it has said what it is.
 
     Raises:
         ConfigError: there is none, or it cannot be run.
     """
-    python = find_python(asked)
+    python = find_python(given)
     source = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(prefix="lorakit-") as empty:
         try:
-            told = subprocess.run(
+            completed = subprocess.run(
                 [python, "-c", source],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -70,7 +70,7 @@ def find_program(asked: str | None) -> Program:
                 cwd=empty,  # not here, where a folder called vllm may lie
             )
             # Libraries print what they like; the last line is the answer.
-            about = json.loads(told.stdout.strip().rpartition("\n")[2])
+            about = json.loads(completed.stdout.strip().rpartition("\n")[2])
             return Program(python, **{name: about[name] for name in _SAID})
         except subprocess.TimeoutExpired:
             raise ConfigError(
@@ -79,39 +79,42 @@ def find_program(asked: str | None) -> Program:
         except OSError as error:
             raise ConfigError(f"{python} cannot be run: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
-            said = end_of(told.stderr) or f"it ended with code {told.returncode} and said nothing"
+            said = (
+                end_of(completed.stderr)
+                or f"it ended with code {completed.returncode} and said nothing"
+            )
             raise ConfigError(
                 f"{python} has no vLLM that can be used: {said}\n{_INSTALL}"
             ) from None
 
 
-def find_python(asked: str | None) -> str:
+def find_python(given: str | None) -> str:
     """The interpreter of an environment with vLLM.
 
     Args:
-        asked: an environment's folder, a python, a vllm command; None for the one of this
+        given: an environment's folder, a python, a vllm command; None for the one of this
             environment, else the command in the PATH.
 
     Raises:
         ConfigError: there is no such thing.
     """
-    if asked is None:
+    if given is None:
         spec = importlib.util.find_spec("vllm")
         if spec is not None and spec.origin is not None:
             return sys.executable
-        asked = shutil.which("vllm")
-        if asked is None:
+        given = shutil.which("vllm")
+        if given is None:
             raise ConfigError(f"--engine vllm needs vLLM, which is not installed. {_INSTALL}")
-    path = Path(asked).expanduser().absolute()
+    path = Path(given).expanduser().absolute()
     if path.is_dir():
-        found = path / "bin" / "python"
-        if not found.is_file():
-            raise ConfigError(f"{asked} is no environment: it has no bin/python")
-        return str(found)
+        candidate = path / "bin" / "python"
+        if not candidate.is_file():
+            raise ConfigError(f"{given} is no environment: it has no bin/python")
+        return str(candidate)
     if not path.is_file():
-        found_in_path = shutil.which(asked)
+        found_in_path = shutil.which(given)
         if found_in_path is None:
-            raise ConfigError(f"there is no {asked}. {_INSTALL}")
+            raise ConfigError(f"there is no {given}. {_INSTALL}")
         path = Path(found_in_path).absolute()
     # Links are not followed: an environment's python is a link out of it.
     return str(path) if path.name.startswith("python") else _python_of(path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.errors import EngineError
-from lorakit.serving.answers import Event, Prompt
+from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.sampling import Chosen
 
 _TOKEN = "token_id:"
@@ -20,7 +20,7 @@ def request(prompt: Prompt, model: str) -> dict[str, Any]:
     """The body of POST /v1/completions for one answer.
 
     Args:
-        prompt: what is asked for.
+        prompt: what to generate from.
         model: what its adapter is called in vLLM.
     """
     wish = prompt.sampling
@@ -45,19 +45,19 @@ def request(prompt: Prompt, model: str) -> dict[str, Any]:
 
 
 def seed_of(seed: int | None, choice: int) -> int | None:
-    """The seed of one of a request's answers; they draw different numbers, each always the same."""
+    """The seed of one of a request's completions; each gets another one, always the same."""
     return None if seed is None else random.Random(f"{seed}/{choice}").getrandbits(62)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a piece of a stream adds to an answer.
+class StreamChunk:
+    """What a chunk of vLLM's stream adds to a completion.
 
     Attributes:
         text: whole characters.
-        tokens: with log-probabilities where they were asked for.
+        tokens: with log-probabilities where they were requested.
         finish: "stop" or "length" at the end.
-        reused: tokens of the prompt that were in the cache, where the piece says it.
+        reused: tokens of the prompt that were in the cache, where the chunk says it.
     """
 
     text: str = ""
@@ -65,17 +65,17 @@ class Piece:
     finish: str | None = None
     reused: int | None = None
 
-    def event(self, choice: int, reused: int = 0) -> Event:
+    def event(self, choice: int, reused: int = 0) -> CompletionEvent:
         """As the event of an answer."""
-        return Event(choice, self.text, self.tokens, self.finish, reused)
+        return CompletionEvent(choice, self.text, self.tokens, self.finish, reused)
 
 
-def read(content: Mapping[str, Any], wanted: int | None) -> Piece:
+def read(content: Mapping[str, Any], wanted: int | None) -> StreamChunk:
     """A piece of the stream.
 
     Args:
         content: the JSON of one of its events.
-        wanted: how many of the likeliest tokens were asked for; None for no report.
+        wanted: how many of the likeliest tokens were requested; None for no report.
 
     Raises:
         EngineError: it is an error, or not what such a stream holds.
@@ -83,10 +83,10 @@ def read(content: Mapping[str, Any], wanted: int | None) -> Piece:
     if "error" in content:
         raise EngineError(f"vLLM: {message_of(content)}")
     reused = (content.get("usage") or {}).get("prompt_tokens_details") or {}
-    told = reused.get("cached_tokens")
+    cached = reused.get("cached_tokens")
     choices = content.get("choices")
     if not choices:
-        return Piece(reused=told)
+        return StreamChunk(reused=cached)
     choice = choices[0]
     ids = choice.get("token_ids")
     if ids is None and choice.get("text"):
@@ -95,7 +95,7 @@ def read(content: Mapping[str, Any], wanted: int | None) -> Piece:
     if finish not in (None, "stop", "length"):
         raise EngineError(f"vLLM ended the answer: {finish}")
     tokens = _tokens(ids or (), choice.get("logprobs"), wanted)
-    return Piece(choice.get("text") or "", tokens, finish, told)
+    return StreamChunk(choice.get("text") or "", tokens, finish, cached)
 
 
 def message_of(content: Any) -> str:

@@ -1,0 +1,114 @@
+"""Rows that the caller holds in memory, as a source beside files and ids of the hub."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakit.errors import DataError
+
+GIVEN, GIVEN_HELD_OUT = "the rows you gave", "the held-out rows you gave"
+_ORIGIN = re.compile(rf"row (\d+) of ({GIVEN}|{GIVEN_HELD_OUT})")
+
+
+class GivenRows:
+    """Rows in memory, read as they are: a list of mappings, a datasets.Dataset, a pandas.DataFrame.
+
+    `str()` of it is what messages and records call it. It is iterated once for each reading.
+    """
+
+    def __init__(self, rows: Any, name: str = GIVEN) -> None:
+        self.name = name
+        self._rows = _as_iterable(rows, name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"GivenRows({self.name!r})"
+
+    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Each row with its number, which counts from 1.
+
+        Raises:
+            DataError: there are none, or one is no mapping from column names.
+        """
+        number = 0
+        for number, row in enumerate(self._rows, 1):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{origin(self.name, number)} is no mapping from column names to values, such "
+                    f"as {{'prompt': …, 'completion': …}}: it is {row!r:.60} ({_kind(row)})"
+                )
+            for column in row:
+                if not isinstance(column, str):
+                    raise DataError(
+                        f"{origin(self.name, number)}: the column {column!r} is no text "
+                        f"({_kind(column)})"
+                    )
+            yield number, row
+        if not number:
+            raise DataError(f"{self.name}: there are no rows in them")
+
+
+Source = str | GivenRows
+"""Where rows are: a file, a folder, an id of the hub, or rows in memory."""
+
+
+def as_source(rows: Any, name: str = GIVEN) -> Source:
+    """What a Python user hands over, as one source.
+
+    Args:
+        rows: a path or an id, or the rows themselves.
+        name: what messages call rows in memory.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(rows, str | Path):
+        return str(rows)
+    return rows if isinstance(rows, GivenRows) else GivenRows(rows, name)
+
+
+def origin(file: str, line: int) -> str:
+    """Where a row comes from: "file:line", or "row 17 of the rows you gave".
+
+    >>> origin("rows.jsonl", 17), origin("the rows you gave", 17)
+    ('rows.jsonl:17', 'row 17 of the rows you gave')
+    """
+    return f"row {line} of {file}" if file in (GIVEN, GIVEN_HELD_OUT) else f"{file}:{line}"
+
+
+def parts(text: str) -> tuple[str, int]:
+    """The inverse of `origin`; line 0 where the text names none.
+
+    >>> parts("rows.jsonl:17"), parts("row 17 of the rows you gave"), parts("prompt")
+    (('rows.jsonl', 17), ('the rows you gave', 17), ('prompt', 0))
+    """
+    if given := _ORIGIN.fullmatch(text):
+        return given[2], int(given[1])
+    file, _, line = text.rpartition(":")
+    return (file, int(line)) if file and line.isdecimal() else (text, 0)
+
+
+def _as_iterable(rows: Any, name: str) -> Iterable[Any]:
+    # By the class's name, so that pandas need not be installed.
+    if f"{type(rows).__module__}.{type(rows).__qualname__}".startswith("pandas."):
+        if type(rows).__name__ != "DataFrame":
+            raise DataError(f"{name} are a pandas {type(rows).__name__}; give a DataFrame")
+        # A missing value is None, as it is in JSON, and not NaN.
+        found: Iterable[Any] = rows.astype(object).where(rows.notna(), None).to_dict("records")
+        return found
+    if isinstance(rows, Mapping):
+        names = ", ".join(map(repr, list(rows)[:4]))
+        raise DataError(f"{name} are one mapping (of {names}), not rows: give a list of mappings")
+    if isinstance(rows, bytes | bytearray) or not isinstance(rows, Iterable):
+        raise DataError(
+            f"{name} are {_kind(rows)}: give a path, a list of mappings, a datasets.Dataset or a "
+            "pandas.DataFrame"
+        )
+    return tuple(rows) if isinstance(rows, Iterator) else rows
+
+
+def _kind(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
