@@ -176,7 +176,7 @@ class Bench:
             "confidence": findings.choice.confidence,
             "tolerance": findings.tolerance.share,
             "parameters": findings.profile.parameters(findings.rank),
-            "decisions": [sentence(each) for each in findings.found.decisions],
+            "decisions": [sentence(each) for each in findings.search.decisions],
         }
 
     def _cut_by_energy(self, findings: Any) -> None:

@@ -90,14 +90,14 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> RankSettings:
     return settings(path, flags)
 
 
-def _run(given: RankSettings, watcher: "RankWatcher") -> dict[str, Any]:
+def _run(search: RankSettings, watcher: "RankWatcher") -> dict[str, Any]:
     from lorakit.ranking.command import run_rank
 
     command = shlex.join(["lorakit", *sys.argv[1:]])
     try:
-        return run_rank(given, command=command, report=watcher)
+        return run_rank(search, command=command, report=watcher)
     except KeyboardInterrupt:
-        again = shlex.join(["lorakit", "rank", "--resume", "--out", given.config.output.out])
+        again = shlex.join(["lorakit", "rank", "--resume", "--out", search.config.output.out])
         raise InterruptedRunError(
             f"interrupted; finished trials are kept. Continue with: {again}"
         ) from None
@@ -117,16 +117,16 @@ class RankWatcher(TrialWatcher):
                 super().__call__(event)
 
 
-def _show_profile(found: "RankProfile") -> None:
+def _show_profile(ranks: "RankProfile") -> None:
     """Rows, the prior, and what a run takes."""
-    profile, estimate, prior = found.profile, found.estimate, found.prior
+    profile, estimate, prior = ranks.profile, ranks.estimate, ranks.prior
     say(profile.notes)
     say(
         [
             f"{count(profile.rows)} training rows; {count(profile.eval_rows)} held-out rows, by which "
             "learning rate and rank are chosen",
-            f"a run is {count(found.steps)} steps, about "
-            f"{duration(found.steps * estimate.seconds_per_step)}; the search about two of them, "
+            f"a run is {count(ranks.steps)} steps, about "
+            f"{duration(ranks.steps * estimate.seconds_per_step)}; the search about two of them, "
             f"in {size(estimate.peak_memory_bytes)} of memory",
             f"prior (it decides nothing): the completions are {prior.bits / 1000:,.1f} kbit under "
             f"the base, which at two bits a parameter rank {prior.rank:.2g} could hold",
@@ -173,29 +173,29 @@ def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
         raise ConfigError(f"{sorted(own)[0]} goes with a search, not with --inspect")
     out = Path(str(flags["out"])) if "out" in flags else None
     with fetching() as progress:
-        found = run_inspect(
+        inspected = run_inspect(
             load_config(None, flags), adapter, out=out, force=force, progress=progress
         )
     table = Table(box=None, pad_edge=False)
     for name in ("module", "rank", "largest value", "effective rank", "90 %", "99 %"):
         table.add_column(name, justify="left" if name == "module" else "right")
-    for layer in found.layers:
+    for layer in inspected.layers:
         table.add_row(
             layer.path, str(layer.rank), f"{layer.largest:.3g}", f"{layer.effective_rank:.1f}",
             str(layer.rank_of_90), str(layer.rank_of_99),
         )  # fmt: skip
     console.print(table)
     lines = [
-        f"rank {found.rank_of_90} for all modules keeps 90 % of the squared singular values, "
-        f"rank {found.rank_of_99} 99 %"
+        f"rank {inspected.rank_of_90} for all modules keeps 90 % of the squared singular values, "
+        f"rank {inspected.rank_of_99} 99 %"
     ]
-    for cut in found.cuts:
+    for cut in inspected.cuts:
         loss = "" if cut.loss is None else f", held-out loss {cut.loss:.4f}"
         lines.append(f"cut to rank {cut.rank}: {cut.energy:.2%} kept{loss}")
-    if found.base_loss is None:
+    if inspected.base_loss is None:
         lines.append("give held-out rows with --data to have the loss of every cut measured")
     else:
-        lines.append(f"the base without an adapter: held-out loss {found.base_loss:.4f}")
+        lines.append(f"the base without an adapter: held-out loss {inspected.base_loss:.4f}")
     if out is not None:
         lines = [*lines, *([f"note: {why}"] if (why := no_page()) else [])]
     say([*lines, NOT_SAID, *([f"figures: {out}"] if out else [])])

@@ -119,6 +119,11 @@ def write_folder(
     return folder
 
 
+def is_stage(path: Path) -> bool:
+    """Whether a path is the hidden folder of a process that writes, or wrote until it was killed."""
+    return _STAGE.fullmatch(path.name) is not None and path.is_dir()
+
+
 def move(source: Path, target: Path) -> None:
     """Let a file or folder that is whole take another name on the same disk, and its place say so.
 
@@ -182,7 +187,7 @@ def _stage(target: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # the parent is a file
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-    _sweep(parent)
+    sweep(parent)
     while True:
         stage = parent / f".{target.name}.partial-{secrets.token_hex(4)}"
         stage.mkdir()
@@ -205,8 +210,10 @@ def _stage(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
     """Remove what dead processes left in a folder, and put back what they had renamed aside.
+
+    Every writer does it first; who only reads a folder of its own may ask for it.
 
     It never fails: where it may not write, the writer's own error says more.
     """

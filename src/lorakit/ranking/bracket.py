@@ -119,9 +119,9 @@ class _Race:
         # Before this share nothing counts as equivalent: it has to be reached, or it is in vain.
         least = next(share for share in shares if share >= self.decide_at)
         for share in shares:
-            given = always and share in self._rungs
+            required = always and share in self._rungs
             ahead = [each for each in shares if share <= each <= max(share, least)]
-            if not given and not self._affords(rank, ahead, last):
+            if not required and not self._affords(rank, ahead, last):
                 break
             self._train([rank, self._highest], share)
             last, state = share, self._compare(rank, share)

@@ -35,7 +35,7 @@ _LATER = (
 
 
 def run_rank(
-    given: RankSettings,
+    settings: RankSettings,
     *,
     command: str = "",
     report: Report = lambda event: None,
@@ -44,7 +44,7 @@ def run_rank(
     """Run what is missing of a search, and write its adapter, result and page.
 
     Args:
-        given: the settings.
+        settings: the settings.
         command: how to repeat it, for the page.
         report: told of phases, trials and decisions, as flat mappings with a "kind".
         runner: makes what does the trials, given their folder; a process each by default.
@@ -56,30 +56,34 @@ def run_rank(
         InputError: something given cannot be used.
         DivergedError, TrialError: see `search_rank`; finished trials are kept.
     """
-    folder = Path(given.config.output.out)
-    command = enter(folder, given.to_flat(), command, what="a search", later=_LATER)
+    folder = Path(settings.config.output.out)
+    command = enter(folder, settings.to_flat(), command, what="a search", later=_LATER)
     root = folder / TRIALS
     if runner is None:
-        run = processes(root, workers=given.spec.workers, report=report)
+        run = processes(root, workers=settings.spec.workers, report=report)
     else:
         run = runner(root, report)
     report({"kind": "phase", "name": "profile", "trials": 1})
     try:
-        profile = profile_rank(given.spec, given.config, run)
+        profile = profile_rank(settings.spec, settings.config, run)
     except InputError:
         forget_if_empty(folder)
         raise
     report({"kind": "profile", "profile": profile})
-    findings = search_rank(given.spec, given.config, run, root, profile, report=report)
-    result = summarise(findings, given.spec, command, root)
-    _keep_adapter(findings, given, result, root, folder / "adapter")
+    findings = search_rank(settings.spec, settings.config, run, root, profile, report=report)
+    result = summarise(findings, settings.spec, command, root)
+    _keep_adapter(findings, settings, result, root, folder / "adapter")
     write_json(folder / folders.RESULT, result)
     write_rank_report(folder)
     return result
 
 
 def _keep_adapter(
-    findings: RankFindings, given: RankSettings, result: Mapping[str, Any], root: Path, folder: Path
+    findings: RankFindings,
+    settings: RankSettings,
+    result: Mapping[str, Any],
+    root: Path,
+    folder: Path,
 ) -> None:
     """The adapter of the answer, with the search in its record."""
     stored = read_stored(root / findings.adapter.trial / findings.adapter.adapter)
@@ -87,13 +91,13 @@ def _keep_adapter(
     provenance = {
         "template": dict(profile.template),
         "data_sha256": profile.data_sha256,
-        "config": {n: v for n, v in given.to_flat().items() if n not in ("out", "resume")},
+        "config": {n: v for n, v in settings.to_flat().items() if n not in ("out", "resume")},
         "versions": dict(profile.versions),
         "metrics": {"eval_loss": result["loss"], "eval_loss_before": result["base_loss"]},
         "rank_search": {
             "rank": findings.rank,
             "kind": findings.choice.kind,
-            "method": given.spec.method,
+            "method": settings.spec.method,
             "confidence": findings.choice.confidence,
             "tolerance": findings.tolerance.share,
         },

@@ -44,7 +44,7 @@ def rank_for_energy(spectra: Mapping[str, Sequence[float]], share: float) -> int
     total = sum(value**2 for values in spectra.values() for value in values)
     longest = max(len(values) for values in spectra.values())
     for rank in range(1, longest + 1):
-        kept = sum(value**2 for values in spectra.values() for value in values[:rank])
-        if kept >= share * total:
+        energy = sum(value**2 for values in spectra.values() for value in values[:rank])
+        if energy >= share * total:
             return rank
     return longest

@@ -47,10 +47,10 @@ def probe(lab: TrialLab, spec: RankSpec, config: RunConfig, rule: RateRule) -> R
     difference than a few steps more would.
     """
     rank, seed = spec.ranks[len(spec.ranks) // 2], config.train.seed
-    given = config.train.learning_rate
+    learning_rate = config.train.learning_rate
     steps = max(1, math.ceil(spec.probe_share * lab.steps))
-    if given != "auto":
-        return RateChoice(float(given), rank, (), at_edge=False, steps=steps, losses=())
+    if learning_rate != "auto":
+        return RateChoice(float(learning_rate), rank, (), at_edge=False, steps=steps, losses=())
     rates = grid(rule.rate(lab.steps), spec.rates, spec.rate_factor)
     if len(rates) == 1:
         return RateChoice(rates[0], rank, (), at_edge=False, steps=steps, losses=())

@@ -47,14 +47,14 @@ def profile(
     """
     context = open_trial(request.stamp, sources)
     model, config = context.model, context.config.train
-    rows, held = context.data.train, context.data.eval
+    rows, held_out = context.data.train, context.data.eval
     plans = [plan(model, replace(context.config.lora, rank=rank)) for rank in request.ranks]
     check_can_share(model)
     estimate = estimate_step(
         model, rows, config, sum(each.trainable for each in plans), concurrent=request.concurrent
     )
     report({"kind": "stage", "name": "measure"})
-    measured = spread_rows(held, early_rows(len(held)))
+    measured = spread_rows(held_out, early_rows(len(held_out)))
     some = spread_rows(rows, _MOST_PRIOR_ROWS)
     base = measure_rows(model, measured, EVALUATION_TOKENS)
     completions = measure_rows(model, some, EVALUATION_TOKENS)

@@ -49,7 +49,7 @@ class RankFindings:
         profile: rows and base.
         lab: all that was trained, and what it cost.
         probed, tolerance: of the short runs.
-        found: of the search; `choice` is the answer that its losses give.
+        search: by losses; `choice` is the answer that its losses give.
         rank: recommended: that of `choice`, or of the metric where one decides.
         adapter: trained at it, by layer where that won.
         measured: held-out losses at the recommended rank.
@@ -61,7 +61,7 @@ class RankFindings:
     lab: TrialLab
     probed: probing.RateChoice
     tolerance: LossTolerance
-    found: SearchResult
+    search: SearchResult
     choice: Choice
     rank: int
     adapter: AdapterRef
@@ -124,22 +124,22 @@ def search_rank(
 
     judge = _judge(spec, config, tolerance, lab.steps)
     ledger.phase = "search"
-    found, adapter = _search(lab, spec, judge, probed.rate, seed)
-    for decision in found.decisions:
+    search, adapter = _search(lab, spec, judge, probed.rate, seed)
+    for decision in search.decisions:
         report({"kind": "decided", "text": wording.sentence(decision)})
     choice = choose(
-        found.gaps,
-        found.reference,
-        tolerance.nats(found.pair[1].loss),
+        search.gaps,
+        search.reference,
+        tolerance.nats(search.pair[1].loss),
         spec.ranks,
         undecided=spec.undecided,
-        tolerances=found.tolerances,
+        tolerances=search.tolerances,
     )
-    chosen, measured, scored = Candidate(found.rank, probed.rate, seed), found.measured, None
+    chosen, measured, scored = Candidate(search.rank, probed.rate, seed), search.measured, None
     if spec.metric is not None:
         ledger.phase = "metric"
         scored = checks.by_metric(lab, spec, config, chosen)
-        if scored.rank != found.rank:
+        if scored.rank != search.rank:
             chosen = Candidate(scored.rank, probed.rate, seed)
             adapter, measured = lab.adapter(chosen), lab.points[chosen][lab.steps]
     layered, verified, grid = _checks(lab, spec, judge, chosen, probed, root)
@@ -148,12 +148,12 @@ def search_rank(
         lab=lab,
         probed=probed,
         tolerance=tolerance,
-        found=found,
+        search=search,
         choice=choice,
         rank=chosen.rank,
         adapter=layered.adapter if layered and layered.wins else adapter,
         measured=measured,
-        rate_effect=rate_effect(probed.first, probed.rate, found.gaps),
+        rate_effect=rate_effect(probed.first, probed.rate, search.gaps),
         scored=scored,
         layered=layered,
         verified=verified,
@@ -180,7 +180,7 @@ def _search(
         from lorakit.ranking.alternatives.lab import search
 
         return search(lab, spec, judge, rate, seed)
-    found = bracket(
+    result = bracket(
         lab,
         spec.ranks,
         rate,
@@ -190,7 +190,7 @@ def _search(
         decide_at=spec.decide_at,
         budget=spec.budget,
     )
-    return found, lab.adapter(Candidate(found.rank, rate, seed))
+    return result, lab.adapter(Candidate(result.rank, rate, seed))
 
 
 def _checks(

@@ -88,7 +88,12 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class RankCompared:
+class Decision:
+    """What a search decided, as values; `wording.sentence` says each kind in words."""
+
+
+@dataclass(frozen=True)
+class RankCompared(Decision):
     """A rank was compared with the reference, both made in the same way, after a share of a run."""
 
     rank: int
@@ -100,7 +105,7 @@ class RankCompared:
 
 
 @dataclass(frozen=True)
-class RankRuledOut:
+class RankRuledOut(Decision):
     """A rank is not trained: a power law through two others puts it above the tolerance."""
 
     rank: int
@@ -111,7 +116,7 @@ class RankRuledOut:
 
 
 @dataclass(frozen=True)
-class BudgetReached:
+class BudgetReached(Decision):
     """A rank is not compared later than after a share of the run, or not at all where that is 0."""
 
     rank: int
@@ -121,7 +126,7 @@ class BudgetReached:
 
 
 @dataclass(frozen=True)
-class AnswerFinished:
+class AnswerFinished(Decision):
     """The answer has its whole run; ranks that stopped before it, with the share of each.
 
     Attributes:
@@ -133,10 +138,6 @@ class AnswerFinished:
     rank: int
     resumed: bool
     stopped: tuple[tuple[int, float], ...]
-
-
-Decision = object
-"""One of the above, or of a method in `alternatives`; `wording.sentence` says each in words."""
 
 
 @dataclass

@@ -211,8 +211,8 @@ class RankSpec:
         """
         if self.tolerance == "auto":
             return None
-        found = _SHARE.fullmatch(self.tolerance)
-        value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+        match = _SHARE.fullmatch(self.tolerance)
+        value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
         if not 0 < value < 1:
             raise ConfigError(
                 f"tolerance is {self.tolerance!r}; give 'auto' or a share of the loss, such as "

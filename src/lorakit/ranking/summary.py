@@ -30,8 +30,8 @@ def summarise(findings: RankFindings, spec: RankSpec, command: str, root: Path) 
         command: how to repeat it.
         root: of the trials.
     """
-    found, lab, made = findings.profile, findings.lab, findings.found
-    profile, rank = found.profile, findings.rank
+    ranks, lab, search = findings.profile, findings.lab, findings.search
+    profile, rank = ranks.profile, findings.rank
     spectrum_rank, spectrum_of = _spectrum_source(findings)
     return {
         "command": command,
@@ -42,20 +42,20 @@ def summarise(findings: RankFindings, spec: RankSpec, command: str, root: Path) 
         "words": _words(findings),
         "confidence": findings.choice.confidence,
         "loss": findings.measured.loss,
-        "base_loss": found.base_loss,
-        "base_rows": found.base_rows,
+        "base_loss": ranks.base_loss,
+        "base_rows": ranks.base_rows,
         "learning_rate": findings.probed.rate,
-        "trainable_parameters": found.parameters(rank),
-        "parameters_of_max_rank": found.parameters(spec.ranks[-1]),
+        "trainable_parameters": ranks.parameters(rank),
+        "parameters_of_max_rank": ranks.parameters(spec.ranks[-1]),
         "tolerance": _tolerance(findings),
         "method": spec.method,
         "level": spec.level,
         "ranks": list(spec.ranks),
-        "steps": found.steps,
-        "reference": made.reference,
+        "steps": ranks.steps,
+        "reference": search.reference,
         "gaps": _gaps(findings),
-        "evidence": [_evidence(each, found, spec) for each in made.evidence],
-        "decisions": [wording.sentence(each) for each in made.decisions],
+        "evidence": [_evidence(each, ranks, spec) for each in search.evidence],
+        "decisions": [wording.sentence(each) for each in search.decisions],
         "curves": [_curve(lab, candidate) for candidate in lab.curves],
         "spectra": {
             "rank": spectrum_rank,
@@ -64,7 +64,7 @@ def summarise(findings: RankFindings, spec: RankSpec, command: str, root: Path) 
         "probe": to_json(findings.probed.points),
         "probe_rank": findings.probed.rank,
         "rate_at_edge": findings.probed.at_edge,
-        "prior": to_json(found.prior),
+        "prior": to_json(ranks.prior),
         "cost": _cost(findings),
         "metric": _metric(findings),
         "layers": _layers(findings),
@@ -86,7 +86,7 @@ def _tolerance(findings: RankFindings) -> dict[str, Any]:
     tolerance = findings.tolerance
     return {
         "share": tolerance.share,
-        "nats": tolerance.nats(findings.found.pair[1].loss),
+        "nats": tolerance.nats(findings.search.pair[1].loss),
         "noise": tolerance.noise,
         "runs": tolerance.runs,
         "words": wording.tolerance(tolerance),
@@ -96,16 +96,16 @@ def _tolerance(findings: RankFindings) -> dict[str, Any]:
 def _gaps(findings: RankFindings) -> dict[str, Any]:
     return {
         str(rank): d.to_dict() | {"state": findings.choice.states[rank]}
-        for rank, d in sorted(findings.found.gaps.items())
+        for rank, d in sorted(findings.search.gaps.items())
     }
 
 
-def _evidence(each: Evidence, found: RankProfile, spec: RankSpec) -> dict[str, Any]:
+def _evidence(each: Evidence, ranks: RankProfile, spec: RankSpec) -> dict[str, Any]:
     return {
         "rank": each.rank,
         "how": each.how,
         "share": each.share,
-        "parameters": found.parameters(each.rank),
+        "parameters": ranks.parameters(each.rank),
         "rows": len(each.measured.tokens_N),
         **_ends(each.measured, spec.level),
     }
@@ -128,9 +128,9 @@ def _curve(lab: TrialLab, candidate: Candidate) -> dict[str, Any]:
 def _cost(findings: RankFindings) -> dict[str, Any]:
     """In runs at the highest rank, the checks left out and included."""
     ledger, whole = findings.lab.ledger, findings.profile.run_flops
-    search = sum(ledger.flops.get(phase, 0.0) for phase in _SEARCH_PHASES)
+    answer = sum(ledger.flops.get(phase, 0.0) for phase in _SEARCH_PHASES)
     return {
-        "runs": search / whole,
+        "runs": answer / whole,
         "with_checks": ledger.spent,
         # result.json has always called the profile "look".
         "flops": {
@@ -146,7 +146,7 @@ def _words(findings: RankFindings) -> str:
     if findings.rate_effect is not None:
         sentences.append(wording.rate_matters(findings.rate_effect))
     if findings.scored is not None:
-        sentences.append(wording.scored(findings.scored, findings.found.rank))
+        sentences.append(wording.scored(findings.scored, findings.search.rank))
     if findings.layered is not None:
         sentences.append(wording.layered(findings.layered))
     if findings.verified is not None:
@@ -184,7 +184,7 @@ def _metric(findings: RankFindings) -> dict[str, Any] | None:
         "scores": {str(rank): value for rank, value in scored.scores.items()},
         "gaps": {str(rank): d.to_dict() for rank, d in scored.gaps.items()},
         "rank": scored.rank,
-        "rank_by_loss": findings.found.rank,
+        "rank_by_loss": findings.search.rank,
     }
 
 
@@ -235,14 +235,14 @@ def _mean_best(losses: Mapping[tuple[int, float], tuple[float, ...]]) -> float:
 
 
 def _notes(findings: RankFindings) -> list[str]:
-    found, notes = findings.profile, []
-    if found.estimate.note:
-        notes.append(found.estimate.note)
+    ranks, notes = findings.profile, []
+    if ranks.estimate.note:
+        notes.append(ranks.estimate.note)
     if findings.probed.at_edge:
         notes.append(wording.rate_at_edge(findings.probed.rate))
-    if found.profile.eval_rows < _FEW_ROWS:
-        notes.append(wording.few_rows(found.profile.eval_rows))
-    notes.append(wording.prior(found.prior))
-    share = found.parameters(findings.rank) / max(found.trainable.values())
+    if ranks.profile.eval_rows < _FEW_ROWS:
+        notes.append(wording.few_rows(ranks.profile.eval_rows))
+    notes.append(wording.prior(ranks.prior))
+    share = ranks.parameters(findings.rank) / max(ranks.trainable.values())
     notes.append(wording.adapter_share(share))
     return notes

@@ -4,60 +4,66 @@ from functools import singledispatch
 
 from lorakit.ranking.checks import Grid, Layered, Scored, Verified
 from lorakit.ranking.choose import LEAST_SHARE, MOST_SHARE, Choice, LossTolerance, RateEffect
-from lorakit.ranking.search import AnswerFinished, BudgetReached, RankCompared, RankRuledOut
+from lorakit.ranking.search import (
+    AnswerFinished,
+    BudgetReached,
+    Decision,
+    RankCompared,
+    RankRuledOut,
+)
 from lorakit.ranking.trials import Prior
 from lorakit.report.numbers import number, percent
 
 
-def tolerance(found: LossTolerance) -> str:
+def tolerance(chosen: LossTolerance) -> str:
     """The tolerance and where it comes from."""
-    share, noise = percent(found.share, 2), percent(found.noise, 2)
-    if found.given:
+    share, noise = percent(chosen.share, 2), percent(chosen.noise, 2)
+    if chosen.given:
         return f"{share} of the loss, as given (seed noise of short runs: {noise})"
     words = (
-        f"{share} of the loss: the seed noise, estimated from {found.runs} short runs "
+        f"{share} of the loss: the seed noise, estimated from {chosen.runs} short runs "
         f"that differ in their seed alone ({noise}"
     )
-    if found.share != found.noise:
+    if chosen.share != chosen.noise:
         words += f", kept within {percent(LEAST_SHARE, 1)} and {percent(MOST_SHARE, 1)}"
     return words + ")"
 
 
-def choice(found: Choice) -> str:
+def choice(answer: Choice) -> str:
     """The answer in a few sentences."""
-    rank, margin, below = found.rank, f"{number(found.tolerance, 2)} nats per token", found.below
-    open_below, worse = found.below_in("open"), found.below_in("worse")
-    if found.kind == "indistinguishable":
+    rank, margin, below = answer.rank, f"{number(answer.tolerance, 2)} nats per token", answer.below
+    open_below, worse = answer.below_in("open"), answer.below_in("worse")
+    if answer.kind == "indistinguishable":
         words = (
-            f"Ranks {rank} to {found.highest} are indistinguishable here, to within {margin}: take "
+            f"Ranks {rank} to {answer.highest} are indistinguishable here, to within {margin}: take "
             f"the smallest, {rank}."
         )
-    elif found.kind == "unsaturated":
+    elif answer.kind == "unsaturated":
         words = (
-            f"The loss is not saturated at rank {found.highest}: {max(below)} is worse by "
-            f"{number(found.gaps[max(below)].mean, 2)} nats per token. Take {found.highest}, and "
+            f"The loss is not saturated at rank {answer.highest}: {max(below)} is worse by "
+            f"{number(answer.gaps[max(below)].mean, 2)} nats per token. Take {answer.highest}, and "
             "raise --max-rank to see whether more helps."
         )
     else:
-        which = "smallest of those compared" if found.skipped else "smallest"
+        which = "smallest of those compared" if answer.skipped else "smallest"
         words = f"Rank {rank} is the {which} that is within {margin} of the best."
         if worse:
-            d = found.gaps[max(worse)]
+            d = answer.gaps[max(worse)]
             words += f" Rank {max(worse)} is worse by {number(d.mean, 2)}."
     if open_below:
         words += (
             f" Whether rank {min(open_below)} suffices these held-out rows do not say; more of them "
             "would."
         )
-    if found.states.get(rank) == "open":
-        d = found.gaps[rank]
+    if answer.states.get(rank) == "open":
+        d = answer.gaps[rank]
         words += (
-            f" That is the likelier answer ({percent(found.confidence, 0)}): by these held-out rows "
-            f"it is {number(d.low, 2)} to {number(d.high, 2)} from rank {found.reference}, and more "
+            f" That is the likelier answer ({percent(answer.confidence, 0)}): by these held-out rows "
+            f"it is {number(d.low, 2)} to {number(d.high, 2)} from rank {answer.reference}, and more "
             "of them would tell."
         )
-    if found.skipped:
-        first, last = found.skipped[0], found.skipped[-1]
+    if answer.skipped:
+        first, last = answer.skipped[0], answer.skipped[-1]
         ranks = f"Ranks {first} to {last} were" if first != last else f"Rank {first} was"
         words += f" {ranks} not compared."
     return words
@@ -73,7 +79,7 @@ def rate_matters(effect: RateEffect) -> str:
 
 
 @singledispatch
-def sentence(decision: object) -> str:
+def sentence(decision: Decision) -> str:
     """A decision of a search; the methods in `alternatives` register theirs."""
     raise TypeError(f"no words for {type(decision).__name__}")
 
@@ -118,38 +124,38 @@ def _(decision: AnswerFinished) -> str:
     return f"rank {decision.rank} {way}" + (stopped and f"; {stopped}")
 
 
-def scored(found: Scored, rank_by_loss: int) -> str:
+def scored(score: Scored, rank_by_loss: int) -> str:
     """Whether score and loss agree."""
-    values = ", ".join(f"{r}: {number(v, 3)}" for r, v in sorted(found.scores.items()))
-    if found.rank == rank_by_loss:
-        return f"{found.metric} agrees ({values})."
+    values = ", ".join(f"{r}: {number(v, 3)}" for r, v in sorted(score.scores.items()))
+    if score.rank == rank_by_loss:
+        return f"{score.metric} agrees ({values})."
     return (
-        f"{found.metric} and the loss disagree: by the score it is rank {found.rank}, by "
+        f"{score.metric} and the loss disagree: by the score it is rank {score.rank}, by "
         f"the loss {rank_by_loss} ({values}). The score decides, as asked."
     )
 
 
-def layered(found: Layered) -> str:
+def layered(by_layer: Layered) -> str:
     """Whether ranks by layer win."""
-    d = found.difference
-    won = "They win" if found.wins else "They do not win, and are left off"
+    d = by_layer.difference
+    won = "They win" if by_layer.wins else "They do not win, and are left off"
     return (
         f"Ranks by layer with as many parameters: {number(d.mean, 2)} nats per token "
         f"({number(d.low, 2)} to {number(d.high, 2)}). {won}."
     )
 
 
-def verified(found: Verified) -> str:
+def verified(check: Verified) -> str:
     """Whether the choice held with another seed."""
-    held = "held" if found.held else "did not hold"
+    held = "held" if check.held else "did not hold"
     return f"Trained anew with another seed beside its neighbours, the choice {held}."
 
 
-def grid(found: Grid) -> str:
+def grid(whole: Grid) -> str:
     """The regret of the choice."""
     return (
-        f"Against the whole grid the regret is {number(found.regret, 2)} nats per token "
-        f"(seed noise {number(found.noise, 2)})."
+        f"Against the whole grid the regret is {number(whole.regret, 2)} nats per token "
+        f"(seed noise {number(whole.noise, 2)})."
     )
 
 
@@ -163,11 +169,11 @@ def few_rows(rows: int) -> str:
     return f"{rows} held-out rows: small differences cannot be told; give more for a surer answer"
 
 
-def prior(found: Prior) -> str:
+def prior(estimate: Prior) -> str:
     """The prior, and that it decides nothing."""
     return (
-        f"prior: the completions hold {number(found.bits / 1000, 3)} kbit under the base, at "
-        f"{found.bits_a_parameter:g} bits a parameter those of rank {number(found.rank, 2)}; "
+        f"prior: the completions hold {number(estimate.bits / 1000, 3)} kbit under the base, at "
+        f"{estimate.bits_a_parameter:g} bits a parameter those of rank {number(estimate.rank, 2)}; "
         "most of it is noise that nothing learns, so this decides nothing"
     )
 
@@ -177,6 +183,6 @@ def adapter_share(share: float) -> str:
     return f"the adapter has {percent(share)} of the highest rank's parameters"
 
 
-def decided(rate: float, found: LossTolerance) -> str:
+def decided(rate: float, chosen: LossTolerance) -> str:
     """The rate and the tolerance, before ranks are searched."""
-    return f"rate {rate:g}; tolerance {tolerance(found)}"
+    return f"rate {rate:g}; tolerance {tolerance(chosen)}"

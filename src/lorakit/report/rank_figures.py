@@ -18,7 +18,7 @@ def rank_figures(files: RankFiles, folder: Path) -> dict[str, Figure]:
     """The figures that the result allows, by name; each is a PNG in `folder` as well."""
     result = files.result
     figures = {"loss": _loss(result, folder)}
-    if len(_courses(result)) > 1:
+    if len(_rank_curves(result)) > 1:
         figures["leaving"] = _leaving(result, folder)
     figures |= spectra_figures(result["spectra"]["values"], result["spectra"]["rank"], folder)
     tried = [(p["round"], p["rate"], p["loss"]) for p in result["probe"] if p["loss"] is not None]
@@ -73,7 +73,7 @@ def _last(evidence: Sequence[Record]) -> list[Record]:
     return [latest[key] for key in sorted(latest)]
 
 
-def _courses(result: Record) -> list[plots.LossCurve]:
+def _rank_curves(result: Record) -> list[plots.LossCurve]:
     """Runs of the search itself by rising rank: one seed, no checks."""
     seeds = [c["seed"] for c in result["curves"] if not c["by_layer"]]
     own = [
@@ -91,7 +91,7 @@ def _courses(result: Record) -> list[plots.LossCurve]:
 
 
 def _leaving(result: Record, folder: Path) -> Figure:
-    courses = _courses(result)
+    courses = _rank_curves(result)
     description = " ".join(
         f"{c.name}: {loss(c.train[0])} at step 1, {loss(c.train[-1])} at step {len(c.train)}."
         for c in courses

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lorakit.errors import OutputError
-from lorakit.files.whole import write_text
+from lorakit.files.whole import is_stage, write_text
 
 CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
 
@@ -21,7 +21,9 @@ def check_folder(path: Path, *, resume: bool) -> None:
     """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; --out needs a folder")
-    inside = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    # What a run left that was killed at its first file holds nothing: the next one removes it.
+    names = (p.name for p in path.iterdir() if not is_stage(p)) if path.exists() else ()
+    inside = sorted(names)
     if inside and not resume:
         has = (path / "checkpoints").is_dir() or (path / "trials").is_dir()
         hint = "go on with --resume, or " if has else ""
@@ -33,7 +35,7 @@ def check_folder(path: Path, *, resume: bool) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make the run folder, and what it lies in.
+    """Make a folder, and what it lies in.
 
     Raises:
         OutputError: it cannot be made.

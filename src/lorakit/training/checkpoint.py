@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorakit.errors import AdapterError, OutputError
 from lorakit.files.tensors import read_tensors, write_tensors
-from lorakit.files.whole import write_folder, write_json
+from lorakit.files.whole import sweep, write_folder, write_json
 
 _PREFIX = "step-"
 
@@ -74,16 +74,14 @@ def save_checkpoint(
 
     target = folder / f"{_PREFIX}{progress.step:06d}"
     write_folder(target, fill, overwrite=True, what="checkpoint")
-    for other in folder.glob(f"{_PREFIX}*"):  # one that a kill had half removed among them
-        if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+    _keep_only(target)
     return target
 
 
 def load_checkpoint(
     folder: Path, *, run: str
 ) -> tuple[Progress, dict[str, Tensor], Tensor | None] | None:
-    """The newest checkpoint, or None where there is none.
+    """The newest checkpoint, or None where there is none; older ones that a kill left are removed.
 
     Raises:
         OutputError: it belongs to a run with other data, model or settings, or is damaged.
@@ -102,12 +100,21 @@ def load_checkpoint(
             f"the checkpoint {newest} was made with other data, model or settings: give the ones "
             "in the run's config.yaml, or another --out"
         )
+    _keep_only(newest)
     best = tensors.pop("best", None)
     return Progress(**described), tensors, best
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if (p / "progress.json").is_file())
+
+
+def _keep_only(target: Path) -> None:
+    """Remove the other checkpoints, and what killed processes left among them."""
+    sweep(target.parent)
+    for other in target.parent.glob(f"{_PREFIX}*"):  # one that a kill had half removed among them
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def flat_copy(flat: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class CuttingLab(Lab, Protocol):
 
 
 @dataclass(frozen=True)
-class PrefixContinued:
+class PrefixContinued(Decision):
     """The chosen prefix goes on alone for so many steps."""
 
     rank: int
@@ -47,7 +47,7 @@ class PrefixContinued:
 
 
 @dataclass(frozen=True)
-class HalvingRound:
+class HalvingRound(Decision):
     """The ranks of a round, best first, after a share of the run."""
 
     share: float

@@ -1,0 +1,34 @@
+"""The methods that are not the default are imported only where `--method` names one."""
+
+import subprocess
+import sys
+
+# The first training of a search ends it: which modules it has imported by then is all that is asked.
+SEARCH = """
+import sys
+from unittest import mock
+from lorakit.ranking import protocol
+from lorakit.ranking.command import run_rank
+from lorakit.ranking.notebook import rank
+from lorakit.ranking.spec import RankSpec
+
+class Reached(Exception):
+    pass
+
+lab = mock.Mock(steps=10, spent=0.0, measuring=0.0)
+lab.train.side_effect = Reached
+try:
+    protocol._search(lab, RankSpec(method=sys.argv[1]), mock.Mock(), 1e-3, 0)
+except Reached:
+    print("reached", "lorakit.ranking.alternatives" in sys.modules)
+"""
+
+
+def imported(method):
+    command = [sys.executable, "-c", SEARCH, method]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_default_search_does_not_import_the_others():
+    assert imported("bracket") == ["reached", "False"]
+    assert imported("halving") == ["reached", "True"]
