@@ -2,9 +2,6 @@
 
 Every option is declared once, as a field of the spec of the room that reads it. This file only
 composes them: one flat namespace, strict, where flags win over the file.
-
-Longer than 300 lines: composing, reading and wording options are one mechanism, and a second file
-would stand on no floor of its own.
 """
 
 import types
@@ -62,9 +59,7 @@ class OutputSpec:
             "and after training; 0 for none."
         },
     )
-    max_new_tokens: int = field(
-        default=128, metadata={"help": "The most tokens of one completion."}
-    )
+    max_new_tokens: int = field(default=128, metadata={"help": "The most tokens of a completion."})
     tensorboard: bool = field(
         default=False,
         metadata={"help": "Also write TensorBoard event files into the run folder."},
@@ -73,10 +68,7 @@ class OutputSpec:
         default=None,
         metadata={"help": "Also put the adapter into the store, as a new version of this name."},
     )
-    store: str | None = field(
-        default=None,
-        metadata={"help": STORE_HELP},
-    )
+    store: str | None = field(default=None, metadata={"help": STORE_HELP})
 
     def __post_init__(self) -> None:
         if not self.out:
