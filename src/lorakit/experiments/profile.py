@@ -124,7 +124,7 @@ def estimate_step(
     full: bool = False,
     concurrent: int = 1,
 ) -> StepEstimate:
-    """RunEstimate a step of one job, or of several concurrent jobs on one base.
+    """Estimate a step of one job, or of several concurrent jobs on one base.
 
     Args:
         model: the base.
