@@ -7,6 +7,7 @@ info.py         AdapterInfo: what a folder says of itself, read without a model
 peft_config.py  adapter_config.json, both ways
 refusals.py     what peft can write and lorakit does not do, each with its reason
 names.py        a pair's tensor names in peft's format
+saved_template.py  the chat template that a trainer saved beside the adapter
 provenance.py   lorakit.json: which base, which data, which numbers
 card.py         README.md, the model card
 hub.py          the Hugging Face hub: pushed privately, pulled with every byte checked
