@@ -2,6 +2,8 @@
 
 Every option is declared once, as a field of the spec of the room that reads it. This file only
 composes them: one flat namespace, strict, where flags win over the file.
+
+Longer than 300 lines: what an option is and how its value is read from YAML or a flag is one thing.
 """
 
 import types
@@ -254,7 +256,7 @@ def _parsed(option: Option, value: Any, source: str) -> Any:
     if origin is tuple and isinstance(value, str):
         value = _split(value)
     elif origin is not None and issubclass_mapping(origin) and isinstance(value, str):
-        value = yaml.safe_load(value)
+        value = read_mapping(option, value, source)
     try:
         parsed = TypeAdapter(option.kind).validate_python(value)
     except ValidationError as error:
@@ -263,6 +265,27 @@ def _parsed(option: Option, value: Any, source: str) -> Any:
             f"{source}: {option.name} is {value!r}; it must be {describe(option.kind)} ({problem})"
         ) from None
     return dict(parsed) if isinstance(parsed, Mapping) else parsed
+
+
+def read_mapping(option: Option, text: str, source: str = "the command line") -> Mapping[str, Any]:
+    """NAME=VALUE, or a mapping such as {NAME: VALUE}; a value is read as YAML reads it.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    name, equals, value = text.partition("=")
+    try:
+        if equals and name.strip().isidentifier():
+            return {name.strip(): yaml.safe_load(value)}
+        pairs = yaml.safe_load(text)
+    except yaml.YAMLError:
+        pairs = None
+    if not isinstance(pairs, Mapping):
+        raise ConfigError(
+            f"{source}: {option.flag} {text!r}: write NAME=VALUE, for example "
+            f"{option.flag} {'enable_thinking=false' if 'template' in option.name else 'q_proj=4'}"
+        )
+    return pairs
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -199,25 +199,36 @@ def test_a_template_that_marks_its_answers(make_tokenizer, source):
     assert found.ids[: len(asked)].tolist() == asked.tolist()
 
 
-def test_a_template_that_is_not_prefix_stable_says_so(make_tokenizer):
+def test_turns_that_the_template_rewrites_become_sequences_of_their_own(make_tokenizer):
     tokenizer = make_tokenizer(template=UNSTABLE)
-    one = by(tokenizer, qa("a", "b"))
-    assert shown(one, tokenizer)[-1] == ("<think></think>b<|im_end|>", True)
-    with pytest.raises(DataError) as caught:
-        by(
-            tokenizer,
-            talk(say("user", "a"), say("assistant", "b"), say("user", "c"), say("assistant", "d")),
-        )
-    said = str(caught.value)
-    assert said.startswith("f:1: the chat template is not prefix-stable")
-    assert "'<think></think>b" in said
-    assert "{% generation %}" in said
+    turns = (say("user", "a"), say("assistant", "b"), say("user", "c"), say("assistant", "d"))
+    template = resolve_template(CHAT, tokenizer)
+    found = list(encode_all([talk(*turns)], tokenizer, template))
+    ask = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    assert [shown(each, tokenizer) for each in found] == [
+        [(ask.format("a"), False), ("<think></think>b<|im_end|>", True)],
+        [
+            (ask.format("a") + "b<|im_end|>\n" + ask.format("c"), False),
+            ("<think></think>d<|im_end|>", True),
+        ],
+    ]
+    for each, upto in zip(found, (1, 3), strict=True):
+        prompt = encode_prompt(talk(*turns[:upto]), tokenizer, template)
+        assert each.ids[: len(prompt)].tolist() == prompt.tolist()
 
 
 def test_a_template_that_ends_no_turn_gets_the_eos(make_tokenizer):
     tokenizer = make_tokenizer(template=UNENDED, eos="<|endoftext|>")
     found = by(tokenizer, qa("a", "b"))
     assert shown(found, tokenizer) == [("user: a\nassistant: ", False), ("b\n<|endoftext|>", True)]
+    # Two such answers: each of them is taught where to stop, so each is the last of its sequence.
+    turns = (say("user", "a"), say("assistant", "b"), say("user", "c"), say("assistant", "d"))
+    first, second = encode_all([talk(*turns)], tokenizer, resolve_template(CHAT, tokenizer))
+    assert shown(first, tokenizer) == shown(found, tokenizer)
+    assert shown(second, tokenizer) == [
+        ("user: a\nassistant: b\nuser: c\nassistant: ", False),
+        ("d\n<|endoftext|>", True),
+    ]
 
 
 def test_no_end_token_at_all_is_refused(make_tokenizer):
@@ -233,17 +244,20 @@ def test_no_end_token_at_all_is_refused(make_tokenizer):
         (
             None,
             talk(say("user", "a"), say("assistant", "b"), tools=({"x": 1},)),
-            "the row has tools, but",
+            "the chat template leaves out the tool definitions of the row ('{\"x\": 1}')",
         ),
         (
             None,
-            talk(say("user", "a"), say("assistant", "", tool_calls=[{}])),
-            "the row has tool_calls, but the chat template has no place",
+            talk(
+                say("user", "a"),
+                say("assistant", "", tool_calls=[{"function": {"name": "look", "arguments": {}}}]),
+            ),
+            "the chat template leaves out the tool calls of message 2 ('look')",
         ),
         (
             "{{ raise_exception('System role not supported') }}",
             talk(say("user", "a"), say("assistant", "b")),
-            "the chat template refuses the messages (user, assistant): System role not supported",
+            "the chat template refuses the messages (user): System role not supported",
         ),
         (TAG_AROUND_END, talk(say("user", "\ue0f0"), say("assistant", "b")), "U+E0F0"),
     ],

@@ -15,7 +15,18 @@ from lorakit.config import load_config
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code"),
-    *("data", "prompt", "completion", "system", "template", "max_length", "too_long", "max_rows"),
+    *(
+        "data",
+        "prompt",
+        "completion",
+        "system",
+        "template",
+        "template_option",
+        "drop",
+        "max_length",
+        "too_long",
+        "max_rows",
+    ),
     *("batch_tokens", "max_new_tokens", "store"),
 )
 

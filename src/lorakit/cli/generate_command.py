@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from lorakit.run.session import Session
 
 OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code", "system", "template"),
+    *(
+        "model",
+        "revision",
+        "device",
+        "dtype",
+        "trust_remote_code",
+        "system",
+        "template",
+        "template_option",
+    ),
     *("max_new_tokens", "store"),
 )
 
@@ -119,7 +128,12 @@ def write_completion(
     completion = ""
     ids = encode_prompt(example, session.tokenizer, session.template).tolist()
     for text in stream(
-        session.model, session.tokenizer, ids, max_new_tokens=max_new_tokens, **sampling
+        session.model,
+        session.tokenizer,
+        ids,
+        template=session.template,
+        max_new_tokens=max_new_tokens,
+        **sampling,
     ):
         completion += text
         sys.stdout.write(text)

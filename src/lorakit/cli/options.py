@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from lorakit.config import Option, issubclass_mapping, options, options_of
+from lorakit.config import Option, issubclass_mapping, options, options_of, read_mapping
 
 PANELS = {
     "model": "Model",
@@ -50,7 +50,7 @@ def with_options(
     added = [parameter(option, named.get(option.name, option.default)) for option in chosen]
 
     def run(**values: Any) -> None:
-        given = {o.name: values.pop(o.field) for o in chosen}
+        given = {o.name: _joined(o, values.pop(o.field)) for o in chosen}
         flags = defaults | {name: value for name, value in given.items() if value is not None}
         command(**values, flags=flags)
 
@@ -81,11 +81,26 @@ def parameter(option: Option, default: Any) -> inspect.Parameter:
             rich_help_panel=panel,
             show_default=False,
         )
-        many = get_origin(option.kind) is tuple
+        many = get_origin(option.kind) is tuple or _is_mapping(option.kind)
         kind = Annotated[list[str] | None, info] if many else Annotated[str | None, info]
     return inspect.Parameter(
         option.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
     )
+
+
+def _is_mapping(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return origin is not None and issubclass_mapping(origin)
+
+
+def _joined(option: Option, value: Any) -> Any:
+    """The pairs of a repeated flag as one mapping; what is no such flag as it is."""
+    if value is None or not _is_mapping(option.kind):
+        return value
+    pairs: dict[str, Any] = {}
+    for text in value:
+        pairs |= read_mapping(option, text)
+    return pairs
 
 
 def _shown(default: Any) -> str:
@@ -104,8 +119,8 @@ def _metavar(kind: Any) -> str:
         return "|".join(_metavar(a) for a in arguments if a is not type(None))
     if origin is not None and isinstance(origin, type) and issubclass(origin, tuple):
         return "A,B,…"
-    if origin is not None and issubclass_mapping(origin):
-        return "{NAME: VALUE}"
+    if _is_mapping(kind):
+        return "NAME=VALUE"
     if arguments:
         return "|".join(str(a) for a in arguments)
     return {int: "INT", float: "NUMBER", str: "TEXT", bool: "on|off"}.get(kind, "VALUE")

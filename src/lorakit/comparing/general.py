@@ -40,7 +40,13 @@ def rows(sources: Sequence[str], context: TrialContext, answer_tokens: int) -> G
         ids = [
             encode_prompt(each, session.tokenizer, session.template).tolist() for each in prompts
         ]
-        generated = generate(session.model, session.tokenizer, ids, max_new_tokens=answer_tokens)
+        generated = generate(
+            session.model,
+            session.tokenizer,
+            ids,
+            template=session.template,
+            max_new_tokens=answer_tokens,
+        )
         examples = tuple(
             Example(each.origin, prompt=each.prompt, completion=answer.text)
             for each, answer in zip(prompts, generated, strict=True)

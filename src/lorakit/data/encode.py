@@ -13,63 +13,95 @@ cannot change the loss.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.data.chat import ChatWriter, Span, special_texts
+from lorakit.data.forms import thinking_of
+from lorakit.data.omitted import OmissionCheck, omission_error
 from lorakit.data.shapes import Example, Message
 from lorakit.data.table import Encoded
 from lorakit.data.template import Template, Tokenizer
+from lorakit.data.turns import Conversation, TextSegment
 from lorakit.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class TextSegment:
-    """A segment of a row's text, and whether its tokens are supervised."""
+class EncodedExample:
+    """One example as sequences of tokens.
 
-    text: str
-    supervised: bool
+    sequences: one; several where no single text holds all answers as they will be asked for; none
+    where its answers are empty and `drop` names that. answers: how many are supervised. context:
+    answers that are read only, because nothing is asked before them. dropped: kinds of parts that
+    the template left out.
+    """
+
+    sequences: tuple[Encoded, ...]
+    answers: int = 1
+    context: int = 0
+    dropped: frozenset[str] = frozenset()
 
 
 def encode(example: Example, tokenizer: Tokenizer, template: Template) -> Encoded:
-    """One example as tokens; see `encode_all`."""
+    """One example as tokens, the first sequence of it; see `encode_examples`."""
     return next(encode_all([example], tokenizer, template))
 
 
 def encode_all(
     examples: Iterable[Example], tokenizer: Tokenizer, template: Template, chunk: int = 256
 ) -> Iterator[Encoded]:
+    """The sequences of all examples, one after the other; see `encode_examples`."""
+    for example in encode_examples(examples, tokenizer, template, chunk=chunk):
+        yield from example.sequences
+
+
+def encode_examples(
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    drop: Sequence[str] = (),
+    chunk: int = 256,
+) -> Iterator[EncodedExample]:
     """Examples as tokens, in their order, `chunk` of them tokenized at once.
 
     Supervised are every token of a completion or an assistant message and the token that ends it
     (the chat template's end of turn, or the tokenizer's eos), but not the newline after that; and
     every token of a plain text and its eos. An assistant message with "weight": 0 is not
-    supervised.
+    supervised. A conversation becomes as few sequences as hold each answer once, after the prompt
+    that is served for it (`lorakit.data.turns`).
+
+    drop: names of `spec.DROPPABLE`, which are no errors.
 
     Raises:
-        DataError: the template refuses the example, or no token of it is supervised.
+        DataError: the template refuses the example or leaves a part of it out, an answer is empty,
+            or no token is supervised.
     """
-    rest, bos_id, specials = iter(examples), _bos(tokenizer), special_texts(tokenizer)
+    rest, bos_id, check = iter(examples), _bos(tokenizer), OmissionCheck()
     while batch := list(islice(rest, chunk)):
-        texts = [_segments(example, tokenizer, template, specials) for example in batch]
-        tokens = tokenize([[s.text for s in segments] for segments, _ in texts], tokenizer)
-        for example, (segments, ended), (ids, counts) in zip(batch, texts, tokens, strict=True):
-            mask = [s.supervised for s in segments]
-            if template.kind == "raw" or example.text is not None:
-                bos = [] if ids[:1] == bos_id else bos_id
-                ids, counts, mask = bos + ids, [len(bos), *counts], [False, *mask]
-            if not ended:
-                ids, counts, mask = [*ids, _eos(tokenizer)], [*counts, 1], [*mask, True]
-            weight = np.repeat(np.array(mask, dtype=np.uint8), counts)
-            weight[:1] = 0
-            if not weight.any():
-                raise DataError(
-                    f"{example.origin}: no token of the row is supervised, so there is nothing to "
-                    "learn from it"
-                )
-            yield Encoded(np.array(ids, dtype=np.int32), weight, example.origin)
+        written = [_write(example, tokenizer, template, drop, check) for example in batch]
+        rows = [[s.text for s in row.segments] for each in written for row in each.rows]
+        tokens = iter(tokenize(rows, tokenizer))
+        for example, each in zip(batch, written, strict=True):
+            sequences = []
+            for row in each.rows:
+                ids, counts = next(tokens)
+                mask = [s.supervised for s in row.segments]
+                if template.kind == "raw" or example.text is not None:
+                    bos = [] if ids[:1] == bos_id else bos_id
+                    ids, counts, mask = bos + ids, [len(bos), *counts], [False, *mask]
+                if not row.ended:
+                    ids, counts, mask = [*ids, _eos(tokenizer)], [*counts, 1], [*mask, True]
+                weight = np.repeat(np.array(mask, dtype=np.uint8), counts)
+                weight[:1] = 0
+                if not weight.any():
+                    raise DataError(
+                        f"{example.origin}: no token of the row is supervised, so there is nothing "
+                        "to learn from it"
+                    )
+                sequences.append(Encoded(np.array(ids, dtype=np.int32), weight, example.origin))
+            yield EncodedExample(tuple(sequences), each.answers, each.context, each.dropped)
 
 
 def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) -> NDArray[np.int32]:
@@ -94,18 +126,20 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) ->
             (i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"),
             len(messages),
         )
-        writer = ChatWriter(example, tokenizer, template, special_texts(tokenizer))
-        text, spans = writer.spans(messages[:stop], prompt=True)
-        segments = _split(text, spans, None)
+        conversation = Conversation(example, messages, tokenizer, template)
+        segments = conversation.prompt_segments(stop)
     (ids, _), *_ = tokenize([[s.text for s in segments]], tokenizer)
     if template.kind == "raw" and ids[:1] != (bos_id := _bos(tokenizer)):
         ids = bos_id + ids
     return np.array(ids, dtype=np.int32)
 
 
-def ends_turns(example: Example, tokenizer: Tokenizer, template: Template) -> bool:
+def ends_turns(
+    example: Example, tokenizer: Tokenizer, template: Template, drop: Sequence[str] = ()
+) -> bool:
     """Whether the template ends this example's answer with a special token (else eos is added)."""
-    return _segments(example, tokenizer, template, special_texts(tokenizer))[1]
+    rows = _write(example, tokenizer, template, drop, OmissionCheck()).rows
+    return all(row.ended for row in rows)
 
 
 def tokenize(
@@ -168,41 +202,94 @@ def _messages(example: Example, template: Template) -> tuple[Message, ...]:
     return template.with_system(tuple(messages))
 
 
-def _segments(
-    example: Example, tokenizer: Tokenizer, template: Template, specials: tuple[str, ...]
-) -> tuple[list[TextSegment], bool]:
-    """The example's text in segments, and whether the last of them holds the token that ends it."""
+@dataclass(frozen=True)
+class _WrittenRow:
+    segments: tuple[TextSegment, ...]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class _WrittenExample:
+    rows: tuple[_WrittenRow, ...]
+    answers: int = 1
+    context: int = 0
+    dropped: frozenset[str] = frozenset()
+
+
+def _write(
+    example: Example,
+    tokenizer: Tokenizer,
+    template: Template,
+    drop: Sequence[str],
+    check: OmissionCheck,
+) -> _WrittenExample:
+    """The example's sequences in segments, and whether each holds the token that ends it."""
     if example.text is not None:
-        return [TextSegment(example.text, True)], False
+        return _WrittenExample((_WrittenRow((TextSegment(example.text, True),), False),))
     if template.kind == "raw":
         _only_prompts(example)
-        segments = [
-            TextSegment(example.prompt or "", False),
-            TextSegment(example.completion or "", True),
-        ]
-        return [s for s in segments if s.text], False
+        completion = example.completion or ""
+        if not completion.strip():
+            _refuse_empty(example, "the completion", drop)
+            return _WrittenExample(())
+        both = (TextSegment(example.prompt or "", False), TextSegment(completion, True))
+        return _WrittenExample((_WrittenRow(tuple(s for s in both if s.text), False),))
+    return _write_conversation(example, tokenizer, template, drop, check)
+
+
+def _write_conversation(
+    example: Example,
+    tokenizer: Tokenizer,
+    template: Template,
+    drop: Sequence[str],
+    check: OmissionCheck,
+) -> _WrittenExample:
     messages = _messages(example, template)
-    writer = ChatWriter(example, tokenizer, template, specials)
-    text, spans = writer.spans(messages)
-    prompt_end = None
-    if messages[-1]["role"] == "assistant":
-        prompt_end = writer.head(messages[:-1], text)
-    segments = _split(text, spans, prompt_end)
-    last = max((k for k, s in enumerate(segments) if s.supervised), default=-1)
-    if last < 0:
+    conversation = Conversation(example, messages, tokenizer, template)
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    context = [i for i in answers if i == 0]
+    if context == answers and answers:
+        raise DataError(
+            f"{example.origin}: the conversation begins with an assistant message, which answers "
+            "nothing: put a system or user message before it, or set system"
+        )
+    taught = [i for i in answers if i not in context and messages[i].get("weight") != 0]
+    if not taught:
         raise DataError(
             f"{example.origin}: every assistant message of the row has weight 0, so there is nothing "
             "to learn from it"
         )
-    return segments[: last + 1], segments[last].text.endswith(specials)
-
-
-def _split(text: str, spans: Sequence[Span], prompt_end: int | None) -> list[TextSegment]:
-    """The text in segments, split at the ends of each span and at the end of the prompt."""
-    edges = {0, len(text), *(s.start for s in spans), *(s.end for s in spans)}
-    if prompt_end is not None:
-        edges.add(prompt_end)
-    return [
-        TextSegment(text[a:b], any(s.supervised and s.start <= a and b <= s.end for s in spans))
-        for a, b in pairwise(sorted(edges))
+    for i in taught:
+        if _is_empty(messages[i]):
+            what = f"message {i + 1} (assistant)" if example.messages else "the completion"
+            _refuse_empty(example, what, drop)
+            return _WrittenExample((), 0)
+    dropped: set[str] = set()
+    for i in list(taught):
+        omissions = check.omissions(conversation, conversation.turn(i))
+        for omission in omissions:
+            if omission.kind not in drop:
+                raise omission_error(example.origin, omission, conversation.format)
+        dropped |= {omission.kind for omission in omissions}
+        gone = {omission.kind for omission in omissions if omission.message == i + 1}
+        said = {kind for kind in ("content", "tool_calls") if messages[i].get(kind)}
+        if said <= gone:
+            taught.remove(i)  # what the template writes of it is no answer
+    rows = [
+        _WrittenRow(sequence.segments, sequence.ended)
+        for sequence in (conversation.sequences(taught) if taught else [])
     ]
+    return _WrittenExample(tuple(rows), len(taught), len(context), frozenset(dropped))
+
+
+def _is_empty(message: Message) -> bool:
+    said = str(message.get("content") or "").strip() or thinking_of(message).strip()
+    return not said and not message.get("tool_calls")
+
+
+def _refuse_empty(example: Example, what: str, drop: Sequence[str]) -> None:
+    if "empty" not in drop:
+        raise DataError(
+            f"{example.origin}: {what} is empty, so there is nothing to learn from the row: fill it, "
+            "or --drop empty to leave such rows out"
+        )

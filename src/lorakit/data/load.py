@@ -2,13 +2,14 @@
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.data.encode import encode_all
+from lorakit.data.encode import encode_examples
 from lorakit.data.given import Source
 from lorakit.data.notes import (
     RowCounts,
@@ -18,6 +19,7 @@ from lorakit.data.notes import (
     shape_note,
     split_note,
     template_notes,
+    turn_notes,
 )
 from lorakit.data.records import read_rows
 from lorakit.data.shapes import Example, Shape, recognise
@@ -30,10 +32,10 @@ from lorakit.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """S rows as tokens, and 32 bytes more for each of them.
+    """S sequences as tokens, and 32 bytes more for each of them.
 
-    digests: uint8 (S, 16), content hashes. keys: uint64 (S,), `prompt_key`s. index: int64 (S,),
-    how many rows were read before it.
+    digests: uint8 (S, 16), content hashes of their rows. keys: uint64 (S,), their `prompt_key`s.
+    index: int64 (S,), how many rows were read before theirs.
     """
 
     table: TokenTable
@@ -47,8 +49,8 @@ class EncodedRows:
 class Dataset:
     """The rows that a run is trained on, and the rows that it is measured on.
 
-    eval_examples[i] is row i of `eval`, with its prompt and its reference answer. data_sha256: of
-    the content of the rows used, in their order, whatever file they came from. notes: sentences
+    eval_examples: the held-out rows, each with its prompt and its reference answer; `eval` holds a
+    conversation as several sequences where its template asks for it. data_sha256: of the content of the rows used, in their order, whatever file they came from. notes: sentences
     for the user, one for each decision that was taken about the rows.
     """
 
@@ -86,12 +88,13 @@ def load_data(
     shape, first = _first(spec.data, spec)
     template = template or resolve_template(spec, tokenizer, shape=shape)
     notes = [*folder_notes((*spec.data, *spec.eval_data)), shape_note(shape)]
-    notes += template_notes(template, shape, first, tokenizer)
+    notes += template_notes(template, shape, first, tokenizer, spec)
 
     examples = _examples(spec.data, shape, spec.max_rows)
     train = _encode(examples, tokenizer, template, limit, spec, seed)
     if spec.max_rows is not None and train.row_counts.read == spec.max_rows:
         notes.append(f"Read the first {spec.max_rows:,} training rows (max_rows).")
+    notes += turn_notes(train.row_counts, "training rows")
     notes += length_notes(train.row_counts, "training rows", spec.too_long)
     if spec.eval_data:
         eval_shape, _ = _first(spec.eval_data, spec)
@@ -99,8 +102,9 @@ def load_data(
             notes.append(shape_note(eval_shape, "held-out"))
         rows = list(_examples(spec.eval_data, eval_shape, spec.max_eval_rows))
         held = _encode(iter(rows), tokenizer, template, limit, spec, seed)
+        notes += turn_notes(held.row_counts, "held-out rows")
         notes += length_notes(held.row_counts, "held-out rows", spec.too_long)
-        eval_examples = tuple(rows[i] for i in held.index)
+        eval_examples = tuple(rows[i] for i in np.unique(held.index))
     else:
         out = held_out(train.keys, spec.eval_share, spec.max_eval_rows)
         held, train = _take(train, np.flatnonzero(out)), _take(train, np.flatnonzero(~out))
@@ -131,7 +135,9 @@ def load_rows(
     limit: int | None = None,
     context_length: int | None = None,
 ) -> tuple[TokenTable, tuple[Example, ...], RowCounts]:
-    """Rows to measure on, without any split: tokens, examples (one for each row), and counts.
+    """Rows to measure on, without any split: tokens, examples, and counts.
+
+    A conversation may be several rows of tokens; it is one example.
 
     limit: take the first N rows. Mapping, max_length and too_long are those of `spec`.
 
@@ -141,7 +147,7 @@ def load_rows(
     shape, _ = _first(sources, spec)
     rows = list(_examples(sources, shape, limit))
     encoded = _encode(iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0)
-    return encoded.table, tuple(rows[i] for i in encoded.index), encoded.row_counts
+    return encoded.table, tuple(rows[i] for i in np.unique(encoded.index)), encoded.row_counts
 
 
 def _hash(train: EncodedRows, held: EncodedRows) -> str:
@@ -177,7 +183,10 @@ def _encode(
 ) -> EncodedRows:
     """Encode the rows as they are read; of an example only its hash and its prompt's key remain."""
     digests, keys, index = bytearray(), array("Q"), array("q")
-    counts = {"read": 0, "too_long": 0, "dropped": 0, "truncated": 0, "longest": 0}
+    counts = dict.fromkeys(
+        ("read", "too_long", "dropped", "truncated", "longest", "empty", "split", "sequences"), 0
+    )
+    context, parts = 0, Counter[str]()
     first_long: list[tuple[str, int]] = []
 
     def hashed() -> Iterator[Example]:
@@ -187,20 +196,29 @@ def _encode(
             yield example
 
     def encoded() -> Iterator[Encoded]:
-        for i, row in enumerate(encode_all(hashed(), tokenizer, template)):
+        nonlocal context
+        rows = encode_examples(hashed(), tokenizer, template, drop=spec.drop)
+        for i, example in enumerate(rows):
             counts["read"] += 1
-            counts["longest"] = max(counts["longest"], len(row))
-            if limit is not None and len(row) > limit:
-                counts["too_long"] += 1
-                first_long.append((row.origin, len(row)))
-                del first_long[1:]
-                row = Encoded(row.ids[:limit], row.weight[:limit], row.origin)
-                if spec.too_long == "drop" or not row.weight.any():
-                    counts["dropped"] += 1
-                    continue
-                counts["truncated"] += 1
-            index.append(i)
-            yield row
+            context += bool(example.context)
+            parts.update(example.dropped)
+            counts["empty"] += not example.sequences
+            if len(example.sequences) > 1:
+                counts["split"] += 1
+                counts["sequences"] += len(example.sequences)
+            for row in example.sequences:
+                counts["longest"] = max(counts["longest"], len(row))
+                if limit is not None and len(row) > limit:
+                    counts["too_long"] += 1
+                    first_long.append((row.origin, len(row)))
+                    del first_long[1:]
+                    row = Encoded(row.ids[:limit], row.weight[:limit], row.origin)
+                    if spec.too_long == "drop" or not row.weight.any():
+                        counts["dropped"] += 1
+                        continue
+                    counts["truncated"] += 1
+                index.append(i)
+                yield row
 
     table = TokenTable.build(encoded())
     if counts["too_long"] and spec.too_long == "error":
@@ -210,6 +228,11 @@ def _encode(
             f"what the model can read); {counts['too_long']:,} of {counts['read']:,} rows are "
             f"longer, the longest has {counts['longest']:,}. Give a larger --max-length, or "
             "--too-long drop to leave them out, or --too-long cut to truncate them"
+        )
+    if counts["read"] and counts["empty"] == counts["read"]:
+        raise DataError(
+            f"all {counts['read']:,} rows were left out, because nothing is left of their answers "
+            f"(--drop {','.join(spec.drop)})"
         )
     if not len(table):
         raise DataError(
@@ -222,7 +245,13 @@ def _encode(
         np.frombuffer(digests, np.uint8).reshape(-1, 16)[rows],
         np.frombuffer(keys, np.uint64)[rows],
         rows,
-        RowCounts(kept=len(table), limit=limit, **counts),
+        RowCounts(
+            kept=len(table),
+            limit=limit,
+            context=context,
+            dropped_parts=tuple(sorted(parts.items())),
+            **counts,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from lorakit.data.files import files_of
 from lorakit.data.given import GivenRows, Source
 from lorakit.data.preview import repeated_rows, shared_rows
 from lorakit.data.shapes import Example, Shape
-from lorakit.data.spec import DataSpec
+from lorakit.data.spec import DROPPABLE, DataSpec
 from lorakit.data.table import TokenTable
 from lorakit.data.template import Template, Tokenizer
 
@@ -20,9 +20,12 @@ class RowCounts:
 
     read: rows read. kept: rows left. too_long: rows of more than `limit` tokens, of which `dropped`
     were left out and `truncated` were truncated (a row whose truncated form would hold nothing of
-    its answer is dropped). longest: tokens of the longest row, before truncation. Where a share of
-    the training rows is held out, both kinds are read in one pass, and their counts differ in
-    `kept` alone.
+    its answer is dropped). longest: tokens of the longest row, before truncation. empty: rows left
+    out because their answer is empty. split: conversations that became several sequences,
+    `sequences` in all; each sequence then counts as a row of its own, but for `read`. context: rows
+    whose first message is an answer, which is read and not learnt. dropped_parts: (kind, rows) of
+    what the template leaves out. Where a share of the training rows is held out, both kinds are
+    read in one pass, and their counts differ in `kept` alone.
     """
 
     read: int = 0
@@ -32,6 +35,11 @@ class RowCounts:
     truncated: int = 0
     longest: int = 0
     limit: int | None = None
+    empty: int = 0
+    split: int = 0
+    sequences: int = 0
+    context: int = 0
+    dropped_parts: tuple[tuple[str, int], ...] = ()
 
 
 def folder_notes(sources: Sequence[Source]) -> list[str]:
@@ -55,7 +63,7 @@ def shape_note(shape: Shape, kind: str = "") -> str:
 
 
 def template_notes(
-    template: Template, shape: Shape, first: Example, tokenizer: Tokenizer
+    template: Template, shape: Shape, first: Example, tokenizer: Tokenizer, spec: DataSpec
 ) -> list[str]:
     """How prompts are written for the model, and what is unusual about it."""
     if shape.kind == "text":
@@ -73,7 +81,10 @@ def template_notes(
             )
         return notes
     notes = [f"Prompts are written by the chat template {template.sha256[:12]}."]
-    if not ends_turns(first, tokenizer, template):
+    if template.options:
+        given = ", ".join(f"{name}={value!r}" for name, value in template.options.items())
+        notes.append(f"The template's variables: {given}.")
+    if not ends_turns(first, tokenizer, template, spec.drop):
         notes.append(
             "This template ends an answer without a special token, so the tokenizer's eos is added "
             "to each row: the model learns from it where to stop."
@@ -83,6 +94,34 @@ def template_notes(
             "This template writes today's date into the prompt, so the same rows give other tokens "
             "on another day. To avoid that, give template a file whose template has no date."
         )
+    return notes
+
+
+def turn_notes(counts: RowCounts, rows: str) -> list[str]:
+    """What became of conversations: turns of their own, parts and answers left out."""
+    notes = []
+    if counts.split:
+        notes.append(
+            f"{counts.split:,} of {counts.read:,} {rows} became {counts.sequences:,} sequences, "
+            "because the chat template writes an answer otherwise once another turn follows, or "
+            "without a token that ends it: each answer is trained after the prompt that will be "
+            "served for it."
+        )
+    if counts.context:
+        notes.append(
+            f"{counts.context:,} of {counts.read:,} {rows} begin with an answer to nothing: it is "
+            "read as context and not supervised."
+        )
+    if counts.empty:
+        notes.append(
+            f"{counts.empty:,} of {counts.read:,} {rows} were left out, because nothing is left of "
+            "their answers (drop)."
+        )
+    notes += [
+        f"The chat template leaves out {DROPPABLE[kind]} of {number:,} of {counts.read:,} {rows} "
+        f"(drop {kind})."
+        for kind, number in counts.dropped_parts
+    ]
     return notes
 
 

@@ -1,12 +1,26 @@
 """Which rows to train on and how they become tokens: one frozen description."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lorakit.data.given import GivenRows, Source
 from lorakit.errors import ConfigError, did_you_mean
 
 TooLong = Literal["error", "drop", "cut"]
+
+DROPPABLE = {
+    "thinking": "the thinking",
+    "content": "the text",
+    "tool_calls": "the tool calls",
+    "tools": "the tool definitions",
+    "tool": "the tool result",
+    "system": "the system text",
+    "developer": "the developer text",
+    "user": "the text",
+    "empty": "an empty answer",
+}
+"""What `drop` takes, each in words: what a chat template may leave out, and empty answers."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,24 @@ class DataSpec:
             "prompt as it stands), or the name of a file with a Jinja chat template."
         },
     )
+    template_options: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "name": "template_option",
+            "help": "A variable of the chat template, such as enable_thinking=false; repeat the "
+            "flag for another. It is recorded with the adapter, and used wherever the adapter "
+            "is. Default: none.",
+        },
+    )
+    drop: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "What may be missing in training. A row with a part that the chat template "
+            "does not write is an error, unless the part is named here: "
+            + ", ".join(name for name in DROPPABLE if name != "empty")
+            + ". empty: rows whose answer is empty are left out. Default: none."
+        },
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -122,6 +154,13 @@ class DataSpec:
         if self.too_long not in get_args(TooLong):
             known = did_you_mean(str(self.too_long), get_args(TooLong))
             raise ConfigError(f"too_long is {self.too_long!r}; {known}")
+        for name in self.drop:
+            if name not in DROPPABLE:
+                raise ConfigError(f"drop names {name!r}; {did_you_mean(name, DROPPABLE)}")
+        if self.template_options and self.template == "raw":
+            raise ConfigError(
+                "template_option has no place in template 'raw', which has no variables"
+            )
         if not 0.0 <= self.eval_share < 1.0:
             raise ConfigError(f"eval_share must lie in [0, 1); it is {self.eval_share}")
         if (self.prompt is None) != (self.completion is None):

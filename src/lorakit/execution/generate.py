@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorakit.data import DataSpec, Template, resolve_template
+from lorakit.data.ends import end_of_turn
 from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.modes import evaluating
 from lorakit.models.quiet import quiet
-
-_MARK = "lorakit asks where an answer ends"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def generate(
     tokenizer: Any,
     prompt_ids: Sequence[Sequence[int]],
     *,
+    template: Template | None = None,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -56,6 +57,7 @@ def generate(
         model: a causal LM, training or not: it is left as it was.
         tokenizer: its tokenizer, with a pad token.
         prompt_ids: token ids of each prompt, at least one each.
+        template: how the prompts were written, which says what ends an answer (`end_tokens`).
         max_new_tokens: most tokens of an answer.
         temperature: 0 takes the likeliest token; otherwise logits are divided by it and sampled.
         top_p: sample from the likeliest tokens that hold this share of probability.
@@ -68,7 +70,9 @@ def generate(
         ConfigError: a setting is out of range.
         ModelError: an empty prompt, or one too long for the model's positions.
     """
-    settings = generation_settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
+    settings = generation_settings(
+        model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
+    )
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1; it is {batch_size}")
     check_prompts(model, prompt_ids, max_new_tokens)
@@ -88,34 +92,30 @@ def generate(
     return [answers[i] for i in range(len(prompt_ids))]
 
 
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end an answer: the model's, the tokenizer's, and the chat template's end of turn.
+def end_tokens(model: Any, tokenizer: Any, template: Template | None = None) -> tuple[int, ...]:
+    """The ids that end an answer: the model's, the tokenizer's, and the template's end of turn.
 
-    The template's is found by rendering a turn: it is the special token right after the answer.
+    template: how the prompts are written; None where they are the tokenizer's own chat.
     """
     declared = model.generation_config.eos_token_id if model.generation_config else None
     ends = set(declared if isinstance(declared, list) else [declared])
-    ends |= {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
+    if template is None:
+        try:
+            template = resolve_template(DataSpec(), tokenizer)
+        except ConfigError:
+            template = Template("raw")  # several templates, none of them the default
+    ends |= {tokenizer.eos_token_id, *end_of_turn(tokenizer, template)}
     return tuple(sorted(int(i) for i in ends if i is not None))
 
 
-def _end_of_turn(tokenizer: Any) -> int | None:
-    if not tokenizer.chat_template:
-        return None
-    from jinja2 import TemplateError
-
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
-        return None  # a template that wants other roles; the declared end tokens remain
-    tail = text.rpartition(_MARK)[2].lstrip()
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
-
-
 def generation_settings(
-    model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, top_p: float, top_k: int
+    model: Any,
+    tokenizer: Any,
+    template: Template | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
 ) -> Any:
     """The settings of a generation, as transformers takes them.
 
@@ -137,7 +137,7 @@ def generation_settings(
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
-            eos_token_id=list(end_tokens(model, tokenizer)),
+            eos_token_id=list(end_tokens(model, tokenizer, template)),
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             use_cache=True,

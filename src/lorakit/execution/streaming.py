@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorakit.data import Template
 from lorakit.execution.generate import (
     check_prompts,
     decode,
@@ -23,6 +24,7 @@ def stream(
     tokenizer: Any,
     ids: Sequence[int],
     *,
+    template: Template | None = None,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -35,7 +37,9 @@ def stream(
     A piece is always whole characters: bytes of an unfinished one wait for the rest. Closing the
     iterator early ends the computation.
     """
-    settings = generation_settings(model, tokenizer, max_new_tokens, temperature, top_p, top_k)
+    settings = generation_settings(
+        model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
+    )
     check_prompts(model, [ids], max_new_tokens)
     return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
 

@@ -13,7 +13,17 @@ Spec = TypeVar("Spec")
 # Options of a run that every experiment has: not those that its protocol decides.
 RUN_OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code"),
-    *("data", "eval_data", "prompt", "completion", "system", "template", "max_length"),
+    *(
+        "data",
+        "eval_data",
+        "prompt",
+        "completion",
+        "system",
+        "template",
+        "template_option",
+        "drop",
+        "max_length",
+    ),
     *("too_long", "max_rows", "max_eval_rows", "eval_share"),
     *("alpha", "rslora", "targets", "exclude", "layers", "dropout", "init"),
     *("batch_size", "batch_tokens", "schedule", "warmup", "weight_decay", "beta1", "beta2"),

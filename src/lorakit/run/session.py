@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.adapters.saved_template import saved_chat_template
 from lorakit.data import DataSpec, Template
+from lorakit.data.template import chat_template
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
@@ -57,16 +59,24 @@ def open_adapted(
 def recorded_template(info: AdapterInfo, data: DataSpec | None) -> Template | None:
     """The template that an adapter was trained with; None where another is asked for.
 
+    It is what lorakit recorded, or else the chat template that another trainer saved in the
+    adapter's folder. Variables and a system text of `data` go over those that were recorded.
+
     Raises:
         AdapterError: what was recorded is damaged.
     """
-    recorded = info.provenance.get("template") if info.provenance else None
-    if not recorded or (data is not None and data.template != "auto"):
+    if data is not None and data.template != "auto":
         return None
+    recorded = info.provenance.get("template") if info.provenance else None
     try:
-        template = Template.from_dict(recorded)
+        if recorded:
+            template = Template.from_dict(recorded)
+        elif saved := saved_chat_template(info.folder):
+            template = chat_template(saved)
+        else:
+            return None
     except ConfigError as error:
         raise AdapterError(f"{info.folder}: its recorded template is damaged: {error}") from None
-    if data is not None and data.system:
-        template = replace(template, system=data.system)
-    return template
+    if data is None:
+        return template
+    return template.changed(data.system, data.template_options)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data import DataSpec, Example, encode_prompt
+from lorakit.data.ends import end_of_turn
 from lorakit.errors import DataError, LorakitError
 from lorakit.execution.generate import end_tokens
 from lorakit.files.cache import Progress, no_progress
@@ -138,5 +139,12 @@ class Talk:
                 f"{self._context} are the most; /new starts over"
             )
         return Prompt(
-            ids, model.key, model.load, self.names[number], self.most, self._ends, (), sampling
+            ids,
+            model.key,
+            model.load,
+            self.names[number],
+            self.most,
+            self._ends.union(end_of_turn(self.tokenizer, model.template)),
+            (),
+            sampling,
         )

@@ -99,7 +99,13 @@ class CausalLM:
         ]
         if not prompts:
             return []
-        completions = generate(session.model, session.tokenizer, prompts, max_new_tokens=limit)
+        completions = generate(
+            session.model,
+            session.tokenizer,
+            prompts,
+            template=session.template,
+            max_new_tokens=limit,
+        )
         return [completion.text.strip() for completion in completions]
 
     def measure(

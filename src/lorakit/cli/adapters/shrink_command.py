@@ -17,7 +17,18 @@ from lorakit.files.wording import count
 
 OPTIONS = (
     *("model", "revision", "device", "dtype", "trust_remote_code"),
-    *("data", "prompt", "completion", "system", "template", "max_length", "too_long", "max_rows"),
+    *(
+        "data",
+        "prompt",
+        "completion",
+        "system",
+        "template",
+        "template_option",
+        "drop",
+        "max_length",
+        "too_long",
+        "max_rows",
+    ),
     *("batch_tokens", "store"),
 )
 

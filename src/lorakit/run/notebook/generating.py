@@ -12,7 +12,7 @@ from lorakit.execution.generate import generate as complete
 from lorakit.run.notebook.given import BASE, Base, config_of, session_of
 from lorakit.run.session import open_adapted
 
-_OPTIONS = (*BASE, "system", "template", "max_new_tokens", "store")
+_OPTIONS = (*BASE, "system", "template", "template_option", "max_new_tokens", "store")
 
 
 @overload
@@ -51,8 +51,8 @@ def generate(
         top_k: sample from this many likeliest tokens; 0 from all.
         seed: of the sampling.
         force: use the adapter although it was trained on another base.
-        **options: revision, device, dtype, trust_remote_code, system, template, max_new_tokens,
-            store; as on the command line.
+        **options: revision, device, dtype, trust_remote_code, system, template,
+            template_option, max_new_tokens, store; as on the command line.
 
     Returns:
         A text for one prompt, a list of texts for a list, in its order.
@@ -82,6 +82,7 @@ def generate(
         session.model,
         session.tokenizer,
         ids,
+        template=session.template,
         max_new_tokens=config.output.max_new_tokens,
         temperature=temperature,
         top_p=top_p,

@@ -20,7 +20,17 @@ from lorakit.run.session import Session
 from lorakit.tasks import CAUSAL_LM
 
 BASE = ("revision", "device", "dtype", "trust_remote_code")
-ROWS = ("prompt", "completion", "system", "template", "max_length", "too_long", "max_rows")
+ROWS = (
+    "prompt",
+    "completion",
+    "system",
+    "template",
+    "template_option",
+    "drop",
+    "max_length",
+    "too_long",
+    "max_rows",
+)
 
 Base = str | Path | ModelSpec | nn.Module
 """A built-in name, a folder, a .gguf file or a hub id; a whole spec; or a model that is loaded."""

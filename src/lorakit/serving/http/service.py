@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lorakit.data import Example, encode_prompt
+from lorakit.data.ends import end_of_turn
 from lorakit.errors import DataError
 from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.catalog import Catalog, Model, UnknownModelError
@@ -196,13 +197,14 @@ class Service:
             request.seed,
             request.reported,
         )
+        ends = self.ends.union(end_of_turn(self.tokenizer, model.template))
         return lambda choice: Prompt(
             ids=ids,
             key=model.key,
             load=model.load,
             name=model.name,
             most=limit or room,
-            ends=frozenset() if request.ignore_eos else self.ends,
+            ends=frozenset() if request.ignore_eos else ends,
             stop=request.stops,
             sampling=sampling,
             choice=choice,
