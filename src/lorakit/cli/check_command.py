@@ -26,8 +26,9 @@ def check(
 
     `lorakit check --data rows.jsonl`
 
-    It prints how the rows are read, their lengths, a few rows with the supervised tokens coloured,
-    the modules that would be adapted, and a forecast of memory and time.
+    It prints how the rows are read, their lengths, a few rows with the supervised tokens coloured
+    and what serving sends before each answer, the modules that would be adapted, and a forecast of
+    memory and time.
     """
     from lorakit.run.commands.training import prepare
 
@@ -46,7 +47,7 @@ def _show(ready: Any, rows: int) -> None:
     """One run: plan and forecast, lengths, and some rows with their supervised tokens."""
     from lorakit.data import preview
 
-    data, tokenizer = ready.data, ready.session.tokenizer
+    data = ready.data
     show_prepared(ready)
     console.print("\n[bold]lengths in tokens[/]")
     lengths = preview.lengths(data.train)
@@ -59,13 +60,55 @@ def _show(ready: Any, rows: int) -> None:
     spread = ", ".join(f"{p} % up to {n:,}" for p, n in lengths.percentiles.items())
     say([f"  {spread}, longest {lengths.longest:,}"])
     console.print("\n[bold]rows[/] (the supervised tokens are [black on green]coloured[/])")
-    for i in range(min(rows, len(data.train))):
-        encoded = data.train[i]
-        console.print(f"[dim]{encoded.origin}, {count(len(encoded))} tokens[/]")
-        line = Text()
-        for token in preview.fragments(encoded, tokenizer):
-            line.append(token.text, style="black on green" if token.supervised else "")
-        console.print(line)
+    _show_rows(ready, rows)
+
+
+def _show_rows(ready: Any, most: int) -> None:
+    """The first training rows: what training reads, and for each answer what serving sends."""
+    from lorakit.data.load import examples_at
+    from lorakit.data.served import served_turns
+
+    data, session = ready.data, ready.session
+    sequences: dict[str, list[Any]] = {}
+    for row in data.train:
+        if row.origin not in sequences and len(sequences) == most:
+            break
+        sequences.setdefault(row.origin, []).append(row)
+    examples = examples_at(ready.config.data, data.shape, sequences)
+    for origin, own in sequences.items():
+        turns = served_turns(examples[origin], own, session.tokenizer, data.template)
+        for k, row in enumerate(own):
+            part = f", sequence {k + 1} of {len(own)}" if len(own) > 1 else ""
+            console.print(f"[dim]{origin}{part}, {count(len(row))} tokens[/]")
+            console.print(_coloured(row, session.tokenizer))
+            for turn in turns:
+                if turn.sequence == k:
+                    _show_turn(turn)
+
+
+def _coloured(row: Any, tokenizer: Any) -> Text:
+    from lorakit.data import preview
+
+    line = Text()
+    for token in preview.fragments(row, tokenizer):
+        line.append(token.text, style="black on green" if token.supervised else "")
+    return line
+
+
+def _show_turn(turn: Any) -> None:
+    """One line on an answer: the prompt that serving sends against the one that is trained."""
+    what = f"the answer in message {turn.number}" if turn.number else "the answer"
+    sent = f"{count(turn.prompt_tokens)} tokens"
+    if turn.parts_at is None:
+        line = Text(f"  {what}: serving sends the same {sent} before it", style="dim")
+    else:
+        line = Text(
+            f"  {what}: serving sends {sent}, other ones from token {turn.parts_at + 1} on",
+            style="bold red",
+        )
+    for piece in turn.later:
+        line.append(f"; later prompts leave out {piece!r}", style="yellow")
+    console.print(line)
 
 
 command = with_options(check)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorakit.comparing.prompts import PROMPTS
@@ -78,9 +78,15 @@ def _users(
     session = context.session
     return load_rows(
         sources,
-        DataSpec(template=context.config.data.template, too_long="cut"),
+        replace(
+            DataSpec(too_long="cut"),
+            template=context.config.data.template,
+            template_options=context.config.data.template_options,
+            drop=context.config.data.drop,
+        ),
         session.tokenizer,
         session.template,
         limit=MOST_ROWS,
         context_length=session.context_length,
+        embeddings=session.embeddings,
     )

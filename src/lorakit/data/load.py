@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,12 +71,14 @@ def load_data(
     *,
     seed: int = 0,
     context_length: int | None = None,
+    embeddings: int | None = None,
     template: Template | None = None,
 ) -> Dataset:
     """Read, recognise, encode and split the rows of `spec`.
 
     seed: of the held-out share. context_length: tokens the model can read, which is the limit
-    where ``spec.max_length`` is None. template: a recorded one, in place of ``spec.template``.
+    where ``spec.max_length`` is None. embeddings: how many tokens the model has an embedding for;
+    a row with any other is refused. template: a recorded one, in place of ``spec.template``.
 
     Raises:
         DataError: a file or row cannot be read, is too long, or has no supervised token.
@@ -91,7 +93,7 @@ def load_data(
     notes += template_notes(template, shape, first, tokenizer, spec)
 
     examples = _examples(spec.data, shape, spec.max_rows)
-    train = _encode(examples, tokenizer, template, limit, spec, seed)
+    train = _encode(examples, tokenizer, template, limit, spec, seed, embeddings)
     if spec.max_rows is not None and train.row_counts.read == spec.max_rows:
         notes.append(f"Read the first {spec.max_rows:,} training rows (max_rows).")
     notes += turn_notes(train.row_counts, "training rows")
@@ -101,7 +103,7 @@ def load_data(
         if eval_shape.description != shape.description:
             notes.append(shape_note(eval_shape, "held-out"))
         rows = list(_examples(spec.eval_data, eval_shape, spec.max_eval_rows))
-        held = _encode(iter(rows), tokenizer, template, limit, spec, seed)
+        held = _encode(iter(rows), tokenizer, template, limit, spec, seed, embeddings)
         notes += turn_notes(held.row_counts, "held-out rows")
         notes += length_notes(held.row_counts, "held-out rows", spec.too_long)
         eval_examples = tuple(rows[i] for i in np.unique(held.index))
@@ -134,6 +136,7 @@ def load_rows(
     *,
     limit: int | None = None,
     context_length: int | None = None,
+    embeddings: int | None = None,
 ) -> tuple[TokenTable, tuple[Example, ...], RowCounts]:
     """Rows to measure on, without any split: tokens, examples, and counts.
 
@@ -146,8 +149,25 @@ def load_rows(
     """
     shape, _ = _first(sources, spec)
     rows = list(_examples(sources, shape, limit))
-    encoded = _encode(iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0)
+    encoded = _encode(
+        iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0, embeddings
+    )
     return encoded.table, tuple(rows[i] for i in np.unique(encoded.index)), encoded.row_counts
+
+
+def examples_at(spec: DataSpec, shape: Shape, origins: Collection[str]) -> dict[str, Example]:
+    """The training rows with these origins, read again.
+
+    Raises:
+        DataError: a row cannot be read.
+    """
+    found: dict[str, Example] = {}
+    for example in _examples(spec.data, shape, spec.max_rows):
+        if example.origin in origins:
+            found[example.origin] = example
+            if len(found) == len(origins):
+                break
+    return found
 
 
 def _hash(train: EncodedRows, held: EncodedRows) -> str:
@@ -180,6 +200,7 @@ def _encode(
     limit: int | None,
     spec: DataSpec,
     seed: int,
+    embeddings: int | None,
 ) -> EncodedRows:
     """Encode the rows as they are read; of an example only its hash and its prompt's key remain."""
     digests, keys, index = bytearray(), array("Q"), array("q")
@@ -207,6 +228,7 @@ def _encode(
                 counts["split"] += 1
                 counts["sequences"] += len(example.sequences)
             for row in example.sequences:
+                _check_embedded(row, tokenizer, embeddings)
                 counts["longest"] = max(counts["longest"], len(row))
                 if limit is not None and len(row) > limit:
                     counts["too_long"] += 1
@@ -252,6 +274,18 @@ def _encode(
             dropped_parts=tuple(sorted(parts.items())),
             **counts,
         ),
+    )
+
+
+def _check_embedded(row: Encoded, tokenizer: Tokenizer, embeddings: int | None) -> None:
+    """Refuse a token that the tokenizer knows and the model has no embedding for."""
+    if embeddings is None or not len(row) or (last := int(row.ids.max())) < embeddings:
+        return
+    raise DataError(
+        f"{row.origin}: the tokenizer makes a token of {tokenizer.decode([last])!r} (id {last}), but "
+        f"the model has embeddings for {embeddings:,} tokens alone, so the tokenizer is not this "
+        "model's, or had tokens added without the model: take the text out of the row, or use the "
+        "tokenizer that came with the model"
     )
 
 

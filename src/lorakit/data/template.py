@@ -220,7 +220,11 @@ def template_variables(source: str) -> tuple[str, ...]:
         ) from None
     given = {*_GIVEN, *environment.globals}
     names = jinja2.meta.find_undeclared_variables(tree) - given
-    return tuple(sorted(n for n in names if not n.endswith("_token")))
+    # What the template itself sets is its own, unless it asks first whether it was given.
+    own = set(re.findall(r"\bset\s+(\w+)\s*=", source)) - set(
+        re.findall(r"\b(\w+)\s+is\s+(?:not\s+)?defined", source)
+    )
+    return tuple(sorted(n for n in names - own if not n.endswith("_token")))
 
 
 # What transformers hands to every template.

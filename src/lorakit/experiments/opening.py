@@ -56,6 +56,7 @@ def open_trial(stamp: Stamp, sources: Sources) -> TrialContext:
         session.tokenizer,
         seed=config.train.seed,
         context_length=session.context_length,
+        embeddings=session.embeddings,
     )
     if not len(data.eval):
         raise DataError("nothing is held out: give --eval-data, or an --eval-share above 0")

@@ -174,6 +174,7 @@ def _losses(
         template,
         limit=config.data.max_rows,
         context_length=session.context_length,
+        embeddings=session.embeddings,
     )
     model = session.model
     specs = [

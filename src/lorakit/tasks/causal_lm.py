@@ -47,6 +47,7 @@ class CausalLM:
             session.tokenizer,
             seed=seed,
             context_length=session.context_length,
+            embeddings=session.embeddings,
             template=template,
         )
 
@@ -61,6 +62,7 @@ class CausalLM:
             session.template,
             limit=spec.max_rows,
             context_length=session.context_length,
+            embeddings=session.embeddings,
         )
 
     def batches(

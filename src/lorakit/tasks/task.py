@@ -37,6 +37,11 @@ class Session:
         """Longest sequence that the model reads, in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
+    @property
+    def embeddings(self) -> int:
+        """How many tokens the model has an embedding for; a tokenizer may know more."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
 
 @dataclass(frozen=True)
 class Comparison:

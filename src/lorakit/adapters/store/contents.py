@@ -27,7 +27,12 @@ from lorakit.errors import AdapterError
 from lorakit.files.copying import copy_hashed, hash_of
 from lorakit.files.whole import move, sync
 
-KEPT = ("README.md", "adapter_config.json", "adapter_model.safetensors", "lorakit.json")
+KEPT = (
+    *("README.md", "adapter_config.json", "adapter_model.safetensors", "lorakit.json"),
+    # How another trainer wrote its prompts, see `lorakit.adapters.saved_template`.
+    *("chat_template.jinja", "chat_template.json", "tokenizer_config.json"),
+)
+"""The files of an adapter's folder that a store keeps."""
 
 Guard = Callable[[], AbstractContextManager[Connection]]
 """Makes the context in which no other process begins, keeps or sweeps (the index's write lock)."""

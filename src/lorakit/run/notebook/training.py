@@ -61,6 +61,7 @@ def train(
         tokenizer,
         seed=config.train.seed,
         context_length=int(model.config.get_text_config().max_position_embeddings),
+        embeddings=int(model.get_input_embeddings().weight.shape[0]),
     )
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
