@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.families import CALLS, FAMILIES, SPECIALS
+from template_families import CALLS, FAMILIES, SPECIALS
 
 from lorakit.data import DataSpec, Example, encode_prompt, load_data, resolve_template
 from lorakit.data.encode import encode_examples
