@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lorakit.adapters.attached import remember_loaded
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.names import expected_shapes, pair_names, tensor_names, whole_weight_of
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
@@ -54,9 +55,11 @@ def load_adapter(
     made, pairs, notes = _fit(model, opened)
     _attach(model, made, pairs, trainable)
     ranks = {target.path: target.rank for target in made.targets}
-    return describe(
+    info = describe(
         opened.folder, opened.config, opened.record, made.spec, ranks, made.trainable, notes
     )
+    remember_loaded(model, info)
+    return info
 
 
 def attach_stored(model: nn.Module, adapter: StoredAdapter, *, trainable: bool = False) -> Plan:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from lorakit.adapters.attached import attached_template
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, known_identity, make_record
@@ -36,6 +37,7 @@ def save_adapter(
         identity: the base's fingerprint, recorded so that another base is refused; known
             without being given for a model that `load_model` made.
         provenance: what else to record, in JSON's types: template, data_sha256, config, metrics.
+            The template is known without being given where lorakit trained or loaded the pairs.
         overwrite: replace what is there, once the new folder is whole.
 
     Returns:
@@ -73,6 +75,9 @@ def save_adapter(
         )
         for path, layer in layers.items()
     }
+    template = attached_template(model)
+    if template is not None and "template" not in (provenance or {}):
+        provenance = {**(provenance or {}), "template": dict(template)}
     record = make_record(spec, "", base, provenance)
     adapter = StoredAdapter(Path(folder), config, record, pairs)
     return write_stored(folder, adapter, overwrite=overwrite)

@@ -9,14 +9,15 @@ from typing import Any
 from torch import nn
 
 from lorakit.adapters import save_adapter
+from lorakit.adapters.attached import attached_template, loaded_info
 from lorakit.config import RunConfig, load_config
-from lorakit.data import DataSpec, resolve_template
+from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.models import identify
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.models.load import source_of
 from lorakit.models.spec import ModelSpec
-from lorakit.run.session import Session
+from lorakit.run.session import Session, recorded_template
 from lorakit.tasks import CAUSAL_LM
 
 BASE = ("revision", "device", "dtype", "trust_remote_code")
@@ -84,7 +85,14 @@ def session_of(model: nn.Module, tokenizer: Any, data: DataSpec) -> Session:
         # Made elsewhere: it has a name for people, and nothing that its hashes could be taken of.
         name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__
         identity = BaseIdentity(name, None, *("unknown",) * 3)
-    return Session(model, tokenizer, identity, resolve_template(data, tokenizer), CAUSAL_LM)
+    info, trained = loaded_info(model), attached_template(model)
+    template = None
+    if trained is not None and data.template == "auto":
+        template = Template.from_dict(trained).changed(data.system, data.template_options)
+    elif info is not None:
+        template = recorded_template(info, data)
+    template = template or resolve_template(data, tokenizer)
+    return Session(model, tokenizer, identity, template, CAUSAL_LM)
 
 
 @contextmanager

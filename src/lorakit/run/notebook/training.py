@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from typing import Any
 
+from lorakit.adapters.attached import remember_template
 from lorakit.config import load_config
 from lorakit.data import DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
@@ -50,7 +51,9 @@ def train(
         InputError: an option is unknown, or the rows cannot be used.
         DivergedError: the loss stopped being finite.
     """
-    allowed = {f.name for spec in (DataSpec, TrainSpec) for f in fields(spec)}
+    allowed = {
+        str(f.metadata.get("name", f.name)) for spec in (DataSpec, TrainSpec) for f in fields(spec)
+    }
     for name in options:
         if name not in allowed - {"data", "eval_data"}:
             raise ConfigError(f"train: unknown option {name!r}; {did_you_mean(name, allowed)}")
@@ -71,6 +74,8 @@ def train(
     )
     if expected.note:
         report({"kind": "note", "text": expected.note})
+    if lora_layers(model):
+        remember_template(model, rows.template.to_dict())
     return fit_model(
         model,
         rows.train,

@@ -1,0 +1,44 @@
+"""What is known of the pairs that are attached to a model in memory, beside their numbers.
+
+It is kept by the first adapted layer: an adapter that is attached later never takes it over.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from lorakit.adapters.info import AdapterInfo
+from lorakit.lora import lora_layers
+
+_loaded: WeakKeyDictionary[nn.Module, AdapterInfo] = WeakKeyDictionary()
+_templates: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
+
+
+def remember_loaded(model: nn.Module, info: AdapterInfo) -> None:
+    """Keep what `load_adapter` said of the pairs."""
+    _loaded[_first(model)] = info
+
+
+def loaded_info(model: nn.Module) -> AdapterInfo | None:
+    """What `load_adapter` said of the pairs; None where they were attached another way."""
+    return _loaded.get(_first(model)) if lora_layers(model) else None
+
+
+def remember_template(model: nn.Module, template: Mapping[str, Any]) -> None:
+    """Keep the template that the pairs were trained with, in JSON's types."""
+    _templates[_first(model)] = dict(template)
+
+
+def attached_template(model: nn.Module) -> Mapping[str, Any] | None:
+    """The template that the pairs were trained with, here or before they were loaded; None if unknown."""
+    if not lora_layers(model):
+        return None
+    info = _loaded.get(_first(model))
+    recorded = info.provenance.get("template") if info and info.provenance else None
+    return _templates.get(_first(model), recorded)
+
+
+def _first(model: nn.Module) -> nn.Module:
+    return next(iter(lora_layers(model).values()))
