@@ -265,8 +265,10 @@ def _write_conversation(
             _refuse_empty(example, what, drop)
             return _WrittenExample((), 0)
     dropped: set[str] = set()
+    since = 0
     for i in list(taught):
-        omissions = check.omissions(conversation, conversation.turn(i))
+        omissions = check.omissions(conversation, conversation.turn(i), since)
+        since = i + 1
         for omission in omissions:
             if omission.kind not in drop:
                 raise omission_error(example.origin, omission, conversation.format)

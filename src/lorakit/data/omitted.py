@@ -13,6 +13,7 @@ from typing import Any
 
 from lorakit.data.chat import ChatFormat, TemplateRefusalError
 from lorakit.data.forms import THINKING_FIELDS, thinking_of
+from lorakit.data.pieces import squeezed
 from lorakit.data.shapes import Message
 from lorakit.data.spec import DROPPABLE
 from lorakit.data.turns import Conversation, Turn
@@ -48,19 +49,23 @@ class OmissionCheck:
     def __init__(self) -> None:
         self._unwritten: dict[Any, frozenset[tuple[str, int]]] = {}
 
-    def omissions(self, conversation: Conversation, turn: Turn) -> list[Omission]:
-        """What the prompt and the answer of one turn lack of the row."""
+    def omissions(self, conversation: Conversation, turn: Turn, since: int = 0) -> list[Omission]:
+        """What the prompt and the answer of one turn lack of the row.
+
+        since: the texts of so many messages were found for an earlier turn; of these the template
+        alone is asked.
+        """
         messages, at = conversation.messages, turn.at
         unwritten = self._by_marker(conversation, at)
         found = []
-        written = {False: _squeeze(turn.prompt), True: _squeeze(turn.answer)}
+        prompt, answer = _Written(turn.prompt), _Written(turn.answer)
         for piece in _all_pieces(messages[: at + 1], conversation.tools):
-            place = written[piece.message == at + 1]
+            place = answer if piece.message == at + 1 else prompt
             gone = (piece.kind, piece.message) in unwritten
             gone |= piece.kind == "tools" and "tools" not in conversation.format.source
             exact = piece.kind == "tools" or piece.message == at + 1
-            if not gone and (exact or len(piece.text) >= _SHORT):
-                gone = not _stands(piece.text, place)
+            if not gone and piece.message > since and (exact or len(piece.text) >= _SHORT):
+                gone = not place.holds(piece.text)
             if gone:
                 found.append(Omission(piece.kind, piece.message, piece.text))
         return found
@@ -134,17 +139,27 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
 
 
-def _squeeze(text: str) -> str:
-    return "".join(text.split())
+class _Written:
+    """A text that a template wrote."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._squeezed = text, ""
+
+    def holds(self, text: str) -> bool:
+        """Whether it holds a text, in one of the forms that templates write."""
+        if text in self._text:
+            return True
+        self._squeezed = self._squeezed or squeezed(self._text)
+        return _stands(text, self._squeezed)
 
 
-def _stands(text: str, squeezed: str) -> bool:
+def _stands(text: str, written: str) -> bool:
     """Whether the text stands in what was written, in one of the forms that templates write."""
     escaped = json.dumps(text, ensure_ascii=False)[1:-1]
     forms = (text, escaped, json.dumps(text)[1:-1], repr(text)[1:-1])
-    if any(_squeeze(form) in squeezed for form in forms):
+    if any(squeezed(form) in written for form in forms):
         return True
-    if any(_squeeze(json.dumps(form)[1:-1]) in squeezed for form in (escaped,)):
+    if any(squeezed(json.dumps(form)[1:-1]) in written for form in (escaped,)):
         return True
     # A template may read JSON, a tool's result say, and write it anew.
     try:
@@ -153,7 +168,7 @@ def _stands(text: str, squeezed: str) -> bool:
         return False
     if not isinstance(value, dict | list):
         return False
-    return all(_stands(leaf, squeezed) for leaf in _leaves(value) if leaf != text)
+    return all(_stands(leaf, written) for leaf in _leaves(value) if leaf != text)
 
 
 def _form(message: Message) -> tuple[Any, ...]:
