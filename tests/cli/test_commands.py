@@ -96,7 +96,15 @@ def test_check_shows_and_writes_nothing(lorakit, model_folder, rows_file, tmp_pa
     before = sorted(p.name for p in tmp_path.iterdir())
     outcome = lorakit("check", "--model", model_folder, "--data", rows_file, "--rank", 2)
     assert outcome.code == 0, outcome.err
-    for part in ("prompt + completion", "lengths in tokens", "forecast", "q_proj", "rows.jsonl:"):
+    said = "serving sends the same"
+    for part in (
+        "prompt + completion",
+        "lengths in tokens",
+        "forecast",
+        "q_proj",
+        "rows.jsonl:",
+        said,
+    ):
         assert part in outcome.out
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 

@@ -14,6 +14,7 @@ from template_families import CALLS, FAMILIES, SPECIALS
 from lorakit.data import DataSpec, Example, encode_prompt, load_data, resolve_template
 from lorakit.data.encode import encode_examples
 from lorakit.data.ends import end_of_turn
+from lorakit.data.served import served_turns
 from lorakit.data.template import Template
 from lorakit.errors import ConfigError, DataError
 
@@ -379,3 +380,29 @@ def test_a_token_without_an_embedding_is_an_error_with_file_and_line(tokenizer_o
     load_data(spec, tokenizer, embeddings=unknown + 1)
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*'<M>' \(id {unknown}\)"):
         load_data(spec, tokenizer, embeddings=unknown)
+
+
+def test_check_holds_what_serving_sends_against_what_is_trained(tokenizer_of):
+    tokenizer = tokenizer_of(FAMILIES["last answer thinks"])
+    template = _own(tokenizer)
+    row = talk(
+        say("user", "a"),
+        say("assistant", "<think>\nponder\n</think>\n\nb"),
+        say("user", "c"),
+        say("assistant", "d"),
+    )
+    own = encoded(tokenizer, row).sequences
+    first, second = served_turns(row, own, tokenizer, template)
+    assert (first.number, first.sequence, first.parts_at) == (2, 0, None)
+    assert "ponder" in "".join(first.later)
+    assert (second.number, second.sequence, second.parts_at, second.later) == (4, 1, None, ())
+    assert second.prompt_tokens == int(np.flatnonzero(own[1].weight)[0])
+    # A prompt that was trained otherwise is marked at the token where the two part.
+    other = own[1].ids.copy()
+    other[5] += 1
+    changed = (own[0], type(own[1])(other, own[1].weight, own[1].origin))
+    assert [turn.parts_at for turn in served_turns(row, changed, tokenizer, template)] == [None, 5]
+    pair = Example("f:1", prompt="a", completion="b")
+    (only,) = served_turns(pair, encoded(tokenizer, pair).sequences, tokenizer, template)
+    assert (only.number, only.parts_at) == (0, None)
+    assert not served_turns(Example("f:1", text="a"), own, tokenizer, template)

@@ -76,6 +76,11 @@ class Talk:
         ]
         if data is not None and data.template != "auto":
             self._models = [replace(one, template=session.template) for one in self._models]
+        elif data is not None:
+            self._models = [
+                replace(one, template=one.template.changed(data.system, data.template_options))
+                for one in self._models
+            ]
         self._turns: list[list[dict[str, str]]] = [[] for _ in adapters]
         self._events: queue.SimpleQueue[tuple[Any, CompletionEvent]] = queue.SimpleQueue()
         self._engine = Engine(
