@@ -8,7 +8,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
-from lorakit.data.records import Row
+from lorakit.data.row import Row
 from lorakit.errors import ConfigError, DataError, did_you_mean
 
 # A literal brace, a field, or a brace that is neither.
