@@ -4,19 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lorakit.data.calls import read_tools
-from lorakit.data.columns import CONVERSATIONS, given, listed, suggest, worse
-from lorakit.data.conversations import (
-    ROLES,
-    Message,
-    other_roles,
-    read_answers,
-    read_messages,
-)
-from lorakit.data.example import Example
-from lorakit.data.mapping import Mapper
-from lorakit.data.row import Row
-from lorakit.data.spec import DataSpec
 from lorakit.data.around import (
     LABELS,
     SYSTEMS,
@@ -31,6 +18,19 @@ from lorakit.data.around import (
     system_message,
     text_of,
 )
+from lorakit.data.calls import read_tools
+from lorakit.data.columns import CONVERSATIONS, given, listed, suggest, worse
+from lorakit.data.conversations import (
+    ROLES,
+    Message,
+    other_roles,
+    read_answers,
+    read_messages,
+)
+from lorakit.data.example import Example
+from lorakit.data.mapping import Mapper
+from lorakit.data.row import Row
+from lorakit.data.spec import DataSpec
 from lorakit.errors import DataError
 
 __all__ = ["ROLES", "Example", "Kind", "Message", "Shape", "recognise"]
