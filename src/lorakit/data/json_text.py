@@ -91,12 +91,26 @@ class JsonText:
             return JSON.raw_decode(self.text, at)
         except json.JSONDecodeError as error:
             begun = self.line(at)
-            line = self.first + error.lineno - 1
+            broke_off = self._broken_off(error)
+            line = self.line(error.pos if broke_off is None else broke_off)
             more = f" (the row begins on line {begun})" if begun != line else ""
+            if broke_off is not None:
+                what = "broken JSON: the row breaks off at the end of the line"
+                raise DataError(f"{self.file}:{line}: {what}{more}") from None
             around = error.doc[error.doc.rfind("\n", 0, error.pos) + 1 :].split("\n", 1)[0]
             raise DataError(f"{self.file}:{line}: {why(error, around)}{more}") from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.file}:{self.line(at)}: {why(error)}") from None
+
+    def _broken_off(self, error: json.JSONDecodeError) -> int | None:
+        """Where the line before the error ends, if that is where something is missing."""
+        before = self.text[: error.pos].rstrip(SPACE)
+        if "\n" not in self.text[len(before) : error.pos] or not before:
+            return None
+        missing = (
+            error.msg == "Expecting ',' delimiter" or self.text[error.pos : error.pos + 1] == "{"
+        )
+        return len(before) - 1 if missing else None
 
     def items(self, at: int) -> Iterator[tuple[int, int, Any]]:
         """(begin, end, value) of the items of a list that opens at a place; then its end, twice."""
