@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pyarrow
 import zstandard
 
 from row_files import (
@@ -108,7 +109,7 @@ def _json_lines(w: Words) -> list[Files]:
 def _json_values(w: Words) -> list[Files]:
     rows = prompts(w.pairs(4, odd=False))
     lines = [json.dumps(row) for row in rows]
-    made = [
+    return [
         broken("no-end.json", ("[" + ",\n".join(lines)).encode(), "expected ',' or ']'"),
         broken(
             "no-comma.json", ("[" + "\n".join(lines) + "]").encode(), "expected ',' or ']'", line=2
@@ -185,7 +186,6 @@ def _json_values(w: Words) -> list[Files]:
         ),
         broken("script.json", b"var rows = [{}];", "broken JSON", line=1),
     ]
-    return made
 
 
 def _other_contents(w: Words) -> list[Files]:
@@ -583,9 +583,9 @@ def _preferences(w: Words) -> list[Files]:
         "chosen": [said("user", "b")],
         "rejected": [said("user", "c")],
     }
-    made.append(
-        broken("chosen-asks.jsonl", lines_of([row]), "no message has the role 'assistant'", line=1)
-    )
+    made.append(broken("chosen-asks.jsonl", lines_of([row]), "not clear what is asked", line=1))
+    table = pyarrow.table({"prompt": ["a", "b"], "completion": [1.5, float("nan")]})
+    made.append(broken("nan.parquet", parquet_of(table), "'completion' is no number (NaN)", line=2))
     row = {"question": "a", "response_j": "b", "response_k": "c"}
     made.append(broken("j-k.jsonl", lines_of([row]), "in place of QUESTION and ANSWER", line=1))
     return made
@@ -608,6 +608,11 @@ def _documents(w: Words) -> list[Files]:
             array_of(columns),
             "different lengths ('prompt' 2, 'completion' 1)",
             mend={"uneven.json": array_of(more)},
+        ),
+        broken(
+            "no-inputs.json",
+            array_of({"instruction": ["a", "b"], "input": [], "output": ["c", "d"]}),
+            "'input' 0",
         ),
         broken("wrapped-texts.json", array_of({"data": ["a", "b"]}), "the columns ('data')"),
         broken(

@@ -14,8 +14,8 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow
@@ -111,9 +111,10 @@ def table_of(
     return out.getvalue().encode()
 
 
-def parquet_of(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def parquet_of(rows: Sequence[Mapping[str, Any]] | pyarrow.Table) -> bytes:
     out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), out)
+    table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(list(rows))
+    pyarrow.parquet.write_table(table, out)
     return out.getvalue()
 
 
@@ -315,6 +316,11 @@ def _alpaca_files(w: Words) -> list[Files]:
     p = w.pairs()
     rows = [{"instruction": q, "output": a, "system": "", "history": []} for q, a in p]
     made.append(one("empty-history.json", array_of(rows), asked(p)))
+    table = pyarrow.table(
+        {"instruction": ["a", "b"], "input": [float("nan"), 0.0], "output": ["c", "d"]}
+    )
+    expected = [Reading("a", "c"), Reading("b\n\n0.0", "d")]
+    made.append(one("missing-inputs.parquet", parquet_of(table), expected))
     return made
 
 
@@ -449,7 +455,7 @@ def _tool_files(w: Words) -> list[Files]:
             name="weather",
         )
     ]
-    rows[0]["functions"] = [{k: v for k, v in f.items()} for f in bare]
+    rows[0]["functions"] = [dict(f.items()) for f in bare]
     del rows[0]["tools"]
     made.append(one("older-calls.jsonl", lines_of(rows), [read("weather", city)]))
     rows = [row(said("assistant", "", tool_calls=[{"name": "weather", "arguments": city}]))]
@@ -481,6 +487,38 @@ def _tool_files(w: Words) -> list[Files]:
             [chat(("user", q), ("assistant", a), tools=tuple(tools))] * 2,
         )
     )
+    arguments = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    function = pyarrow.struct([("name", pyarrow.string()), ("arguments", arguments)])
+    message = pyarrow.struct(
+        [
+            ("role", pyarrow.string()),
+            ("content", pyarrow.string()),
+            ("tool_calls", pyarrow.list_(pyarrow.struct([("function", function)]))),
+            ("function_call", pyarrow.struct([("name", pyarrow.string())])),
+        ]
+    )
+    mapped = {"function": {"name": "clock", "arguments": [("zone", "CET")]}}
+    # A struct of nulls is another thing than a null: some writers make one for an absent object.
+    older = {"function_call": {"name": None}}
+    rows = [
+        said("user", q),
+        said("assistant", None, tool_calls=[mapped], **older),
+        said("tool", "7", **older),
+        said("assistant", a, tool_calls=[], **older),
+    ]
+    table = pyarrow.table(
+        {"messages": pyarrow.array([rows], pyarrow.list_(message)), "tools": [json.dumps(tools)]}
+    )
+    made.append(one("map-arguments.parquet", parquet_of(table), [read("clock", zone)]))
+    listed = [
+        said("user", q),
+        said("assistant", "", tool_calls=[call("clock", zone)]),
+        said("tool", ["a", {"b": 1}]),
+        said("assistant", a, text=a, train=True),
+    ]
+    turns = (("user", q), ("assistant", ""), ("tool", '["a", {"b": 1}]'), ("assistant", a))
+    expected = [Reading(turns=turns, calls=((1, "clock", zone),))]
+    made.append(one("tool-list.jsonl", lines_of([{"messages": listed, "tools": "null"}]), expected))
     return made
 
 
@@ -536,6 +574,16 @@ def _preference_files(w: Words) -> list[Files]:
     )
     rows = [{"prompt": q, "completion": a, "label": True} for q, a, _ in p]
     made.append(one("kto-good.jsonl", lines_of(rows), flat, "'label' must be true"))
+    rows = [
+        {
+            "prompt": q,
+            "chosen": [said("system", "S"), said("user", q), said("assistant", a)],
+            "rejected": [],
+        }
+        for q, a, _ in p
+    ]
+    expected = [chat(("system", "S"), ("user", q), ("assistant", a)) for q, a, _ in p]
+    made.append(one("prompt-and-system.jsonl", lines_of(rows), expected, note))
     return made
 
 
@@ -580,6 +628,13 @@ def _wrapped_files(w: Words) -> list[Files]:
     made.append(
         one("one-chat.json", array_of(single, 2), [chat(("user", p[0][0]), ("assistant", p[0][1]))])
     )
+    made.append(
+        one(
+            "columns-beside.json", array_of({"version": 2, **columns}), asked(p), "'version' beside"
+        )
+    )
+    deep = {"dataset": {"train": {"rows": rows}}}
+    made.append(one("deep-wrap.json", array_of(deep, 1), asked(p), "wraps everything in 'dataset'"))
     return made
 
 
@@ -653,6 +708,7 @@ def _folder_files(w: Words) -> list[Files]:
             {"my_train.jsonl": t, "my-dev.jsonl": h, "contest.jsonl": x},
             "not used: contest.jsonl",
         ),
+        folder("by-camel", {"TrainData.jsonl": t, "devset.jsonl": h, "MyTestSet.jsonl": x}),
         folder("by-folder", {"train/a.jsonl": t, "validation/a.jsonl": h, "test/a.jsonl": x}),
         folder("hub-clone", {**shards, **names}, "trained on train-00000-of-00001.parquet"),
         folder(

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from broken_row_files import broken_files
 from lorakit.data import DataSpec, read_rows, recognise
 from lorakit.data.notes import shape_note
 from lorakit.data.sources import by_split, training_notes
 from lorakit.errors import DataError
-from broken_row_files import broken_files
 from row_files import Reading, valid_files
 
 VALID, BROKEN = valid_files(), broken_files()

@@ -128,6 +128,31 @@ def messages_in(row: Row, value: Any, name: str) -> list[Message] | None:
     return read_messages(row, value, name) if like_messages(value) else None
 
 
+def joined(row: Row, asked: list[Message], answered: list[Message], name: str) -> list[Message]:
+    """A prompt's messages and those of its answer, from column `name`.
+
+    Some sets of preferences repeat the prompt at the beginning of the answer's messages, with a system
+    message before it or without.
+
+    Raises:
+        DataError: the answer's messages begin with another question, so it is not clear what is asked.
+    """
+    if not asked or not answered or answered[0]["role"] in ("assistant", "tool"):
+        return [*asked, *answered]
+    if answered[: len(asked)] == asked:
+        return answered
+    texts = [m["content"].strip() for m in answered if m["role"] == "user"]
+    if len(asked) == 1 and asked[0]["content"].strip() in ("", *texts):
+        return answered
+    if asked[-1]["role"] in ("assistant", "tool") and answered[0]["role"] == "user":
+        return [*asked, *answered]
+    raise DataError(
+        f"{row.origin}: {name!r} begins with a message of the role {answered[0]['role']!r} that the "
+        "prompt does not hold, so it is not clear what is asked: let it hold the answer alone, or the "
+        "whole conversation and no prompt"
+    )
+
+
 def refuse_bad(row: Row, names: tuple[str, ...] = LABELS) -> None:
     """Refuse a row that is marked as a bad answer: training would teach it.
 

@@ -13,6 +13,7 @@ def read_tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     """The tools of a row in OpenAI's form, from `tools` or the older `functions`."""
     for name in ("tools", "functions"):
         value = row.fields.get(name)
+        value = json_value(row, name, value) if given(value) else None
         if given(value):
             tools = [
                 _without_nulls(t) if row.form == "arrow" else t for t in json_list(row, name, value)
@@ -56,6 +57,7 @@ def spoken_call(clean: dict[str, Any], named: Any, where: str) -> dict[str, Any]
 def older_call(clean: dict[str, Any], where: str, row: Row) -> None:
     """OpenAI's older `function_call`, as the one tool call that it is."""
     call = clean.pop("function_call", None)
+    call = _without_nulls(call) if row.form == "arrow" else call
     if not given(call):
         return
     if given(clean.get("tool_calls")):

@@ -71,6 +71,8 @@ def given(value: Any) -> bool:
     """
     if isinstance(value, str):
         return bool(value.strip())
+    if isinstance(value, float) and value != value:
+        return False  # NaN is how tables write what is missing
     return value is not None and value not in ([], {}, ())
 
 

@@ -122,25 +122,27 @@ def _message(message: Message, where: str, row: Row) -> Message:
 def _content(clean: dict[str, Any], message: Message, where: str) -> None:
     """Bring what is said under "content", as text."""
     names = [k for k in CONTENT_KEYS if k in clean]
+    while len(names) > 1 and clean[names[-1]] == clean[names[0]]:
+        del clean[names.pop()]
     if not names:
         return
     if len(names) > 1:
         raise DataError(f"{where} has {' and '.join(map(repr, names))}; give one of them")
     value = clean.pop(names[0])
-    if isinstance(value, list | tuple) and any(
-        isinstance(p, Mapping) and "type" in p for p in value
-    ):
+    # What a tool gives back may be a list of anything, which is written as JSON.
+    parts = any(isinstance(p, Mapping) and "type" in p for p in value) if _is_list(value) else False
+    if parts or (_is_list(value) and clean["role"] != "tool"):
         value = "".join(_part(p, where) for p in value)
-    elif isinstance(value, list | tuple) and all(isinstance(p, str) for p in value):
-        value = "".join(value)
     if not isinstance(value, str):
         value = write_value(value, f"{where}: content")
     clean["content"] = value
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
 def _part(part: Any, where: str) -> str:
-    if isinstance(part, str):
-        return part
     if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text"):
         texts = [part[k] for k in ("text", "value", "content") if isinstance(part.get(k), str)]
         if len(texts) == 1:

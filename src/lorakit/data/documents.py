@@ -7,6 +7,7 @@ object only, it may wrap its rows, and `_unwrap` says how.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorakit.data.columns import are_messages, is_message, is_row
@@ -163,7 +164,22 @@ def _unwrap(file: DataFile, line: int, value: Any, content: str) -> Iterator[Row
                 "holds one object whose values are the rows (its keys are not used)",
             )
         return
+    if len(value) == 1 and not is_row(value):
+        ((key, begin, end, inside),) = _members(JsonText(file.name, content, line))
+        if isinstance(inside, dict) and _wraps(inside):
+            begins = line + content.count("\n", 0, begin)
+            for row in _unwrap(file, begins, inside, content[begin:end]):
+                yield replace(row, reading=f"wraps everything in {key!r} and {row.reading}")
+            return
     yield _row(file, line, value, content)
+
+
+def _wraps(value: Mapping[str, Any]) -> bool:
+    """Whether an object holds rows, at some depth of objects with one key."""
+    inner = next(iter(value.values())) if len(value) == 1 else None
+    if any(_objects(v) and not are_messages(v) for v in value.values()):
+        return not is_row(value)
+    return _by_key(value) or (isinstance(inner, dict) and _wraps(inner))
 
 
 def _objects(value: Any) -> bool:
@@ -194,23 +210,26 @@ def _columns(file: DataFile, line: int, value: Mapping[str, Any]) -> Iterator[Ro
             rows = [{name: column[k] for name, column in value.items()} for k in keys]
             return _turned(file, rows, "is a table written column by column (pandas' to_json)")
         return None
-    if not all(isinstance(v, list) and v for v in items):
+    lists = {name: v for name, v in value.items() if isinstance(v, list)}
+    if not lists or not (len(lists) == len(value) or is_row(lists)):
         return None
-    if any(isinstance(v[0], dict) for v in items):
+    if any(isinstance(v[0], dict) for v in lists.values() if v):
         return None  # messages, or a list of rows
-    lengths = {name: len(column) for name, column in value.items()}
+    others = [name for name in value if name not in lists]
+    lengths = {name: len(column) for name, column in lists.items()}
     if len(set(lengths.values())) > 1:
-        if not is_row(value):
+        if not is_row(lists):
             return None
         shown = ", ".join(f"{name!r} {n:,}" for name, n in lengths.items())
         raise DataError(
             f"{file.name}:{line}: one object whose columns are lists of different lengths ({shown}): "
             "a table written column by column needs as many values in each"
         )
-    if len(value) == 1 and not is_row(value):
+    if len(lists) == 1 and not is_row(lists):
         return None
-    rows = [dict(zip(value, row, strict=True)) for row in zip(*items, strict=True)]
-    return _turned(file, rows, "is a table written column by column, a list for each")
+    rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    beside = f" ({', '.join(map(repr, others[:6]))} beside them not used)" if others else ""
+    return _turned(file, rows, f"is a table written column by column, a list for each{beside}")
 
 
 def _lists(value: Any) -> bool:

@@ -59,13 +59,15 @@ class FolderFiles:
 
 
 def part_of(name: str) -> Part | None:
-    """What a name says its rows are for.
+    """What a name says its rows are for. Also read, beyond datasets' words: TestData, trainset.
 
-    >>> part_of("my_train-00000-of-00002.parquet"), part_of("dev.jsonl"), part_of("contest.csv")
-    ('train', 'validation', None)
+    >>> part_of("my_train-00000-of-00002.parquet"), part_of("TestSet.csv"), part_of("contest.csv")
+    ('train', 'test', None)
     """
-    words = [w for w in _BETWEEN.split(name.lower().replace("held_out", "heldout")) if w]
-    return next((WORDS[word] for word in words if word in WORDS), None)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    words = _BETWEEN.split(re.sub(r"(held|hold)[-_ ]?out", "heldout", apart))
+    bare = (re.sub(r"(?<=.)(set|data|split)$", "", word) for word in words)
+    return next((WORDS[word] for word in bare if word in WORDS), None)
 
 
 def look_into(folder: Path) -> FolderFiles:
@@ -101,12 +103,14 @@ def look_into(folder: Path) -> FolderFiles:
     return FolderFiles(folder, tuple(chosen), unused=tuple(f for f in files if f not in chosen))
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterable[Path]:
+    above |= {folder.resolve()}
     for path in folder.iterdir():
         if path.name.startswith((".", "__MACOSX")):
             continue
         if path.is_dir():
-            yield from _files(path)
+            if path.resolve() not in above:  # a link may lead back up
+                yield from _files(path, above)
         elif path.is_file() or path.is_symlink():
             yield path
 

@@ -27,6 +27,8 @@ def write_value(value: Any, where: str) -> str:
         return value
     if value is None:
         raise DataError(f"{where} is null; give it a value or leave the row out")
+    if isinstance(value, float) and value != value:
+        raise DataError(f"{where} is no number (NaN); give it a value or leave the row out")
     return _json(value, where)
 
 

@@ -171,8 +171,19 @@ def _ipc(stream: BinaryIO) -> Iterator[Any]:
 
 def _as_python(batch: Any) -> list[dict[str, Any]]:
     """Rows of a batch; a map column becomes a dict, as it was in JSON."""
-    rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
-    return rows
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return [_with_maps(row) for row in rows] if "map<" in str(batch.schema) else rows
+
+
+def _with_maps(value: Any) -> Any:
+    # Arrow gives a map as a list of tuples, and nothing else as tuples.
+    if isinstance(value, list):
+        if value and all(isinstance(pair, tuple) for pair in value):
+            return {key: _with_maps(item) for key, item in value}
+        return [_with_maps(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_maps(item) for key, item in value.items()}
+    return value
 
 
 def _seekable(file: DataFile) -> BinaryIO:

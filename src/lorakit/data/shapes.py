@@ -11,6 +11,7 @@ from lorakit.data.around import (
     full,
     history,
     instruction,
+    joined,
     like_messages,
     messages_in,
     not_empty,
@@ -78,8 +79,7 @@ class Shape:
             asked = [{"role": "user", "content": asked}]
         if isinstance(answered, str):
             answered = [{"role": "assistant", "content": answered}]
-        # Some sets repeat the prompt at the beginning of the answer's messages.
-        messages = answered if answered[: len(asked)] == asked else [*asked, *answered]
+        messages = joined(row, asked, answered, self.answer)
         if messages and messages[0]["role"] in ("system", "developer"):
             system = []  # as in LLaMA-Factory, the conversation's own comes before the column
         return Example(row.origin, messages=read_answers(row, [*system, *messages]), tools=tools)
