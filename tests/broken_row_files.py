@@ -324,9 +324,9 @@ def _columns(w: Words) -> list[Files]:
             lambda r: {"instruction": "a", "output": "b"},
             "All rows of a run are of one form",
         ),
-        "empty": (lambda r: {**r, "completion": ""}, "'completion' is empty"),
-        "spaces": (lambda r: {**r, "completion": " \n\t"}, "'completion' is empty"),
-        "null": (lambda r: {**r, "completion": None}, "'completion' is null"),
+        "empty": (lambda r: {**r, "completion": ""}, "the completion is empty"),
+        "spaces": (lambda r: {**r, "completion": " \n\t"}, "the completion is empty"),
+        "null": (lambda r: {**r, "completion": None}, "the completion is empty"),
         "null-prompt": (lambda r: {**r, "prompt": None}, "'prompt' is null"),
         "no-messages": (lambda r: {**r, "prompt": []}, "'prompt' is an empty list"),
         "half-message": (
@@ -405,8 +405,8 @@ def _messages(w: Words) -> list[Files]:
         ("null-content", [said("user", None), answer], "message 1 (user) has no content"),
         ("no-content", [{"role": "user"}, answer], "message 1 (user) has no content"),
         ("other-key", [{"role": "user", "message": "x"}, answer], "its keys: 'role', 'message'"),
-        ("empty-answer", [user, said("assistant", "")], "neither content nor tool_calls"),
-        ("null-answer", [user, said("assistant", None)], "neither content nor tool_calls"),
+        ("empty-answer", [user, said("assistant", "")], "(assistant) is empty"),
+        ("null-answer", [user, said("assistant", None)], "(assistant) is empty"),
         (
             "image",
             [said("user", [{"type": "image_url", "image_url": {}}]), answer],
@@ -516,9 +516,9 @@ def _tables(w: Words) -> list[Files]:
             mend={"old-mac.csv": b"prompt,completion\na,b\nc,d\n"},
         ),
         broken(
-            "empty-answer.csv", b"prompt,completion\na,b\nc,\n", "'completion' is empty", line=3
+            "empty-answer.csv", b"prompt,completion\na,b\nc,\n", "the completion is empty", line=3
         ),
-        broken("blank-end.csv", b"prompt,completion\na,b\n,\n", "'completion' is empty", line=3),
+        broken("blank-end.csv", b"prompt,completion\na,b\n,\n", "the completion is empty", line=3),
         broken(
             "unquoted.csv",
             b"prompt,completion\nWhy, then?,b\n",
@@ -577,7 +577,9 @@ def _preferences(w: Words) -> list[Files]:
     )
     for kind, chosen in (("empty", ""), ("null", None)):
         row = {"prompt": "a", "chosen": chosen, "rejected": "b"}
-        made.append(broken(f"chosen-{kind}.jsonl", lines_of([row]), f"'chosen' is {kind}", line=1))
+        made.append(
+            broken(f"chosen-{kind}.jsonl", lines_of([row]), "the completion is empty", line=1)
+        )
     row = {
         "prompt": [said("user", "a")],
         "chosen": [said("user", "b")],

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from broken_row_files import broken_files
-from lorakit.data import DataSpec, read_rows, recognise
+from lorakit.data import DataSpec, load_data, read_rows, recognise
 from lorakit.data.notes import shape_note
 from lorakit.data.sources import by_split, training_notes
 from lorakit.errors import DataError
@@ -77,14 +77,18 @@ def test_other_words_in_the_same_forms(seed, tmp_path):
         assert [reading(e) for e in rows] == list(case.rows), case.name
 
 
-def refusal(case, source):
-    with pytest.raises(DataError) as caught:
-        read(DataSpec(data=(str(source),), **case.options))
-    return str(caught.value)
+@pytest.fixture
+def refusal(chatml):
+    def call(case, source):
+        with pytest.raises(DataError) as caught:
+            load_data(DataSpec(data=(str(source),), eval_share=0, **case.options), chatml)
+        return str(caught.value)
+
+    return call
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda c: c.name)
-def test_a_broken_file_is_refused_where_it_is_broken(case, tmp_path):
+def test_a_broken_file_is_refused_where_it_is_broken(case, tmp_path, refusal):
     source = written(case, tmp_path)
     said = refusal(case, source)
     assert said.startswith(str(source))
@@ -98,7 +102,7 @@ ADVISED = [case for case in BROKEN if case.mend is not None]
 
 
 @pytest.mark.parametrize("case", ADVISED, ids=lambda c: c.name)
-def test_the_advice_of_an_error_was_tried(case, tmp_path):
+def test_the_advice_of_an_error_was_tried(case, tmp_path, refusal):
     """The files as the advice would have them, under the name that it gives, are read."""
     said = refusal(case, written(case, tmp_path / "before"))
     name = case.mended_source or case.source
@@ -109,7 +113,7 @@ def test_the_advice_of_an_error_was_tried(case, tmp_path):
     assert rows
 
 
-def test_a_mapping_that_is_advised_works(tmp_path):
+def test_a_mapping_that_is_advised_works(tmp_path, refusal):
     tried = 0
     for case in BROKEN:
         source = written(case, tmp_path / case.name)
@@ -123,7 +127,7 @@ def test_a_mapping_that_is_advised_works(tmp_path):
     assert tried >= 5
 
 
-def test_files_that_are_named_by_an_advice_can_be_given(tmp_path):
+def test_files_that_are_named_by_an_advice_can_be_given(tmp_path, refusal):
     tried = 0
     for case in BROKEN:
         source = written(case, tmp_path / case.name)
@@ -132,3 +136,17 @@ def test_files_that_are_named_by_an_advice_can_be_given(tmp_path):
             assert read(DataSpec(data=(found[1],)))[0], case.name
             tried += 1
     assert tried >= 3
+
+
+def test_empty_answers_can_be_dropped_as_is_advised(tmp_path, chatml, refusal):
+    for kind in (
+        "empty-from-2.jsonl",
+        "null-from-3.json",
+        "empty-answer.jsonl",
+        "null-answer.jsonl",
+    ):
+        (case,) = (case for case in BROKEN if case.name == kind)
+        source = written(case, tmp_path / case.name)
+        assert "--drop empty" in refusal(case, source)
+        spec = DataSpec(data=(str(source),), eval_share=0, drop=("empty",))
+        assert load_data(spec, chatml).train_counts.empty == 1

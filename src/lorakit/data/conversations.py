@@ -106,8 +106,6 @@ def _message(message: Message, where: str, row: Row) -> Message:
         clean["tool_calls"] = [read_call(c, where, row) for c in calls]
     else:
         clean.pop("tool_calls", None)
-        if not clean.get("content") and role == "assistant":
-            raise DataError(f"{where} (assistant) has neither content nor tool_calls")
     if clean.get("content") is None:
         if role not in ("assistant", "tool"):
             raise DataError(

@@ -14,7 +14,6 @@ from lorakit.data.around import (
     joined,
     like_messages,
     messages_in,
-    not_empty,
     refuse_bad,
     system_message,
     text_of,
@@ -55,19 +54,17 @@ class Shape:
     answer: str = ""
 
     def example(self, row: Row) -> Example:
-        """The row as an example.
+        """The row as an example. Its answer may be empty: what then happens, encode.py decides.
 
         Raises:
-            DataError: a column is missing, null, empty or not what it should be, or the row is
-                marked as a bad answer.
+            DataError: a column is missing, null or not what it should be, or the row is marked as a
+                bad answer.
         """
         if self.kind == "mapped":
             assert self.prompt is not None
             assert self.completion is not None
             prompt, answer = self.prompt.fill(row), self.completion.fill(row)
-            return Example(
-                row.origin, prompt=prompt, completion=not_empty(answer, row, "the completion")
-            )
+            return Example(row.origin, prompt=prompt, completion=answer)
         if self.kind == "text":
             return Example(row.origin, text=full(row, "text"))
         refuse_bad(row, LABELS if self.kind == "prompt" else LABELS[1:])
@@ -102,8 +99,11 @@ class Shape:
     def _answered(self, row: Row) -> str | list[Message]:
         if not self.answer:
             return []
-        messages = messages_in(row, column(row, self.answer), self.answer)
-        return full(row, self.answer) if messages is None else messages
+        value = column(row, self.answer)
+        if value is None:
+            return ""
+        messages = messages_in(row, value, self.answer)
+        return text_of(row, self.answer) if messages is None else messages
 
 
 def recognise(row: Row, spec: DataSpec) -> Shape:
