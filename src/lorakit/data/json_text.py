@@ -107,9 +107,8 @@ class JsonText:
         before = self.text[: error.pos].rstrip(SPACE)
         if "\n" not in self.text[len(before) : error.pos] or not before:
             return None
-        missing = (
-            error.msg == "Expecting ',' delimiter" or self.text[error.pos : error.pos + 1] == "{"
-        )
+        missing = error.msg in ("Expecting ',' delimiter", "Expecting ':' delimiter")
+        missing = missing or self.text[error.pos : error.pos + 1] in ("{", "")
         return len(before) - 1 if missing else None
 
     def items(self, at: int) -> Iterator[tuple[int, int, Any]]:
