@@ -21,7 +21,8 @@ from lorakit.data.encode import encode, encode_all, encode_prompt
 from lorakit.data.files import check_sources
 from lorakit.data.load import Dataset, load_data, load_rows
 from lorakit.data.notes import RowCounts
-from lorakit.data.records import Row, read_rows
+from lorakit.data.records import read_rows
+from lorakit.data.row import Row
 from lorakit.data.shapes import Example, Message, Shape, recognise
 from lorakit.data.spec import DataSpec
 from lorakit.data.table import Encoded, TokenTable

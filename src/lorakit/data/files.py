@@ -5,75 +5,52 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, cast
 
+from lorakit.data.folders import FolderFiles, look_into
+from lorakit.data.formats import (
+    DataFile,
+    check_content,
+    kind_of,
+    not_packed,
+    other_content,
+    unknown_format,
+)
 from lorakit.data.given import GivenRows, Source
 from lorakit.errors import DataError, did_you_mean
 from lorakit.extras import need
-
-Format = Literal["jsonl", "json", "csv", "tsv", "parquet"]
-
-FORMATS: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-COMPRESSIONS = (".gz", ".zst", ".bz2")
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A file of rows: what its name says about its format and compression."""
-
-    path: Path
-    format: Format
-    compression: str
-
-    @property
-    def name(self) -> str:
-        """The path as the user gave it."""
-        return str(self.path)
-
-
-def kind_of(path: Path) -> DataFile | None:
-    """What a file's name says it is, or None where it names no known format."""
-    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
-    inner = Path(path.stem) if compression else path
-    format_ = FORMATS.get(inner.suffix.lower())
-    return DataFile(path, format_, compression) if format_ else None
+from lorakit.files.pointers import pointer_problem
 
 
 def files_of(source: str) -> list[DataFile] | None:
-    """The files that a source names: itself, or those of a folder in the order of their names.
+    """The files that a source names: itself, or those of a folder that are trained on, by name.
 
     None where it is not a path on this machine and may be the id of a dataset on the Hugging Face
     hub.
 
     Raises:
-        DataError: the file is missing, of no known format, or the folder holds none.
+        DataError: the file is missing, of no known format, another thing than its name says, or the
+            folder holds none to train on.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        files = [f for f in map(kind_of, inside) if f]
-        if not files:
-            names = ", ".join(repr(p.name) for p in inside[:8]) or "no files"
+        folder = look_into(path)
+        if not folder.train:
             raise DataError(
-                f"{source}: no file of rows in this folder ({names}); {_known_formats()}"
+                f"{source}: this folder holds only rows to measure on "
+                f"({', '.join(f.path.name for f in folder.held_out[:8])}), and they are never trained "
+                f"on by themselves: to train on them, name the file, for example --data "
+                f"{folder.held_out[0].name}"
             )
-        return files
+        return _checked(folder.train)
     if path.exists():
         file = kind_of(path)
         if file is None:
-            raise DataError(
-                f"{source}: the format {path.suffix!r} is not known; {_known_formats()}"
-            )
-        return [file]
+            raise DataError(f"{source}: {unknown_format(path)}")
+        return _checked([file])
+    if path.is_symlink():
+        raise DataError(f"{source}: {pointer_problem(path)}")
     if (
         kind_of(path)
         or path.is_absolute()
@@ -86,10 +63,22 @@ def files_of(source: str) -> list[DataFile] | None:
     return None
 
 
+def _checked(files: Sequence[DataFile]) -> list[DataFile]:
+    for file in files:
+        check_content(file)
+    return list(files)
+
+
+def folder_of(source: Source) -> FolderFiles | None:
+    """The folder that a source names, None where it names none."""
+    path = None if isinstance(source, GivenRows) else Path(source).expanduser()
+    return look_into(path) if path is not None and path.is_dir() else None
+
+
 def check_sources(sources: Sequence[Source]) -> None:
     """Refuse sources that are not here, or that need a package which is not installed.
 
-    Nothing is read, so a run asks this before it does anything else. An id of the hub is only
+    No row is read, so a run asks this before it does anything else. An id of the hub is only
     known to be one when it is asked for.
 
     Raises:
@@ -99,7 +88,8 @@ def check_sources(sources: Sequence[Source]) -> None:
     for source in sources:
         if isinstance(source, GivenRows):
             continue
-        files = files_of(source)
+        folder = folder_of(source)
+        files = _checked(folder.train or folder.held_out) if folder else files_of(source)
         if files is None:
             need("data", f"{source}: a dataset of the Hugging Face hub", "datasets")
         for file in files or ():
@@ -112,14 +102,10 @@ def need_for(file: DataFile) -> None:
     Raises:
         MissingExtraError: it is not installed.
     """
-    if file.format == "parquet":
-        need("data", f"{file.name}: reading Parquet", "pyarrow")
+    if file.format in ("parquet", "arrow"):
+        need("data", f"{file.name}: reading {file.format.capitalize()}", "pyarrow")
     if file.compression == ".zst":
         need("data", f"{file.name}: reading .zst", "zstandard")
-
-
-def _known_formats() -> str:
-    return f"known: {', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS)}"
 
 
 def nearest_file(path: Path) -> str:
@@ -205,8 +191,10 @@ def decompression_error(file: DataFile, error: Exception, line: int) -> DataErro
             f"{file.name}:{line + 1}: the compressed data ends early, {after}: the file is "
             "truncated; copy or download it again"
         )
+    advice = not_packed(file) if file.compression else ""
     return DataError(
-        f"{file.name}:{line + 1}: the {file.compression or 'file'} data is damaged {after} ({error})"
+        f"{file.name}:{line + 1}: the {file.compression or 'file'} data is damaged {after} "
+        f"({error}){advice}"
     )
 
 
@@ -223,6 +211,9 @@ def lines(file: DataFile) -> Iterator[str]:
     number = 0
     with open_bytes(file) as stream:
         try:
+            head = stream.peek(1024)[:1024] if file.compression else b""  # type: ignore[attr-defined]
+            if problem := other_content(file, head):
+                raise DataError(f"{file.name}: {problem}")
             # Lines are split on \n alone, as bytes: str.splitlines would also split at U+2028 and
             # its like, which JSON allows inside a string.
             for raw in stream:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorakit.errors import DataError
 
@@ -20,6 +20,7 @@ class GivenRows:
     def __init__(self, rows: Any, name: str = GIVEN) -> None:
         self.name = name
         self._rows = _as_iterable(rows, name)
+        self.form: Literal["json", "arrow"] = "arrow" if _of_arrow(rows) else "json"
 
     def __str__(self) -> str:
         return self.name
@@ -93,12 +94,15 @@ def parts(text: str) -> tuple[str, int]:
 
 def _as_iterable(rows: Any, name: str) -> Iterable[Any]:
     # By the class's name, so that pandas need not be installed.
-    if f"{type(rows).__module__}.{type(rows).__qualname__}".startswith("pandas."):
+    if _class_of(rows).startswith("pandas."):
         if type(rows).__name__ != "DataFrame":
             raise DataError(f"{name} are a pandas {type(rows).__name__}; give a DataFrame")
         # A missing value is None, as it is in JSON, and not NaN.
-        found: Iterable[Any] = rows.astype(object).where(rows.notna(), None).to_dict("records")
-        return found
+        found = rows.astype(object).where(rows.notna(), None).to_dict("records")
+        return [{name: _plain(value) for name, value in row.items()} for row in found]
+    if isinstance(rows, Mapping) and _class_of(rows).startswith("datasets."):
+        splits = ", ".join(map(repr, list(rows)[:6]))
+        raise DataError(f"{name} are a DatasetDict of {splits}: give one of them, rows['train']")
     if isinstance(rows, Mapping):
         names = ", ".join(map(repr, list(rows)[:4]))
         raise DataError(f"{name} are one mapping (of {names}), not rows: give a list of mappings")
@@ -108,6 +112,37 @@ def _as_iterable(rows: Any, name: str) -> Iterable[Any]:
             "pandas.DataFrame"
         )
     return tuple(rows) if isinstance(rows, Iterator) else rows
+
+
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _of_arrow(rows: Any) -> bool:
+    """Whether the values come out of Arrow, which has a null for every key that another row has.
+
+    Of pandas, where a cell holds a numpy array: that is how read_parquet gives lists.
+    """
+    kind = _class_of(rows)
+    if kind.startswith("datasets."):
+        return True
+    if not kind.startswith("pandas.") or type(rows).__name__ != "DataFrame":
+        return False
+    objects = [name for name, kind in rows.dtypes.items() if str(kind) == "object"]
+    return any(_is_array(cell) for name in objects for cell in rows[name].head(100))
+
+
+def _is_array(value: Any) -> bool:
+    return _class_of(value) == "numpy.ndarray"
+
+
+def _plain(value: Any) -> Any:
+    """numpy arrays, at any depth, as lists."""
+    if _is_array(value):
+        return [_plain(v) for v in value.tolist()]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def _kind(value: Any) -> str:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lorakit.data.given import Source
 from lorakit.data.notes import (
     RowCounts,
-    folder_notes,
     length_notes,
     repeat_notes,
     shape_note,
@@ -21,6 +20,7 @@ from lorakit.data.notes import (
 from lorakit.data.reading import EncodedRows, encode_rows
 from lorakit.data.records import read_rows
 from lorakit.data.shapes import Example, Shape, recognise
+from lorakit.data.sources import by_split, measured, training_notes
 from lorakit.data.spec import DataSpec
 from lorakit.data.split import held_out
 from lorakit.data.table import TokenTable
@@ -70,9 +70,10 @@ def load_data(
     if not spec.data:
         raise ConfigError("data is empty: name the file of rows to learn from")
     limit = _limit(spec, context_length)
+    files, spec = training_notes(spec), by_split(spec)
     shape, first = _first(spec.data, spec)
     template = template or resolve_template(spec, tokenizer, shape=shape)
-    notes = [*folder_notes((*spec.data, *spec.eval_data)), shape_note(shape)]
+    notes = [*files, shape_note(shape)]
     notes += template_notes(template, shape, first, tokenizer, spec)
 
     examples = _examples(spec.data, shape, spec.max_rows)
@@ -130,6 +131,7 @@ def load_rows(
     Raises:
         DataError, ConfigError: as `load_data`.
     """
+    sources = measured(sources)
     shape, _ = _first(sources, spec)
     rows = list(_examples(sources, shape, limit))
     encoded = encode_rows(

@@ -8,7 +8,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
-from lorakit.data.records import Row
+from lorakit.data.row import Row
 from lorakit.errors import ConfigError, DataError, did_you_mean
 
 # A literal brace, a field, or a brace that is neither.
@@ -27,6 +27,8 @@ def write_value(value: Any, where: str) -> str:
         return value
     if value is None:
         raise DataError(f"{where} is null; give it a value or leave the row out")
+    if isinstance(value, float) and value != value:
+        raise DataError(f"{where} is no number (NaN); give it a value or leave the row out")
     return _json(value, where)
 
 

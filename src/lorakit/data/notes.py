@@ -1,12 +1,8 @@
 """What is reported about the rows: one sentence for each decision that was taken for the user."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lorakit.data.encode import ends_turns
-from lorakit.data.files import files_of
-from lorakit.data.given import GivenRows, Source
 from lorakit.data.preview import repeated_rows, shared_rows
 from lorakit.data.shapes import Example, Shape
 from lorakit.data.spec import DROPPABLE, DataSpec
@@ -40,20 +36,6 @@ class RowCounts:
     sequences: int = 0
     context: int = 0
     dropped_parts: tuple[tuple[str, int], ...] = ()
-
-
-def folder_notes(sources: Sequence[Source]) -> list[str]:
-    """Which files a folder stands for."""
-    notes = []
-    for source in sources:
-        if isinstance(source, GivenRows):
-            continue
-        files = files_of(source) or []
-        if Path(source).expanduser().is_dir():
-            names = ", ".join(f.path.name for f in files[:8])
-            more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-            notes.append(f"The folder {source} stands for {names}{more}.")
-    return notes
 
 
 def shape_note(shape: Shape, kind: str = "") -> str:

@@ -7,40 +7,28 @@ json and csv read them line by line instead, and pyarrow reads Parquet batch by 
 in a cache.
 """
 
-import csv
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
+from lorakit.data.documents import json_rows
 from lorakit.data.files import (
     DAMAGED,
-    DataFile,
     decompression_error,
     files_of,
     lines,
     need_for,
     open_bytes,
 )
-from lorakit.data.given import GivenRows, Source, origin
+from lorakit.data.formats import DataFile
+from lorakit.data.given import GivenRows, Source
+from lorakit.data.row import Row
+from lorakit.data.tables import table_rows
 from lorakit.errors import DataError
 from lorakit.extras import need
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: its columns, file and line. Lines count from 1 (for Parquet and ids: rows)."""
-
-    file: str
-    line: int
-    fields: Mapping[str, Any]
-
-    @property
-    def origin(self) -> str:
-        """ "file:line", or "row 17 of the rows you gave"."""
-        return origin(self.file, self.line)
 
 
 def read_rows(sources: Sequence[Source], limit: int | None = None) -> Iterator[Row]:
@@ -59,7 +47,7 @@ def _all_rows(sources: Iterable[Source]) -> Iterator[Row]:
     for source in sources:
         if isinstance(source, GivenRows):
             for number, columns in source:
-                yield Row(source.name, number, columns)
+                yield Row(source.name, number, columns, form=source.form)
             continue
         files = files_of(source)
         if files is None:
@@ -67,171 +55,135 @@ def _all_rows(sources: Iterable[Source]) -> Iterator[Row]:
             continue
         for file in files:
             empty = True
-            for row in _READERS[file.format](file):
+            for row in rows_of_file(file):
                 empty = False
                 yield row
             if empty:
                 raise DataError(f"{file.name}: the file holds no rows")
 
 
-class WrittenFloat(float):
-    """A number that still knows its digits: 3.50 stays 3.50 when it is written into a text."""
+def rows_of_file(file: DataFile) -> Iterator[Row]:
+    """The rows of one file, by its format.
 
-    text: str
-
-    def __new__(cls, text: str) -> "WrittenFloat":
-        """Keep the text beside the value."""
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    def __str__(self) -> str:
-        return self.text
+    Raises:
+        DataError: as `read_rows`.
+    """
+    return _arrow_rows(file) if file.format in ("parquet", "arrow") else _by_content(file)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [k for k, _ in pairs]
-        twice = next(k for k in names if names.count(k) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice")
-    return value
+def _text_rows(file: DataFile) -> Iterator[Row]:
+    """Plain text: a row is a paragraph; where no line is blank, a row is a line.
 
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON; write null or leave the key out")
-
-
-_JSON = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=WrittenFloat, parse_constant=_constant
-)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON: {error.msg} at column {error.colno}"
-    return f"broken JSON: {error or type(error).__name__}"
-
-
-def _row(file: DataFile, line: int, value: Any, text: str) -> Row:
-    where = f"{file.name}:{line}"
-    if not isinstance(value, dict):
-        raise DataError(
-            f'{where}: a row must be a JSON object such as {{"prompt": …, "completion": …}}; this '
-            f"is {text.strip()[:40]!r}"
-        )
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{where}: broken JSON: half of a surrogate pair (\\ud800 to \\udfff alone)"
-            ) from None
-    return Row(file.name, line, value)
-
-
-def _jsonl_rows(file: DataFile) -> Iterator[Row]:
-    for number, text in enumerate(lines(file), 1):
-        if not text.strip():
-            continue
-        try:
-            value = _JSON.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file.name}:{number}: {_why(error)}") from None
-        yield _row(file, number, value, text)
-
-
-def _json_rows(file: DataFile) -> Iterator[Row]:
-    text = "".join(lines(file))
-    at = _skip(text, 0)
-    if not text.startswith("[", at):
-        # Many a .json holds one object a line.
-        yield from _jsonl_rows(file)
-        return
-    line, counted = 1, 0
-    at = _skip(text, at + 1)
-    while not text.startswith("]", at):
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, end = _JSON.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file.name}:{error.lineno}: {_why(error)}") from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file.name}:{line}: {_why(error)}") from None
-        yield _row(file, line, value, text[at:end])
-        at = _skip(text, end)
-        if text.startswith(",", at):
-            at = _skip(text, at + 1)
-            if not text.startswith("]", at):
+    Paragraphs stand between blank lines. Read line by line, as `datasets` does by default, a text
+    that is wrapped at 80 characters would become rows that end in the middle of a sentence.
+    """
+    paragraphs = _has_paragraphs(file)
+    what = "paragraph, and blank lines stand between them" if paragraphs else "line"
+    reading = f"is plain text, and each row is a {what}"
+    held: list[str] = []
+    start = 0
+    for number, line in enumerate(lines(file), 1):
+        text = line.rstrip("\r\n")
+        if text.strip():
+            start = start if held else number
+            held.append(text)
+            if paragraphs:
                 continue
-        elif text.startswith("]", at):
-            continue
-        line = 1 + text.count("\n", 0, at)
-        raise DataError(f"{file.name}:{line}: broken JSON: expected ',' or ']' after a row")
-    if rest := text[at + 1 :].strip():
-        line = 1 + text.count("\n", 0, at)
-        raise DataError(f"{file.name}:{line}: broken JSON: {rest[:20]!r} after the closing ']'")
+        if held:
+            yield Row(file.name, start, {"text": "\n".join(held)}, reading=reading)
+            held = []
+    if held:
+        yield Row(file.name, start, {"text": "\n".join(held)}, reading=reading)
 
 
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _table_rows(file: DataFile, delimiter: str) -> Iterator[Row]:
-    # The csv module refuses fields above 128 KiB by default, and has no setting for one reader alone.
-    csv.field_size_limit(2**31 - 1)
-    # strict: otherwise a quote that is never closed swallows the rest of the file in silence.
-    reader = csv.reader(lines(file), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    while True:
-        start = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{file.name}:{start}: broken {file.format.upper()}: {error} (a quote inside a "
-                'quoted field is written twice: "")'
-            ) from None
-        if not values:
-            continue
-        if header is None:
-            header = _header(file, start, values)
-        elif len(values) != len(header):
-            raise DataError(
-                f"{file.name}:{start}: {len(values)} fields where the header has {len(header)} "
-                f"({', '.join(map(repr, header[:8]))}); quote a field that holds {delimiter!r}"
-            )
+def _has_paragraphs(file: DataFile) -> bool:
+    """Whether a blank line stands between two that are not."""
+    blank = begun = False
+    for line in lines(file):
+        if not line.strip():
+            blank = begun
+        elif blank:
+            return True
         else:
-            yield Row(file.name, start, dict(zip(header, values, strict=True)))
+            begun = True
+    return False
 
 
-def _header(file: DataFile, line: int, names: list[str]) -> list[str]:
-    for i, name in enumerate(names):
-        if not name.strip():
-            raise DataError(f"{file.name}:{line}: column {i + 1} of the header has no name")
-        if name in names[:i]:
-            raise DataError(f"{file.name}:{line}: the header names the column {name!r} twice")
-    return names
+def _holds_json(file: DataFile) -> bool:
+    """Whether a file that is no JSON by its name begins with a JSON object or list."""
+    for line in lines(file):
+        if text := line.strip():
+            if text in ("{", "[", "[{"):
+                return True
+            try:
+                return isinstance(json.loads(text.removesuffix(",")), dict | list)
+            except (ValueError, RecursionError):
+                return False
+    return False
 
 
-def _parquet_rows(file: DataFile) -> Iterator[Row]:
+def _by_content(file: DataFile) -> Iterator[Row]:
+    """The rows of a file of text, which may hold JSON under another name."""
+    if file.format in ("json", "jsonl"):
+        yield from json_rows(file)
+    elif _holds_json(file):
+        for row in json_rows(file):
+            reading = f"holds JSON, whatever its name says{' and ' if row.reading else ''}"
+            yield replace(row, reading=reading + row.reading)
+    elif file.format == "txt":
+        yield from _text_rows(file)
+    else:
+        yield from table_rows(file)
+
+
+def _arrow_rows(file: DataFile) -> Iterator[Row]:
     need_for(file)
     import pyarrow
+    import pyarrow.ipc
     import pyarrow.parquet
 
+    what = file.format.capitalize()
     try:
         with _seekable(file) as stream:
-            batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
-            rows = (fields for batch in batches for fields in batch.to_pylist())
+            if file.format == "parquet":
+                batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
+            else:
+                batches = _ipc(stream)
+            rows = (fields for batch in batches for fields in _as_python(batch))
             for number, fields in enumerate(rows, 1):
-                yield Row(file.name, number, fields)
+                yield Row(file.name, number, fields, form="arrow")
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise DataError(f"{file.name}: broken Parquet: {reason}") from None
+        raise DataError(f"{file.name}: broken {what}: {reason}") from None
+
+
+def _ipc(stream: BinaryIO) -> Iterator[Any]:
+    # `datasets` saves the streaming form of Arrow's files, other programs the one with a footer.
+    import pyarrow.ipc
+
+    begins = stream.read(6)
+    stream.seek(0)
+    if begins == b"ARROW1":
+        reader = pyarrow.ipc.open_file(stream)
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
+    return iter(pyarrow.ipc.open_stream(stream))
+
+
+def _as_python(batch: Any) -> list[dict[str, Any]]:
+    """Rows of a batch; a map column becomes a dict, as it was in JSON."""
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return [_with_maps(row) for row in rows] if "map<" in str(batch.schema) else rows
+
+
+def _with_maps(value: Any) -> Any:
+    # Arrow gives a map as a list of tuples, and nothing else as tuples.
+    if isinstance(value, list):
+        if value and all(isinstance(pair, tuple) for pair in value):
+            return {key: _with_maps(item) for key, item in value}
+        return [_with_maps(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_maps(item) for key, item in value.items()}
+    return value
 
 
 def _seekable(file: DataFile) -> BinaryIO:
@@ -271,13 +223,4 @@ def _hub_rows(source: str) -> Iterator[Row]:
             f"dataset {name!r} (split {split!r}): {reason}"
         ) from None
     for number, fields in enumerate(rows, 1):
-        yield Row(source, number, fields)
-
-
-_READERS = {
-    "jsonl": _jsonl_rows,
-    "json": _json_rows,
-    "csv": lambda file: _table_rows(file, ","),
-    "tsv": lambda file: _table_rows(file, "\t"),
-    "parquet": _parquet_rows,
-}
+        yield Row(source, number, fields, form="arrow")

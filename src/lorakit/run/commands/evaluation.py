@@ -11,6 +11,7 @@ from typing import Any
 from lorakit.config import RunConfig
 from lorakit.data import Example, check_sources
 from lorakit.data.notes import length_notes
+from lorakit.data.sources import measuring_notes
 from lorakit.errors import DataError
 from lorakit.evaluation.metrics import check_names
 from lorakit.files.cache import Progress, no_progress
@@ -65,7 +66,7 @@ def run_evaluation(
     batches = task.batches(table, range(len(table)), config.train.batch_tokens, device)
     loss = held_out_loss(batches, task.loss(session.model))
     scores: dict[str, float] = {}
-    notes = length_notes(report, "rows", config.data.too_long)
+    notes = measuring_notes(config.data.data) + length_notes(report, "rows", config.data.too_long)
     answered = task.examples(examples)
     predictions: list[str] = []
     if metrics != "none" and answered:
