@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.data.columns import ROLE_KEYS, given
-from lorakit.data.row import Row
+from lorakit.data.row import Row, WrittenObject
 from lorakit.errors import DataError
 
 
@@ -171,6 +171,8 @@ def _without_nulls(value: Any) -> Any:
     A column of Arrow has one type: an object gets a null for each key that the object of another row
     has. A null that somebody wrote cannot be told apart from those.
     """
+    if isinstance(value, WrittenObject):
+        return value
     if isinstance(value, Mapping):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):

@@ -20,7 +20,7 @@ class GivenRows:
     def __init__(self, rows: Any, name: str = GIVEN) -> None:
         self.name = name
         self._rows = _as_iterable(rows, name)
-        self.form: Literal["json", "arrow"] = "arrow" if _of_arrow(rows) else "json"
+        self.form = form_of(rows)
 
     def __str__(self) -> str:
         return self.name
@@ -118,18 +118,20 @@ def _class_of(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _of_arrow(rows: Any) -> bool:
-    """Whether the values come out of Arrow, which has a null for every key that another row has.
+def form_of(rows: Any) -> Literal["json", "arrow"]:
+    """ "arrow" where objects may hold a null for every key that another row has.
 
-    Of pandas, where a cell holds a numpy array: that is how read_parquet gives lists.
+    Of `datasets`, where no column is JSON as it was written (its feature Json); of pandas, where a
+    cell holds a numpy array, which is how read_parquet gives lists.
     """
     kind = _class_of(rows)
     if kind.startswith("datasets."):
-        return True
+        return "json" if "Json(" in str(getattr(rows, "features", "")) else "arrow"
     if not kind.startswith("pandas.") or type(rows).__name__ != "DataFrame":
-        return False
+        return "json"
     objects = [name for name, kind in rows.dtypes.items() if str(kind) == "object"]
-    return any(_is_array(cell) for name in objects for cell in rows[name].head(100))
+    arrays = any(_is_array(cell) for name in objects for cell in rows[name].head(100))
+    return "arrow" if arrays else "json"
 
 
 def _is_array(value: Any) -> bool:
@@ -142,6 +144,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value.tolist()]
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, float) and value != value:
+        return None  # a null, where the array has numbers
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 

@@ -8,23 +8,15 @@ in a cache.
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, BinaryIO
 
+from lorakit.data.arrow import arrow_rows
 from lorakit.data.documents import json_rows
-from lorakit.data.files import (
-    DAMAGED,
-    decompression_error,
-    files_of,
-    lines,
-    need_for,
-    open_bytes,
-)
+from lorakit.data.files import files_of, lines
 from lorakit.data.formats import DataFile
-from lorakit.data.given import GivenRows, Source
+from lorakit.data.given import GivenRows, Source, form_of
 from lorakit.data.row import Row
 from lorakit.data.tables import table_rows
 from lorakit.errors import DataError
@@ -68,7 +60,7 @@ def rows_of_file(file: DataFile) -> Iterator[Row]:
     Raises:
         DataError: as `read_rows`.
     """
-    return _arrow_rows(file) if file.format in ("parquet", "arrow") else _by_content(file)
+    return arrow_rows(file) if file.format in ("parquet", "arrow") else _by_content(file)
 
 
 def _text_rows(file: DataFile) -> Iterator[Row]:
@@ -136,74 +128,6 @@ def _by_content(file: DataFile) -> Iterator[Row]:
         yield from table_rows(file)
 
 
-def _arrow_rows(file: DataFile) -> Iterator[Row]:
-    need_for(file)
-    import pyarrow
-    import pyarrow.ipc
-    import pyarrow.parquet
-
-    what = file.format.capitalize()
-    try:
-        with _seekable(file) as stream:
-            if file.format == "parquet":
-                batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
-            else:
-                batches = _ipc(stream)
-            rows = (fields for batch in batches for fields in _as_python(batch))
-            for number, fields in enumerate(rows, 1):
-                yield Row(file.name, number, fields, form="arrow")
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"{file.name}: broken {what}: {reason}") from None
-
-
-def _ipc(stream: BinaryIO) -> Iterator[Any]:
-    # `datasets` saves the streaming form of Arrow's files, other programs the one with a footer.
-    import pyarrow.ipc
-
-    begins = stream.read(6)
-    stream.seek(0)
-    if begins == b"ARROW1":
-        reader = pyarrow.ipc.open_file(stream)
-        return (reader.get_batch(i) for i in range(reader.num_record_batches))
-    return iter(pyarrow.ipc.open_stream(stream))
-
-
-def _as_python(batch: Any) -> list[dict[str, Any]]:
-    """Rows of a batch; a map column becomes a dict, as it was in JSON."""
-    rows: list[dict[str, Any]] = batch.to_pylist()
-    return [_with_maps(row) for row in rows] if "map<" in str(batch.schema) else rows
-
-
-def _with_maps(value: Any) -> Any:
-    # Arrow gives a map as a list of tuples, and nothing else as tuples.
-    if isinstance(value, list):
-        if value and all(isinstance(pair, tuple) for pair in value):
-            return {key: _with_maps(item) for key, item in value}
-        return [_with_maps(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _with_maps(item) for key, item in value.items()}
-    return value
-
-
-def _seekable(file: DataFile) -> BinaryIO:
-    # Parquet keeps its table of contents at the end, so a compressed one is unpacked to a temporary
-    # file first.
-    stream = open_bytes(file)
-    if not file.compression:
-        return stream
-    out = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
-    with stream:
-        try:
-            while chunk := stream.read(1 << 20):
-                out.write(chunk)
-        except DAMAGED as error:
-            out.close()
-            raise decompression_error(file, error, 0) from None
-    out.seek(0)
-    return out
-
-
 def _hub_rows(source: str) -> Iterator[Row]:
     name, *more = source.split(":")
     if len(more) > 2:
@@ -222,5 +146,6 @@ def _hub_rows(source: str) -> Iterator[Row]:
             f"{source}: neither a file or folder here, nor can it be loaded as the Hugging Face "
             f"dataset {name!r} (split {split!r}): {reason}"
         ) from None
+    form = form_of(rows)
     for number, fields in enumerate(rows, 1):
-        yield Row(source, number, fields, form="arrow")
+        yield Row(source, number, fields, form=form)

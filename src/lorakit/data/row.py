@@ -30,6 +30,10 @@ class Row:
         return origin(self.file, self.line)
 
 
+class WrittenObject(dict[str, Any]):
+    """An object of a JSON column of Arrow: it has the keys that were written, nulls among them."""
+
+
 class WrittenFloat(float):
     """A number that still knows its digits: 3.50 stays 3.50 when it is written into a text."""
 

@@ -29,7 +29,7 @@ from lorakit.data.conversations import (
 )
 from lorakit.data.example import Example
 from lorakit.data.mapping import Mapper
-from lorakit.data.row import Row
+from lorakit.data.row import Row, WrittenObject
 from lorakit.data.spec import DataSpec
 from lorakit.errors import DataError
 
@@ -246,7 +246,11 @@ def _calls(row: Row) -> bool:
         return True
     columns = (row.fields.get(name) for name in (*CONVERSATIONS, "prompt", "completion", "chosen"))
     lists = (value for value in columns if isinstance(value, list))
-    return any(isinstance(m, Mapping) and "tool_calls" in m for value in lists for m in value)
+    return any(
+        isinstance(m, Mapping) and "tool_calls" in m and not isinstance(m, WrittenObject)
+        for value in lists
+        for m in value
+    )
 
 
 def _unused(names: list[str], used: set[str]) -> str:
