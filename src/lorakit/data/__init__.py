@@ -1,7 +1,9 @@
 """A file of rows -> supervised tokens -> the batches of a step.
 
     file or hub id   records.py   rows that know their file and line   (files.py opens them)
+                     documents.py, tables.py, arrow.py   the formats;  folders.py   which files
     Row              shapes.py    Example: prompt + completion, messages, text (mapping.py: '{a.b}')
+                     conversations.py, calls.py   other tools' forms of messages and tool calls
     Example          encode.py    Encoded: token ids and their loss mask
                      template.py  by a chat template or raw, recorded with the adapter
                      chat.py      where in a chat template's text the answers are

@@ -35,8 +35,9 @@ class DataSpec:
         default=(),
         metadata={
             "kind": tuple[str, ...],
-            "help": "Training rows: files (.jsonl .json .csv .tsv .parquet; each also with .gz, "
-            ".zst or .bz2), folders of such files, or Hugging Face dataset ids (id, id:split, "
+            "help": "Training rows: files (.jsonl .json .csv .tsv .parquet .arrow .txt; each also "
+            "with .gz, .zst or .bz2), folders of such files (one that holds train and valid or "
+            "test by name is split so), or Hugging Face dataset ids (id, id:split, "
             "id:config:split).",
         },
     )
@@ -54,8 +55,8 @@ class DataSpec:
             "help": "How the prompt is written from a row's columns, such as 'Question: "
             "{question}'. {a.b} reads key b inside column a; lists and objects are written as "
             "JSON; {{ and }} are literal braces. Give completion too. Without both, the columns "
-            "are recognised by their names (prompt + completion, messages, instruction + output, "
-            "text)."
+            "are recognised by their names (prompt + completion, messages or conversations, "
+            "instruction + output, chosen + rejected, text)."
         },
     )
     completion: str | None = field(
