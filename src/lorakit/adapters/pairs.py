@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters.card import model_card
-from lorakit.adapters.info import (
-    TENSORS,
-    AdapterInfo,
-    adapter_folder,
-    describe,
-    pair_kinds,
-)
+from lorakit.adapters.folder import TENSORS, adapter_folder
+from lorakit.adapters.info import AdapterInfo, describe, pair_kinds
 from lorakit.adapters.names import check_pair, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record

@@ -21,7 +21,7 @@ OPTIONS = (
         "revision",
         "device",
         "dtype",
-        "trust_remote_code",
+        "trust_remote_code", "ignore_adapter",
         "system",
         "template",
         "template_option",

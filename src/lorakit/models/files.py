@@ -6,6 +6,7 @@ from typing import Any
 
 from lorakit.errors import ModelError
 from lorakit.files.header import DamagedTensorsError, TensorEntry, read_header
+from lorakit.models.beside import require_model
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -18,12 +19,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        hint = ""
-        if ggufs := sorted(p.name for p in folder.glob("*.gguf")):
-            hint = f" It holds {ggufs[0]}: name that file."
-        elif (folder / "adapter_config.json").is_file():
-            hint = " It is an adapter: name its base model as the model."
-        raise ModelError(f"{folder} is not a model folder: it has no config.json.{hint}")
+        require_model(folder, ignore_adapter=True)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -85,3 +81,8 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             f"{path} is truncated or not a safetensors file ({path.stat().st_size} bytes): "
             f"{error}; fetch or copy it again"
         ) from error
+
+
+def is_sentence_transformers(folder: Path) -> bool:
+    """Whether sentence-transformers wrote a model folder: modules.json lists its steps."""
+    return (folder / "modules.json").is_file()

@@ -171,6 +171,15 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote
     # BERT and its kin can be built as causal models, but their weights were not trained as such.
     masked = any(name.endswith(("MaskedLM", "Classification")) for name in made_for)
+    # transformers finds a model for such a folder, and gives it a head that nobody trained.
+    bodies = [
+        name for name in made_for if name.endswith("Model") and not name.endswith("LMHeadModel")
+    ]
+    if bodies and files.is_sentence_transformers(where.folder):
+        raise ModelError(
+            f"{spec.model} is a model of sentence-transformers (modules.json), a {bodies[0]} that turns "
+            "texts into vectors and has no output head: name the language model that it was made from"
+        )
     if not causal or masked or config.is_encoder_decoder:
         raise ModelError(
             f"{spec.model} is {', '.join(made_for) or kind}, not a causal language model: lorakit "

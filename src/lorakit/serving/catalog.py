@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorakit.adapters.info import AdapterInfo, adapter_folder, read_adapter
+from lorakit.adapters.folder import adapter_folder
+from lorakit.adapters.info import AdapterInfo, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD, check_base, read_record
