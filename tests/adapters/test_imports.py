@@ -119,7 +119,12 @@ def mlx_folder(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) ->
 # What mlx_lm/lora.py of each version writes of its settings, and what its tuner/lora.py multiplies by.
 MLX_VERSIONS = {
     "0.13.0": ({"lora_layers": 16}, 16.0, 10.0 * 16 / 4, "multiplied by scale · alpha / rank"),
-    "0.14.3": ({"lora_layers": 16, "use_dora": False}, 16.0, 10.0, "0.14.1 trained it, the scale is 40"),
+    "0.14.3": (
+        {"lora_layers": 16, "use_dora": False},
+        16.0,
+        10.0,
+        "0.14.1 trained it, the scale is 40",
+    ),
     "0.22.0": ({"num_layers": 16, "fine_tune_type": "lora"}, 16.0, 10.0, "does not use it"),
     "0.32.2": ({"num_layers": 16, "fine_tune_type": "lora"}, None, 10.0, None),
 }

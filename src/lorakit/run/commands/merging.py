@@ -22,10 +22,12 @@ from lorakit.adapters.provenance import check_base
 from lorakit.config import RunConfig
 from lorakit.errors import BaseMismatchError, ConfigError, ModelError
 from lorakit.files.cache import Progress, no_progress
+from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
 from lorakit.lora.variant import Capability, cannot
 from lorakit.merging.certify import Certificate, Tolerance
 from lorakit.merging.dequantize import dequantize, quantization
+from lorakit.merging.formats import format_of
 from lorakit.merging.merge import (
     CERTIFICATE,
     require,
@@ -43,7 +45,7 @@ from lorakit.models.files import weight_files
 from lorakit.models.fingerprint import hash_files
 from lorakit.models.sources import resolve
 from lorakit.models.weights import OtherNamesError, find, tensors_of
-from lorakit.run.commands.certifying import compare_logits, format_of, probes_of, too_large
+from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
 from lorakit.run.named import find_adapter
 
 Certify = Literal["auto", "weights", "logits"]
@@ -122,7 +124,7 @@ def _merge(
     if Capability.MERGE_ROWS not in variant.capabilities and certify != "weights":
         why = cannot(variant, Capability.MERGE_ROWS)
         notes = (*notes, f"merged in memory and not file by file: {why}")
-        return _in_memory(spec, adapter, out, kept, made_of, notes)
+        return _in_memory(spec, adapter, out, kept, tensors_of(base), made_of, notes)
     held = tensors_of(base)
     try:
         places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)
@@ -130,7 +132,7 @@ def _merge(
         if certify == "weights":
             raise
         notes = (*notes, f"merged in memory and not file by file: {error}")
-        return _in_memory(spec, adapter, out, kept, made_of, notes)
+        return _in_memory(spec, adapter, out, kept, held, made_of, notes)
     made: list[Certificate] = []
 
     def fill(partial: Path) -> None:
@@ -241,17 +243,22 @@ def _in_memory(
     adapter: StoredAdapter,
     out: Path,
     dtype: torch.dtype | None,
+    held: Mapping[str, StoredTensor],
     made_of: Mapping[str, Any],
     notes: tuple[str, ...],
 ) -> Certificate:
-    """The way of a model that transformers puts together while it loads: whole, in memory."""
-    model, tokenizer = load_model(spec)
+    """The way of a model that transformers puts together while it loads: whole, in memory.
+
+    In float32, which holds every number of the files whatever device is going to compute with them.
+    """
+    model, tokenizer = load_model(replace(spec, dtype="float32"))
     attach_stored(model, adapter)
     return write_merged(
         model,
         tokenizer,
         out,
         dtype=dtype,
+        held=held,
         probes_ids=probes_of(adapter, tokenizer),
         made_of=made_of,
         notes=notes,
