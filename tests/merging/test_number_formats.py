@@ -122,7 +122,7 @@ def test_gemma_3_with_its_images(way, change, tmp_path, monkeypatch):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     wide = change is not mixed
     torch.testing.assert_close(
-        logits(again), logits(adapted), **{"rtol": 1e-4, "atol": 1e-3 if wide else 0.3}
+        logits(again), logits(adapted), rtol=1e-4, atol=1e-3 if wide else 0.3
     )
     told = json.loads((tmp_path / "merged" / "config.json").read_text())
     # Files are copied with the word of the base's config.json; in memory most of them say what it is.
