@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.adapters.folder import TENSORS, adapter_folder
+from lorakit.adapters.foreign_names import own_names
 from lorakit.adapters.names import foreign, pair_names, pair_of, tensor_names, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config
 from lorakit.adapters.provenance import Record, read_record
@@ -57,7 +58,9 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     """
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
-    shapes = read_shapes(folder / TENSORS)
+    in_file = read_shapes(folder / TENSORS)
+    own, notes = own_names(folder / TENSORS, in_file)
+    shapes = {own[name]: shape for name, shape in in_file.items()}
     ranks: dict[str, int] = {}
     count = 0
     for path, kind in pair_kinds(folder / TENSORS, shapes, config).items():
@@ -65,7 +68,7 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
         ranks[path] = shapes[names["A"]][0]
         count += sum(math.prod(shapes[name]) for name in names.values())
     spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
-    return describe(folder, config, record, spec, ranks, count)
+    return describe(folder, config, record, spec, ranks, count, notes)
 
 
 def pair_kinds(
@@ -141,8 +144,9 @@ def pair_paths(file: Path, names: Iterable[str]) -> list[str]:
         if found := pair_of(name):
             paths[found[0]] = None
         elif whole_weight_of(name) is None:
-            near = did_you_mean(name, [other for other in names if pair_of(other)])
-            raise AdapterError(f"{file} holds {name}: {foreign(name)}; {near}")
+            pairs = [other for other in names if pair_of(other)]
+            near = f"; {did_you_mean(name, pairs)}" if pairs else ""
+            raise AdapterError(f"{file} holds {name}: {foreign(name)}{near}")
     if not paths:
         raise AdapterError(f"{file} holds no pair: {len(names)} tensors, none is lora_A or lora_B")
     return list(paths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal
+from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal, way_on
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> PeftConfig:
     path = folder / CONFIG
     config = read_json(path)
     if reason := refusal(config):
-        raise AdapterError(f"{path}: {reason}")
+        raise AdapterError(f"{path}: {reason}{way_on(folder, config)}")
     try:
         return _parse(config)
     except (ConfigError, TypeError, ValueError, re.error) as error:

@@ -80,8 +80,14 @@ class Plan:
         )
 
 
-def plan(model: nn.Module, spec: LoraSpec) -> Plan:
+def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     """Say what `spec` would adapt in `model`, without touching it; the meta device will do.
+
+    Args:
+        model: the base.
+        spec: what to adapt.
+        any_rank: allow ranks above a module's smaller side, of pairs that exist already. Such a pair
+            holds no more than one of that side's rank would, and a new one is not worth its memory.
 
     Raises:
         TargetError: a pattern matches nothing, or only what cannot be adapted; a rank exceeds
@@ -101,7 +107,7 @@ def plan(model: nn.Module, spec: LoraSpec) -> Plan:
     _check_shared(model, chosen)
     _check_patterns(spec, chosen)
     sharing = _sharing(modules)
-    targets = tuple(_target(path, modules[path], spec, sharing[path]) for path in chosen)
+    targets = tuple(_target(path, modules[path], spec, sharing[path], any_rank) for path in chosen)
     skipped = [Skipped(path, type(modules[path]).__name__, why) for path, why in reasons.items()]
     skipped += _unsupported(modules, candidates)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -209,11 +215,13 @@ def _sharing(modules: dict[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     return others
 
 
-def _target(path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...]) -> Target:
+def _target(
+    path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...], any_rank: bool
+) -> Target:
     geometry = geometry_of(module, path)
     rank = first_hit(spec.rank_pattern, path, spec.rank)
     alpha = first_hit(spec.alpha_pattern, path, spec.alpha)
-    if rank > geometry.largest_rank():
+    if rank > geometry.largest_rank() and not any_rank:
         name = path.rsplit(".", 1)[-1]
         raise TargetError(
             f"rank {rank} is above {geometry.largest_rank()}, the smaller side of {path} "

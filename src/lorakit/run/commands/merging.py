@@ -15,10 +15,11 @@ import torch
 
 from lorakit.adapters.combine import CombineSpec, combine
 from lorakit.adapters.load import attach_stored, fit_stored
+from lorakit.adapters.model_paths import stored_for_model
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.parents import Part
 from lorakit.adapters.peft_config import read_json
-from lorakit.adapters.provenance import check_base
+from lorakit.adapters.provenance import base_note, check_base
 from lorakit.config import RunConfig
 from lorakit.errors import BaseMismatchError, ConfigError, ModelError
 from lorakit.files.cache import Progress, no_progress
@@ -86,11 +87,13 @@ def run_merge(
     if not force:
         for part in parts:
             check_base(part.adapter.source, part.adapter.record, identity)
+    told = [(p, base_note(p.adapter.config.base_name, p.adapter.record, identity)) for p in parts]
+    notes = tuple(f"{part.name}: {note}" for part, note in told if note)
     made_of = {"base": identity.to_dict(), "adapters": [_named(part) for part in parts]}
     kept = None if dtype == "base" else getattr(torch, dtype)
     adapter = _one(parts, force)
     if quantization(where.folder) is None:
-        return _merge(spec, where.folder, adapter, made_of, out, kept, certify, ())
+        return _merge(spec, where.folder, adapter, made_of, out, kept, certify, notes)
     with tempfile.TemporaryDirectory(dir=_beside(out)) as place:
         ordinary = Path(place)
         done = dequantize(where.folder, ordinary)
@@ -100,7 +103,9 @@ def run_merge(
             "float32 first, and the certificate is against those"
         )
         plain = replace(spec, model=place, revision=None)
-        return _merge(plain, ordinary, adapter, made_of, out, kept or done.dtype, certify, (note,))
+        return _merge(
+            plain, ordinary, adapter, made_of, out, kept or done.dtype, certify, (*notes, note)
+        )
 
 
 def _merge(
@@ -115,6 +120,7 @@ def _merge(
 ) -> Certificate:
     """Merge into the files of an ordinary model folder."""
     empty = empty_model(spec)
+    adapter = stored_for_model(empty, adapter)
     plan, more = fit_stored(empty, adapter)
     notes = (*notes, *more)
     tied = [target.path for target in plan.targets if target.tied_to]
