@@ -353,7 +353,9 @@ class TestConfiguration:
     def test_a_rank_above_the_module(self, foreign):
         edit_config(foreign, r=33)
         message = refused(foreign)
-        assert "does not fit this model: rank 33 is above 32" in message
+        assert (
+            "q_proj.lora_A.weight is 4 x 32, and the model and adapter_config.json make" in message
+        )
 
     def test_what_means_nothing_here_is_set_aside_aloud(self, foreign):
         edit_config(

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import lorakit
-from families import saved, tiny
+from families import saved, tiny, tokenizer
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.cli.main import run
@@ -355,3 +355,45 @@ def test_another_base_that_no_hash_speaks_of(named, noted, tmp_path, caplog):
     assert (expected in caplog.text) == noted
     made = lorakit.merge("a", "merged", model="base")
     assert any(f"a: {expected}" in note for note in made.notes) == noted
+
+
+def with_new_tokens(*tokens):
+    words = tokenizer()
+    words.add_tokens(list(tokens), special_tokens=True)
+    return words
+
+
+def test_tokens_that_the_base_has_not_are_named(tmp_path, caplog):
+    """They were put into spare rows of the embedding: the weights fit, and the texts do not."""
+    saved(tmp_path / "base")
+    moving(tiny("llama"), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained("a")
+    tokenizer().save_pretrained("a")
+    model, _ = lorakit.load_model("base", dtype="float32")
+    assert not load_adapter(model, "a").notes
+    with_new_tokens("<tool>", "</tool>").save_pretrained("a")
+    model, _ = lorakit.load_model("base", dtype="float32")
+    (note,) = load_adapter(model, "a").notes
+    assert "has 2 tokens that the base's has not ('<tool>', '</tool>')" in note
+    assert note in caplog.text
+
+
+@pytest.mark.parametrize("whole", [None, ["embed_tokens", "lm_head"]], ids=["copies", "saved"])
+def test_an_embedding_that_was_made_larger(whole, tmp_path):
+    """peft keeps it in the file; the message's command gives a model with the new tokens in it."""
+    saved(tmp_path / "base")
+    words = with_new_tokens("<tool>", *(f"<{n}>" for n in range(60)))
+    grown = AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    grown.resize_token_embeddings(len(words))
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=whole)
+    theirs = moving(grown, config)
+    theirs.save_pretrained("a")
+    words.save_pretrained("a")
+    model, _ = lorakit.load_model("base", dtype="float32")
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(model, "a")
+    message = str(caught.value)
+    assert ("modules_to_save" if whole else "tokens were added, or the base is another") in message
+    exec(shlex.split(message.split("ordinary model of it: ")[1])[2], {})
+    merged, read = lorakit.load_model("merged", dtype="float32")
+    torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-3)
+    assert read.encode("<tool>") == words.encode("<tool>")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.errors import AdapterError
+from lorakit.files.pointers import pointer_problem
 
 TENSORS = "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "adapter_0.pt")
@@ -35,6 +36,9 @@ def adapter_folder(folder: str | Path) -> Path:
         raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}{inside}")
     if not folder.is_dir():
         raise AdapterError(f"there is no adapter folder {folder}{_on_the_hub(folder)}")
+    for name in (CONFIG, TENSORS):
+        if (folder / name).is_symlink() and (problem := pointer_problem(folder / name)):
+            raise AdapterError(f"{folder / name} {problem}")
     if not (folder / CONFIG).is_file():
         raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}{_instead(folder)}")
     if not (folder / TENSORS).is_file():

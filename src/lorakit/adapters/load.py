@@ -15,6 +15,8 @@ from lorakit.adapters.names import expected_shapes, pair_names, tensor_names, wh
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, base_note, check_base, known_identity
+from lorakit.adapters.refusals import merged_by_peft
+from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
 from lorakit.lora.kinds import kind_of
@@ -59,6 +61,8 @@ def load_adapter(
         check_base(opened.folder, opened.record, known)
     made, pairs, notes = _fit(model, opened)
     if note := base_note(opened.config.base_name, opened.record, known):
+        notes = (note, *notes)
+    if note := tokens_note(opened.folder, model):
         notes = (note, *notes)
     for note in notes:
         _log.warning("%s: %s", opened.folder, note)
@@ -242,7 +246,7 @@ def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tenso
         raise AdapterError(
             f"{file} holds {name} {_by(saved.shape)}, a whole weight that is not the base's own "
             f"{_by(own.shape)}: tokens were added, or the base is another; lorakit keeps the "
-            "base as it is"
+            f"base as it is. {merged_by_peft(file.parent)}"
         )
     return not own.is_meta
 

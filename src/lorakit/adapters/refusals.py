@@ -122,13 +122,20 @@ def way_on(folder: Path, config: Mapping[str, Any]) -> str:
     # These act on some tokens only, or have no place in a layer without a bias.
     if any(config.get(key) for key in ("alora_invocation_tokens", "arrow_config", "lora_bias")):
         return ""
+    return f". {merged_by_peft(folder)}"
+
+
+def merged_by_peft(folder: Path) -> str:
+    """The command by which peft makes an ordinary model of an adapter, with the tokenizer it needs."""
+    words = "'merged'"
+    tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else None
+    source = repr(tokenizer) if tokenizer else "m.peft_config['default'].base_model_name_or_path"
     python = (
         "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
-        f"m = M.from_pretrained({str(folder)!r}); "
-        "b = m.peft_config['default'].base_model_name_or_path; "
-        "m.merge_and_unload().save_pretrained('merged'); T.from_pretrained(b).save_pretrained('merged')"
+        f"m = M.from_pretrained({str(folder)!r}); t = T.from_pretrained({source}); "
+        f"m.merge_and_unload().save_pretrained({words}); t.save_pretrained({words})"
     )
-    return f". peft makes an ordinary model of it: python -c {shlex.quote(python)}"
+    return f"peft makes an ordinary model of it: python -c {shlex.quote(python)}"
 
 
 def _at_rest(value: Any) -> bool:

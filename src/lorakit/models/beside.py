@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lorakit.errors import ModelError
 from lorakit.files.cache import build_folder, cache_dir
+from lorakit.files.pointers import pointer_problem
 
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
@@ -44,6 +45,8 @@ def require_model(folder: Path, *, ignore_adapter: bool, repository: str | None 
     """
     named = repository or str(folder)
     if not (folder / CONFIG).is_file():
+        if problem := pointer_problem(folder / CONFIG):
+            raise ModelError(f"{folder / CONFIG} {problem}")
         raise ModelError(f"{named} is not a model folder: it has no {CONFIG}. {_instead(folder)}")
     if (folder / ADAPTER).is_file() and not ignore_adapter:
         raise ModelError(both(named, folder.resolve().name, repository is not None))
