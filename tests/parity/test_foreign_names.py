@@ -22,6 +22,9 @@ from lorakit.config import RunConfig
 from lorakit.errors import AdapterError
 from lorakit.models import ModelSpec
 from lorakit.run.commands.merging import run_merge
+from lorakit.serving.cache import size_for
+from lorakit.serving.forward import open_forward
+from lorakit.serving.spec import EngineSpec
 
 IDS = torch.arange(20)[None]
 PREFIX = "base_model.model."
@@ -247,3 +250,20 @@ def test_other_trainers_names_are_refused_by_theirs(case, tmp_path):
     for read in (read_adapter, read_stored):
         with pytest.raises(AdapterError, match=re.escape(f"holds {name}: {reason}")):
             read(tmp_path)
+
+
+def test_an_old_adapter_is_served(tmp_path):
+    """In the slots of a server it is, bit for bit, the adapter under today's paths."""
+    theirs = moving(gemma3(), target_modules=["q_proj", "down_proj"])
+    for name in ("new", "old"):
+        theirs.save_pretrained(tmp_path / name)
+    rename(tmp_path / "old", lambda n: PREFIX + before_4_52(n.removeprefix(PREFIX)))
+    model = gemma3().requires_grad_(False)
+    bank = open_forward(model, EngineSpec(), size_for(64)).bank
+    new, old = (bank.open(tmp_path / name, name) for name in ("new", "old"))
+    for one, other in zip(new, old, strict=True):
+        assert torch.equal(one.A, other.A)
+        assert torch.equal(one.B, other.B)
+    assert any(group.B.any() for group in new)
+    ranks = read_adapter(tmp_path / "old").ranks
+    assert bank.width(ranks, "old") == bank.width(read_adapter(tmp_path / "new").ranks, "new")

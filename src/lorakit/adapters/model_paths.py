@@ -27,7 +27,7 @@ def for_model(model: nn.Module, opened: AdapterFiles) -> AdapterFiles:
     """
     paths = {name: _path_of(name) for name in opened.tensors}
     pairs = {found[0] for name in opened.tensors if (found := pair_of(name))}
-    moved = _moved(model, {path for path in paths.values() if path})
+    moved = moved_paths(model, {path for path in paths.values() if path})
     if not moved:
         return opened
     tensors = {}
@@ -42,7 +42,7 @@ def for_model(model: nn.Module, opened: AdapterFiles) -> AdapterFiles:
 
 def stored_for_model(model: nn.Module, adapter: StoredAdapter) -> StoredAdapter:
     """The same for an adapter as a value."""
-    moved = _moved(model, adapter.pairs)
+    moved = moved_paths(model, adapter.pairs)
     if not moved:
         return adapter
     return replace(
@@ -58,8 +58,13 @@ def _path_of(name: str) -> str | None:
     return found[0] if found else whole_weight_of(name)
 
 
-def _moved(model: nn.Module, paths: Collection[str]) -> dict[str, str]:
-    """The model's path by the file's, of those that the model has not and its rules know."""
+def moved_paths(model: nn.Module, paths: Collection[str]) -> dict[str, str]:
+    """The model's path by the file's, of those that the model has not and its rules know.
+
+    Args:
+        model: the base; may be on the meta device.
+        paths: of modules, as an adapter's file has them.
+    """
     own = {path for path, _ in model.named_modules()}
     lost = [path for path in paths if path not in own]
     if not lost:
