@@ -12,7 +12,7 @@ import lorakit
 from families import saved, tiny
 from lorakit.cli.main import run
 from lorakit.errors import ModelError
-from lorakit.models import empty_model, identify, load_outline
+from lorakit.models import ModelSpec, empty_model, identify, load_outline, resolve
 
 IDS = torch.arange(20)[None]
 pytestmark = pytest.mark.filterwarnings(
@@ -119,6 +119,25 @@ def test_a_folder_without_an_adapter_takes_the_option_too(tmp_path):
     model, _ = lorakit.load_model("plain", dtype="float32", ignore_adapter=True)
     assert torch.equal(logits(model), logits(tiny("llama")))
     assert not list((tmp_path / "cache").glob("models/*"))
+
+
+def test_a_gguf_file_beside_an_adapter_is_the_file_alone(tmp_path, monkeypatch):
+    """transformers would take the base that adapter_config.json names, or apply the adapter."""
+    opened = []
+    monkeypatch.setattr(
+        "lorakit.models.gguf.folder_of", lambda path, progress: opened.append(path) or tmp_path
+    )
+    peft_model().save_pretrained(tmp_path / "files")
+    (tmp_path / "files" / "model.gguf").write_bytes(b"GGUF and more")
+    (tmp_path / "files" / "tokenizer.json").write_text("{}")
+    assert resolve(ModelSpec("files/model.gguf")).source == "gguf"
+    (file,) = opened
+    assert file.read_bytes() == b"GGUF and more"
+    assert sorted(f.name for f in file.parent.iterdir()) == [
+        "README.md",
+        "model.gguf",
+        "tokenizer.json",
+    ]
 
 
 class TestWhatIsNoModel:

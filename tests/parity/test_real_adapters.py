@@ -17,7 +17,7 @@ from families import saved, tiny, tokenizer
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.cli.main import run
-from lorakit.errors import AdapterError
+from lorakit.errors import AdapterError, TargetError
 
 IDS = torch.arange(20)[None]
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft's own, of every kind
@@ -397,3 +397,25 @@ def test_an_embedding_that_was_made_larger(whole, tmp_path):
     merged, read = lorakit.load_model("merged", dtype="float32")
     torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-3)
     assert read.encode("<tool>") == words.encode("<tool>")
+
+
+def test_a_model_that_has_pefts_layers_is_refused(tmp_path):
+    """Among them are linear layers, the adapter's own A and B; each way out of the message is tried."""
+    saved(tmp_path / "both")
+    adapted = moving(tiny("llama"), LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.save_pretrained("both")
+    unsaid = AutoModelForCausalLM.from_pretrained("both", dtype=torch.float32)
+    assert any("lora_A" in name for name, _ in unsaid.named_modules())
+    spec = lorakit.LoraSpec(rank=2)
+    for model in (unsaid, adapted):
+        for use in (lorakit.plan, lorakit.attach):
+            with pytest.raises(
+                TargetError, match="this model has an adapter of peft attached"
+            ) as e:
+                use(model, spec)
+    assert "lorakit.load_model(FOLDER, ignore_adapter=True)" in str(e.value)
+    alone, _ = lorakit.load_model("both", dtype="float32", ignore_adapter=True)
+    expected = lorakit.plan(tiny("llama"), spec)
+    for model in (alone, adapted.unload()):
+        assert lorakit.plan(model, spec) == expected
+        assert torch.equal(logits(model), logits(tiny("llama")))

@@ -96,6 +96,7 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
             or alpha_pattern means no target.
     """
     modules = {path: module for path, module in model.named_modules() if path}
+    _refuse_wrapped(modules)
     candidates = [path for path, module in modules.items() if kind_of(module)]
     reasons = _reasons_to_skip(modules, candidates, spec)
     chosen = [path for path in candidates if path not in reasons]
@@ -112,6 +113,21 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     skipped += _unsupported(modules, candidates)
     total = sum(parameter.numel() for parameter in model.parameters())
     return Plan(spec, targets, tuple(skipped), total)
+
+
+def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
+    """peft's layers hold the base's layer and matrices of their own, which are linear layers too.
+
+    transformers puts them into a model unsaid where adapter_config.json lies in its folder.
+    """
+    for path, module in modules.items():
+        if type(module).__module__.startswith("peft.tuners."):
+            raise TargetError(
+                f"this model has an adapter of peft attached ({path} is {type(module).__name__} of "
+                "peft), and its own matrices would be adapted: take model.unload() or "
+                "model.merge_and_unload() of a PeftModel; where transformers loaded the adapter beside a "
+                "model, take lorakit.load_model(FOLDER, ignore_adapter=True)"
+            )
 
 
 def _reasons_to_skip(

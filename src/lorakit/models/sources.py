@@ -64,6 +64,9 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
         _no_revision(spec, "a file")
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file, but not a .gguf one: name the folder it lies in")
+        if (path.parent / ADAPTER).is_file():
+            # Whoever names the file means it; transformers would look at what lies beside it.
+            path = without_adapter(path.parent) / path.name
         return Resolved(path.name, "gguf", gguf.folder_of(path, progress))
     if _HUB_ID.fullmatch(name) and not name.lower().endswith(".gguf") and name[0] != ".":
         found = _from_hub(spec, weights)
