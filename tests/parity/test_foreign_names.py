@@ -18,6 +18,7 @@ from transformers import (
 from families import tiny, tokenizer
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
+from lorakit.cli.main import run
 from lorakit.config import RunConfig
 from lorakit.errors import AdapterError
 from lorakit.models import ModelSpec
@@ -250,6 +251,32 @@ def test_other_trainers_names_are_refused_by_theirs(case, tmp_path):
     for read in (read_adapter, read_stored):
         with pytest.raises(AdapterError, match=re.escape(f"holds {name}: {reason}")):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("regex", [False, True])
+def test_an_old_adapter_is_trained_on(regex, tmp_path, monkeypatch):
+    """And so is one whose rank is above a module's smaller side; B moves in the modules of today."""
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    gemma3().save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    targets = r"model\.language_model\..*\.(q_proj|v_proj)" if regex else ["q_proj"]
+    theirs = moving(gemma3(), target_modules=targets, r=20, lora_alpha=4)
+    theirs.save_pretrained(tmp_path / "old")
+    rename(tmp_path / "old", lambda n: PREFIX + before_4_52(n.removeprefix(PREFIX)))
+    if regex:
+        path = tmp_path / "old" / "adapter_config.json"
+        old = r"language_model\.model\..*\.(q_proj|v_proj)"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": old}))
+    rows = [{"prompt": f"say {n}", "completion": str(n)} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["train", "--model", str(tmp_path / "base"), "--data", str(tmp_path / "rows.jsonl")]
+    command += ["--from", str(tmp_path / "old"), "--max-steps", "1", "--learning-rate", "1e-9"]
+    assert run([*command, "--dtype", "float32", "--out", str(tmp_path / "run")]) == 0
+    model = gemma3()
+    info = load_adapter(model, tmp_path / "run" / "adapter")
+    assert TEXT in info.paths
+    assert set(info.ranks.values()) == {20}
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-4, atol=1e-3)
 
 
 def test_an_old_adapter_is_served(tmp_path):
