@@ -116,17 +116,50 @@ def mlx_folder(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) ->
     return folder
 
 
-@pytest.mark.parametrize(("alpha", "scale"), [(None, 20.0), (2.0, 10.0)])
-def test_mlx_lms_folder(llama, tmp_path, alpha, scale):
-    """y = W x + scale (x a) b, that is W + scale (a b)ᵀ; the first versions had an alpha beside."""
+# What mlx_lm/lora.py of each version writes of its settings, and what its tuner/lora.py multiplies by.
+MLX_VERSIONS = {
+    "0.13.0": ({"lora_layers": 16}, 16.0, 10.0 * 16 / 4, "multiplied by scale · alpha / rank"),
+    "0.14.3": (
+        {"lora_layers": 16, "use_dora": False},
+        16.0,
+        10.0,
+        "0.14.1 trained it, the scale is 40",
+    ),
+    "0.22.0": ({"num_layers": 16, "fine_tune_type": "lora"}, 16.0, 10.0, "does not use it"),
+    "0.32.2": ({"num_layers": 16, "fine_tune_type": "lora"}, None, 10.0, None),
+}
+
+
+@pytest.mark.parametrize("version", MLX_VERSIONS)
+def test_mlx_lms_folder(llama, tmp_path, capsys, version):
+    """y = W x + scale (x a) b, that is W + scale (a b)ᵀ; an alpha beside counted up to 0.14.1."""
+    settings, alpha, scale, note = MLX_VERSIONS[version]
     path = "model.layers.0.self_attn.q_proj"
     a, b = drawn(48, 4) * 0.2, drawn(4, 48, seed=1)
-    more = {} if alpha is None else {"lora_parameters": {"alpha": alpha}}
-    folder = mlx_folder(tmp_path / "m", {f"{path}.lora_a": a, f"{path}.lora_b": b}, **more)
+    parameters = {"scale": 10.0} | ({} if alpha is None else {"alpha": alpha})
+    folder = mlx_folder(
+        tmp_path / "m", {f"{path}.lora_a": a, f"{path}.lora_b": b}, lora_parameters=parameters
+    )
+    written = json.loads((folder / "adapter_config.json").read_text())
+    own = {"lora_parameters": written["lora_parameters"], **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(own))
     out = tmp_path / "out"
     assert run(["import", str(folder), "--base", str(llama), "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("alpha" in said) == (note is not None)
+    assert note is None or note in said
     wanted = changed("llama", {path: scale * (a @ b).T})
     torch.testing.assert_close(imported("llama", out), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_mlx_lms_dora_of_old_versions(llama, tmp_path, capsys):
+    a, b = drawn(48, 4), drawn(4, 48, seed=1)
+    folder = mlx_folder(tmp_path / "m", {f"{Q}.lora_a": a, f"{Q}.lora_b": b})
+    edit = json.loads((folder / "adapter_config.json").read_text()) | {"use_dora": True}
+    del edit["fine_tune_type"]
+    (folder / "adapter_config.json").write_text(json.dumps(edit))
+    code = run(["import", str(folder), "--base", str(llama), "--out", str(tmp_path / "out")])
+    assert (code, "'dora'" in capsys.readouterr().err) == (2, True)
 
 
 class Malicious:

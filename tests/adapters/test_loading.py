@@ -1,11 +1,13 @@
 """Every tensor accounted for; every foreign, damaged or mismatched folder refused by name."""
 
 import json
+import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adapter_models import edit_config, edit_tensors, logits, tiny_llama
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
@@ -69,7 +71,39 @@ class TestFiles:
         assert "is no adapter: it has no adapter_config.json" in refused(tmp_path)
 
     def test_a_named_adapter_inside(self, folder):
-        assert "did you mean the folder adapter inside it?" in refused(folder.parent)
+        assert f"an adapter lies inside it: name {folder}" in refused(folder.parent)
+
+    def test_checkpoints_inside(self, folder):
+        for step in (500, 1000, 90):
+            shutil.copytree(folder, folder.parent / "run" / f"checkpoint-{step}")
+        message = refused(folder.parent / "run")
+        assert f"name {folder.parent / 'run' / 'checkpoint-1000'} (or one of 2 others)" in message
+
+    def test_a_model_folder(self, base, tmp_path):
+        base.save_pretrained(tmp_path / "model")
+        assert "it is a model (config.json): name it with --model" in refused(tmp_path / "model")
+
+    def test_a_hub_id(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert "`lorakit pull some/adapter --out adapter` brings it" in refused("some/adapter")
+
+    @pytest.mark.parametrize(
+        ("file", "what"),
+        [
+            ("adapters.safetensors", "`lorakit import {} --base BASE --out NEW` converts it"),
+            ("pytorch_lora_weights.safetensors", "diffusers' layout"),
+            ("adapter.nemo", "a checkpoint of NeMo"),
+            ("__0_0.distcp", "a distributed checkpoint in parts"),
+            ("lora.gguf", "a GGUF adapter"),
+            ("adapter_model-00001-of-00002.safetensors", "its tensors are in 1 files"),
+        ],
+    )
+    @pytest.mark.parametrize("configured", [True, False])
+    def test_other_programs(self, folder, file, what, configured):
+        (folder / "adapter_model.safetensors").rename(folder / file)
+        if not configured:
+            (folder / "adapter_config.json").unlink()
+        assert what.format(folder) in refused(folder)
 
     def test_a_file(self, folder):
         message = refused(folder / "adapter_model.safetensors")
@@ -82,7 +116,17 @@ class TestFiles:
         for path in (folder, folder / name):
             message = refused(path)
             assert f"{name} is a pickle, and reading one can run code; convert it once" in message
-            assert "weights_only=True" in message
+
+    def test_the_advice_for_a_pickle(self, adapted, foreign):
+        tensors = load_file(foreign / "adapter_model.safetensors")
+        (foreign / "adapter_model.safetensors").unlink()
+        torch.save(tensors, foreign / "adapter_model.bin")
+        python, flag, code = shlex.split(refused(foreign).split("runs none: ")[1])
+        assert (python, flag) == ("python", "-c")
+        exec(code)
+        model = tiny_llama()
+        load_adapter(model, foreign)
+        assert torch.equal(logits(model), logits(adapted))
 
     def test_a_pickle_under_another_name(self, foreign):
         torch.save({}, foreign / "adapter_model.safetensors")
@@ -309,7 +353,9 @@ class TestConfiguration:
     def test_a_rank_above_the_module(self, foreign):
         edit_config(foreign, r=33)
         message = refused(foreign)
-        assert "does not fit this model: rank 33 is above 32" in message
+        assert (
+            "q_proj.lora_A.weight is 4 x 32, and the model and adapter_config.json make" in message
+        )
 
     def test_what_means_nothing_here_is_set_aside_aloud(self, foreign):
         edit_config(

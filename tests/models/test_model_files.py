@@ -178,6 +178,7 @@ def test_a_hub_id_is_resolved_to_its_commit_before_anything_is_fetched(tmp_path,
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     held = ["config.json", "model.safetensors"]
+    (tmp_path / "config.json").write_text("{}")
     found = resolve(ModelSpec("some/model", revision="v1"))
     assert found.revision == "c" * 40
     assert asked[0] == ("some/model", "v1")
@@ -186,6 +187,11 @@ def test_a_hub_id_is_resolved_to_its_commit_before_anything_is_fetched(tmp_path,
     held = ["config.json", "pytorch_model.bin"]
     with pytest.raises(ModelError, match=r"only a pickle \(pytorch_model.bin\)"):
         resolve(ModelSpec("some/model"))
+    asked.clear()
+    held = ["config.json", "model.safetensors", "adapter_config.json"]
+    with pytest.raises(ModelError, match=r"^some/model holds a model and an adapter.*lorakit pull"):
+        resolve(ModelSpec("some/model"))
+    assert len(asked) == 1
 
 
 def test_no_config_json(tmp_path):
@@ -196,6 +202,7 @@ def test_no_config_json(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="It is an adapter: name its base"):
         load_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "config.json").write_text("{not json")
     with pytest.raises(ModelError, match=r"config.json is not valid JSON"):
         load_model(str(tmp_path))
@@ -314,7 +321,7 @@ def test_other_kinds_of_model_are_refused(tmp_path):
 
 def test_a_folder_without_a_tokenizer(tmp_path):
     tiny("llama").save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"has no tokenizer that can be read"):
+    with pytest.raises(ModelError, match=r"has no tokenizer: tokenizer\.json is not there"):
         load_model(str(tmp_path))
 
 
@@ -338,3 +345,19 @@ def test_importing_a_spec_imports_nothing_heavy():
         "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_model_of_sentence_transformers_is_no_language_model(family, tmp_path):
+    """Its files load as a causal model, with a head that is the embedding's or freshly drawn."""
+    folder = saved(tmp_path / "embedder", family)
+    edit_config(folder, architectures=[f"{family.capitalize()}Model"], tie_word_embeddings=True)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for use in (load_model, empty_model):
+        with pytest.raises(
+            ModelError, match=r"a model of sentence-transformers .* has no output head"
+        ):
+            use(str(folder))

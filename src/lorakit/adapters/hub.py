@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakit.adapters.info import TENSORS
+from lorakit.adapters.folder import TENSORS
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD

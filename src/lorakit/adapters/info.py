@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.adapters.folder import TENSORS, adapter_folder
+from lorakit.adapters.foreign_names import own_names
 from lorakit.adapters.names import foreign, pair_names, pair_of, tensor_names, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config
 from lorakit.adapters.provenance import Record, read_record
@@ -13,9 +15,6 @@ from lorakit.errors import AdapterError, did_you_mean
 from lorakit.files.tensors import read_shapes
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import first_hit
-
-TENSORS = "adapter_model.safetensors"
-_PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     """
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
-    shapes = read_shapes(folder / TENSORS)
+    in_file = read_shapes(folder / TENSORS)
+    own, notes = own_names(folder / TENSORS, in_file)
+    shapes = {own[name]: shape for name, shape in in_file.items()}
     ranks: dict[str, int] = {}
     count = 0
     for path, kind in pair_kinds(folder / TENSORS, shapes, config).items():
@@ -67,7 +68,7 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
         ranks[path] = shapes[names["A"]][0]
         count += sum(math.prod(shapes[name]) for name in names.values())
     spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
-    return describe(folder, config, record, spec, ranks, count)
+    return describe(folder, config, record, spec, ranks, count, notes)
 
 
 def pair_kinds(
@@ -131,31 +132,6 @@ def describe(
     )
 
 
-def adapter_folder(folder: str | Path) -> Path:
-    """Check that a path is an adapter folder, as far as its file names tell.
-
-    Raises:
-        AdapterError: it is missing, is a file, holds pickled weights, or lacks a file.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        if folder.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
-            raise AdapterError(_pickled(folder))
-        raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}")
-    if not folder.is_dir():
-        raise AdapterError(f"there is no adapter folder {folder}")
-    if not (folder / CONFIG).is_file():
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-        hint = f"; did you mean the folder {' or '.join(inner)} inside it?" if inner else ""
-        raise AdapterError(f"{folder} is no adapter: it has no {CONFIG}{hint}")
-    if not (folder / TENSORS).is_file():
-        for name in _PICKLES:
-            if (folder / name).is_file():
-                raise AdapterError(_pickled(folder / name))
-        raise AdapterError(f"{folder} lacks {TENSORS}")
-    return folder
-
-
 def pair_paths(file: Path, names: Iterable[str]) -> list[str]:
     """Paths of the modules that a file has pairs for, in its order.
 
@@ -168,19 +144,12 @@ def pair_paths(file: Path, names: Iterable[str]) -> list[str]:
         if found := pair_of(name):
             paths[found[0]] = None
         elif whole_weight_of(name) is None:
-            near = did_you_mean(name, [other for other in names if pair_of(other)])
-            raise AdapterError(f"{file} holds {name}: {foreign(name)}; {near}")
+            pairs = [other for other in names if pair_of(other)]
+            near = f"; {did_you_mean(name, pairs)}" if pairs else ""
+            raise AdapterError(f"{file} holds {name}: {foreign(name)}{near}")
     if not paths:
         raise AdapterError(f"{file} holds no pair: {len(names)} tensors, none is lora_A or lora_B")
     return list(paths)
-
-
-def _pickled(path: Path) -> str:
-    return (
-        f"{path} is a pickle, and reading one can run code; convert it once: "
-        f"tensors = torch.load({path.name!r}, weights_only=True); "
-        f"safetensors.torch.save_file(tensors, {TENSORS!r}, metadata={{'format': 'pt'}})"
-    )
 
 
 def _by_number(path: str) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """An adapter folder -> pairs on a model, every tensor accounted for."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,20 @@ from torch import Tensor, nn
 
 from lorakit.adapters.attached import remember_loaded
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
+from lorakit.adapters.model_paths import for_model
 from lorakit.adapters.names import expected_shapes, pair_names, tensor_names, whole_weight_of
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
-from lorakit.adapters.provenance import Identity, check_base, known_identity
+from lorakit.adapters.provenance import Identity, base_note, check_base, known_identity
+from lorakit.adapters.refusals import merged_by_peft
+from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
 from lorakit.lora.kinds import kind_of
 from lorakit.lora.spec import ALL_LINEAR
 from lorakit.lora.targets import pattern_hits
+
+_log = logging.getLogger("lorakit.adapters")
 
 
 def load_adapter(
@@ -50,9 +56,16 @@ def load_adapter(
     if lora_layers(model):
         raise TargetError("this model has an adapter attached already: detach it first")
     opened = open_adapter(folder)
+    known = known_identity(model, identity)
     if not force:
-        check_base(opened.folder, opened.record, known_identity(model, identity))
+        check_base(opened.folder, opened.record, known)
     made, pairs, notes = _fit(model, opened)
+    if note := base_note(opened.config.base_name, opened.record, known):
+        notes = (note, *notes)
+    if note := tokens_note(opened.folder, model):
+        notes = (note, *notes)
+    for note in notes:
+        _log.warning("%s: %s", opened.folder, note)
     _attach(model, made, pairs, trainable)
     ranks = {target.path: target.rank for target in made.targets}
     info = describe(
@@ -90,7 +103,8 @@ def fit_stored(model: nn.Module, adapter: StoredAdapter) -> tuple[Plan, tuple[st
 
 def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, dict[str, Tensor], tuple[str, ...]]:
     """The plan of an adapter on a model and its tensors, once both account for each other."""
-    notes: list[str] = []
+    opened = for_model(model, opened)
+    notes: list[str] = [*opened.notes]
     file = opened.file
     paths = pair_paths(file, opened.tensors)
     made = _plan(model, file, opened.config, paths, notes)
@@ -136,9 +150,17 @@ def _plan(
                 f"{config.target_modules!r}"
             )
     try:
-        return plan(model, _spec(config, paths, modules, notes))
+        made = plan(model, _spec(config, paths, modules, notes), any_rank=True)
     except (TargetError, ConfigError) as error:
         raise AdapterError(f"{file.parent} does not fit this model: {error}") from error
+    wide = [target for target in made.targets if target.rank > target.geometry.largest_rank()]
+    if wide:
+        notes.append(
+            f"rank {wide[0].rank} of {wide[0].path} is above its smaller side "
+            f"{wide[0].geometry.largest_rank()} ({len(wide)} such modules): `lorakit adapters shrink` "
+            "makes it smaller without a loss"
+        )
+    return made
 
 
 def _refuse_dilated(file: Path, made: Plan) -> None:
@@ -224,7 +246,7 @@ def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tenso
         raise AdapterError(
             f"{file} holds {name} {_by(saved.shape)}, a whole weight that is not the base's own "
             f"{_by(own.shape)}: tokens were added, or the base is another; lorakit keeps the "
-            "base as it is"
+            f"base as it is. {merged_by_peft(file.parent)}"
         )
     return not own.is_meta
 

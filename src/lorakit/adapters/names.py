@@ -25,6 +25,19 @@ _FOREIGN = {
     ".bias": "a trained bias (bias other than 'none') or a module saved whole",
     ".lora_A": "a pair on a bare parameter (target_parameters)",
     ".lora_B": "a pair on a bare parameter (target_parameters)",
+    ".lora_a": "mlx-lm's name; `lorakit import` reads its folders",
+    ".lora_b": "mlx-lm's name; `lorakit import` reads its folders",
+    ".lora_a.weight": "torchtune's own name: let its checkpointer save the adapter in peft's format",
+    ".lora_b.weight": "torchtune's own name: let its checkpointer save the adapter in peft's format",
+    ".lora_down.weight": "kohya's name, of an adapter for a model that makes images",
+    ".lora_up.weight": "kohya's name, of an adapter for a model that makes images",
+    ".lora.down.weight": "diffusers' older name, of an adapter for a model that makes images",
+    ".lora.up.weight": "diffusers' older name, of an adapter for a model that makes images",
+    ".linear_in.weight": "NeMo's name: export the adapter in the Hugging Face layout with NeMo",
+    ".linear_out.weight": "NeMo's name: export the adapter in the Hugging Face layout with NeMo",
+    ".lora_E": "AdaLoRA's diagonal (peft_type ADALORA)",
+    ".hada_w1_a": "LoHa (peft_type LOHA)",
+    ".lokr_w1": "LoKr (peft_type LOKR)",
 }
 
 
@@ -81,11 +94,11 @@ def whole_weight_of(name: str) -> str | None:
 
 def foreign(name: str) -> str:
     """What a tensor is that lorakit has no place for."""
-    if not name.startswith(PREFIX):
-        return f"its name does not start with {PREFIX!r}, as peft's do"
     for suffix, reason in _FOREIGN.items():
         if name.endswith(suffix):
             return reason
+    if not name.startswith(PREFIX):
+        return f"its name does not start with {PREFIX!r}, as peft's do"
     return "not a name of peft's LoRA format"
 
 

@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters.card import model_card
-from lorakit.adapters.info import (
-    TENSORS,
-    AdapterInfo,
-    adapter_folder,
-    describe,
-    pair_kinds,
-)
+from lorakit.adapters.folder import TENSORS, adapter_folder
+from lorakit.adapters.foreign_names import own_names
+from lorakit.adapters.info import AdapterInfo, describe, pair_kinds
 from lorakit.adapters.names import check_pair, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
@@ -115,6 +111,7 @@ class AdapterFiles:
     config: PeftConfig
     record: Record | None
     tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -177,16 +174,19 @@ def open_adapter(folder: str | Path, *, check: bool = True) -> AdapterFiles:
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
     file = folder / TENSORS
-    if not check:
-        return AdapterFiles(folder, config, record, read_tensors_at_once(file))
-    tensors, digest = read_tensors_and_hash(file)
-    if record is not None and record.tensors_sha256 != digest:
-        raise AdapterError(
-            f"{file} is not the file that lorakit.json was written for (its SHA-256 differs): it "
-            "was damaged, or replaced; remove lorakit.json if that was meant"
-        )
-    require_finite(file, tensors)
-    return AdapterFiles(folder, config, record, tensors)
+    if check:
+        tensors, digest = read_tensors_and_hash(file)
+        if record is not None and record.tensors_sha256 != digest:
+            raise AdapterError(
+                f"{file} is not the file that lorakit.json was written for (its SHA-256 differs): it "
+                "was damaged, or replaced; remove lorakit.json if that was meant"
+            )
+        require_finite(file, tensors)
+    else:
+        tensors = read_tensors_at_once(file)
+    own, notes = own_names(file, tensors)
+    named = {own[name]: tensor for name, tensor in tensors.items()}
+    return AdapterFiles(folder, config, record, named, notes)
 
 
 def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
@@ -219,9 +219,10 @@ def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
             kind = "conv1d"
         pairs[path] = Pair(A, B, alpha, scale, kind, more=more)
     whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
-    notes = tuple(f"{name} is a copy of a weight of the base and was set aside" for name in whole)
+    copies = tuple(f"{name} is a copy of a weight of the base and was set aside" for name in whole)
     spec = config.spec if config.plain else replace(config.spec, targets=tuple(pairs))
     config = replace(config, spec=spec)
+    notes = (*opened.notes, *copies)
     return StoredAdapter(opened.folder, config, opened.record, pairs, whole, notes)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal
+from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal, way_on
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.files.pointers import pointer_problem
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
 from lorakit.lora.variants import peft_keys, variant_in
@@ -77,7 +78,7 @@ def read_config(folder: Path) -> PeftConfig:
     path = folder / CONFIG
     config = read_json(path)
     if reason := refusal(config):
-        raise AdapterError(f"{path}: {reason}")
+        raise AdapterError(f"{path}: {reason}{way_on(folder, config)}")
     try:
         return _parse(config)
     except (ConfigError, TypeError, ValueError, re.error) as error:
@@ -94,7 +95,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if problem := pointer_problem(path):
+            raise AdapterError(f"{path} {problem}") from error
         raise AdapterError(f"{path} is broken JSON: {error}") from error
     if not isinstance(content, dict):
         raise AdapterError(f"{path} holds a {type(content).__name__}, not a JSON object")

@@ -141,6 +141,34 @@ def check_base(folder: Path, record: Record | None, identity: Identity | None) -
         )
 
 
+def base_note(
+    base_name: str | None, record: Record | None, identity: Identity | None
+) -> str | None:
+    """A sentence where an adapter names another base than the one at hand, and no hash can tell.
+
+    Args:
+        base_name: `base_model_name_or_path` of its adapter_config.json.
+        record: its lorakit.json; with a fingerprint in it, `check_base` tells.
+        identity: of the base at hand.
+    """
+    if not base_name or identity is None or (record is not None and record.base is not None):
+        return None
+    if _model_name(base_name) == _model_name(identity.name):
+        return None
+    return (
+        f"adapter_config.json names {base_name!r} as its base, and this base is {identity.name!r}: it "
+        "holds no hash that could tell whether they are the same"
+    )
+
+
+def _model_name(name: str) -> str:
+    """What stays of a name without its folder or owner, and of a folder of the hub's cache."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part]
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        parts = parts[-3].split("--")
+    return parts[-1].lower() if parts else ""
+
+
 def check_alike(one: Path, first: Record | None, other: Path, second: Record | None) -> None:
     """Compare the bases of two adapters; where either is not known, there is nothing to compare.
 

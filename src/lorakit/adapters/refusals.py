@@ -4,12 +4,15 @@ Reading such an adapter as if it were plain LoRA would give other answers withou
 each is refused by name. What `lorakit.lora.variants` has is done, and no longer refused.
 """
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lorakit.errors import did_you_mean
 from lorakit.lora import variants
 
+PEFT_READ = "0.21"
 VARIANTS = {
     "use_dora": "DoRA rescales every output by a learned magnitude",
     "lora_bias": "a trained bias on B",
@@ -69,9 +72,18 @@ READ = (
 )
 
 
+# Kinds of peft's adapters that have no weights to merge: they add tokens or states to the input.
+_PROMPTS = (
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+    *("ADAPTION_PROMPT", "XLORA"),
+)
+
+
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why lorakit cannot read an adapter with this configuration; None where it can."""
     kind = config.get("peft_type")
+    if kind is None and "lora_parameters" in config:
+        return "it is mlx-lm's: `lorakit import FOLDER --base BASE --out NEW` converts it"
     if kind != "LORA":
         return f"peft_type is {kind!r}; lorakit reads 'LORA'"
     for key, reason in VARIANTS.items():
@@ -91,9 +103,39 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         if key not in known and not _at_rest(value):
             return (
                 f"the key {key!r} ({value!r}) is unknown, and may change what the adapter means; "
-                + did_you_mean(key, known)
+                f"{did_you_mean(key, known)} If it is a note of another program, remove it from the "
+                f"file: peft {PEFT_READ}, too, reads the adapter without it"
             )
     return None
+
+
+def way_on(folder: Path, config: Mapping[str, Any]) -> str:
+    """What can be done with an adapter that is refused: peft makes an ordinary model of it.
+
+    "" where peft cannot, or where the reason says what to do.
+    """
+    kind, known = config.get("peft_type"), (*VARIANTS, *INFORMATIVE, *READ, *variants.peft_keys())
+    strange = any(key not in known and not _at_rest(value) for key, value in config.items())
+    untouched = config.get("init_lora_weights", True) in HARMLESS_INITS
+    if kind is None or kind in _PROMPTS or (kind == "LORA" and (strange or not untouched)):
+        return ""
+    # These act on some tokens only, or have no place in a layer without a bias.
+    if any(config.get(key) for key in ("alora_invocation_tokens", "arrow_config", "lora_bias")):
+        return ""
+    return f". {merged_by_peft(folder)}"
+
+
+def merged_by_peft(folder: Path) -> str:
+    """The command by which peft makes an ordinary model of an adapter, with the tokenizer it needs."""
+    words = "'merged'"
+    tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else None
+    source = repr(tokenizer) if tokenizer else "m.peft_config['default'].base_model_name_or_path"
+    python = (
+        "from peft import AutoPeftModelForCausalLM as M; from transformers import AutoTokenizer as T; "
+        f"m = M.from_pretrained({str(folder)!r}); t = T.from_pretrained({source}); "
+        f"m.merge_and_unload().save_pretrained({words}); t.save_pretrained({words})"
+    )
+    return f"peft makes an ordinary model of it: python -c {shlex.quote(python)}"
 
 
 def _at_rest(value: Any) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from lorakit.adapters.peft_config import read_json
 from lorakit.errors import AdapterError
+from lorakit.files.pointers import pointer_problem
 
 DEFAULT = "default"
 _FILE, _MORE = "chat_template.jinja", "additional_chat_templates"
@@ -82,6 +83,8 @@ def _plain(named: Mapping[str, str]) -> str | dict[str, str] | None:
 
 
 def _text(path: Path) -> str:
+    if problem := pointer_problem(path):
+        raise AdapterError(f"{path} {problem}")
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -15,7 +15,7 @@ from lorakit.files.wording import count
 from lorakit.lora import equations
 
 OPTIONS = (
-    *("model", "revision", "trust_remote_code"),
+    *("model", "revision", "trust_remote_code", "ignore_adapter"),
     *("rank", "targets", "exclude", "layers", "rank_pattern"),
 )
 

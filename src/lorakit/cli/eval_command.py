@@ -14,7 +14,7 @@ from lorakit.cli.show import console, duration, say
 from lorakit.config import load_config
 
 OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code"),
+    *("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter"),
     *(
         "data",
         "prompt",

@@ -22,6 +22,7 @@ OPTIONS = (
         "device",
         "dtype",
         "trust_remote_code",
+        "ignore_adapter",
         "system",
         "template",
         "template_option",

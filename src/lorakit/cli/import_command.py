@@ -13,7 +13,7 @@ from lorakit.cli.show import say
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 
-OPTIONS = ("revision", "trust_remote_code", "store")
+OPTIONS = ("revision", "trust_remote_code", "ignore_adapter", "store")
 
 
 def import_adapter(
@@ -61,7 +61,7 @@ def import_adapter(
 
     config = load_config(None, flatten({**flags, "model": base}))
     with fetching() as progress:
-        count, place = run_import(
+        count, place, notes = run_import(
             config,
             file=file,
             form=form,
@@ -70,7 +70,7 @@ def import_adapter(
             parts=None if enable_lora is None else _parts(enable_lora),
             progress=progress,
         )
-    say([f"{count} pairs imported from {file}: {place}"])
+    say([*notes, f"{count} pairs imported from {file}: {place}"])
 
 
 def _parts(text: str) -> list[bool]:

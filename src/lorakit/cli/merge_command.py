@@ -13,7 +13,7 @@ from lorakit.cli.show import say
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 
-OPTIONS = ("model", "revision", "device", "trust_remote_code", "store")
+OPTIONS = ("model", "revision", "device", "trust_remote_code", "ignore_adapter", "store")
 
 
 def merge(

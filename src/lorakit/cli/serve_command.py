@@ -25,6 +25,7 @@ def serve(
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    ignore_adapter: options.IgnoreAdapter = False,
     force: options.Force = False,
     new_key: options.NewKey = None,
     key_adapters: options.KeyAdapters = "*",
@@ -61,7 +62,7 @@ def serve(
     need("serve", "`lorakit serve`")
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
-    model = ModelSpec(base, revision, device, dtype, trust_remote_code)
+    model = ModelSpec(base, revision, device, dtype, trust_remote_code, ignore_adapter)
     from lorakit.serving import server
 
     sock = server.listen(http)

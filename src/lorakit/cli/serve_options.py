@@ -47,6 +47,13 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Allow Python code among the base's files to run."),
 ]
+IgnoreAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-adapter",
+        help="Take the base alone from a folder that also holds an adapter (adapter_config.json).",
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Serve adapters even if they were trained on another base."),

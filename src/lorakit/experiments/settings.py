@@ -12,7 +12,7 @@ Spec = TypeVar("Spec")
 
 # Options of a run that every experiment has: not those that its protocol decides.
 RUN_OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code"),
+    *("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter"),
     *(
         "data",
         "eval_data",

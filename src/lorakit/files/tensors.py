@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorakit.errors import AdapterError
 from lorakit.files.header import DamagedTensorsError, parse_header, read_header
+from lorakit.files.pointers import pointer_problem
 from lorakit.files.whole import sync
 
 
@@ -137,6 +138,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def not_safetensors(path: Path, error: Exception) -> AdapterError:
     """The error for a file that cannot be read as safetensors, saying what it looks like."""
+    if problem := pointer_problem(path):
+        return AdapterError(f"{path} {problem}")
     if isinstance(error, OSError):
         return AdapterError(f"{path} cannot be read: {error.strerror}")
     with path.open("rb") as file:

@@ -80,8 +80,14 @@ class Plan:
         )
 
 
-def plan(model: nn.Module, spec: LoraSpec) -> Plan:
+def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     """Say what `spec` would adapt in `model`, without touching it; the meta device will do.
+
+    Args:
+        model: the base.
+        spec: what to adapt.
+        any_rank: allow ranks above a module's smaller side, of pairs that exist already. Such a pair
+            holds no more than one of that side's rank would, and a new one is not worth its memory.
 
     Raises:
         TargetError: a pattern matches nothing, or only what cannot be adapted; a rank exceeds
@@ -90,6 +96,7 @@ def plan(model: nn.Module, spec: LoraSpec) -> Plan:
             or alpha_pattern means no target.
     """
     modules = {path: module for path, module in model.named_modules() if path}
+    _refuse_wrapped(modules)
     candidates = [path for path, module in modules.items() if kind_of(module)]
     reasons = _reasons_to_skip(modules, candidates, spec)
     chosen = [path for path in candidates if path not in reasons]
@@ -101,11 +108,26 @@ def plan(model: nn.Module, spec: LoraSpec) -> Plan:
     _check_shared(model, chosen)
     _check_patterns(spec, chosen)
     sharing = _sharing(modules)
-    targets = tuple(_target(path, modules[path], spec, sharing[path]) for path in chosen)
+    targets = tuple(_target(path, modules[path], spec, sharing[path], any_rank) for path in chosen)
     skipped = [Skipped(path, type(modules[path]).__name__, why) for path, why in reasons.items()]
     skipped += _unsupported(modules, candidates)
     total = sum(parameter.numel() for parameter in model.parameters())
     return Plan(spec, targets, tuple(skipped), total)
+
+
+def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
+    """peft's layers hold the base's layer and matrices of their own, which are linear layers too.
+
+    transformers puts them into a model unsaid where adapter_config.json lies in its folder.
+    """
+    for path, module in modules.items():
+        if type(module).__module__.startswith("peft.tuners."):
+            raise TargetError(
+                f"this model has an adapter of peft attached ({path} is {type(module).__name__} of "
+                "peft), and its own matrices would be adapted: take model.unload() or "
+                "model.merge_and_unload() of a PeftModel; where transformers loaded the adapter beside a "
+                "model, take lorakit.load_model(FOLDER, ignore_adapter=True)"
+            )
 
 
 def _reasons_to_skip(
@@ -209,11 +231,13 @@ def _sharing(modules: dict[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     return others
 
 
-def _target(path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...]) -> Target:
+def _target(
+    path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...], any_rank: bool
+) -> Target:
     geometry = geometry_of(module, path)
     rank = first_hit(spec.rank_pattern, path, spec.rank)
     alpha = first_hit(spec.alpha_pattern, path, spec.alpha)
-    if rank > geometry.largest_rank():
+    if rank > geometry.largest_rank() and not any_rank:
         name = path.rsplit(".", 1)[-1]
         raise TargetError(
             f"rank {rank} is above {geometry.largest_rank()}, the smaller side of {path} "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorakit.adapters.save import is_transformers
 from lorakit.errors import AdapterError, CertificateError, TargetError
+from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import system_errors
 from lorakit.files.whole import write_folder, write_json
 from lorakit.lora import lora_layers
@@ -25,7 +26,8 @@ from lorakit.merging.certify import (
     floating_dtype,
     probe_logits,
 )
-from lorakit.merging.model_folder import require_tied_by_config
+from lorakit.merging.formats import format_of, save_as_in
+from lorakit.merging.model_folder import complete_settings, require_tied_by_config
 from lorakit.models.quiet import quiet
 
 CERTIFICATE = "certificate.json"
@@ -77,6 +79,7 @@ def write_merged(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    held: Mapping[str, StoredTensor] | None = None,
     probes_ids: Sequence[Sequence[int]],
     tolerance: Tolerance | None = None,
     made_of: Mapping[str, Any] | None = None,
@@ -92,7 +95,10 @@ def write_merged(
         model: a transformers model with pairs attached; not changed.
         tokenizer: saved beside it.
         folder: missing or empty.
-        dtype: of the written weights; None keeps the base's.
+        dtype: of the written weights; None keeps the format that the model is held in, or ...
+        held: ... the tensors of the base's files by their names there: each written tensor then has the
+            format of its own, and one that they have not (the other half of a tie) that of most of them.
+            Give the model in float32 then, which holds them all.
         probes_ids: token ids to compare on; a few hundred tokens will do.
         tolerance: what may differ.
         made_of: the base's fingerprint and the adapters, for the certificate.
@@ -106,13 +112,16 @@ def write_merged(
     if not is_transformers(model):
         raise AdapterError(f"a {type(model).__name__} is no transformers model: use merged_model")
     held_to = tolerance or Tolerance()
-    written = dtype or floating_dtype(model)
+    held = held if dtype is None else None
+    written = dtype or (format_of(held, None) if held else floating_dtype(model))
     adapter_TV, in_float32, exact_merged = exact_comparison(model, probes_ids, held_to)
     require(Certificate((in_float32,), held_to))
     kept = floating_dtype(model)
     # Parts that the base keeps wider than the rest stay so where the format is the base's own.
-    merged = cast(Any, merged_model(model) if written == kept else exact_merged.to(written))
-    del exact_merged
+    if held is None:
+        merged = cast(Any, merged_model(model) if written == kept else exact_merged.to(written))
+    else:
+        merged = cast(Any, exact_merged)
     device = next(model.parameters()).device
     computing = torch.float32 if device.type == "cpu" else written
     made: list[Certificate] = []
@@ -120,7 +129,11 @@ def write_merged(
     def fill(partial: Path) -> None:
         with quiet():
             with system_errors():
-                merged.save_pretrained(partial)
+                if held is None:
+                    merged.save_pretrained(partial)
+                else:
+                    save_as_in(merged, partial, held, written)
+            complete_settings(partial, dtype=written)
             tokenizer.save_pretrained(partial)
             again = type(merged).from_pretrained(partial, dtype=computing).to(device)
         name = str(computing).removeprefix("torch.")

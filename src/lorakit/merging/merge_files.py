@@ -134,9 +134,9 @@ def merge_files(
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
         there = written.setdefault(place.file, [])
         job = jobs.get(place.name)
-        there.append(_merged(job, dtype) if job else _plain(place, place.name, dtype))
+        there.append(_merged(job, dtype) if job else planned_copy(place, place.name, dtype))
         # The other half of a tie keeps the base's numbers under its own name.
-        there += [_plain(place, name, dtype) for name in extra.get(place.name, ())]
+        there += [planned_copy(place, name, dtype) for name in extra.get(place.name, ())]
     for file, tensors in written.items():
         shards.write_stream(folder / file.name, tensors)
     write_index(folder, {file.name: tensors for file, tensors in written.items()})
@@ -187,7 +187,7 @@ def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
     return pair.B, pair.A
 
 
-def _plain(place: StoredTensor, name: str, dtype: torch.dtype | None) -> shards.Planned:
+def planned_copy(place: StoredTensor, name: str, dtype: torch.dtype | None) -> shards.Planned:
     """A tensor of the base as it is, or in another floating-point format."""
     entry = place.entry
     own = DTYPES.get(entry.dtype)

@@ -9,6 +9,7 @@ import torch
 
 from lorakit.errors import TargetError
 from lorakit.files.whole import write_json
+from lorakit.merging.older_names import with_older_names
 from lorakit.models.files import read_config
 
 # Settings, tokenizer, chat template, licence. A README tells of the base, and code is only taken
@@ -22,6 +23,9 @@ def copy_settings(
 ) -> None:
     """Copy the settings of a model, config.json changed as far as its weights are.
 
+    What transformers 5 keeps in `rope_parameters` is written under its older names too; see
+    older_names.py.
+
     Args:
         base: the model's folder.
         folder: gets the files.
@@ -34,15 +38,33 @@ def copy_settings(
             the weights again.
     """
     _copy(base, folder, (*_TAKEN, *(("*.py",) if code else ())), _LEFT)
-    config = read_config(base)
+    before = read_config(base)
+    config = with_older_names(before)
     for part in _parts(config):
         if dtype is not None:
-            part.pop("torch_dtype", None)
-            part["dtype"] = str(dtype).removeprefix("torch.")
+            _set_dtype(part, dtype)
         if untie is not None:
             part["tie_word_embeddings"] = False
-    if dtype is not None or untie is not None:
+    if config != before:
         write_json(folder / "config.json", config)
+
+
+def complete_settings(folder: Path, *, dtype: torch.dtype) -> None:
+    """Finish the config.json that transformers wrote: its number format, and older names of its keys.
+
+    Args:
+        folder: a merged model's.
+        dtype: the format that most of its weights are kept in.
+    """
+    config = with_older_names(read_config(folder))
+    for part in _parts(config):
+        _set_dtype(part, dtype)
+    write_json(folder / "config.json", config)
+
+
+def _set_dtype(part: dict[str, Any], dtype: torch.dtype) -> None:
+    part.pop("torch_dtype", None)
+    part["dtype"] = str(dtype).removeprefix("torch.")
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:

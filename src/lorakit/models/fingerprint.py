@@ -212,9 +212,10 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _hash_tokenizer_files(folder: Path) -> str:
+    files.require_tokenizer(folder)
     path = folder / "tokenizer.json"
     if path.is_file():
-        return _hash_tokenizer_json(json.loads(path.read_text(encoding="utf-8")))
+        return _hash_tokenizer_json(files.read_json(path))
     others = sorted(
         p for pattern in ("*.model", "vocab.*", "merges.txt") for p in folder.glob(pattern)
     )
@@ -238,7 +239,7 @@ def _template_text(folder: Path) -> str:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return ""
-    return _one_template(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    return _one_template(files.read_json(config).get("chat_template"))
 
 
 def _one_template(template: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from lorakit.errors import ModelError
 from lorakit.files.cache import Progress, build_folder, cache_dir, no_progress
+from lorakit.files.pointers import pointer_problem
 from lorakit.models.quiet import no_stderr, quiet
 
 CONVERSION = 1
@@ -63,7 +64,8 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file: it does not start with 'GGUF'")
+            problem = pointer_problem(path) or "is not a GGUF file: it does not start with 'GGUF'"
+            raise ModelError(f"{path} {problem}")
         try:
             _, tensors, pairs = struct.unpack("<IQQ", file.read(20))
             metadata = {}

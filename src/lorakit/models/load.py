@@ -73,7 +73,7 @@ def load_model(
             )
         loaded, report = answer
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"cannot load the model in {where.folder}: {error}") from error
+        raise ModelError(f"cannot load the model in {where.folder}: {one_line(error)}") from error
     _account(report, where)
     _check_ids(tokenizer, loaded, where)
     loaded.requires_grad_(False)
@@ -171,6 +171,15 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote
     # BERT and its kin can be built as causal models, but their weights were not trained as such.
     masked = any(name.endswith(("MaskedLM", "Classification")) for name in made_for)
+    # transformers finds a model for such a folder, and gives it a head that nobody trained.
+    bodies = [
+        name for name in made_for if name.endswith("Model") and not name.endswith("LMHeadModel")
+    ]
+    if bodies and files.is_sentence_transformers(where.folder):
+        raise ModelError(
+            f"{spec.model} is a model of sentence-transformers (modules.json), a {bodies[0]} that turns "
+            "texts into vectors and has no output head: name the language model that it was made from"
+        )
     if not causal or masked or config.is_encoder_decoder:
         raise ModelError(
             f"{spec.model} is {', '.join(made_for) or kind}, not a causal language model: lorakit "
@@ -182,17 +191,25 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
 def _tokenizer(where: Resolved, spec: ModelSpec) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
+    files.require_tokenizer(where.folder)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 where.folder, local_files_only=True, trust_remote_code=spec.trust_remote_code
             )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # tokenizers raises bare exceptions about damaged files
         raise ModelError(
-            f"{where.folder} has no tokenizer that can be read (tokenizer.json): {error}"
+            f"{where.folder} has no tokenizer that can be read (tokenizer.json): "
+            f"{one_line(error)}; fetch or copy it again"
         ) from error
     _give_pad(tokenizer)
     return tokenizer
+
+
+def one_line(error: Exception) -> str:
+    """The first sentence of another library's message, which may be a page of them."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _give_pad(tokenizer: Any) -> None:

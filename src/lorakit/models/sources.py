@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorakit.errors import ModelError, did_you_mean
 from lorakit.extras import need
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import default, gguf
+from lorakit.models.beside import ADAPTER, CONFIG, both, require_model, without_adapter
 from lorakit.models.spec import ModelSpec
 
 BUILT_IN = (default.NAME,)
@@ -45,7 +46,8 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
         progress: called during a download or a conversion.
 
     Raises:
-        ModelError: nothing of that name, no network for a hub id, a revision where there is none.
+        ModelError: nothing of that name, no network for a hub id, a revision where there is none; a
+            folder that holds no model, or an adapter beside it that `spec` does not speak of.
     """
     name = spec.model
     path = Path(name).expanduser()
@@ -55,14 +57,23 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
         return Resolved(name, "built-in", folder, f"sha256:{default.WHEEL_SHA256}")
     if path.is_dir():
         _no_revision(spec, "a folder")
-        return Resolved(path.resolve().name, "folder", path)
+        require_model(path, ignore_adapter=spec.ignore_adapter)
+        folder = without_adapter(path) if (path / ADAPTER).is_file() else path
+        return Resolved(path.resolve().name, "folder", folder)
     if path.is_file():
         _no_revision(spec, "a file")
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"{path} is a file, but not a .gguf one: name the folder it lies in")
+        if (path.parent / ADAPTER).is_file():
+            # Whoever names the file means it; transformers would look at what lies beside it.
+            path = without_adapter(path.parent) / path.name
         return Resolved(path.name, "gguf", gguf.folder_of(path, progress))
     if _HUB_ID.fullmatch(name) and not name.lower().endswith(".gguf") and name[0] != ".":
-        return _from_hub(spec, weights)
+        found = _from_hub(spec, weights)
+        require_model(found.folder, ignore_adapter=spec.ignore_adapter, repository=name)
+        if (found.folder / ADAPTER).is_file():
+            found = replace(found, folder=without_adapter(found.folder))
+        return found
     raise ModelError(f"no model {name!r}: {_nearest(name)}")
 
 
@@ -129,6 +140,8 @@ def _from_hub(spec: ModelSpec, weights: bool) -> Resolved:
             raise OSError("HF_HUB_OFFLINE is set")
         info = HfApi().model_info(name, revision=revision, timeout=_SECONDS)
         held = [sibling.rfilename for sibling in info.siblings or []]
+        if ADAPTER in held and CONFIG in held and not spec.ignore_adapter:
+            raise ModelError(both(name, name, on_hub=True))
         if weights:
             _refuse_pickles(name, held)
         with quiet():

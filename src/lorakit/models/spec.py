@@ -53,6 +53,13 @@ class ModelSpec:
             "refused."
         },
     )
+    ignore_adapter: bool = field(
+        default=False,
+        metadata={
+            "help": "Take the model alone from a folder that also holds an adapter "
+            "(adapter_config.json). Without it such a folder is refused, because either can be meant."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model.strip():

@@ -9,6 +9,7 @@ from lorakit.files.header import StoredTensor
 from lorakit.models import files
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -37,7 +38,8 @@ def find(
     """Where parameters of a model lie, by the names that they have in the model.
 
     A file may leave out the prefix of the model without its head (GPT-2's "transformer."), or
-    have it where the model has not, and of tied parameters it holds one.
+    have it where the model has not; of tied parameters it holds one; and what transformers renames
+    while it loads (`names_in_model`) has its older name there.
 
     Args:
         model: the model, on the meta device if need be.
@@ -54,11 +56,13 @@ def find(
     for name, parameter in parameters.items():
         aliases.setdefault(id(parameter), []).append(name)
     prefix = f"{model.base_model_prefix}."
+    renamed = {name: older for older, name in names_in_model(model, held).items()}
     found: dict[str, StoredTensor] = {}
     for name in wanted:
         same = [name, *aliases[id(parameters[name])]]
         tried = [n for alias in same for n in (alias, alias.removeprefix(prefix), prefix + alias)]
         hit = next((n for n in tried if n in held), None)
+        hit = hit or next((renamed[n] for n in same if n in renamed), None)
         if hit is None:
             raise OtherNamesError(
                 f"the files of this model hold no tensor {name}, because transformers makes it of "
@@ -71,3 +75,34 @@ def find(
                 f"{place.file}: {hit} is {place.entry.shape}, and config.json makes it {shape}"
             )
     return found
+
+
+def names_in_model(model: "nn.Module", names: Iterable[str]) -> dict[str, str]:
+    """What transformers calls parameters while it loads files that have older names for them.
+
+    Vision-language models had other paths before transformers 4.52: `language_model.model.layers.0` is
+    `model.language_model.layers.0` since. peft renames the tensors of an adapter by the same rules.
+
+    Args:
+        model: may be on the meta device.
+        names: of parameters, as files have them.
+
+    Returns:
+        The name in the model by the name in the files, of those that transformers renames one to one;
+        nothing for a model that is not of transformers.
+    """
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamed: dict[str, str] = {}
+    for name in names:
+        new, converter = rename_source_key(name, renamings, converters)
+        if converter is None and new != name:
+            renamed[name] = new
+    return renamed

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.adapters.load import fit_stored
+from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.store import content_id
 from lorakit.config import RunConfig
 from lorakit.errors import ConfigError, TargetError
@@ -88,7 +90,12 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
         ConfigError: an option contradicts; the message says which.
     """
     spec = settled(config, parent).lora
-    own = plan(model, spec)
+    try:
+        own = plan(model, spec, any_rank=True)
+    except TargetError:  # its paths are those of before the base's modules moved
+        fitted, _ = fit_stored(model, read_stored(parent.found.folder))
+        spec = replace(fitted.spec, dropout=spec.dropout)
+        own = plan(model, spec, any_rank=True)
     wanted = {target.path: (target.rank, target.scale) for target in own.targets}
     for group in _TOGETHER:
         asked = {name: getattr(config.lora, name) for name in group if name in config.given}
@@ -96,7 +103,7 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
         if not differs:
             continue
         try:
-            made = plan(model, replace(spec, **asked))
+            made = plan(model, replace(spec, **asked), any_rank=True)
             same = wanted == {t.path: (t.rank, t.scale) for t in made.targets}
         except (ConfigError, TargetError):
             same = False

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from lorakit.adapters.model_paths import moved_paths, stored_for_model
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
@@ -64,6 +66,7 @@ class Bank:
         rank: of a slot.
         dtype: of the slots, the base's.
         device: likewise.
+        model: the base, by whose paths adapters are known that were trained before its modules moved.
     """
 
     needs = (Capability.SLOTS,)
@@ -77,7 +80,9 @@ class Bank:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        model: nn.Module | None = None,
     ) -> None:
+        self._model = model
         self.targets, self.slots, self.rank = dict(targets), slots, rank
         self.dtype, self.device = dtype, device
         self._grouped = [tuple(paths) for paths in grouped]
@@ -112,6 +117,9 @@ class Bank:
         Raises:
             AdapterError: it is wider than all slots, or adapts what a server cannot.
         """
+        if self._model is not None and not ranks.keys() <= self.targets.keys():
+            moved = moved_paths(self._model, ranks)
+            ranks = {moved.get(path, path): rank for path, rank in ranks.items()}
         check_paths(ranks, self.targets, name)
         width = -(-max(ranks.values()) // self.rank)
         if width > self.slots:
@@ -147,6 +155,8 @@ class Bank:
             AdapterError: its variant cannot be served from slots; it does not fit the model, or is not finite in the slots' dtype.
         """
         name = str(adapter.source)
+        if self._model is not None and not adapter.pairs.keys() <= self.targets.keys():
+            adapter = stored_for_model(self._model, adapter)
         check_variant(adapter.spec.variant, self.needs, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.whole:

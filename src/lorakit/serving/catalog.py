@@ -10,6 +10,7 @@ lock around them is one.
 """
 
 import contextlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lorakit.adapters.info import AdapterInfo, adapter_folder, read_adapter
+from lorakit.adapters.folder import adapter_folder
+from lorakit.adapters.info import AdapterInfo, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
-from lorakit.adapters.provenance import RECORD, check_base, read_record
+from lorakit.adapters.provenance import RECORD, base_note, check_base, read_record
 from lorakit.adapters.store import Entry, Store, content_id
 from lorakit.adapters.store.contents import KEPT, signature
 from lorakit.adapters.store.references import check_name
@@ -32,6 +34,7 @@ from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.session import recorded_template
 from lorakit.serving.bank import check_variant
 
+_log = logging.getLogger("lorakit.serving")
 _REMEMBERED = 4096
 _JSON_BYTES = 8 << 20
 
@@ -271,6 +274,8 @@ class Catalog:
         info, record = read_adapter(folder), read_record(folder)
         if not self.force:
             check_base(folder, record, self.identity)
+        if note := base_note(info.base_name, record, self.identity):
+            _log.warning("%s: %s", name, note)
         check_variant(info.spec.variant, self.holder.needs, name)
         self.holder.width(info.ranks, name)
         key = version or content_id(folder)

@@ -39,6 +39,7 @@ class Forward:
             *(adaptable(model), blocks.grouped, spec.slots, spec.slot_rank),
             dtype=model.dtype,
             device=model.device,
+            model=model,
         )
         blocks.use(self.bank.groups)
         self.costs: Costs = costs(model.device, model.dtype, self.bank.elements, self.bank.rank)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.adapters.export.families import KNOWN, GgufBase
-from lorakit.adapters.info import TENSORS, adapter_folder
+from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.names import foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
 from lorakit.adapters.refusals import VARIANTS, refusal

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lorakit.adapters.imports.fitting import find_module, kinds_of
 from lorakit.adapters.pairs import Pair
 from lorakit.errors import AdapterError, ConfigError
+from lorakit.files.pointers import pointer_problem
 from lorakit.files.tensors import require_finite
 from lorakit.lora import equations
 from lorakit.lora.kinds import geometry_of
@@ -77,6 +78,8 @@ def read_loralib(
 
 
 def _load(file: Path) -> dict[str, Tensor]:
+    if problem := pointer_problem(file):
+        raise AdapterError(f"{file} {problem}")
     try:
         with warnings.catch_warnings():
             # torch remarks on pickle protocols that are not its own; what matters is said below.

@@ -2,10 +2,18 @@
 
     y = W x + scale · (x lora_a) lora_b        lora_a (in, r)   lora_b (r, out)
 
-Both are the transposes of peft's. `scale` multiplies as it is; folders of mlx-lm's first versions
-have an `alpha` beside it, and then it multiplies as scale · alpha / rank.
+Both are the transposes of peft's. What `scale` and an `alpha` beside it mean depends on the version that
+trained the adapter, and the folder does not name it. What its settings hold tells most versions apart:
 
-Source: mlx_lm/tuner/lora.py.
+    mlx-lm              its settings hold                    the update is multiplied by
+    up to 0.13          neither of the two below             scale · alpha / rank
+    0.14.0, 0.14.1      use_dora                             scale · alpha / rank
+    0.14.2 to 0.18      use_dora                             scale; `alpha` is written and not used
+    0.19 and later      fine_tune_type                       scale; 0.19 to 0.2x still write an `alpha`
+
+Where `use_dora` stands alone, `scale` alone counts, and a note says so.
+
+Source: mlx_lm/tuner/lora.py, mlx_lm/lora.py of these versions.
 """
 
 from collections.abc import Mapping
@@ -24,8 +32,8 @@ TENSORS, CONFIG = "adapters.safetensors", "adapter_config.json"
 _SIDES = (".lora_a", ".lora_b")
 
 
-def read_mlx(folder: Path, model: nn.Module) -> dict[str, Pair]:
-    """The pairs of an mlx-lm folder, by the paths of their modules in the base.
+def read_mlx(folder: Path, model: nn.Module) -> tuple[dict[str, Pair], tuple[str, ...]]:
+    """The pairs of an mlx-lm folder, by the paths of their modules in the base; and notes.
 
     Args:
         folder: what `mlx_lm.lora` wrote.
@@ -35,7 +43,7 @@ def read_mlx(folder: Path, model: nn.Module) -> dict[str, Pair]:
         AdapterError: a file is missing or broken, the tuning was no LoRA, or a tensor is no part of
             a pair of this base.
     """
-    rank, scale = _settings(folder / CONFIG)
+    rank, scale, notes = _settings(folder / CONFIG)
     file = folder / TENSORS
     tensors = read_tensors(file)
     require_finite(file, tensors)
@@ -58,24 +66,42 @@ def read_mlx(folder: Path, model: nn.Module) -> dict[str, Pair]:
         pairs[path] = Pair(A, B, scale * rank, scale, kinds[path])
     if not pairs:
         raise AdapterError(f"{file} holds no pair")
-    return pairs
+    return pairs, notes
 
 
-def _settings(path: Path) -> tuple[int, float]:
-    """Rank and scale."""
+def _settings(path: Path) -> tuple[int, float, tuple[str, ...]]:
+    """Rank, scale, and what was decided about an `alpha`."""
     config = read_json(path)
-    kind = config.get("fine_tune_type", "lora")
+    kind = config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora")
     if kind != "lora":
-        raise AdapterError(f"{path}: fine_tune_type is {kind!r}; lorakit reads 'lora'")
+        raise AdapterError(
+            f"{path}: fine_tune_type is {kind!r}; lorakit reads 'lora'. mlx_lm.fuse makes an ordinary "
+            "model of any kind"
+        )
     given = config.get("lora_parameters")
     if not isinstance(given, Mapping):
         raise AdapterError(f"{path}: lora_parameters is missing; {did_you_mean('lora', config)}")
     rank, scale = given.get("rank"), _number(path, given, "scale")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise AdapterError(f"{path}: lora_parameters.rank is {rank!r}, not a whole number above 0")
-    if "alpha" in given:
-        scale *= _number(path, given, "alpha") / rank
-    return rank, scale
+    if given.get("alpha") is None:
+        return rank, scale, ()
+    alpha = _number(path, given, "alpha")
+    older = scale * alpha / rank
+    named = f"{path}: lora_parameters holds alpha {alpha:g} beside scale {scale:g}"
+    if "fine_tune_type" in config:
+        note = f"{named}; mlx-lm from 0.14.2 on does not use it, so the scale is {scale:g}"
+        return rank, scale, (note,)
+    if "use_dora" in config:
+        note = (
+            f"{named}; the scale is {scale:g}, as in mlx-lm 0.14.2 and later. If 0.14.0 or 0.14.1 "
+            f"trained it, the scale is {older:g}: set scale to that in the file, and remove alpha"
+        )
+        return rank, scale, (note,)
+    note = (
+        f"{named}; mlx-lm before 0.14 multiplied by scale · alpha / rank, so the scale is {older:g}"
+    )
+    return rank, older, (note,)
 
 
 def _number(path: Path, given: Mapping[str, Any], key: str) -> float:

@@ -12,7 +12,15 @@ from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say
 from lorakit.config import load_config
 
-OPTIONS = ("revision", "targets", "exclude", "layers", "trust_remote_code", "store")
+OPTIONS = (
+    "revision",
+    "targets",
+    "exclude",
+    "layers",
+    "trust_remote_code",
+    "ignore_adapter",
+    "store",
+)
 
 
 def extract(

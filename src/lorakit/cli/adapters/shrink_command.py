@@ -16,7 +16,7 @@ from lorakit.config import load_config
 from lorakit.files.wording import count
 
 OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code"),
+    *("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter"),
     *(
         "data",
         "prompt",

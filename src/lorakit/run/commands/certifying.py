@@ -1,6 +1,5 @@
 """The logits of a merge beside its adapter's, where the model fits the memory."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ import torch
 from lorakit.adapters.load import attach_stored
 from lorakit.adapters.pairs import StoredAdapter
 from lorakit.data import DataSpec, Example, encode_prompt, resolve_template
-from lorakit.files.header import StoredTensor
-from lorakit.files.tensors import DTYPES
 from lorakit.files.wording import size
 from lorakit.merging.certify import Certificate, LogitComparison, Tolerance, compare, probe_logits
 from lorakit.merging.merge import exact_comparison, require
@@ -85,15 +82,3 @@ def probes_of(adapter: StoredAdapter, tokenizer: Any) -> list[list[int]]:
         encode_prompt(Example(origin=f"probe {i}", prompt=text), tokenizer, template).tolist()
         for i, text in enumerate(PROBES)
     ]
-
-
-def format_of(held: Mapping[str, StoredTensor], kept: torch.dtype | None) -> torch.dtype:
-    """The format that most numbers of the merged files have."""
-    if kept is not None:
-        return kept
-    sizes: dict[str, int] = {}
-    for place in held.values():
-        if place.entry.dtype in DTYPES:
-            entry = place.entry
-            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.end - entry.start
-    return DTYPES[max(sizes, key=lambda code: sizes[code])]

@@ -27,7 +27,7 @@ def run_import(
     alpha: float | None = None,
     parts: Sequence[bool] | None = None,
     progress: Progress = no_progress,
-) -> tuple[int, str]:
+) -> tuple[int, str, tuple[str, ...]]:
     """Read an adapter of another system and write it as one of lorakit's.
 
     Args:
@@ -40,7 +40,7 @@ def run_import(
         progress: told of a download of the built-in model.
 
     Returns:
-        How many pairs there are, and where the adapter is.
+        How many pairs there are, where the adapter is, and what was decided while it was read.
 
     Raises:
         InputError: the file cannot be used, or does not fit the base.
@@ -54,17 +54,18 @@ def run_import(
     model = empty_model(config.model)
     if form == "mlx":
         folder = file if file.is_dir() else file.parent
-        pairs, read = read_mlx(folder, model), folder / TENSORS
+        (pairs, notes), read = read_mlx(folder, model), folder / TENSORS
     else:
-        pairs, read = read_loralib(file, model, alpha=alpha, parts=parts), file
+        pairs, read, notes = read_loralib(file, model, alpha=alpha, parts=parts), file, ()
     method = {
         "name": "import",
         "format": form,
         "file": read.name,
         "sha256": hashlib.sha256(read.read_bytes()).hexdigest(),
+        "notes": list(notes),
     }
     made = as_adapter(pairs, model, source=file, identity=identify(config.model), method=method)
-    return len(pairs), output.keep(made)
+    return len(pairs), output.keep(made), notes
 
 
 def _recognised(file: Path) -> Literal["loralib", "mlx"]:

@@ -15,17 +15,20 @@ import torch
 
 from lorakit.adapters.combine import CombineSpec, combine
 from lorakit.adapters.load import attach_stored, fit_stored
+from lorakit.adapters.model_paths import stored_for_model
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.parents import Part
 from lorakit.adapters.peft_config import read_json
-from lorakit.adapters.provenance import check_base
+from lorakit.adapters.provenance import base_note, check_base
 from lorakit.config import RunConfig
 from lorakit.errors import BaseMismatchError, ConfigError, ModelError
 from lorakit.files.cache import Progress, no_progress
+from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
 from lorakit.lora.variant import Capability, cannot
 from lorakit.merging.certify import Certificate, Tolerance
 from lorakit.merging.dequantize import dequantize, quantization
+from lorakit.merging.formats import format_of
 from lorakit.merging.merge import (
     CERTIFICATE,
     require,
@@ -43,7 +46,7 @@ from lorakit.models.files import weight_files
 from lorakit.models.fingerprint import hash_files
 from lorakit.models.sources import resolve
 from lorakit.models.weights import OtherNamesError, find, tensors_of
-from lorakit.run.commands.certifying import compare_logits, format_of, probes_of, too_large
+from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
 from lorakit.run.named import find_adapter
 
 Certify = Literal["auto", "weights", "logits"]
@@ -84,11 +87,13 @@ def run_merge(
     if not force:
         for part in parts:
             check_base(part.adapter.source, part.adapter.record, identity)
+    told = [(p, base_note(p.adapter.config.base_name, p.adapter.record, identity)) for p in parts]
+    notes = tuple(f"{part.name}: {note}" for part, note in told if note)
     made_of = {"base": identity.to_dict(), "adapters": [_named(part) for part in parts]}
     kept = None if dtype == "base" else getattr(torch, dtype)
     adapter = _one(parts, force)
     if quantization(where.folder) is None:
-        return _merge(spec, where.folder, adapter, made_of, out, kept, certify, ())
+        return _merge(spec, where.folder, adapter, made_of, out, kept, certify, notes)
     with tempfile.TemporaryDirectory(dir=_beside(out)) as place:
         ordinary = Path(place)
         done = dequantize(where.folder, ordinary)
@@ -98,7 +103,9 @@ def run_merge(
             "float32 first, and the certificate is against those"
         )
         plain = replace(spec, model=place, revision=None)
-        return _merge(plain, ordinary, adapter, made_of, out, kept or done.dtype, certify, (note,))
+        return _merge(
+            plain, ordinary, adapter, made_of, out, kept or done.dtype, certify, (*notes, note)
+        )
 
 
 def _merge(
@@ -113,6 +120,7 @@ def _merge(
 ) -> Certificate:
     """Merge into the files of an ordinary model folder."""
     empty = empty_model(spec)
+    adapter = stored_for_model(empty, adapter)
     plan, more = fit_stored(empty, adapter)
     notes = (*notes, *more)
     tied = [target.path for target in plan.targets if target.tied_to]
@@ -122,7 +130,7 @@ def _merge(
     if Capability.MERGE_ROWS not in variant.capabilities and certify != "weights":
         why = cannot(variant, Capability.MERGE_ROWS)
         notes = (*notes, f"merged in memory and not file by file: {why}")
-        return _in_memory(spec, adapter, out, kept, made_of, notes)
+        return _in_memory(spec, adapter, out, kept, tensors_of(base), made_of, notes)
     held = tensors_of(base)
     try:
         places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)
@@ -130,7 +138,7 @@ def _merge(
         if certify == "weights":
             raise
         notes = (*notes, f"merged in memory and not file by file: {error}")
-        return _in_memory(spec, adapter, out, kept, made_of, notes)
+        return _in_memory(spec, adapter, out, kept, held, made_of, notes)
     made: list[Certificate] = []
 
     def fill(partial: Path) -> None:
@@ -241,17 +249,22 @@ def _in_memory(
     adapter: StoredAdapter,
     out: Path,
     dtype: torch.dtype | None,
+    held: Mapping[str, StoredTensor],
     made_of: Mapping[str, Any],
     notes: tuple[str, ...],
 ) -> Certificate:
-    """The way of a model that transformers puts together while it loads: whole, in memory."""
-    model, tokenizer = load_model(spec)
+    """The way of a model that transformers puts together while it loads: whole, in memory.
+
+    In float32, which holds every number of the files whatever device is going to compute with them.
+    """
+    model, tokenizer = load_model(replace(spec, dtype="float32"))
     attach_stored(model, adapter)
     return write_merged(
         model,
         tokenizer,
         out,
         dtype=dtype,
+        held=held,
         probes_ids=probes_of(adapter, tokenizer),
         made_of=made_of,
         notes=notes,

@@ -113,7 +113,8 @@ def run_extract(
     made_plan = plan(model, replace(config.lora, rank=1, rank_pattern={}))
     places = []
     identities = []
-    for spec in (config.model, ModelSpec(model=tuned)):
+    fine_tuned = ModelSpec(model=tuned, ignore_adapter=config.model.ignore_adapter)
+    for spec in (config.model, fine_tuned):
         held = tensors_of(resolve(spec, progress=progress).folder)
         places.append(find(model, [name for name, _ in model.named_parameters()], held))
         identities.append(identify(spec))

@@ -59,7 +59,8 @@ class BaseCheck:
         key = f"{name}@{revision}"
         if key not in self._known:
             pinned = revision if revision and not revision.startswith("sha256:") else None
-            spec = ModelSpec(model=name, revision=pinned)
+            # An adapter beside the base's own files does not change them.
+            spec = ModelSpec(model=name, revision=pinned, ignore_adapter=True)
             where = find(spec)
             if where is None:
                 return None

@@ -20,7 +20,7 @@ from lorakit.models.spec import ModelSpec
 from lorakit.run.session import Session, recorded_template
 from lorakit.tasks import CAUSAL_LM
 
-BASE = ("revision", "device", "dtype", "trust_remote_code")
+BASE = ("revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
 ROWS = (
     "prompt",
     "completion",

@@ -1,0 +1,116 @@
+"""The paths that an adapter's file has for modules -> the paths that a model has.
+
+They differ where transformers moved modules after the adapter was trained: the language model of a
+vision-language model lies at `model.language_model` since transformers 4.52, and at `language_model.model`
+before. transformers renames a base's weights while it loads them, and peft an adapter's, by one list of
+rules; lorakit goes by the same list.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from lorakit.adapters.names import PREFIX, pair_of, whole_weight_of
+from lorakit.adapters.pairs import AdapterFiles, StoredAdapter
+from lorakit.adapters.peft_config import PeftConfig, compact
+from lorakit.lora.targets import first_hit
+from lorakit.models.weights import names_in_model
+
+
+def for_model(model: nn.Module, opened: AdapterFiles) -> AdapterFiles:
+    """The files of an adapter by the paths of a model; themselves where all are the model's own.
+
+    Args:
+        model: the base; may be on the meta device.
+        opened: an adapter's files.
+    """
+    paths = {name: _path_of(name) for name in opened.tensors}
+    pairs = {found[0] for name in opened.tensors if (found := pair_of(name))}
+    moved = moved_paths(model, {path for path in paths.values() if path})
+    if not moved:
+        return opened
+    tensors = {}
+    for name, tensor in opened.tensors.items():
+        path = paths[name]
+        if path in moved:
+            name = PREFIX + moved[path] + name[len(PREFIX) + len(path) :]
+        tensors[name] = tensor
+    config = _moved_config(opened.config, pairs, moved)
+    return replace(opened, config=config, tensors=tensors, notes=(*opened.notes, _note(moved)))
+
+
+def stored_for_model(model: nn.Module, adapter: StoredAdapter) -> StoredAdapter:
+    """The same for an adapter as a value."""
+    moved = moved_paths(model, adapter.pairs)
+    if not moved:
+        return adapter
+    return replace(
+        adapter,
+        config=_moved_config(adapter.config, adapter.pairs, moved),
+        pairs={moved.get(path, path): pair for path, pair in adapter.pairs.items()},
+        notes=(*adapter.notes, _note(moved)),
+    )
+
+
+def _path_of(name: str) -> str | None:
+    found = pair_of(name)
+    return found[0] if found else whole_weight_of(name)
+
+
+def moved_paths(model: nn.Module, paths: Collection[str]) -> dict[str, str]:
+    """The model's path by the file's, of those that the model has not and its rules know.
+
+    Args:
+        model: the base; may be on the meta device.
+        paths: of modules, as an adapter's file has them.
+    """
+    own = {path for path, _ in model.named_modules()}
+    lost = [path for path in paths if path not in own]
+    if not lost:
+        return {}
+    renamed = names_in_model(model, [f"{path}.weight" for path in lost])
+    found = {
+        old.removesuffix(".weight"): new.removesuffix(".weight") for old, new in renamed.items()
+    }
+    # Saved from inside DDP inside peft: only where the model has no module of that name.
+    found |= {p: p.removeprefix("module.") for p in lost if p.startswith("module.")}
+    return {old: new for old, new in found.items() if new in own}
+
+
+def _moved_config(
+    config: PeftConfig, paths: Collection[str], moved: Mapping[str, str]
+) -> PeftConfig:
+    """The configuration with the model's paths; what its patterns said of the file's own still holds."""
+    chosen = [path for path in paths if config.selects(path)]
+    values = (
+        (config.spec.rank_pattern, config.spec.rank),
+        (config.spec.alpha_pattern, config.spec.alpha),
+    )
+    (rank, ranks), (alpha, alphas) = (
+        compact({moved.get(path, path): first_hit(known, path, default) for path in paths})
+        for known, default in values
+    )
+    targets = tuple(moved.get(path, path) for path in chosen)
+    as_before = bool(targets) and all(map(config.selects, targets))
+    spec = replace(
+        config.spec,
+        rank=int(rank),
+        alpha=float(alpha),
+        rank_pattern={key: int(value) for key, value in ranks.items()},
+        alpha_pattern=alphas,
+        targets=config.spec.targets if as_before or not targets else targets,
+    )
+    if as_before or not targets:
+        return replace(config, spec=spec)
+    return replace(
+        config, spec=spec, target_modules=targets, exclude=(), layers=None, layers_pattern=()
+    )
+
+
+def _note(moved: Mapping[str, str]) -> str:
+    old = next(iter(moved))
+    return (
+        f"{len(moved)} modules have moved in transformers since the adapter was trained, such as "
+        f"{old}, which is {moved[old]} now"
+    )
