@@ -361,3 +361,13 @@ def test_a_model_of_sentence_transformers_is_no_language_model(family, tmp_path)
             ModelError, match=r"a model of sentence-transformers .* has no output head"
         ):
             use(str(folder))
+
+
+def test_a_model_that_mlx_lm_quantized(tmp_path):
+    """mlx-lm writes both keys; transformers stops at the second for want of a quant_method."""
+    folder = saved(tmp_path / "model-4bit")
+    packed = {"group_size": 64, "bits": 4, "mode": "affine"}
+    edit_config(folder, quantization=packed, quantization_config=packed)
+    for use in (load_model, empty_model):
+        with pytest.raises(ModelError, match=r"quantized by mlx-lm \(4 bits\).*--dequantize"):
+            use(str(folder))

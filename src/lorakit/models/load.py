@@ -160,6 +160,13 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
             f"{where.folder}/config.json: model_type is {kind!r}, which this transformers does "
             "not know; a newer transformers may."
         )
+    packed = raw.get("quantization")
+    if isinstance(packed, dict) and "bits" in packed:
+        raise ModelError(
+            f"{where.folder} is quantized by mlx-lm ({packed['bits']} bits), whose weights transformers "
+            "does not read: name the model that it was made from, or write it out with `mlx_lm.convert "
+            "--dequantize`"
+        )
     try:
         with quiet():
             config = AutoConfig.from_pretrained(
