@@ -14,10 +14,10 @@ from lorakit.errors import OutputError, TargetError
 from lorakit.experiments import stamps
 from lorakit.lora import LoraSpec, equations, plan
 from lorakit.lora.jobs import Jobs
-from lorakit.ranking import protocol
+from lorakit.ranking import command
 from lorakit.ranking.alternatives.nested import dealt, fit_nested
 from lorakit.ranking.pairs import at_scale, put_pairs
-from lorakit.ranking.settings import settings
+from lorakit.ranking.spec import FORM
 from lorakit.training import Schedule, TrainSpec
 
 
@@ -56,7 +56,7 @@ def test_the_result_has_every_part(found):
 
 def test_what_another_version_profiled_is_profiled_anew(small, easy, monkeypatch):
     """An older profile lacks what a newer search asks of it."""
-    given = settings(None, {**small, "data": (str(easy),)})
+    given = FORM.read(None, {**small, "data": (str(easy),)})
     keys = []
 
     def runner(trials):
@@ -67,7 +67,7 @@ def test_what_another_version_profiled_is_profiled_anew(small, easy, monkeypatch
         known = {"lorakit": number, "torch": "2", "transformers": "5"}
         monkeypatch.setattr(stamps, "versions", lambda known=known: known)
         with pytest.raises(InterruptedError):
-            protocol.profile_rank(given.spec, given.config, runner)
+            command.profile_rank(given.spec, given.config, runner)
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.experiments import Report, Runner, processes
-from lorakit.experiments.sources import asked, call
+from lorakit.experiments import Report
+from lorakit.experiments.sources import call, given_rows
 from lorakit.extras import need
 
 
@@ -42,18 +42,7 @@ def compare(
     """
     need("metrics", "lorakit.compare")
     from lorakit.comparing.command import run_compare
-    from lorakit.comparing.settings import settings
+    from lorakit.comparing.spec import FORM
 
-    begun = asked(data, eval_data, out, options)
-    given = settings(None, begun.options)
-
-    def make(root: Path, tell: Report) -> Runner:
-        return processes(root, workers=given.spec.workers, report=tell)
-
-    with begun.naming_rows():
-        return run_compare(
-            given,
-            command=call("lorakit.compare", options),
-            report=report,
-            runner=begun.after_writing(make),
-        )
+    rows = given_rows(data, eval_data, out, options)
+    return rows.run(run_compare, FORM, command=call("lorakit.compare", options), report=report)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.experiments import Report, Runner, processes
-from lorakit.experiments.sources import asked, call
+from lorakit.experiments import Report
+from lorakit.experiments.sources import call, given_rows
 from lorakit.extras import need
 
 
@@ -41,18 +41,7 @@ def rank(
     """
     need("metrics", "lorakit.rank")
     from lorakit.ranking.command import run_rank
-    from lorakit.ranking.settings import settings
+    from lorakit.ranking.spec import FORM
 
-    begun = asked(data, eval_data, out, options)
-    given = settings(None, begun.options)
-
-    def make(root: Path, tell: Report) -> Runner:
-        return processes(root, workers=given.spec.workers, report=tell)
-
-    with begun.naming_rows():
-        return run_rank(
-            given,
-            command=call("lorakit.rank", options),
-            report=report,
-            runner=begun.after_writing(make),
-        )
+    rows = given_rows(data, eval_data, out, options)
+    return rows.run(run_rank, FORM, command=call("lorakit.rank", options), report=report)
