@@ -18,8 +18,15 @@ def compare(
 ) -> dict[str, Any]:
     """Measure LoRA against full fine-tuning on a file of rows or a list of mappings.
 
-    >>> result = lorakit.compare("rows.jsonl", ranks=(8, 32), budget="200 steps")  # doctest: +SKIP
-    >>> print(result["measured"]["headline"])                                      # doctest: +SKIP
+    >>> import lorakit
+    >>> rows = [{"prompt": f"say {i}", "completion": "yes"} for i in range(40)]
+    >>> options = {"ranks": (2,), "seeds": 1, "rates": 1, "budget": "2 steps", "evaluations": 1}
+    >>> options |= {"samples": 2, "max_new_tokens": 8, "general_data": ("rows.jsonl",)}
+    >>> result = lorakit.compare(rows, model="tiny-model", **options)
+    >>> [arm["name"] for arm in result["arms"]]
+    ['full fine-tuning', 'LoRA r=2']
+    >>> result["measured"]["headline"].startswith("LoRA r=2 trains ")
+    True
 
     The comparison lies in `out`, with its page. Called again with the same `out` it goes on where
     it was killed, or gives the finished result at once.

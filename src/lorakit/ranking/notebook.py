@@ -18,8 +18,14 @@ def rank(
 ) -> dict[str, Any]:
     """Find the smallest rank that is as good as the best on these rows, and train the adapter.
 
-    >>> result = lorakit.rank("rows.jsonl", max_rank=32)              # doctest: +SKIP
-    >>> result["recommended_rank"], result["words"]                   # doctest: +SKIP
+    >>> import lorakit
+    >>> rows = [{"prompt": f"say {i}", "completion": "yes"} for i in range(40)]
+    >>> options = {"max_rank": 2, "max_steps": 2, "rates": 1, "tolerance": "2%"}
+    >>> result = lorakit.rank(rows, model="tiny-model", **options)
+    >>> result["recommended_rank"] in result["ranks"]
+    True
+    >>> lorakit.read_adapter("runs/rank/adapter").spec.rank == result["recommended_rank"]
+    True
 
     The search lies in `out`, with its page, and the adapter in `out`/adapter. Called again with the
     same `out` it goes on where it was killed, or gives the finished result at once.
