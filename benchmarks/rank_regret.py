@@ -106,7 +106,7 @@ class Bench:
     def __init__(
         self, name: str, task: Task, given: argparse.Namespace, work: Path, out: Path | None
     ) -> None:
-        from lorakit.ranking.settings import settings
+        from lorakit.ranking.spec import FORM
 
         self.name, self.given, self.work, self.out = name, given, work, out
         self.methods = given.methods
@@ -118,7 +118,7 @@ class Bench:
         options |= {"data": (str(files[0]),), "eval_data": (str(files[1]),)}
         if self.tries:
             options |= {"max_steps": 4, "batch_size": 4, "max_rank": 4}
-        self.settings = settings(None, options)
+        self.settings = FORM.read(None, options)
         self.test = files[2]
         self.session = bench.session()
         self.waiting: list[tuple[bench.Line, Path]] = []
@@ -154,7 +154,7 @@ class Bench:
             bench.note(f"{self.name}: {event['label']}")
 
     def _search(self, method: str, seed: int) -> Any:
-        from lorakit.ranking.protocol import profile_rank, search_rank
+        from lorakit.ranking.command import profile_rank, search_rank
 
         spec, config = replace(self.settings.spec, method=method), self.settings.config
         config = replace(config, train=replace(config.train, seed=seed))
@@ -164,34 +164,34 @@ class Bench:
     def _choice(self, method: str, findings: Any) -> bench.Line:
         from lorakit.ranking.wording import sentence
 
-        ledger, whole = findings.lab.ledger, findings.profile.run_flops
+        lab, choice, whole = findings.lab, findings.search.choice, findings.lab.profile.run_flops
         return {
             "kind": "choice",
             "who": method,
             "rank": findings.rank,
             "rate": findings.probed.rate,
-            "cost": ledger.spent,
-            "cost_by_phase": {name: flops / whole for name, flops in ledger.flops.items()},
-            "chosen_as": findings.choice.kind,
-            "confidence": findings.choice.confidence,
+            "cost": lab.spent,
+            "cost_by_phase": {name: flops / whole for name, flops in lab.flops.items()},
+            "chosen_as": choice.kind,
+            "confidence": choice.confidence,
             "tolerance": findings.tolerance.share,
-            "parameters": findings.profile.parameters(findings.rank),
+            "parameters": lab.profile.parameters(findings.rank),
             "decisions": [sentence(each) for each in findings.search.decisions],
         }
 
     def _cut_by_energy(self, findings: Any) -> None:
         """The rank that 90 % of the energy asks for, and the adapter that was cut to it."""
         from lorakit.ranking.alternatives.lab import CuttingTrialLab
-        from lorakit.ranking.layers import rank_for_energy
+        from lorakit.ranking.inspect import rank_for_energy
         from lorakit.ranking.pairs import spectra_of
-        from lorakit.ranking.search import Candidate
+        from lorakit.ranking.trials import Candidate
 
-        lab, profile, top = findings.lab, findings.profile, self.settings.spec.ranks[-1]
+        lab, profile, top = findings.lab, findings.lab.profile, self.settings.spec.ranks[-1]
         whole = Candidate(top, findings.probed.rate, self.settings.config.train.seed)
-        probe = lab.ledger.flops.get("probe", 0.0) / profile.run_flops
+        probe = lab.flops.get("probe", 0.0) / profile.run_flops
         lab.train([whole], lab.steps)
         adapter = lab.adapter(whole)
-        rank = rank_for_energy(spectra_of(self.root / adapter.trial / adapter.adapter), ENERGY)
+        rank = rank_for_energy(spectra_of(adapter.folder(self.root)), ENERGY)
         cutting = CuttingTrialLab(lab)
         cutting.cut(whole, [rank])
         line = {"kind": "choice", "who": "90 % energy, cut", "rank": rank, "rate": whole.rate}
@@ -202,9 +202,9 @@ class Bench:
     def _by_layer(self, findings: Any) -> None:
         """Ranks by layer from the highest rank's spectrum, at the parameters of uniform rank 8."""
         from lorakit.adapters.pairs import read_stored
-        from lorakit.ranking.layers import allot
+        from lorakit.ranking.checks import allot
         from lorakit.ranking.pairs import spectra_of
-        from lorakit.ranking.search import Candidate
+        from lorakit.ranking.trials import Candidate
 
         lab, seed = findings.lab, self.settings.config.train.seed
         rate, ranks = findings.probed.rate, self.settings.spec.ranks
@@ -212,7 +212,7 @@ class Bench:
         top = Candidate(ranks[-1], rate, seed)
         lab.train([top], lab.steps)
         adapter = lab.adapter(top)
-        folder = self.root / adapter.trial / adapter.adapter
+        folder = adapter.folder(self.root)
         costs = {p: x.parameters // x.rank for p, x in read_stored(folder).pairs.items()}
         found = allot(spectra_of(folder), costs, uniform * sum(costs.values()))
         for s in (seed, seed + 1):
@@ -223,7 +223,7 @@ class Bench:
 
     def _grid(self, findings: Any) -> None:
         """Every rank, two rates, two seeds; a trial each."""
-        from lorakit.ranking.search import Candidate
+        from lorakit.ranking.trials import Candidate
 
         lab, seed = findings.lab, self.settings.config.train.seed
         tried = sorted((x, rate) for rate, x in findings.probed.first.items() if x is not None)
@@ -234,7 +234,7 @@ class Bench:
             for rate in rates[:2]
             for s in (seed, seed + 1)
         ]
-        held_out = lab.grid(runs, max(1, self.given.together))
+        held_out = lab.train(runs, lab.steps, concurrent=max(1, self.given.together))
         for run in runs:
             line = {"kind": "grid", "rank": run.rank, "rate": run.rate, "seed": run.seed}
             line |= {"who": "grid", "best_of_probe": run.rate == findings.probed.rate}
@@ -246,7 +246,7 @@ class Bench:
         key = {"task": self.name, "trial": adapter.trial, "adapter": adapter.adapter}
         key |= {name: line[name] for name in ("kind", "who", "rank")}
         if not any(all(old.get(k) == v for k, v in key.items()) for old in self.lines):
-            folder = self.root / adapter.trial / adapter.adapter
+            folder = adapter.folder(self.root)
             self.waiting.append((self.session | key | line, folder))
 
     def _measure(self) -> None:

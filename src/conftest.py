@@ -32,3 +32,10 @@ def workplace(
         os.symlink(request.getfixturevalue("tiny_model"), "tiny-model")
         rows = ({"prompt": f"say {word}", "completion": word[::-1]} for word in WORDS)
         Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if any("lorakit.rank(" in source or "lorakit.compare(" in source for source in examples):
+        from lorakit.experiments import in_process, sources
+
+        # A process a trial takes seconds to import torch; tests/ranking and tests/comparing have those.
+        monkeypatch.setattr(
+            sources, "processes", lambda root, workers, report: in_process(root, report=report)
+        )

@@ -7,7 +7,7 @@ import pytest
 
 from families import saved
 from lorakit.comparing.command import run_compare
-from lorakit.comparing.settings import settings
+from lorakit.comparing.spec import FORM
 from lorakit.experiments import in_process
 
 WORDS = ["lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet"]
@@ -50,7 +50,7 @@ def compare():
     """Run a comparison in this process and give its result."""
 
     def call(out: Path, options, *, arms=None, report=lambda event: None):
-        given = settings(None, {**options, "out": str(out)})
+        given = FORM.read(None, {**options, "out": str(out)})
         return run_compare(
             given,
             command="lorakit compare",

@@ -9,8 +9,7 @@ import pytest
 from lorakit.comparing.costs import reached
 from lorakit.comparing.methods import Method, arms_of
 from lorakit.comparing.planning import steps_of
-from lorakit.comparing.settings import settings
-from lorakit.comparing.spec import Budget, CompareSpec
+from lorakit.comparing.spec import FORM, Budget, CompareSpec
 from lorakit.comparing.verdict import judge
 from lorakit.comparing.wording import judgement, quality
 from lorakit.errors import ConfigError, DivergedError
@@ -69,9 +68,9 @@ def test_values_out_of_range_are_refused_by_name(wrong, message):
 
 def test_what_the_protocol_decides_is_no_option():
     with pytest.raises(ConfigError, match="learning_rate is decided by the protocol"):
-        settings(None, {"learning_rate": 1e-4})
+        FORM.read(None, {"learning_rate": 1e-4})
     with pytest.raises(ConfigError, match="unknown key 'sedes'; did you mean 'seeds'"):
-        settings(None, {"sedes": 3})
+        FORM.read(None, {"sedes": 3})
 
 
 def test_a_grid_is_geometric_around_its_centre():
@@ -147,7 +146,7 @@ def test_verdicts_with_a_gain_of_one_nat_and_a_margin_of_five_percent(low, high,
     judged = judge(d(low, high), 1.0, 0.05)
     said = judgement(judged, "full fine-tuning")
     assert judged.kind == kind
-    assert judged.kept == pytest.approx(1 - (low + high) / 2)
+    assert judged.gain_kept == pytest.approx(1 - (low + high) / 2)
     words = {
         "better": "better than full fine-tuning",
         "indistinguishable": "indistinguishable",
@@ -161,7 +160,7 @@ def test_verdicts_with_a_gain_of_one_nat_and_a_margin_of_five_percent(low, high,
 
 def test_a_reference_that_gained_nothing_is_still_judged():
     assert judge(d(0.01, 0.02), -0.5, 0.05).kind == "worth it"
-    assert judge(d(-0.01, 0.02), 0.0, 0.05).kept is None
+    assert judge(d(-0.01, 0.02), 0.0, 0.05).gain_kept is None
 
 
 @pytest.mark.parametrize(

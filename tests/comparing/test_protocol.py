@@ -11,7 +11,7 @@ from lorakit.comparing import differences
 from lorakit.comparing.methods import FULL, Arm, Method, arms_of
 from lorakit.comparing.planning import estimate_compare
 from lorakit.comparing.protocol import compare_arms
-from lorakit.comparing.settings import settings
+from lorakit.comparing.spec import FORM
 from lorakit.data import DataSpec, load_data
 from lorakit.experiments import in_process
 from lorakit.experiments.opening import split_validation
@@ -78,7 +78,7 @@ def test_every_arm_takes_the_same_rows_in_the_same_steps(probed):
 
 def test_swapping_the_names_of_the_arms_changes_nothing(small, compare, tmp_path):
     options = {**small, "rates": 2}
-    arms = arms_of(settings(None, options).spec, LoraSpec(rank=2))
+    arms = arms_of(FORM.read(None, options).spec, LoraSpec(rank=2))
     swapped = (replace(arms[0], name=arms[1].name), replace(arms[1], name=arms[0].name))
     texts = []
     for name, given in (("as-they-are", arms), ("swapped", swapped)):
@@ -96,7 +96,7 @@ def test_swapping_the_names_of_the_arms_changes_nothing(small, compare, tmp_path
 
 
 def test_the_order_of_the_arms_changes_nothing(small, compare, tmp_path):
-    arms = arms_of(settings(None, small).spec, LoraSpec(rank=2))
+    arms = arms_of(FORM.read(None, small).spec, LoraSpec(rank=2))
     one = without_measured(compare(tmp_path / "one", small, arms=arms))
     other = without_measured(compare(tmp_path / "other", small, arms=arms[::-1]))
     assert one["differences"] == other["differences"]
@@ -107,7 +107,7 @@ def test_one_method_in_both_arms_is_found_to_be_one(small, tmp_path):
     """Two arms that differ by A's start alone: of 10 comparisons with 3 seeds, at least 9 intervals
     of the loss, and of the forgetting, cover zero."""
     options = {**small, "seeds": 30, "evaluations": 1, "samples": 0, "max_eval_rows": 20}
-    given = settings(None, {**options, "budget": "6 steps", "out": str(tmp_path)})
+    given = FORM.read(None, {**options, "budget": "6 steps", "out": str(tmp_path)})
     lora = LoraSpec(rank=2)
     arms = (Arm("one", Method("lora", lora)), Arm("other", Method("lora", lora, start=500_009)))
     runner = in_process(tmp_path)

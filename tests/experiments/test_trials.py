@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorakit.errors import ConfigError, DataError, OutputError, TrialError
-from lorakit.experiments import Trial, in_process, one, processes
+from lorakit.experiments import Trial, in_order, in_process, processes
 
 HERE = Path(__file__).parent
 
@@ -24,6 +24,12 @@ def _workers_can_be_found(monkeypatch):
 
 def trial(worker="square", label="", where=None, **spec):
     return Trial(f"trial_workers:{worker}", spec, where or {}, label)
+
+
+def one(runner, wanted):
+    """The outcome of a single trial."""
+    (outcome,) = in_order(runner, [wanted])
+    return outcome
 
 
 both = pytest.mark.parametrize("executor", [in_process, processes])
@@ -45,8 +51,8 @@ def test_what_is_done_is_not_done_again(executor, tmp_path):
     first = one(executor(tmp_path), trial(x=2))
     events = []
     again = one(executor(tmp_path, report=events.append), trial(x=2, where={"elsewhere": 1}))
-    assert again.kept
-    assert not first.kept
+    assert again.resumed
+    assert not first.resumed
     assert again.result == first.result
     assert not events
 
@@ -72,7 +78,7 @@ def test_errors_keep_their_kind_and_finished_trials_their_results(executor, tmp_
     assert one(runner, trial(x=2)).result["square"] == 4
     with pytest.raises(DataError, match="no such column"):
         list(runner([trial("fail", label="a run")]))
-    assert one(runner, trial(x=2)).kept
+    assert one(runner, trial(x=2)).resumed
 
 
 @both
@@ -82,6 +88,15 @@ def test_a_damaged_result_is_named(executor, tmp_path):
     (folder / "result.json").write_text("{")
     with pytest.raises(OutputError, match=r"result\.json is damaged"):
         one(executor(tmp_path), trial(x=2))
+
+
+@both
+def test_outcomes_in_order_are_those_of_the_trials_that_were_given(executor, tmp_path):
+    trials = [trial(x=3), trial(x=1), trial(x=3), trial(x=2)]
+    one(executor(tmp_path), trials[3])  # is there already, and comes out first
+    outcomes = in_order(executor(tmp_path), trials)
+    assert [outcome.trial for outcome in outcomes] == trials
+    assert [outcome.result["square"] for outcome in outcomes] == [9, 1, 9, 4]
 
 
 def test_the_key_is_of_worker_and_spec_alone():

@@ -9,7 +9,7 @@ import pytest
 from families import saved
 from lorakit.experiments import in_process
 from lorakit.ranking.command import run_rank
-from lorakit.ranking.settings import settings
+from lorakit.ranking.spec import FORM
 
 WORDS = ["lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet"]
 
@@ -66,7 +66,7 @@ def search():
 
     def call(out: Path, options, report=lambda event: None):
         return run_rank(
-            settings(None, {**options, "out": str(out)}),
+            FORM.read(None, {**options, "out": str(out)}),
             command="lorakit rank --data rows.jsonl",
             report=report,
             runner=lambda root, tell: in_process(root, report=tell),

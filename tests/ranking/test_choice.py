@@ -5,18 +5,19 @@ import pytest
 
 from lorakit.errors import ConfigError
 from lorakit.evaluation.crossed import CrossedInterval
+from lorakit.experiments.measuring import RowLosses
 from lorakit.ranking import wording
+from lorakit.ranking.checks import allot
 from lorakit.ranking.choose import (
-    Measured,
+    Gap,
+    Judge,
+    LossTolerance,
     choose,
-    gap,
-    likely,
-    rate_effect,
-    state_of,
-    suffices,
+    paired_difference,
     tolerance_of,
 )
-from lorakit.ranking.layers import allot, rank_for_energy
+from lorakit.ranking.inspect import rank_for_energy
+from lorakit.ranking.probing import rate_effect
 from lorakit.ranking.spec import RankSpec
 
 ROWS = 300
@@ -27,16 +28,16 @@ def measured(excess, *, noise=0.002, seed=0):
     shared, own = np.random.default_rng(7), np.random.default_rng(seed)
     tokens = shared.integers(5, 40, ROWS).astype(float)
     hard = shared.gamma(2.0, 0.5, ROWS)
-    return Measured(tokens * (hard + excess + noise * own.standard_normal(ROWS)), tokens)
+    nats = tokens * (hard + excess + noise * own.standard_normal(ROWS))
+    return RowLosses(tuple(nats), tuple(tokens))
 
 
-def gaps(excesses, **options):
-    """Of ranks 1, 2, 4, … against the last."""
+def gaps(excesses, tolerance=0.005, **options):
+    """Of ranks 1, 2, 4, … against the last, at a tolerance in nats per token."""
     ranks = [2**i for i in range(len(excesses))]
     points = [measured(e, seed=i, **options) for i, e in enumerate(excesses)]
-    generator = np.random.default_rng(0)
     return {
-        rank: gap(point, points[-1], generator=generator, level=0.95)
+        rank: Gap(paired_difference(point, points[-1], 0.95), tolerance)
         for rank, point in zip(ranks[:-1], points[:-1], strict=True)
     }, ranks[-1]
 
@@ -63,8 +64,9 @@ def test_known_curves_have_their_known_answer(excesses, rank, kind):
 def test_what_rows_cannot_tell_is_said():
     """Rank 1 is within τ by its mean; with so much noise its upper bound is not."""
     found, reference = gaps([0.002, 0.0], noise=0.3)
-    assert found[1].mean < 0.005 < found[1].high
-    assert found[1].low < 0.005
+    d = found[1].difference
+    assert d.mean < 0.005 < d.high
+    assert d.low < 0.005
     by_mean = choose(found, reference, 0.005, (1, 2))
     assert by_mean.rank == 1
     assert "likelier answer" in wording.choice(by_mean)
@@ -89,12 +91,12 @@ def test_ranks_that_nobody_compared_are_said():
 def test_pairing_is_what_tells_them_apart():
     """Rows differ by about a nat; paired, a difference of 0.01 stands out."""
     rank, reference = measured(0.01, seed=1), measured(0.0, seed=2)
-    d = gap(rank, reference, generator=np.random.default_rng(0), level=0.95)
+    d = paired_difference(rank, reference, 0.95)
     assert d.mean == pytest.approx(0.01, abs=5e-4)
     assert d.high - d.low < 0.002
-    assert state_of(d, 0.005) == "worse"
-    assert state_of(d, 0.02) == "equivalent"
-    assert state_of(d, d.mean) == "open"
+    assert Gap(d, 0.005).state == "worse"
+    assert Gap(d, 0.02).state == "equivalent"
+    assert Gap(d, d.mean).state == "open"
 
 
 def test_bounds_are_one_sided():
@@ -105,23 +107,8 @@ def test_bounds_are_one_sided():
             measured(0.0, noise=0.05, seed=2 * seed),
             measured(0.0, noise=0.05, seed=2 * seed + 1),
         )
-        d = gap(rank, reference, generator=np.random.default_rng(seed), level=0.95)
-        above += d.high >= 0
+        above += paired_difference(rank, reference, 0.95).high >= 0
     assert 180 <= above <= 198
-
-
-def test_seeds_are_paired_and_widen_the_interval():
-    few = gap(
-        measured(0.01, seed=1), measured(0, seed=2), generator=np.random.default_rng(0), level=0.95
-    )
-    many = gap(
-        [measured(0.01, seed=1), measured(0.03, seed=3)],
-        [measured(0, seed=2), measured(0, seed=4)],
-        generator=np.random.default_rng(0),
-        level=0.95,
-    )
-    assert many.mean == pytest.approx(0.02, abs=1e-3)
-    assert many.high - many.low > few.high - few.low
 
 
 def interval(mean, s):
@@ -140,36 +127,36 @@ def test_how_likely_is_what_simulation_says(mean, s):
     alike = true[abs(seen - mean) < 0.05 * s]
     assert len(alike) > 1000
     wanted = (alike <= tolerance).mean()
-    assert likely(interval(mean, s), tolerance) == pytest.approx(wanted, abs=0.03)
+    assert Gap(interval(mean, s), tolerance).confidence == pytest.approx(wanted, abs=0.03)
 
 
 def test_where_rows_leave_it_open_what_is_likelier_decides():
-    found = [interval(mean, s) for mean, s in ((0.009, 0.02), (0.011, 0.02), (0.011, 1e-4))]
-    assert [state_of(d, 0.01) for d in found] == ["open", "open", "worse"]
-    assert [suffices(d, 0.01, "estimate") for d in found] == [True, False, False]
-    assert [likely(d, 0.01) > 0.5 for d in found] == [True, False, False]
-    assert [suffices(d, 0.01, "larger") for d in found] == [False, False, False]
-    assert suffices(interval(0.009, 1e-4), 0.01, "larger")
+    estimates = ((0.009, 0.02), (0.011, 0.02), (0.011, 1e-4))
+    found = [Gap(interval(mean, s), 0.01) for mean, s in estimates]
+    assert [gap.state for gap in found] == ["open", "open", "worse"]
+    assert [gap.suffices("estimate") for gap in found] == [True, False, False]
+    assert [gap.confidence > 0.5 for gap in found] == [True, False, False]
+    assert [gap.suffices("larger") for gap in found] == [False, False, False]
+    assert Gap(interval(0.009, 1e-4), 0.01).suffices("larger")
 
 
 def test_each_rank_is_held_to_the_tolerance_of_its_comparison():
     """1 was compared at the end, where τ is .005; 2 sooner, beside a loss twice as high."""
-    found = {1: interval(0.008, 0.0001), 2: interval(0.008, 0.0001)}
-    choice = choose(found, 4, 0.01, (1, 2, 4), tolerances={1: 0.005, 2: 0.01})
+    found = {1: Gap(interval(0.008, 0.0001), 0.005), 2: Gap(interval(0.008, 0.0001), 0.01)}
+    choice = choose(found, 4, 0.01, (1, 2, 4))
     assert choice.rank == 2
-    assert choice.states == {1: "worse", 2: "equivalent"}
+    assert [choice.gaps[rank].state for rank in (1, 2)] == ["worse", "equivalent"]
+    assert (choice.below("worse"), choice.below("open", "equivalent")) == ([1], [])
     assert choice.confidence == pytest.approx(1.0)
 
 
 def test_confidence_is_near_one_or_zero_where_rows_tell():
     reference = measured(0.0, seed=2)
-    found = [
-        gap(measured(e, seed=1), reference, generator=np.random.default_rng(0), level=0.95)
-        for e in (0.0, 0.05)
-    ]
-    assert [round(likely(d, 0.005), 3) for d in found] == [1.0, 0.0]
-    same = gap(reference, reference, generator=np.random.default_rng(0), level=0.95)
-    assert likely(same, 0.005) == 1.0
+    judge = Judge(LossTolerance(0.005 / reference.loss, 0.0, 2, from_user=True))
+    found = [judge.compare(measured(e, seed=1), reference, 1) for e in (0.0, 0.05)]
+    assert [gap.tolerance for gap in found] == pytest.approx([0.005, 0.005])
+    assert [round(gap.confidence, 3) for gap in found] == [1.0, 0.0]
+    assert judge.compare(reference, reference, 1).confidence == 1.0
 
 
 def test_tolerance():

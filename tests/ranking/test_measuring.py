@@ -8,9 +8,9 @@ from lorakit.experiments.records import from_json, to_json
 from lorakit.experiments.stamps import Sources
 from lorakit.lora import LoraSpec, plan
 from lorakit.lora.jobs import Jobs
+from lorakit.ranking.command import first_stamp
 from lorakit.ranking.pairs import MeanPairs
-from lorakit.ranking.protocol import first_stamp
-from lorakit.ranking.settings import settings
+from lorakit.ranking.spec import FORM
 from lorakit.ranking.trials import RankRun, RunRef, TrainRequest, TrainResult
 from lorakit.ranking.workers import train
 
@@ -56,7 +56,7 @@ def test_a_run_that_is_measured_at_its_end_has_no_mean():
 @pytest.fixture
 def trial(small, easy, tmp_path):
     """A trial of the worker that trains, to a step."""
-    config = settings(None, {**small, "data": (str(easy),), "out": str(tmp_path / "out")}).config
+    config = FORM.read(None, {**small, "data": (str(easy),), "out": str(tmp_path / "out")}).config
 
     def call(name, until, *, average=0, resumes=None):
         run = RankRun(4, 0.005, 0, {}, resumes)

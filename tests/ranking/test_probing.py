@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from lorakit.config import load_config
-from lorakit.ranking.choose import Measured
-from lorakit.ranking.lab import ShortRun
-from lorakit.ranking.probing import probe, tolerance
+from lorakit.experiments.measuring import RowLosses
+from lorakit.ranking.probing import probe, seed_noise
 from lorakit.ranking.spec import RankSpec
 
 ROWS, STEPS = 32, 100
@@ -36,14 +35,15 @@ class Losses:
         if not runs:
             return {}
         self.asked.append((steps, sorted((run.rate, run.seed) for run in runs)))
-        return {run: ShortRun(self.point(run, steps), steps) for run in runs}
+        return {run: self.point(run, steps) for run in runs}
 
     def point(self, run, steps):
         loss = self.loss(run.rate, steps, run.seed)
         if loss is None:
             return None
         own = np.random.default_rng([run.seed, int(run.rate * 1e6)]).standard_normal(ROWS)
-        return Measured((loss + self.noise * (own - own.mean())) * 10, np.full(ROWS, 10.0), steps)
+        nats = (loss + self.noise * (own - own.mean())) * 10
+        return RowLosses(tuple(nats), (10.0,) * ROWS)
 
 
 def bowl(best):
@@ -57,7 +57,7 @@ def test_where_rows_tell_the_best_rate_there_is_one_round():
     assert probed.rate == pytest.approx(1.78e-3)
     assert [(steps, len(runs)) for steps, runs in lab.asked] == [(5, 4)]
     # The probe's own run is one of those that the noise is estimated from.
-    assert tolerance(lab, RankSpec(), probed, 0).runs == 3
+    assert seed_noise(lab, RankSpec(), probed, 0).runs == 3
     assert lab.asked[1:] == [(5, [(1.78e-3, 1), (1.78e-3, 2)])]
 
 
@@ -77,7 +77,7 @@ def test_what_rows_leave_open_other_seeds_decide():
     second = {point.rate: point.loss for point in probed.points if point.round == 2}
     assert [second[rate] for rate in sorted(second)] == pytest.approx([2.9 / 3, 1.0])
     # The runs for the noise are there already.
-    noise = tolerance(lab, RankSpec(), probed, 0)
+    noise = seed_noise(lab, RankSpec(), probed, 0)
     assert (noise.runs, len(lab.asked)) == (3, 2)
     assert noise.noise == pytest.approx(np.std([1.0, 0.95, 0.95], ddof=1) / (2.9 / 3), rel=1e-3)
 
@@ -106,7 +106,7 @@ def test_a_given_tolerance_leaves_the_noise_to_be_known():
     spec = RankSpec(tolerance="0.5%")
     lab = Losses(lambda rate, steps, seed: 1 + abs(math.log10(rate / 1.9e-3)) + 0.01 * seed)
     probed = probe(lab, spec, load_config(None, {}), RULE)
-    found = tolerance(lab, spec, probed, 0)
+    found = seed_noise(lab, spec, probed, 0)
     assert found.share == 0.005
     assert found.noise == pytest.approx(0.01 / np.mean(probed.losses[0] + 0.01), rel=1e-2)
 
@@ -115,5 +115,5 @@ def test_a_given_rate_is_not_probed():
     lab = Losses(bowl(1e-3))
     probed = probe(lab, RankSpec(), load_config(None, {"learning_rate": 3e-4}), RULE)
     assert (probed.rate, probed.points, lab.asked) == (3e-4, (), [])
-    assert tolerance(lab, RankSpec(), probed, 0).runs == 3
+    assert seed_noise(lab, RankSpec(), probed, 0).runs == 3
     assert lab.asked == [(5, [(3e-4, 0), (3e-4, 1), (3e-4, 2)])]

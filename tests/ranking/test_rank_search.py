@@ -10,14 +10,14 @@ from families import tiny
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.data.table import Encoded, TokenTable
-from lorakit.errors import OutputError, TargetError
+from lorakit.errors import DataError, OutputError, TargetError
 from lorakit.experiments import stamps
 from lorakit.lora import LoraSpec, equations, plan
 from lorakit.lora.jobs import Jobs
-from lorakit.ranking import protocol
+from lorakit.ranking import command
 from lorakit.ranking.alternatives.nested import dealt, fit_nested
 from lorakit.ranking.pairs import at_scale, put_pairs
-from lorakit.ranking.settings import settings
+from lorakit.ranking.spec import FORM
 from lorakit.training import Schedule, TrainSpec
 
 
@@ -56,7 +56,7 @@ def test_the_result_has_every_part(found):
 
 def test_what_another_version_profiled_is_profiled_anew(small, easy, monkeypatch):
     """An older profile lacks what a newer search asks of it."""
-    given = settings(None, {**small, "data": (str(easy),)})
+    given = FORM.read(None, {**small, "data": (str(easy),)})
     keys = []
 
     def runner(trials):
@@ -67,7 +67,7 @@ def test_what_another_version_profiled_is_profiled_anew(small, easy, monkeypatch
         known = {"lorakit": number, "torch": "2", "transformers": "5"}
         monkeypatch.setattr(stamps, "versions", lambda known=known: known)
         with pytest.raises(InterruptedError):
-            protocol.profile_rank(given.spec, given.config, runner)
+            command.profile_rank(given.spec, given.config, runner)
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -171,6 +171,17 @@ def test_a_rank_that_does_not_fit_is_refused_and_leaves_nothing(small, easy, sea
     with pytest.raises(TargetError, match=r"rank 32 is above 16, the smaller side of .*k_proj"):
         search(tmp_path / "run", {**small, "data": (str(easy),), "max_rank": 64})
     assert not any((tmp_path / "run").iterdir())
+
+
+def test_one_held_out_row_is_refused_before_anything_is_trained(small, search, tmp_path):
+    """Ten rows, of which the default share holds out one; as advised, a larger share is enough."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "say {i}", "completion": "yes"}}\n' for i in range(10)))
+    options = {**small, "data": (str(rows),), "max_rank": 2, "max_steps": 2}
+    with pytest.raises(DataError, match=r"one row is held out.*give --eval-data, or a larger"):
+        search(tmp_path / "run", options)
+    assert not any((tmp_path / "run").iterdir())
+    assert search(tmp_path / "run", options | {"eval_share": 0.3})["eval_rows"] > 1
 
 
 def test_a_cut_to_the_full_rank_gives_the_same_logits(found):

@@ -5,20 +5,26 @@ import math
 import numpy as np
 import pytest
 
-from lorakit.ranking.alternatives.searches import halving, heal, nested
-from lorakit.ranking.bracket import bracket
-from lorakit.ranking.choose import Measured, choose, gap, state_of
-from lorakit.ranking.search import (
+from lorakit.experiments.measuring import RowLosses
+from lorakit.ranking.alternatives.searches import PrefixContinued, halving, heal, nested
+from lorakit.ranking.bracket import (
     AnswerFinished,
     BudgetReached,
-    Candidate,
-    Judge,
     RankCompared,
     RankRuledOut,
+    bracket,
 )
+from lorakit.ranking.choose import Judge, LossTolerance, paired_difference
+from lorakit.ranking.trials import Candidate
 from lorakit.ranking.wording import sentence
 
 RANKS, STEPS, ROWS = (1, 2, 4, 8, 16, 32), 100, 200
+
+
+def further(losses, behind):
+    """The losses with so many nats per token more, of all rows or of each."""
+    tokens = np.array(losses.tokens)
+    return RowLosses(tuple(np.array(losses.nats) + behind * tokens), losses.tokens)
 
 
 class Curves:
@@ -46,7 +52,7 @@ class Curves:
         hard = np.random.default_rng(5).gamma(2.0, 0.5, ROWS)
         tokens = np.full(ROWS, 10.0)
         loss = hard * (1 + np.exp(-3 * share)) + behind + self.noise * own.standard_normal(ROWS)
-        return Measured(loss * tokens, tokens, step)
+        return RowLosses(tuple(loss * tokens), tuple(tokens))
 
     def train(self, runs, until):
         for run in runs:
@@ -83,14 +89,17 @@ class Wide(Curves):
         point = super().point(rank, step, need, seed)
         own = np.random.default_rng(3).standard_normal(ROWS)
         off = self.off + 0.5 * (own - own.mean()) if rank == 1 else 0.0
-        return Measured(point.nats_N + off * point.tokens_N, point.tokens_N, step)
+        return further(point, off)
 
 
-JUDGE = Judge(
-    lambda a, b: gap(a, b, generator=np.random.default_rng(0), level=0.95),
-    lambda loss: 0.005 * loss,
-)
+TOLERANCE = LossTolerance(0.005, 0.04, 3, from_user=True)
+JUDGE, CAREFUL = Judge(TOLERANCE), Judge(TOLERANCE, undecided="larger")
 BRACKET = {"rungs": (0.25, 0.5, 0.75, 1.0), "decide_at": 0.5}
+
+
+def last_compared(found, rank):
+    """The share of the run after which a rank was compared last."""
+    return [d.share for d in found.decisions if isinstance(d, RankCompared) and d.rank == rank][-1]
 
 
 @pytest.mark.parametrize("need", RANKS)
@@ -99,20 +108,23 @@ def test_bracket_finds_the_rank_that_suffices(need):
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
     # What falls behind after half of the run only is not seen where runs stop at half: a rank of
     # half the need is found then, which is what `decide_at` says it risks.
-    assert found.rank in (need, need // 2)
+    assert found.choice.rank in (need, need // 2)
     sure = bracket(Curves(need), RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=1.0)
-    assert sure.rank == need
-    assert lab.trained[Candidate(found.rank, 1e-3, 0)] == STEPS
+    assert sure.choice.rank == need
+    assert lab.trained[Candidate(found.choice.rank, 1e-3, 0)] == STEPS
     assert lab.spent <= 3.3
 
 
 def test_where_ranks_are_alike_it_costs_one_and_a_half_runs():
     lab = Curves(need=1)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
-    assert found.rank == 1
+    assert found.choice.rank == 1
     assert lab.spent == pytest.approx(1.5)
     assert {run.rank for run in lab.trained} == {1, 32}
-    assert found.gaps[1].high <= 0.005 * found.pair[1].loss
+    gap = found.choice.gaps[1]
+    # Seen last at half of the run, beside what rank 32 had come to there.
+    assert gap.tolerance == 0.005 * lab.point(32, 50, 1, 0).loss
+    assert gap.difference.high <= gap.tolerance
 
 
 def test_what_is_open_goes_to_the_last_rung_and_there_it_is_settled():
@@ -124,19 +136,19 @@ def test_what_is_open_goes_to_the_last_rung_and_there_it_is_settled():
     ):
         lab = Wide(off=0.0)
         found = bracket(lab, RANKS, 1e-3, 0, JUDGE, rungs=rungs, decide_at=0.5, budget=budget)
-        tolerance = 0.005 * found.pair[1].loss
-        assert found.gaps[1].low <= tolerance < found.gaps[1].high
-        assert (found.rank, lab.spent) == (1, pytest.approx(spent))
-        assert found.pair[0].step == (100 if spent == 2.0 else 50)
+        gap, step = found.choice.gaps[1], 100 if spent == 2.0 else 50
+        assert gap.tolerance == 0.005 * lab.point(32, step, 1, 0).loss
+        assert gap.difference.low <= gap.tolerance < gap.difference.high
+        assert (found.choice.rank, lab.spent) == (1, pytest.approx(spent))
+        assert last_compared(found, 1) == step / STEPS
     (reached,) = [each for each in found.decisions if isinstance(each, BudgetReached)]
     assert (reached.rank, reached.share, reached.budget) == (1, 0.5, 1.9)
     assert "not compared later than after 50% of the run" in sentence(reached)
     # Behind by .02 of a loss of 1.2, as far as such rows tell: likelier too small than not.
     behind = bracket(Wide(off=0.02), RANKS, 1e-3, 0, JUDGE, **{**BRACKET, "budget": 2.0})
-    assert state_of(behind.gaps[1], 0.006) == "open"
-    assert behind.rank == 32
-    careful = Judge(JUDGE.rows, JUDGE.tolerance, "larger")
-    assert bracket(Wide(off=0.0), RANKS, 1e-3, 0, careful, **BRACKET).rank > 1
+    assert behind.choice.gaps[1].state == "open"
+    assert behind.choice.rank == 32
+    assert bracket(Wide(off=0.0), RANKS, 1e-3, 0, CAREFUL, **BRACKET).choice.rank > 1
 
 
 def test_a_rank_between_is_equivalent_no_sooner_than_the_lowest_was_decided():
@@ -147,11 +159,11 @@ def test_a_rank_between_is_equivalent_no_sooner_than_the_lowest_was_decided():
             make = super().point if step <= 40 else Curves(need=1, noise=0.0).point
             point = make(rank, step, need, seed)
             behind = 2 * max(0.0, step / STEPS - 0.5) if rank < 4 else 0.0
-            return Measured(point.nats_N + behind * point.tokens_N, point.tokens_N, step)
+            return further(point, behind)
 
     found = bracket(Late(0.0), (1, 2, 4), 1e-3, 0, JUDGE, rungs=(0.4, 0.6), decide_at=0.4)
     assert [e.share for e in found.evidence if e.rank == 2] == [0.4, 0.6]
-    assert found.rank == 4
+    assert found.choice.rank == 4
 
 
 def test_measuring_counts_against_the_budget():
@@ -160,21 +172,21 @@ def test_measuring_counts_against_the_budget():
     class Dear(Wide):
         measuring = 0.1
 
-    for budget, last in ((2.25, 100), (2.15, 50)):
+    for budget, last in ((2.25, 1.0), (2.15, 0.5)):
         found = bracket(
             Dear(off=0.0), RANKS, 1e-3, 0, JUDGE, rungs=(0.5,), decide_at=0.5, budget=budget
         )
-        assert found.pair[0].step == last
+        assert last_compared(found, 1) == last
 
 
 def test_a_rank_that_is_worse_early_is_stopped_early():
     lab = Curves(need=32, worse=3.0)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=1.0)
-    assert found.rank == 32
+    assert found.choice.rank == 32
     assert lab.trained[Candidate(1, 1e-3, 0)] == 25
     first = found.decisions[0]
     assert isinstance(first, RankCompared)
-    assert (first.rank, first.share, first.state) == (1, 0.25, "worse")
+    assert (first.rank, first.share, first.gap.state) == (1, 0.25, "worse")
     assert found.decisions[-1] == AnswerFinished(
         32, True, ((1, 0.25), (4, 0.25), (8, 0.5), (16, 0.75))
     )
@@ -186,7 +198,7 @@ def test_no_rank_counts_as_equivalent_before_the_share_that_decides():
         Curves(need=8, worse=3.0), RANKS, 1e-3, 0, JUDGE, rungs=BRACKET["rungs"], decide_at=0.4
     )
     # Rank 2 falls behind from a quarter of the run on, 4 from half of it on, as at decide_at .5.
-    assert found.rank == 4
+    assert found.choice.rank == 4
     compared = [each for each in found.decisions if isinstance(each, RankCompared)]
     assert (2, 0.5) in {(each.rank, each.share) for each in compared}
 
@@ -198,25 +210,24 @@ def test_where_runs_happen_to_be_counts_until_they_have_settled():
         def point(self, rank, step, need, seed):
             point = super().point(rank, step, need, seed)
             off = 0.03 if rank == 1 and step <= 50 else 0.0
-            return Measured(point.nats_N + off * point.tokens_N, point.tokens_N, step)
+            return further(point, off)
 
     rungs = {"rungs": (0.5, 0.75), "decide_at": 0.5}
     hasty = bracket(Astray(need=1), RANKS, 1e-3, 0, JUDGE, **rungs)
-    assert hasty.rank > 1
-    assert hasty.decisions[0].state == "worse"
-    wary = Judge(
-        JUDGE.rows, JUDGE.tolerance, unsettled=lambda step: 0.04 * (1 - step / STEPS) * 0.5
-    )
+    assert hasty.choice.rank > 1
+    assert hasty.decisions[0].gap.state == "worse"
+    wary = Judge(TOLERANCE, unsettled=lambda step: 0.5 * (1 - step / STEPS))
     lab = Astray(need=1)
     found = bracket(lab, RANKS, 1e-3, 0, wary, **rungs, budget=1.9)
-    assert found.rank == 1
-    assert found.decisions[0].state == "open"
+    assert found.choice.rank == 1
+    assert found.decisions[0].gap.state == "open"
     assert sentence(found.decisions[0]).endswith("open")
     assert lab.spent == pytest.approx(1.75)
-    assert found.pair[0].step == 75
+    assert last_compared(found, 1) == 0.75
     # √2 · .02 · .25 of the loss at .75 of the run, beside what the rows leave open.
-    d, rows = wary.gap(*found.pair), wary.rows(*found.pair)
-    off = 1.645 * math.sqrt(2) * 0.04 * 0.25 * 0.5 * found.pair[1].loss
+    ours, theirs = lab.point(1, 75, 1, 0), lab.point(32, 75, 1, 0)
+    d, rows = found.choice.gaps[1].difference, paired_difference(ours, theirs, 0.95)
+    off = 1.645 * math.sqrt(2) * 0.04 * 0.25 * 0.5 * theirs.loss
     assert d.high - d.mean == pytest.approx(math.hypot(rows.high - rows.mean, off), rel=1e-3)
 
 
@@ -225,14 +236,14 @@ def test_what_would_cost_too_much_is_not_trained():
     tight = {**BRACKET, "budget": 1.6}
     lab = Curves(need=8, worse=3.0)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **tight)
-    assert (found.rank, {run.rank for run in lab.trained}) == (32, {1, 32})
+    assert (found.choice.rank, {run.rank for run in lab.trained}) == (32, {1, 32})
     assert found.decisions[-2] == BudgetReached(4, 0.0, pytest.approx(1.75), 1.6)
     assert "rank 4 is not trained: with it the search would cost 1.75 runs" in sentence(
         found.decisions[-2]
     )
     assert lab.spent == pytest.approx(1.25)
     enough = Curves(need=8, worse=3.0)
-    assert bracket(enough, RANKS, 1e-3, 0, JUDGE, **{**BRACKET, "budget": 4}).rank == 4
+    assert bracket(enough, RANKS, 1e-3, 0, JUDGE, **{**BRACKET, "budget": 4}).choice.rank == 4
     assert enough.spent <= 4
 
 
@@ -246,14 +257,14 @@ class PowerLaw(Curves):
     def point(self, rank, step, need, seed):
         point = super().point(rank, step, need, seed)
         behind = 0.0 if rank == RANKS[-1] else self.c / rank - self.beyond
-        return Measured(point.nats_N + behind * point.tokens_N, point.tokens_N, step)
+        return further(point, behind)
 
 
 def test_a_rank_that_its_neighbours_rule_out_is_not_trained():
     """τ is .005 of a loss of about 1.2: 1 and 2 are behind by .02 and .01, 4 by .005."""
     lab = PowerLaw(0.02)
     found = bracket(lab, RANKS, 1e-3, 0, JUDGE, **BRACKET)
-    assert found.rank == 4
+    assert found.choice.rank == 4
     assert {run.rank for run in lab.trained} == {1, 4, 32}
     (ruled_out,) = [each for each in found.decisions if isinstance(each, RankRuledOut)]
     assert (ruled_out.rank, ruled_out.lower, ruled_out.higher) == (2, 1, 4)
@@ -262,7 +273,7 @@ def test_a_rank_that_its_neighbours_rule_out_is_not_trained():
     assert sentence(ruled_out).startswith("rank 2 is not trained")
     # Where the larger one is better than the highest there is no such law, and it is trained.
     better = PowerLaw(0.02, beyond=0.006)
-    assert bracket(better, RANKS, 1e-3, 0, JUDGE, **BRACKET).rank == 2
+    assert bracket(better, RANKS, 1e-3, 0, JUDGE, **BRACKET).choice.rank == 2
     assert {run.rank for run in better.trained} == {1, 2, 4, 32}
 
 
@@ -274,13 +285,12 @@ def test_a_law_needs_two_ranks_that_are_worse_than_the_highest():
             point = super().point(rank, step, need, seed)
             own = np.random.default_rng(3).standard_normal(ROWS)
             off = {1: 0.2 * (own - own.mean()) - 0.002, 4: 0.001}.get(rank, 0.0)
-            return Measured(point.nats_N + off * point.tokens_N, point.tokens_N, step)
+            return further(point, off)
 
     lab = Uneven(need=1, noise=0.0)
-    careful = Judge(JUDGE.rows, JUDGE.tolerance, "larger")
-    found = bracket(lab, RANKS, 1e-3, 0, careful, **BRACKET)
-    assert found.gaps[1].mean < 0 < found.gaps[4].mean
-    assert found.rank == 2
+    found = bracket(lab, RANKS, 1e-3, 0, CAREFUL, **BRACKET)
+    assert found.choice.gaps[1].difference.mean < 0 < found.choice.gaps[4].difference.mean
+    assert found.choice.rank == 2
     assert Candidate(2, 1e-3, 0) in lab.trained
 
 
@@ -294,17 +304,17 @@ def test_runs_are_never_started_twice():
 def test_heal_judges_healed_cuts_and_not_cuts():
     lab = Curves(need=1, healed=1)
     found = heal(lab, RANKS, 1e-3, 0, JUDGE, heal_share=0.2)
-    assert found.rank == 1  # though its cut is far off
-    cuts = {e.rank: e.measured.loss for e in found.evidence if e.how == "cut"}
+    assert found.choice.rank == 1  # though its cut is far off
+    cuts = {e.rank: e.losses.loss for e in found.evidence if e.how == "cut"}
     assert cuts[1] > 1.05 * cuts[32]
     assert lab.spent == pytest.approx(1.4)
-    assert heal(Curves(1, healed=8), RANKS, 1e-3, 0, JUDGE, heal_share=0.2).rank == 8
+    assert heal(Curves(1, healed=8), RANKS, 1e-3, 0, JUDGE, heal_share=0.2).choice.rank == 8
 
 
 def test_nested_takes_the_smallest_prefix_and_finishes_it():
     lab = Curves(need=8)
     found = nested(lab, RANKS, 1e-3, 0, JUDGE, heal_share=0.2)
-    assert (found.rank, found.how) == (8, "healed")
+    assert (found.choice.rank, found.how) == (8, "healed")
     assert lab.spent == pytest.approx(1.2)
 
 
@@ -312,7 +322,7 @@ def test_halving_drops_the_worse_half():
     lab = Curves(need=32, worse=3.0, noise=0.0)
     found = halving(lab, RANKS, 1e-3, 0, JUDGE)
     # It never looks back: 32, as good as 16 until then, fell out after a quarter of the run.
-    assert found.rank == 16
+    assert found.choice.rank == 16
     assert sorted(lab.trained.values()) == [13, 13, 13, 25, 50, 100]
 
 
@@ -328,8 +338,17 @@ def test_halving_drops_the_worse_half():
     ids=["bracket", "heal", "nested", "halving"],
 )
 @pytest.mark.parametrize("noise", [0.001, 0.05])
-def test_the_words_are_about_the_rank_that_was_found(search, need, noise):
-    found = search(Curves(need, noise=noise))
-    tolerance = JUDGE.tolerance(found.pair[1].loss)
-    choice = choose(found.gaps, found.reference, tolerance, RANKS, tolerances=found.tolerances)
-    assert choice.rank == found.rank
+def test_the_answer_is_the_rank_that_was_finished(search, need, noise):
+    lab = Curves(need, noise=noise)
+    found = search(lab)
+    said = [d.rank for d in found.decisions if isinstance(d, AnswerFinished | PrefixContinued)]
+    if said:  # bracket and nested
+        finished = said[-1]
+    elif found.how == "trained":  # halving, of which one rank comes to the end
+        (finished,) = (run.rank for run, step in lab.trained.items() if step == STEPS)
+    else:  # heal: the bisection ends where the smallest rank suffices that was healed
+        gaps = found.choice.gaps
+        finished = min([r for r in gaps if gaps[r].suffices("estimate")], default=RANKS[-1])
+    assert found.choice.rank == finished
+    (last,) = [e for e in found.evidence if (e.rank, e.how) == (finished, found.how)][-1:]
+    assert found.losses is last.losses

@@ -10,7 +10,7 @@ from report_pages import Page
 
 from families import saved
 from lorakit.comparing.command import run_compare
-from lorakit.comparing.settings import settings
+from lorakit.comparing.spec import FORM
 from lorakit.errors import DataError
 from lorakit.experiments import in_process
 from lorakit.report import write_compare_report
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
         "general_data": (str(place / "rows.jsonl"),),
     }
     run_compare(
-        settings(None, options),
+        FORM.read(None, options),
         command=f"lorakit compare --data '{EVIL}'",
         runner=lambda root, tell: in_process(root, report=tell),
     )

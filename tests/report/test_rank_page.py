@@ -12,7 +12,7 @@ from families import saved
 from lorakit.errors import DataError
 from lorakit.experiments import in_process
 from lorakit.ranking.command import run_rank
-from lorakit.ranking.settings import settings
+from lorakit.ranking.spec import FORM
 from lorakit.report import write_rank_report
 
 EVIL = "<script>alert(1)</script>"
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
         "out": str(place / "run"),
     }
     run_rank(
-        settings(None, options),
+        FORM.read(None, options),
         command=f"lorakit rank --data '{EVIL}'",
         runner=lambda root, tell: in_process(root, report=tell),
     )

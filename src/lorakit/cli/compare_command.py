@@ -12,8 +12,7 @@ from rich.table import Table
 from lorakit.cli.compare_progress import CompareWatcher, show_estimate
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.show import console, duration, report_line, say
-from lorakit.comparing.settings import OPTIONS, OUT, SAMPLES, SECTION, CompareSettings, settings
-from lorakit.comparing.spec import CompareSpec
+from lorakit.comparing.spec import FORM, CompareSettings
 from lorakit.errors import InterruptedRunError
 from lorakit.extras import need
 from lorakit.files.wording import count, size
@@ -64,9 +63,7 @@ def compare(
     summarise(result, Path(given.config.output.out))
 
 
-command = with_options(
-    compare, OPTIONS, also=(SECTION, CompareSpec), shown={"out": OUT, "samples": SAMPLES}
-)
+command = with_options(compare, FORM.options, also=(FORM.section, FORM.spec), shown=FORM.defaults)
 
 
 def resolve(path: Path | None, flags: Mapping[str, Any]) -> CompareSettings:
@@ -74,7 +71,7 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> CompareSettings:
     if flags.get("resume") and path is None and "out" in flags:
         earlier = Path(str(flags["out"])) / CONFIG
         path = earlier if earlier.is_file() else None
-    return settings(path, flags)
+    return FORM.read(path, flags)
 
 
 def _run(given: CompareSettings, watcher: CompareWatcher) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.extras import need, no_page
 from lorakit.files.wording import count, size
-from lorakit.ranking.settings import OPTIONS, OUT, SAMPLES, SECTION, RankSettings, settings
-from lorakit.ranking.spec import RankSpec
+from lorakit.ranking.spec import FORM, RankSettings
 from lorakit.run.folder import CONFIG
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def rank(
 
 
 command = with_options(
-    rank, (*OPTIONS, "store"), also=(SECTION, RankSpec), shown={"out": OUT, "samples": SAMPLES}
+    rank, (*FORM.options, "store"), also=(FORM.section, FORM.spec), shown=FORM.defaults
 )
 
 
@@ -87,7 +86,7 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> RankSettings:
     if flags.get("resume") and path is None and "out" in flags:
         earlier = Path(str(flags["out"])) / CONFIG
         path = earlier if earlier.is_file() else None
-    return settings(path, flags)
+    return FORM.read(path, flags)
 
 
 def _run(search: RankSettings, watcher: "RankWatcher") -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """LoRA against full fine-tuning on one's own rows, measured fairly.
 
-spec.py          the protocol's settings; settings.py those of a whole comparison
+spec.py          the protocol's settings, and the run's options beside them
 methods.py       the arms: what is trained, what is kept
+planning.py      what it will take
 protocol.py      what is run, in which order, and with what in common
-probe.py         learning rates by successive halving
-opening.py       base and rows in a trial's process, and which rows are for what
 base_trials.py   trials without training; arm_trials.py those with it
 general.py       rows to measure forgetting on; prompts.py the project's own
 differences.py   intervals, paired by seed and row; costs.py what was measured

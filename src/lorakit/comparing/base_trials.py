@@ -46,18 +46,18 @@ def profile(
         )
         for method in request.methods
     )
-    found = profile_of(context, train)
+    common = profile_of(context, train)
     # A forward pass is about half of a step of an adapter, which is the shortest of the arms.
     step = min(each.seconds_per_step for each in estimates)
     held_out = context.data.eval_examples
     return CompareProfile(
-        profile=found,
+        profile=common,
         validation_rows=len(validation),
         validation_tokens=validation.tokens,
         prompts=len(context.session.task.examples(held_out, len(context.data.eval))),
         general_sha256=general.content_hash(sources.general_data, context),
         estimates=estimates,
-        seconds_per_eval_token=0.5 * step / found.tokens_per_step,
+        seconds_per_eval_token=0.5 * step / common.tokens_per_step,
     )
 
 

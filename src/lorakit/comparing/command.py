@@ -9,27 +9,26 @@ RUN/
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakit.comparing.methods import Arm, arms_of
 from lorakit.comparing.planning import CompareEstimate, estimate_compare
 from lorakit.comparing.protocol import CompareFindings, compare_arms
-from lorakit.comparing.settings import CompareSettings
+from lorakit.comparing.spec import CompareSettings
 from lorakit.comparing.summary import summarise
 from lorakit.comparing.trials import BaseResult, RunResult
-from lorakit.errors import InputError
 from lorakit.evaluation.metrics import Scores
-from lorakit.experiments import Report, Runner, processes
-from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
+from lorakit.experiments import Report, processes
+from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.files.whole import write_json
 from lorakit.report import write_compare_report
-from lorakit.run import folder as folders
+from lorakit.run.folder import RESULT, SAMPLES
 
 
 def estimate_only(
-    given: CompareSettings, *, report: Report = lambda event: None
+    settings: CompareSettings, *, report: Report = lambda event: None
 ) -> CompareEstimate:
     """What the comparison would take; nothing but the profile is run, and nothing is kept.
 
@@ -38,21 +37,21 @@ def estimate_only(
     """
     with tempfile.TemporaryDirectory() as scratch:
         runner = processes(Path(scratch), report=report)
-        return estimate_compare(_arms(given), given.spec, given.config, runner)
+        return estimate_compare(_arms(settings), settings.spec, settings.config, runner)
 
 
 def run_compare(
-    given: CompareSettings,
+    settings: CompareSettings,
     *,
     command: str = "",
     report: Report = lambda event: None,
-    runner: Callable[[Path, Report], Runner] | None = None,
+    runner: MakeRunner | None = None,
     arms: Sequence[Arm] | None = None,
 ) -> dict[str, Any]:
     """Run what is missing of a comparison and write its result and page.
 
     Args:
-        given: the settings.
+        settings: the settings.
         command: how to repeat it, for the page.
         report: told of phases and trials, as flat mappings with a "kind".
         runner: makes what does the trials, given their folder; a process each by default.
@@ -65,24 +64,16 @@ def run_compare(
         InputError: something given cannot be used.
         DivergedError, TrialError: see `compare_arms`; finished trials are kept.
     """
-    folder = Path(given.config.output.out)
-    command = enter(folder, given.to_flat(), command, what="a comparison")
-    if runner is None:
-        run = processes(folder / TRIALS, workers=given.spec.workers, report=report)
-    else:
-        run = runner(folder / TRIALS, report)
-    chosen = tuple(arms) if arms is not None else _arms(given)
-    report({"kind": "phase", "name": "profile", "trials": 1})
-    try:
-        estimate = estimate_compare(chosen, given.spec, given.config, run)
-    except InputError:
-        forget_if_empty(folder)
-        raise
+    experiment = begin_experiment(settings, command, report, runner, what="a comparison")
+    folder, run = experiment.folder, experiment.runner
+    chosen = tuple(arms) if arms is not None else _arms(settings)
+    with experiment.profiling():
+        estimate = estimate_compare(chosen, settings.spec, settings.config, run)
     report({"kind": "estimate", "estimate": estimate, "arms": [arm.name for arm in chosen]})
-    findings = compare_arms(chosen, given.spec, given.config, run, estimate, report=report)
-    result = summarise(findings, given.spec, given.config, command)
-    write_json(folder / folders.SAMPLES, samples(findings))
-    write_json(folder / folders.RESULT, result)
+    findings = compare_arms(chosen, settings.spec, settings.config, run, estimate, report=report)
+    result = summarise(findings, settings.spec, settings.config, experiment.command)
+    write_json(folder / SAMPLES, samples(findings))
+    write_json(folder / RESULT, result)
     write_compare_report(folder)
     return result
 
@@ -111,5 +102,5 @@ def _score(scores: Scores | None, row: int) -> float | None:
     return None if rows is None else rows[row]
 
 
-def _arms(given: CompareSettings) -> tuple[Arm, ...]:
-    return arms_of(given.spec, given.config.lora)
+def _arms(settings: CompareSettings) -> tuple[Arm, ...]:
+    return arms_of(settings.spec, settings.config.lora)

@@ -101,9 +101,9 @@ def _of_set(
     references: Sequence[str],
 ) -> CrossedInterval:
     def apart(seed: int, rows: NDArray[np.int64]) -> float:
-        wanted = [references[i] for i in rows]
+        drawn_references = [references[i] for i in rows]
         texts = ([runs[seed].answers[i] for i in rows] for runs in (arm, against))
-        ours, theirs = (score(each, wanted, name).metrics[0].value for each in texts)
+        ours, theirs = (score(each, drawn_references, name).metrics[0].value for each in texts)
         return ours - theirs
 
     return crossed_statistic(apart, len(arm), len(references), generator=_generator(), level=LEVEL)

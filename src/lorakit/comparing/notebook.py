@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.experiments import Report, Runner, processes
-from lorakit.experiments.sources import asked, call
+from lorakit.experiments import Report
+from lorakit.experiments.sources import call, given_rows
 from lorakit.extras import need
 
 
@@ -18,8 +18,15 @@ def compare(
 ) -> dict[str, Any]:
     """Measure LoRA against full fine-tuning on a file of rows or a list of mappings.
 
-    >>> result = lorakit.compare("rows.jsonl", ranks=(8, 32), budget="200 steps")  # doctest: +SKIP
-    >>> print(result["measured"]["headline"])                                      # doctest: +SKIP
+    >>> import lorakit
+    >>> rows = [{"prompt": f"say {i}", "completion": "yes"} for i in range(40)]
+    >>> options = {"ranks": (2,), "seeds": 1, "rates": 1, "budget": "2 steps", "evaluations": 1}
+    >>> options |= {"samples": 2, "max_new_tokens": 8, "general_data": ("rows.jsonl",)}
+    >>> result = lorakit.compare(rows, model="tiny-model", **options)
+    >>> [arm["name"] for arm in result["arms"]]
+    ['full fine-tuning', 'LoRA r=2']
+    >>> result["measured"]["headline"].startswith("LoRA r=2 trains ")
+    True
 
     The comparison lies in `out`, with its page. Called again with the same `out` it goes on where
     it was killed, or gives the finished result at once.
@@ -42,18 +49,7 @@ def compare(
     """
     need("metrics", "lorakit.compare")
     from lorakit.comparing.command import run_compare
-    from lorakit.comparing.settings import settings
+    from lorakit.comparing.spec import FORM
 
-    begun = asked(data, eval_data, out, options)
-    given = settings(None, begun.options)
-
-    def make(root: Path, tell: Report) -> Runner:
-        return processes(root, workers=given.spec.workers, report=tell)
-
-    with begun.naming_rows():
-        return run_compare(
-            given,
-            command=call("lorakit.compare", options),
-            report=report,
-            runner=begun.after_writing(make),
-        )
+    rows = given_rows(data, eval_data, out, options)
+    return rows.run(run_compare, FORM, command=call("lorakit.compare", options), report=report)

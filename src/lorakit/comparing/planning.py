@@ -58,26 +58,26 @@ def estimate_compare(
 ) -> CompareEstimate:
     """Profile rows and base in a trial, and estimate the whole from it."""
     request = CompareProfileRequest(first_stamp(spec, config), tuple(arm.method for arm in arms))
-    found = PROFILE.run(runner, request, sources_of(spec, config), "profile")
+    profile = PROFILE.run(runner, request, sources_of(spec, config), "profile")
     steps = tuple(
         steps_of(
-            spec.parsed_budget(), found.profile, each.seconds_per_step, config.train.batch_size
+            spec.parsed_budget(), profile.profile, each.seconds_per_step, config.train.batch_size
         )
-        for each in found.estimates
+        for each in profile.estimates
     )
     seconds, trials = 15.0 + _START_SECONDS, 2
-    per_token = found.seconds_per_eval_token
-    evaluation = found.profile.eval_tokens * per_token + _GENERAL_SECONDS
-    for count, estimate in zip(steps, found.estimates, strict=True):
+    per_token = profile.seconds_per_eval_token
+    evaluation = profile.profile.eval_tokens * per_token + _GENERAL_SECONDS
+    for count, estimate in zip(steps, profile.estimates, strict=True):
         plan = rounds(spec.rates, spec.probe_share, count)
         probe_steps = sum(each.rates * each.steps for each in plan)
         probes = sum(each.rates for each in plan)
         seconds += (probe_steps + spec.seeds * count) * estimate.seconds_per_step
-        seconds += probes * (found.validation_tokens * per_token + _START_SECONDS)
+        seconds += probes * (profile.validation_tokens * per_token + _START_SECONDS)
         seconds += spec.seeds * (spec.evaluations * evaluation + _START_SECONDS)
         trials += probes + spec.seeds
-    peak = max(estimate.peak_memory_bytes for estimate in found.estimates)
-    return CompareEstimate(found, steps, trials, seconds / spec.workers, peak)
+    peak = max(estimate.peak_memory_bytes for estimate in profile.estimates)
+    return CompareEstimate(profile, steps, trials, seconds / spec.workers, peak)
 
 
 def steps_of(budget: Budget, profile: Profile, seconds_per_step: float, batch_size: int) -> int:

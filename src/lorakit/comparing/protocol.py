@@ -29,7 +29,7 @@ from lorakit.comparing.trials import (
     Training,
 )
 from lorakit.config import RunConfig
-from lorakit.experiments import Report, Runner, one
+from lorakit.experiments import Report, Runner, in_order
 from lorakit.experiments.measuring import Pace
 from lorakit.experiments.profile import StepEstimate
 from lorakit.experiments.rates import ProbePoint, RateProbe, rounds
@@ -122,23 +122,23 @@ def compare_arms(
         DivergedError: every rate of an arm's probe diverged, or a run at the chosen one did.
         InputError, TrialError: see `lorakit.experiments`.
     """
-    found, sources = estimate.profile, sources_of(spec, config)
+    profile, sources = estimate.profile, sources_of(spec, config)
     stamp = first_stamp(spec, config).of_contents(
-        found.profile.data_sha256, found.profile.base_sha256
+        profile.profile.data_sha256, profile.profile.base_sha256
     )
     asking = Asking(config.output.samples, config.output.max_new_tokens)
     report({"kind": "phase", "name": "base", "trials": 1})
     base_trial = BASE.trial(
-        BaseRequest(stamp, asking, found.general_sha256, GENERAL_TOKENS), sources, "base"
+        BaseRequest(stamp, asking, profile.general_sha256, GENERAL_TOKENS), sources, "base"
     )
-    base = BASE.result_of(one(runner, base_trial))
+    base = BASE.result_of(*in_order(runner, [base_trial]))
 
     plans = _plans(arms, spec, estimate)
     _probe(plans, stamp, sources, runner, report)
     if spec.parsed_budget().unit == "minutes":
         for plan in plans:
             pace = plan.seconds_per_step
-            plan.steps = steps_of(spec.parsed_budget(), found.profile, pace, 1)
+            plan.steps = steps_of(spec.parsed_budget(), profile.profile, pace, 1)
 
     first_seed = config.train.seed
     seeds = tuple(first_seed + i for i in range(spec.seeds))
@@ -165,7 +165,7 @@ def compare_arms(
         )
         for i, plan in enumerate(plans)
     )
-    return CompareFindings(seeds, found, base, measured)
+    return CompareFindings(seeds, profile, base, measured)
 
 
 def _plans(arms: Sequence[Arm], spec: CompareSpec, estimate: CompareEstimate) -> list[_ArmPlan]:
@@ -184,7 +184,7 @@ def _probe(
 ) -> None:
     """Every arm's probe, round by round, all arms of a round together."""
     number = 0
-    while (asked := [plan.probe.round for plan in plans])[0] is not None:
+    while (next_rounds := [plan.probe.round for plan in plans])[0] is not None:
         number += 1
         trials = {
             (i, rate): PROBE.trial(
@@ -192,14 +192,14 @@ def _probe(
                 sources,
                 f"probe of {plan.arm.name}, rate {rate:g}",
             )
-            for i, (plan, each) in enumerate(zip(plans, asked, strict=True))
+            for i, (plan, each) in enumerate(zip(plans, next_rounds, strict=True))
             if each is not None
             for rate in plan.probe.rates
         }
         report({"kind": "phase", "name": f"probe {number}", "trials": len(trials)})
-        done = {outcome.trial.key: outcome for outcome in runner(list(trials.values()))}
-        results = {at: PROBE.result_of(done[trial.key]) for at, trial in trials.items()}
-        for i, (plan, each) in enumerate(zip(plans, asked, strict=True)):
+        outcomes = in_order(runner, list(trials.values()))
+        results = {at: PROBE.result_of(each) for at, each in zip(trials, outcomes, strict=True)}
+        for i, (plan, each) in enumerate(zip(plans, next_rounds, strict=True)):
             assert each is not None  # all arms have as many rounds
             ours = {rate: results[i, rate] for rate in plan.probe.rates}
             plan.paces += [(each.steps, result.measured) for result in ours.values()]
@@ -225,10 +225,9 @@ def _run(
         for i, plan in enumerate(plans)
     }
     report({"kind": "phase", "name": "run", "trials": len(trials)})
-    done = {outcome.trial.key: outcome for outcome in runner(list(trials.values()))}
-    return [
-        tuple(
-            ArmRun(trials[i, seed].key, RUN.result_of(done[trials[i, seed].key])) for seed in seeds
-        )
-        for i in range(len(plans))
-    ]
+    outcomes = in_order(runner, list(trials.values()))
+    runs = {
+        at: ArmRun(outcome.trial.key, RUN.result_of(outcome))
+        for at, outcome in zip(trials, outcomes, strict=True)
+    }
+    return [tuple(runs[i, seed] for seed in seeds) for i in range(len(plans))]

@@ -1,4 +1,4 @@
-"""What is compared and by which protocol: one frozen description."""
+"""What is compared and by which protocol: one frozen description, and the run's options beside it."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lorakit.errors import ConfigError
+from lorakit.experiments.settings import RUN_OPTIONS, Form, Settings
 
 Unit = Literal["steps", "tokens", "minutes", "epochs"]
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kM]?)\s*([a-z]+)\s*")
@@ -122,14 +123,24 @@ class CompareSpec:
 
     def parsed_budget(self) -> Budget:
         """The budget as amount and unit."""
-        found = _BUDGET.fullmatch(self.budget)
-        unit = found[3] if found else ""
+        match = _BUDGET.fullmatch(self.budget)
+        unit = match[3] if match else ""
         for known in get_args(Unit):
-            if found and unit in (known, known.removesuffix("s")):
-                amount = float(found[1]) * _TIMES[found[2]]
+            if match and unit in (known, known.removesuffix("s")):
+                amount = float(match[1]) * _TIMES[match[2]]
                 if amount > 0:
                     return Budget(amount, known)
         raise ConfigError(
             f"budget is {self.budget!r}; give a number and a unit: '200 steps', '300k tokens', "
             "'2 epochs' or '10 minutes'"
         )
+
+
+CompareSettings = Settings[CompareSpec]
+FORM = Form(
+    CompareSpec,
+    section="compare",
+    options=RUN_OPTIONS,
+    defaults={"out": "runs/compare", "samples": 64},
+    decided_by="the protocol",
+)

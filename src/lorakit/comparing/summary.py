@@ -102,46 +102,46 @@ def _base(base: BaseResult) -> dict[str, Any]:
     }
 
 
-def _arm(found: ArmFindings, findings: CompareFindings) -> dict[str, Any]:
-    runs = [run.result for run in found.runs]
+def _arm(trained: ArmFindings, findings: CompareFindings) -> dict[str, Any]:
+    runs = [run.result for run in trained.runs]
     full = next((a for a in findings.arms if a.arm.method.kind == "full"), None)
     base_bytes = None if full is None else round(fmean(r.result.bytes_on_disk for r in full.runs))
     targets = {
         other.arm.name: fmean(run.result.loss for run in other.runs)
         for other in findings.arms
-        if other.arm != found.arm
+        if other.arm != trained.arm
     }
-    lora, losses = found.arm.method.lora, [run.loss for run in runs]
+    lora, losses = trained.arm.method.lora, [run.loss for run in runs]
     return {
-        "name": found.arm.name,
-        "kind": found.arm.method.kind,
+        "name": trained.arm.name,
+        "kind": trained.arm.method.kind,
         "rank": lora.rank if lora else None,
-        "method": to_json(found.arm.method),
+        "method": to_json(trained.arm.method),
         "trainable_parameters": runs[0].trainable_parameters,
         "optimizer_state_bytes": runs[0].optimizer_state_bytes,
-        "learning_rate": found.rate,
-        "rate_at_edge": at_edge(found.rate, [p.rate for p in found.probe if p.round == 1]),
-        "probe": to_json(found.probe),
-        "steps": found.steps,
+        "learning_rate": trained.rate,
+        "rate_at_edge": at_edge(trained.rate, [p.rate for p in trained.probe if p.round == 1]),
+        "probe": to_json(trained.probe),
+        "steps": trained.steps,
         "tokens": [run.tokens for run in runs],
         "losses": losses,
         "train_losses": [run.train_loss for run in runs],
-        "loss": _interval(apart.interval(apart.losses(found)), losses),
-        "kl": _interval(apart.interval(apart.moved(found, "kl")), []),
-        "general_loss": _interval(apart.interval(apart.moved(found, "loss")), []),
+        "loss": _interval(apart.interval(apart.losses(trained)), losses),
+        "kl": _interval(apart.interval(apart.moved(trained, "kl")), []),
+        "general_loss": _interval(apart.interval(apart.moved(trained, "loss")), []),
         "scores": apart.scores(runs),
         "course": [_point(runs, i) for i in range(points(runs))],
-        "measured": costs(found, targets, base_bytes)
+        "measured": costs(trained, targets, base_bytes)
         | {
-            "probe_seconds_per_step": [pace.seconds_per_step for pace in found.paces],
-            "forecast": to_json(found.estimate),
-            "adapters": [f"{TRIALS}/{run.trial}/adapter" for run in found.runs] if lora else [],
+            "probe_seconds_per_step": [pace.seconds_per_step for pace in trained.paces],
+            "forecast": to_json(trained.estimate),
+            "adapters": [f"{TRIALS}/{run.trial}/adapter" for run in trained.runs] if lora else [],
         },
     }
 
 
-def _interval(found: CrossedInterval | None, values: Sequence[float]) -> dict[str, Any]:
-    if found is None:
+def _interval(interval: CrossedInterval | None, values: Sequence[float]) -> dict[str, Any]:
+    if interval is None:
         mean = fmean(values) if values else 0.0
         return {
             "mean": mean,
@@ -151,7 +151,7 @@ def _interval(found: CrossedInterval | None, values: Sequence[float]) -> dict[st
             "seeds": len(values),
             "rows": 1,
         }
-    return dict(found.to_dict())
+    return dict(interval.to_dict())
 
 
 def _point(runs: Sequence[RunResult], at: int) -> dict[str, Any]:
@@ -165,19 +165,19 @@ def _point(runs: Sequence[RunResult], at: int) -> dict[str, Any]:
 
 
 def _difference(
-    found: ArmFindings,
+    trained: ArmFindings,
     arm: Mapping[str, Any],
     against: ArmFindings,
     reference: Mapping[str, Any],
     findings: CompareFindings,
     spec: CompareSpec,
 ) -> dict[str, Any]:
-    loss = apart.difference(apart.losses(found), apart.losses(against))
-    kl = apart.difference(apart.moved(found, "kl"), apart.moved(against, "kl"))
-    general = apart.difference(apart.moved(found, "loss"), apart.moved(against, "loss"))
-    runs, others = ([run.result for run in each.runs] for each in (found, against))
+    loss = apart.difference(apart.losses(trained), apart.losses(against))
+    kl = apart.difference(apart.moved(trained, "kl"), apart.moved(against, "kl"))
+    general = apart.difference(apart.moved(trained, "loss"), apart.moved(against, "loss"))
+    runs, others = ([run.result for run in each.runs] for each in (trained, against))
     between: dict[str, Any] = {
-        "arm": found.arm.name,
+        "arm": trained.arm.name,
         "against": against.arm.name,
         "loss": _interval(loss, []),
         "kl": _interval(kl, []),
@@ -186,7 +186,7 @@ def _difference(
             name: one.to_dict()
             for name, one in apart.score_differences(runs, others, findings.base.references).items()
         },
-        "rate_ratio": found.rate / against.rate,
+        "rate_ratio": trained.rate / against.rate,
         "fewer_parameters": 1 - arm["trainable_parameters"] / reference["trainable_parameters"],
     }
     shares = {
@@ -197,10 +197,10 @@ def _difference(
     if loss is not None:
         gain = findings.base.held_out.loss - reference["loss"]["mean"]
         verdict = judge(loss, gain, spec.margin)
-        between["verdict"] = {"kind": verdict.kind, "gain": gain, "gain_kept": verdict.kept}
+        between["verdict"] = {"kind": verdict.kind, "gain": gain, "gain_kept": verdict.gain_kept}
         between["verdict"]["words"] = wording.judgement(verdict, against.arm.name)
         between["measured"]["sentence"] = (
-            f"{found.arm.name} {wording.memory(arm, reference)}; {wording.quality(verdict)}; "
+            f"{trained.arm.name} {wording.memory(arm, reference)}; {wording.quality(verdict)}; "
             f"{wording.forgetting(arm, reference, kl)}."
         )
     return between
@@ -217,10 +217,10 @@ def _headline(between: Sequence[Mapping[str, Any]]) -> str:
 
 def _notes(findings: CompareFindings, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [each.note for each in findings.profile.estimates if each.note]
-    for found, arm in zip(findings.arms, arms, strict=True):
+    for trained, arm in zip(findings.arms, arms, strict=True):
         if arm["rate_at_edge"]:
             notes.append(wording.rate_at_edge(arm["name"], arm["learning_rate"]))
-        notes += sorted({note for run in found.runs for note in run.result.notes})
+        notes += sorted({note for run in trained.runs for note in run.result.notes})
     if len(findings.seeds) == 1:
         notes.append(wording.ONE_SEED)
     return notes

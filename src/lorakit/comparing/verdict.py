@@ -27,14 +27,14 @@ class Verdict:
         difference: d, in nats per token.
         gain: of the reference over the base, in nats per token.
         margin: share of the gain that the savings are worth.
-        kept: share of the gain that the arm has; None where nothing was gained.
+        gain_kept: share of the gain that the arm has; None where nothing was gained.
     """
 
     kind: VerdictKind
     difference: CrossedInterval
     gain: float
     margin: float
-    kept: float | None
+    gain_kept: float | None
 
 
 def judge(d: CrossedInterval, gain: float, margin: float) -> Verdict:

@@ -48,13 +48,13 @@ def quality(verdict: Verdict) -> str:
         ends = f"{_nats(d.low, sign=True)} to {_nats(d.high, sign=True)}"
     else:
         ends = f"{_nats(low)} to {_nats(high)}"
-    said = (
+    clause = (
         f"its held-out loss is {_nats(abs(d.mean))} nats per token {higher} "
         f"({percent(d.level, 0)} interval {ends})"
     )
-    if verdict.kept is not None and verdict.kind not in ("better", "indistinguishable"):
-        said += f", {percent(1 - verdict.kept)} of the gain"
-    return said
+    if verdict.gain_kept is not None and verdict.kind not in ("better", "indistinguishable"):
+        clause += f", {percent(1 - verdict.gain_kept)} of the gain"
+    return clause
 
 
 def memory(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
@@ -83,13 +83,13 @@ def forgetting(
     ours, theirs = arm["kl"]["mean"], reference["kl"]["mean"]
     if theirs <= 0:
         return f"it moves {number(ours, 2)} nats per token from the base on general text"
-    said = f"it forgets {_times(ours / theirs)}"
+    clause = f"it forgets {_times(ours / theirs)}"
     if d is not None and d.low <= 0 <= d.high:
-        said += (
+        clause += (
             f" (KL {_nats(d.mean, sign=True)}, interval {_nats(d.low, sign=True)} to "
             f"{_nats(d.high, sign=True)}: these prompts and seeds do not say which forgets more)"
         )
-    return said
+    return clause
 
 
 _FRACTIONS = {1 / 10: "a tenth", 1 / 5: "a fifth", 1 / 4: "a quarter", 1 / 3: "a third",

@@ -66,7 +66,7 @@ class AttentionSettings:
 
 
 def settings_of(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, given: dict[str, Any]
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]
 ) -> AttentionSettings:
     """What a module asks for, read off the arguments that it calls its attention with.
 
@@ -75,29 +75,29 @@ def settings_of(
         query: (1, H, T, D).
         key: (1, K, T, D).
         mask: of the call.
-        given: its keyword arguments.
+        arguments: its keyword arguments.
 
     Raises:
         ModelError: it asks for something that packed attention cannot do.
     """
-    causal = given.get("is_causal")
+    causal = arguments.get("is_causal")
     causal = causal if causal is not None else getattr(module, "is_causal", True)
     for wrong, reason in [
         (not causal, "is not causal"),
-        (given.get("s_aux") is not None, "has attention sinks"),
-        (given.get("position_bias") is not None, "adds a position bias"),
+        (arguments.get("s_aux") is not None, "has attention sinks"),
+        (arguments.get("position_bias") is not None, "adds a position bias"),
         (mask is not None, "brings a mask"),
         (query.shape[0] != 1 or key.shape[2] != query.shape[2], "uses a cache or a batch"),
     ]:
         if wrong:
             raise ModelError(f"{type(module).__name__} {reason}: its sequences cannot be packed")
-    scaling = given.get("scaling")
+    scaling = arguments.get("scaling")
     return AttentionSettings(
         heads=query.shape[1],
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=given.get("sliding_window"),
-        softcap=given.get("softcap"),
-        dropout=given.get("dropout") or 0.0,
+        window=arguments.get("sliding_window"),
+        softcap=arguments.get("softcap"),
+        dropout=arguments.get("dropout") or 0.0,
         key_heads=key.shape[1],
         width=key.shape[3],
     )
@@ -116,19 +116,19 @@ class PackedCall:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        given: dict[str, Any],
+        arguments: dict[str, Any],
     ) -> Tensor:
         """(T, H, D) from (1, H, T, D), (1, K, T, D) twice."""
-        asked = settings_of(module, query, key, mask, given)
+        settings = settings_of(module, query, key, mask, arguments)
         q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-        return attend(q_THD, k_TKD, v_TKD, self.layout, **asked.arguments())
+        return attend(q_THD, k_TKD, v_TKD, self.layout, **settings.arguments())
 
 
 @dataclass(frozen=True, eq=False)
 class ObservedCall(PackedCall):
     """A packed call that notes what each attention module asks for, in the order they run."""
 
-    seen: dict[nn.Module, AttentionSettings] = field(default_factory=dict)
+    settings: dict[nn.Module, AttentionSettings] = field(default_factory=dict)
     widths: dict[nn.Module, int] = field(default_factory=dict)
 
     def run(
@@ -138,12 +138,12 @@ class ObservedCall(PackedCall):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        given: dict[str, Any],
+        arguments: dict[str, Any],
     ) -> Tensor:
         """As `PackedCall.run`."""
-        self.seen[module] = settings_of(module, query, key, mask, given)
+        self.settings[module] = settings_of(module, query, key, mask, arguments)
         self.widths[module] = value.shape[-1]
-        return super().run(module, query, key, value, mask, given)
+        return super().run(module, query, key, value, mask, arguments)
 
 
 def _attention(
@@ -153,19 +153,21 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **given: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls: (1, H, T, D) in, (1, T, H, D) out where a call of ours is given."""
-    call = given.pop(KEYWORD, None)
+    call = arguments.pop(KEYWORD, None)
     if call is not None:
-        return call.run(module, query, key, value, attention_mask, given)[None], None
+        return call.run(module, query, key, value, attention_mask, arguments)[None], None
     if loaded == "eager":
         own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         if own is None:
             raise ModelError(f"{type(module).__name__} has no attention of its own to go back to")
     else:
         own = ALL_ATTENTION_FUNCTIONS[loaded]
-    answer: tuple[Tensor, Tensor | None] = own(module, query, key, value, attention_mask, **given)
+    answer: tuple[Tensor, Tensor | None] = own(
+        module, query, key, value, attention_mask, **arguments
+    )
     return answer
 
 

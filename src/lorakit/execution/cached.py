@@ -18,14 +18,14 @@ from lorakit.execution.modes import evaluating
 from lorakit.execution.steps import Step
 
 
-def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, asked: AttentionSettings) -> Tensor:
+def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, settings: AttentionSettings) -> Tensor:
     """Attention of a step's tokens on the cells of their own sequences, (T, H, D).
 
     Args:
         q_THD: queries of the step; any strides.
         kv_cache: (cells, 2, K, D); the step's own keys and values are in it already.
         step: from `plan_step`.
-        asked: what the layer's attention asks for.
+        settings: what the layer's attention asks for.
     """
     heads, width = q_THD.shape[1:]
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
@@ -34,8 +34,10 @@ def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, asked: AttentionSet
         kv = kv.view(group.high - group.low, group.size, *kv_cache.shape[1:])[:, : group.longest]
         k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
         q = q_THD.index_select(0, group.tokens).view(-1, heads, 1, width)
-        window = asked.window if asked.window is None or asked.window < group.longest else None
-        o = _attention(q, k, v, step.hidden_from(group, window, q), asked)[:, :, 0]
+        window = (
+            settings.window if settings.window is None or settings.window < group.longest else None
+        )
+        o = _attention(q, k, v, step.hidden_from(group, window, q), settings)[:, :, 0]
         out_THD.index_copy_(
             0, group.places, o if group.real is None else o.index_select(0, group.real)
         )
@@ -44,28 +46,30 @@ def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, asked: AttentionSet
         kv = kv_cache[piece.start : piece.start + length]
         k, v = kv[None, :, 0].transpose(1, 2), kv[None, :, 1].transpose(1, 2)
         q = q_THD[None, piece.first : piece.last].transpose(1, 2)
-        window = asked.window if asked.window is None or asked.window < length else None
+        window = settings.window if settings.window is None or settings.window < length else None
         bare = not piece.past and window is None
-        mask = None if bare and asked.softcap is None else step.hidden_in(piece, window, q)
-        out_THD[piece.first : piece.last] = _attention(q, k, v, mask, asked)[0].transpose(0, 1)
+        mask = None if bare and settings.softcap is None else step.hidden_in(piece, window, q)
+        out_THD[piece.first : piece.last] = _attention(q, k, v, mask, settings)[0].transpose(0, 1)
     return out_THD
 
 
 def _attention(
-    q_nHMD: Tensor, k_nKLD: Tensor, v_nKLD: Tensor, mask: Tensor | None, asked: AttentionSettings
+    q_nHMD: Tensor, k_nKLD: Tensor, v_nKLD: Tensor, mask: Tensor | None, settings: AttentionSettings
 ) -> Tensor:
     """(n, H, M, D); causal where there is no mask. Soft caps take the formula as it stands."""
-    if asked.softcap is None:
+    if settings.softcap is None:
         return F.scaled_dot_product_attention(
             *(q_nHMD, k_nKLD, v_nKLD),
             attn_mask=mask,
             is_causal=mask is None,
-            scale=asked.scale,
+            scale=settings.scale,
             enable_gqa=True,
         )
     times = q_nHMD.shape[1] // k_nKLD.shape[1]
     k, v = (x.repeat_interleave(times, dim=1) for x in (k_nKLD, v_nKLD))
-    s = asked.softcap * torch.tanh(q_nHMD @ k.transpose(2, 3) * asked.scale / asked.softcap)
+    s = settings.softcap * torch.tanh(
+        q_nHMD @ k.transpose(2, 3) * settings.scale / settings.softcap
+    )
     assert mask is not None
     return torch.softmax(s + mask, dim=-1, dtype=torch.float32).to(q_nHMD.dtype) @ v
 
@@ -89,13 +93,13 @@ class StepCall:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        given: dict[str, Any],
+        arguments: dict[str, Any],
     ) -> Tensor:
         """(T, H, D) from (1, H, T, D), (1, K, T, D) twice; keys and values go to the cells."""
-        kv_cache, asked = self.kv_caches[module]
+        kv_cache, settings = self.kv_caches[module]
         q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
         kv_cache.index_copy_(0, self.step.cells, torch.stack((k_TKD, v_TKD), 1))
-        return attend_step(q_THD, kv_cache, self.step, asked)
+        return attend_step(q_THD, kv_cache, self.step, settings)
 
 
 def cached_layers(model: Any) -> dict[nn.Module, AttentionSettings]:
@@ -110,15 +114,15 @@ def cached_layers(model: Any) -> dict[nn.Module, AttentionSettings]:
             call = observe(model)
     except (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ModelError(f"{name} cannot be served: {error}") from error
-    if not call.seen:
+    if not call.settings:
         raise ModelError(f"{name} cannot be served: it keeps no keys and values of tokens")
-    for module, asked in call.seen.items():
-        if call.widths[module] != asked.width:
+    for module, settings in call.settings.items():
+        if call.widths[module] != settings.width:
             raise ModelError(
                 f"{name} cannot be served: {type(module).__name__} has keys and values of "
                 "different widths"
             )
-    return call.seen
+    return call.settings
 
 
 def step_logits(

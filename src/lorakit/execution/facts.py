@@ -135,9 +135,9 @@ def settings_in_training(model: Any, decoder: Decoder) -> dict[str, AttentionSet
     devices = [model.device] if model.device.type == "cuda" else []
     # Dropout of attention shows in training alone; what it draws is nobody else's business.
     with torch.random.fork_rng(devices=devices), dropping(model):
-        seen = attention.observe(model).seen
+        settings = attention.observe(model).settings
     return {
-        block.path: seen[block.attention]
+        block.path: settings[block.attention]
         for block, qualified in zip(decoder.blocks, decoder.qualified, strict=True)
-        if qualified and block.attention in seen
+        if qualified and block.attention in settings
     }

@@ -44,8 +44,8 @@ class DecoderBlock:
     @property
     def norms(self) -> tuple["Norm", "Norm"]:
         """Of the attention's input and of the MLP's."""
-        found: Any = self.module
-        return Norm.of(found.input_layernorm), Norm.of(found.post_attention_layernorm)
+        block: Any = self.module
+        return Norm.of(block.input_layernorm), Norm.of(block.post_attention_layernorm)
 
     @property
     def head_norms(self) -> tuple[nn.Module, nn.Module] | None:
@@ -55,9 +55,9 @@ class DecoderBlock:
 
     def linears(self, names: Sequence[str] = (*_ATTENTION, *_MLP)) -> list[nn.Module]:
         """The modules of linear layers by their short names."""
-        found: Any = self.module
+        block: Any = self.module
         return [
-            getattr(found.self_attn if name in _ATTENTION else found.mlp, name) for name in names
+            getattr(block.self_attn if name in _ATTENTION else block.mlp, name) for name in names
         ]
 
     def paths(self, names: Sequence[str]) -> tuple[str, ...]:

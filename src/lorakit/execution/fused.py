@@ -68,7 +68,7 @@ def _block(
     sin_TE: Tensor,
     where: Layout,
     block: DecoderBlock,
-    asked: AttentionSettings,
+    settings: AttentionSettings,
 ) -> Tensor:
     """One block: (T, D) -> (T, D)."""
     width = cos_TE.shape[-1]
@@ -84,7 +84,7 @@ def _block(
         rotate(k_TKE, cos_TE, sin_TE),
         v_TKE,
         where,
-        **asked.arguments(),
+        **settings.arguments(),
     )
     x_TD = residual_linear(x_TD, o_THE.flatten(1), o)
     return gated_mlp(x_TD, between.weight, between.eps, gate, up, down)
@@ -114,8 +114,8 @@ def elements_kept(
         q, k, v, o, gate, up, _ = (linear_of(each).frozen.shape for each in block.linears())
         kept += sum(out for out, _ in (q, k, v, gate, up))
         kept += 2 * o[0] + o[1]
-        asked = settings[block.path]
-        kept += asked.heads * probabilities_kept(
-            lengths, dtype, device, window=asked.window, softcap=asked.softcap
+        own = settings[block.path]
+        kept += own.heads * probabilities_kept(
+            lengths, dtype, device, window=own.window, softcap=own.softcap
         )
     return kept

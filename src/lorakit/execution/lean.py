@@ -32,7 +32,7 @@ class _LeanBlock:
     gate_up: tuple[Tensor, Tensor | None]
     down: tuple[Tensor, Tensor | None]
     head_norms: tuple[nn.Module, nn.Module] | None
-    asked: AttentionSettings
+    settings: AttentionSettings
 
 
 class LeanBlocks:
@@ -61,8 +61,8 @@ class LeanBlocks:
         if decoder is None or not decoder.whole:
             return None
         for block in decoder.blocks:
-            asked = layers.get(block.attention)
-            if not block.bare or asked is None or asked.heads % asked.key_heads:
+            settings = layers.get(block.attention)
+            if not block.bare or settings is None or settings.heads % settings.key_heads:
                 return None
         blocks = [_read(block, layers[block.attention]) for block in decoder.blocks]
         grouped = [block.paths(names) for block in decoder.blocks for names in INPUTS]
@@ -107,7 +107,7 @@ def _run(
     batch: BatchPlan,
 ) -> Tensor:
     tokens, shape = x_TD.shape[0], x_TD.shape[-1:]
-    heads, keys, width = block.asked.heads, block.asked.key_heads, block.asked.width
+    heads, keys, width = block.settings.heads, block.settings.key_heads, block.settings.width
     n_TD = F.rms_norm(x_TD, shape, block.norms[0].weight, block.norms[0].eps)
     y = F.linear(n_TD, *block.qkv)
     if groups is not None:
@@ -122,7 +122,7 @@ def _run(
     rolled = turned.roll(width // 2, dims=-1)
     torch.addcmul(turned * cos_T1E, rolled, sin_T1E, out=qk)
     kv_cache.index_copy_(0, step.cells, y_THE[:, heads:].view(tokens, 2, keys, width))
-    o_TO = attend_step(y_THE[:, :heads], kv_cache, step, block.asked).view(tokens, -1)
+    o_TO = attend_step(y_THE[:, :heads], kv_cache, step, block.settings).view(tokens, -1)
     # Adapters before the residual: in 16 bits a small update would be lost in the larger numbers.
     y_TD = F.linear(o_TO, *block.o)
     if groups is not None:
@@ -140,7 +140,7 @@ def _run(
     return y_TD.add_(x_TD)
 
 
-def _read(block: DecoderBlock, asked: AttentionSettings) -> _LeanBlock:
+def _read(block: DecoderBlock, settings: AttentionSettings) -> _LeanBlock:
     linears: Any = [block.linears(names) for names in INPUTS]
     qkv, (o,), gate_up, (down,) = linears
     return _LeanBlock(
@@ -150,7 +150,7 @@ def _read(block: DecoderBlock, asked: AttentionSettings) -> _LeanBlock:
         gate_up=_joined(gate_up),
         down=(down.weight, down.bias),
         head_norms=block.head_norms,
-        asked=asked,
+        settings=settings,
     )
 
 

@@ -70,9 +70,9 @@ class OwnBlocks:
             module = self.model.get_submodule(path)
             module.register_forward_hook(partial(self._add, number))
 
-    def _add(self, group: int, module: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> None:
+    def _add(self, group: int, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         if self.batch is not None and self.batch.segments:
-            x = given[0]
+            x = inputs[0]
             rows = y.view(-1, y.shape[-1])
             self.groups[group].add(x.reshape(-1, x.shape[-1]), rows, self.batch)
 
@@ -87,8 +87,8 @@ class OwnBlocks:
         """(L, vocabulary) at the places `keep_L` of the step."""
         self.batch = batch
         beside = {
-            module: (kv_cache, asked)
-            for (module, asked), kv_cache in zip(self.layers.items(), kv_caches, strict=True)
+            module: (kv_cache, settings)
+            for (module, settings), kv_cache in zip(self.layers.items(), kv_caches, strict=True)
         }
         try:
             return step_logits(self.model, ids_T, step, keep_L, beside)

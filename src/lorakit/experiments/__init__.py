@@ -10,6 +10,6 @@ than what was running.
 """
 
 from lorakit.experiments.pool import in_process, processes
-from lorakit.experiments.spec import Outcome, Report, Runner, Trial, one
+from lorakit.experiments.spec import Outcome, Report, Runner, Trial, in_order
 
-__all__ = ["Outcome", "Report", "Runner", "Trial", "in_process", "one", "processes"]
+__all__ = ["Outcome", "Report", "Runner", "Trial", "in_order", "in_process", "processes"]

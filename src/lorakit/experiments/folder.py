@@ -23,7 +23,7 @@ TRIAL, RESULT, LOG, ERROR = "trial.json", "result.json", "log.txt", "error.json"
 TIED = "--tied"
 
 
-def kept(root: Path, trial: Trial) -> Outcome | None:
+def earlier_outcome(root: Path, trial: Trial) -> Outcome | None:
     """The outcome of a trial that was done before; None where it was not, or not to its end.
 
     Raises:
@@ -58,8 +58,8 @@ def begin(root: Path, trial: Trial) -> Path:
 
 def work(folder: Path, report: Report) -> dict[str, Any]:
     """Do the trial of a folder, and keep its result there."""
-    asked = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
-    result = worker(asked["worker"])(asked["spec"], asked["where"], folder, report)
+    trial = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
+    result = worker(trial["worker"])(trial["spec"], trial["where"], folder, report)
     write_json(folder / RESULT, result)
     return result
 
@@ -67,5 +67,5 @@ def work(folder: Path, report: Report) -> dict[str, Any]:
 def worker(name: str) -> Worker:
     """The function that 'package.module:function' names."""
     module, _, function = name.partition(":")
-    found: Worker = getattr(importlib.import_module(module), function)
-    return found
+    named: Worker = getattr(importlib.import_module(module), function)
+    return named

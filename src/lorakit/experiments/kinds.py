@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from lorakit.errors import OutputError
 from lorakit.experiments.records import RecordError, from_json, to_json
-from lorakit.experiments.spec import Outcome, Report, Runner, Trial, Worker, one
+from lorakit.experiments.spec import Outcome, Report, Runner, Trial, Worker, in_order
 from lorakit.experiments.stamps import Sources
 
 Request = TypeVar("Request")
@@ -49,7 +49,8 @@ class TrialKind(Generic[Request, Result]):
 
     def run(self, runner: Runner, request: Request, sources: Sources, label: str) -> Result:
         """The result of a single trial."""
-        return self.result_of(one(runner, self.trial(request, sources, label)))
+        (outcome,) = in_order(runner, [self.trial(request, sources, label)])
+        return self.result_of(outcome)
 
 
 def typed(
@@ -62,9 +63,9 @@ def typed(
         def worker(
             spec: Mapping[str, Any], where: Mapping[str, Any], folder: Path, report: Report
         ) -> dict[str, Any]:
-            given = from_json(request, spec, f"the spec of the trial {folder.name}")
+            typed_request = from_json(request, spec, f"the spec of the trial {folder.name}")
             sources = from_json(Sources, where, f"the sources of the trial {folder.name}")
-            result: dict[str, Any] = to_json(function(given, sources, folder, report))
+            result: dict[str, Any] = to_json(function(typed_request, sources, folder, report))
             return result
 
         return worker

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from lorakit import errors
 from lorakit.errors import ConfigError, LorakitError, OutputError, TrialError
-from lorakit.experiments.folder import ERROR, LOG, RESULT, TIED, begin, kept, work
+from lorakit.experiments.folder import ERROR, LOG, RESULT, TIED, begin, earlier_outcome, work
 from lorakit.experiments.spec import Outcome, Report, Runner, Trial
 
 _LAST_LINES = 6
@@ -43,8 +43,8 @@ def processes(root: Path, *, workers: int = 1, report: Report = lambda event: No
 
     def run(trials: Sequence[Trial]) -> Iterator[Outcome]:
         with _locked(root):
-            found, missing = _sorted(root, trials)
-            yield from found
+            outcomes, missing = _sorted(root, trials)
+            yield from outcomes
             children = _Children(root, report, threads_of(min(workers, len(missing))))
             pool = ThreadPoolExecutor(workers)
             waiting = [pool.submit(children.run, trial) for trial in missing]
@@ -68,8 +68,8 @@ def in_process(root: Path, *, report: Report = lambda event: None) -> Runner:
 
     def run(trials: Sequence[Trial]) -> Iterator[Outcome]:
         with _locked(root):
-            found, missing = _sorted(root, trials)
-            yield from found
+            outcomes, missing = _sorted(root, trials)
+            yield from outcomes
             for trial in missing:
                 tell = _named(report, trial)
                 folder = begin(root, trial)
@@ -96,9 +96,9 @@ def threads_of(workers: int) -> dict[str, str]:
 def _sorted(root: Path, trials: Sequence[Trial]) -> tuple[list[Outcome], list[Trial]]:
     """Distinct trials: those that were done before, and those still to do."""
     distinct = {trial.key: trial for trial in trials}
-    there = {key: kept(root, trial) for key, trial in distinct.items()}
-    found = [outcome for outcome in there.values() if outcome is not None]
-    return found, [trial for key, trial in distinct.items() if there[key] is None]
+    earlier = {key: earlier_outcome(root, trial) for key, trial in distinct.items()}
+    outcomes = [outcome for outcome in earlier.values() if outcome is not None]
+    return outcomes, [trial for key, trial in distinct.items() if earlier[key] is None]
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def _failure(trial: Trial, folder: Path, code: int) -> LorakitError:
     """What a process that ended without a result said, as the error that it was."""
     name = trial.label or trial.key
     try:
-        said = json.loads((folder / ERROR).read_text(encoding="utf-8"))
+        error = json.loads((folder / ERROR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         last = "\n".join(lines[-_LAST_LINES:])
@@ -188,7 +188,7 @@ def _failure(trial: Trial, folder: Path, code: int) -> LorakitError:
             how = f"it was killed by {signal.Signals(-code).name}"
             how += " (too little memory?)" if -code == signal.SIGKILL else ""
         return TrialError(f"{name}: {how}" + (f"; the end of its log:\n{last}" if last else ""))
-    kind = getattr(errors, said["kind"], TrialError)
+    kind = getattr(errors, error["kind"], TrialError)
     where = "" if kind is not TrialError else f" (all of it in {folder / LOG})"
-    made: LorakitError = kind(f"{name}: {said['message']}{where}")
-    return made
+    failure: LorakitError = kind(f"{name}: {error['message']}{where}")
+    return failure

@@ -114,6 +114,6 @@ def _tuple(kinds: Sequence[Any], plain: Any, where: str) -> tuple[Any, ...]:
     )
 
 
-def _expect(right: bool, wanted: str, plain: Any, where: str) -> None:
+def _expect(right: bool, expected: str, plain: Any, where: str) -> None:
     if not right:
-        raise RecordError(f"{where}: {wanted} is expected, and not {plain!r:.60}")
+        raise RecordError(f"{where}: {expected} is expected, and not {plain!r:.60}")

@@ -50,6 +50,30 @@ class Form(Generic[Spec]):
     defaults: Mapping[str, Any]
     decided_by: str
 
+    def read(self, path: Path | None, flags: Mapping[str, Any]) -> "Settings[Spec]":
+        """The settings in a YAML file, with flags over it.
+
+        Raises:
+            ConfigError: a key is unknown or this kind of experiment does not have it, or a value is
+                not of its kind.
+        """
+        values = dict(read_yaml(path)) if path is not None else {}
+        source = str(path) if path is not None else "the command line"
+        values |= flags
+        own = {option.name: option for option in options_of(self.spec, self.section)}
+        rest = {name: value for name, value in values.items() if name not in own}
+        for name in rest:
+            if name in self.options:
+                continue
+            if name in load_config(None, {}).to_flat():
+                raise ConfigError(
+                    f"{source}: {name} is decided by {self.decided_by}, or has no place in it"
+                )
+            known = did_you_mean(str(name), [*own, *self.options])
+            raise ConfigError(f"{source}: unknown key {name!r}; {known}")
+        spec = self.spec(**parse(own, {n: v for n, v in values.items() if n in own}, source))
+        return Settings(load_config(None, {**self.defaults, **rest}), spec, self)
+
 
 @dataclass(frozen=True)
 class Settings(Generic[Spec]):
@@ -66,28 +90,3 @@ class Settings(Generic[Spec]):
         return {name: flat[name] for name in self.form.options} | {
             option.name: plain(getattr(self.spec, option.field)) for option in own
         }
-
-
-def read_settings(form: Form[Spec], path: Path | None, flags: Mapping[str, Any]) -> Settings[Spec]:
-    """The settings in a YAML file, with flags over it.
-
-    Raises:
-        ConfigError: a key is unknown or this kind of experiment does not have it, or a value is
-            not of its kind.
-    """
-    values = dict(read_yaml(path)) if path is not None else {}
-    source = str(path) if path is not None else "the command line"
-    values |= flags
-    own = {option.name: option for option in options_of(form.spec, form.section)}
-    rest = {name: value for name, value in values.items() if name not in own}
-    for name in rest:
-        if name in form.options:
-            continue
-        if name in load_config(None, {}).to_flat():
-            raise ConfigError(
-                f"{source}: {name} is decided by {form.decided_by}, or has no place in it"
-            )
-        known = did_you_mean(str(name), [*own, *form.options])
-        raise ConfigError(f"{source}: unknown key {name!r}; {known}")
-    spec = form.spec(**parse(own, {n: v for n, v in values.items() if n in own}, source))
-    return Settings(load_config(None, {**form.defaults, **rest}), spec, form)

@@ -1,24 +1,36 @@
-"""Rows that somebody holds in Python, as options of an experiment whose trials are processes."""
+"""An experiment called from Python, perhaps on rows in memory, which its trials read from its folder."""
 
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from lorakit.data.given import GIVEN, GIVEN_HELD_OUT, GivenRows, as_source, origin
 from lorakit.errors import DataError, OutputError
+from lorakit.experiments.experiment import MakeRunner
+from lorakit.experiments.pool import processes
+from lorakit.experiments.settings import Form
+from lorakit.experiments.spec import Report, Runner
 from lorakit.files.whole import write_text
 from lorakit.run import folder as folders
 
 _FILES = {GIVEN: "rows.jsonl", GIVEN_HELD_OUT: "held-out.jsonl"}
-Made = TypeVar("Made")
+
+
+class RunExperiment(Protocol):
+    """A use case that runs a whole experiment, such as `run_compare`."""
+
+    def __call__(
+        self, settings: Any, /, *, command: str, report: Report, runner: MakeRunner
+    ) -> dict[str, Any]:
+        """Give what result.json holds."""
 
 
 @dataclass(frozen=True)
-class Given:
+class RowsInFolder:
     """Options of an experiment that is called from Python, and the rows that its folder will hold.
 
     A trial reads its rows from a file; a row of the file is a row of what the caller gave, and
@@ -34,16 +46,31 @@ class Given:
     options: Mapping[str, Any]
     texts: Mapping[Path, str] = field(default_factory=dict)
 
-    def after_writing(self, make: Callable[[Path, Any], Made]) -> Callable[[Path, Any], Made]:
-        """`make`, with the rows written before it is called: the folder is there by then."""
+    def run(
+        self, experiment: RunExperiment, form: Form[Any], *, command: str, report: Report
+    ) -> dict[str, Any]:
+        """Run the experiment, or go on with it, a process a trial; give what result.json holds.
 
-        def made(root: Path, report: Any) -> Made:
-            for file, text in self.texts.items():
-                if not file.is_file():
-                    write_text(file, text)
-            return make(root, report)
+        Args:
+            experiment: the use case.
+            form: which options it has.
+            command: how to repeat it.
+            report: told of phases, trials and steps.
+        """
+        settings = form.read(None, self.options)
 
-        return made
+        def make_runner(root: Path, report: Report) -> Runner:
+            self.write()  # the folder is there by now
+            return processes(root, workers=settings.spec.workers, report=report)
+
+        with self.naming_rows():
+            return experiment(settings, command=command, report=report, runner=make_runner)
+
+    def write(self) -> None:
+        """Write the rows that are not in the folder yet."""
+        for file, text in self.texts.items():
+            if not file.is_file():
+                write_text(file, text)
 
     @contextlib.contextmanager
     def naming_rows(self) -> Iterator[None]:
@@ -52,9 +79,9 @@ class Given:
             yield
         except DataError as error:
             text = str(error)
-            for name, called in _FILES.items():
-                if self.folder / called in self.texts:
-                    text = _renamed(text, str(self.folder / called), name)
+            for name, file_name in _FILES.items():
+                if self.folder / file_name in self.texts:
+                    text = _renamed(text, str(self.folder / file_name), name)
             raise type(error)(text) from None
         finally:
             if not (self.folder / folders.CONFIG).is_file():
@@ -62,7 +89,9 @@ class Given:
                     file.unlink(missing_ok=True)
 
 
-def asked(data: Any, eval_data: Any, out: str | Path, options: Mapping[str, Any]) -> Given:
+def given_rows(
+    data: Any, eval_data: Any, out: str | Path, options: Mapping[str, Any]
+) -> RowsInFolder:
     """The options of an experiment that is called from Python: begun, or gone on with.
 
     Args:
@@ -92,7 +121,7 @@ def asked(data: Any, eval_data: Any, out: str | Path, options: Mapping[str, Any]
                 )
             source = str(file)
         sources[option] = (source,)
-    return Given(folder, {**options, **sources, "out": str(out), "resume": resume}, texts)
+    return RowsInFolder(folder, {**options, **sources, "out": str(out), "resume": resume}, texts)
 
 
 def _renamed(text: str, file: str, name: str) -> str:

@@ -53,13 +53,13 @@ class Outcome:
         trial: what was asked for.
         result: what its worker returned.
         folder: the files that it left.
-        kept: whether the result was there already.
+        resumed: whether the result was there already.
     """
 
     trial: Trial
     result: dict[str, Any]
     folder: Path
-    kept: bool
+    resumed: bool
 
 
 Runner = Callable[[Sequence[Trial]], Iterator[Outcome]]
@@ -70,7 +70,7 @@ process ended without a result; those that had ended before are kept.
 """
 
 
-def one(runner: Runner, trial: Trial) -> Outcome:
-    """The outcome of a single trial."""
-    (outcome,) = runner([trial])
-    return outcome
+def in_order(runner: Runner, trials: Sequence[Trial]) -> list[Outcome]:
+    """The outcomes of these trials, in their order, once all have ended."""
+    ended = {outcome.trial.key: outcome for outcome in runner(trials)}
+    return [ended[trial.key] for trial in trials]

@@ -85,10 +85,10 @@ def stamp_of(config: RunConfig, sources: Sources, *, without: Collection[str] = 
     left_out = {*sources.options, *_NOT_OF_A_TRIAL, *without}
     left_out |= {f.name for spec in (OutputSpec, TogetherSpec) for f in fields(spec)}
     options = {name: value for name, value in flat.items() if name not in left_out}
-    known = versions()
+    installed = versions()
     names = (sources.model, *sources.data, *sources.eval_data, *sources.general_data)
     files = tuple(stamp for name in names for stamp in _file_stamps(name))
-    return Stamp(options, {name: known[name] for name in _SOFTWARE}, files)
+    return Stamp(options, {name: installed[name] for name in _SOFTWARE}, files)
 
 
 def _file_stamps(name: str) -> list[FileStamp]:

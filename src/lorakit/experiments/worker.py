@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        said = f"{type(error).__name__}: {error}"
-        write_json(folder / ERROR, {"kind": "TrialError", "message": said})
+        message = f"{type(error).__name__}: {error}"
+        write_json(folder / ERROR, {"kind": "TrialError", "message": message})
         return 1
     return 0
 

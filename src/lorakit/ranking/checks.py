@@ -1,4 +1,12 @@
-"""What may be asked of a search besides its answer: answers by rank, ranks by layer, other seeds, the grid."""
+"""What may be asked of a search besides its answer: answers by rank, ranks by layer, other seeds, the grid.
+
+Imported only where one of them is asked for. Each gives what result.json holds of it.
+
+Ranks by layer: the singular values of a trained adapter are the evidence. Of all ways to spend the
+parameters, the one that leaves the smallest squared error takes singular values in the order of σ²
+over what a unit of rank costs in that module, until the budget is spent (greedy, which is optimal but
+for the last).
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,39 +18,38 @@ import numpy as np
 from lorakit.adapters.pairs import read_stored
 from lorakit.config import RunConfig
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
-from lorakit.ranking.choose import generator
+from lorakit.evaluation.metrics import MetricScore
+from lorakit.ranking.choose import Judge, generator
 from lorakit.ranking.lab import TrialLab
-from lorakit.ranking.layers import allot
 from lorakit.ranking.pairs import spectra_of
 from lorakit.ranking.probing import RateChoice
-from lorakit.ranking.search import Candidate, Judge
 from lorakit.ranking.spec import RankSpec
-from lorakit.ranking.trials import AdapterRef
+from lorakit.ranking.trials import ANSWER, AnswerRequest, Candidate
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Scored:
-    """What `--metric` says: scores of the ranks that were asked, and its choice."""
+    """What `--metric` says: scores of the ranks that were asked, their differences, and its choice."""
 
-    metric: str
+    name: str
     scores: Mapping[int, float]
     gaps: Mapping[int, CrossedInterval]
     rank: int
+    rank_by_loss: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Layered:
     """Ranks by layer beside the same number of parameters in one rank."""
 
     ranks: Mapping[str, int]
-    evidence: int
+    evidence: str
     difference: CrossedInterval
     loss: float
     wins: bool
-    adapter: AdapterRef
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Verified:
     """Whether the choice held with another seed."""
 
@@ -53,15 +60,29 @@ class Verified:
     held: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The whole grid: mean losses by rank and rate, and the regret of the choice."""
+@dataclass(frozen=True)
+class GridPoint:
+    """A rank and a rate, with the loss of each seed."""
 
-    losses: Mapping[tuple[int, float], tuple[float, ...]]
-    best_rank: int
-    best_rate: float
-    noise: float
+    rank: int
+    rate: float
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.losses))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The whole grid, its best point, and how much worse the choice is than that."""
+
+    losses: tuple[GridPoint, ...]
+    best: Mapping[str, float]
+    seed_noise: float
     regret: float
+    regret_share: float
 
 
 def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidate) -> Scored:
@@ -69,15 +90,10 @@ def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candi
 
     The smallest whose score is not below the best one's, as far as the rows can tell.
     """
-    assert spec.metric is not None
     wanted = sorted({spec.ranks[0], *_beside(spec.ranks, candidate.rank), spec.ranks[-1]})
     candidates = [Candidate(rank, candidate.rate, candidate.seed) for rank in wanted]
     lab.train(candidates, lab.steps)
-    output = config.output
-    scores = {
-        each.rank: lab.answer(each, spec.metric, output.samples, output.max_new_tokens)
-        for each in candidates
-    }
+    scores = {each.rank: _score(lab, spec, config, each) for each in candidates}
     values = {rank: score.value for rank, score in scores.items()}
     best = max(values, key=lambda rank: (values[rank], -rank))
     gaps = {}
@@ -86,12 +102,28 @@ def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candi
             apart = np.array([score.rows]) - np.array([scores[best].rows])
             gaps[rank] = crossed_mean(apart, generator=generator(), level=2 * spec.level - 1)
     no_worse = [rank for rank, d in gaps.items() if d.high >= 0] + [best]
-    return Scored(spec.metric, values, gaps, min(no_worse))
+    return Scored(str(spec.metric), values, gaps, min(no_worse), candidate.rank)
+
+
+def _score(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidate) -> MetricScore:
+    """The score of a candidate's answers to held-out prompts."""
+    samples, base = config.output.samples, lab.profile.profile
+    request = AnswerRequest(
+        lab.stamp,
+        lab.adapter(candidate),
+        str(spec.metric),
+        samples,
+        config.output.max_new_tokens,
+    )
+    _, result = lab.run(ANSWER, request, f"answers of rank {candidate.rank}")
+    prompts = base.eval_tokens * min(1.0, samples / max(1, base.eval_rows))
+    lab.count_evaluation(candidate.rank, result.tokens + prompts)
+    return result.scores.metrics[0]
 
 
 def by_layer(
     lab: TrialLab, spec: RankSpec, judge: Judge, candidate: Candidate, root: Path
-) -> Layered:
+) -> tuple[Layered, Candidate]:
     """Ranks from the singular values of the highest run that there is, trained from scratch."""
     rate, seed = candidate.rate, candidate.seed
     trained = [each for each in lab.points if each.rate == rate and not each.pattern]
@@ -101,65 +133,88 @@ def by_layer(
         lab.train([source], math.ceil(spec.decide_at * lab.steps))
     elif not trained:
         lab.train([source], lab.steps)
-    adapter = lab.adapter(source)
-    folder = root / adapter.trial / adapter.adapter
-    costs = _costs(folder)
+    folder = lab.adapter(source).folder(root)
+    pairs = read_stored(folder).pairs
+    costs = {path: pair.parameters // pair.rank for path, pair in pairs.items()}
     ranks = allot(spectra_of(folder), costs, candidate.rank * sum(costs.values()))
     by_module = Candidate(candidate.rank, rate, seed, tuple(sorted(ranks.items())))
-    points = lab.train([candidate, by_module], lab.steps)
-    d = judge.gap(points[by_module], points[candidate])
-    return Layered(
-        ranks=ranks,
-        evidence=source.rank,
-        difference=d,
-        loss=points[by_module].loss,
-        wins=d.high < 0,
-        adapter=lab.adapter(by_module),
+    losses = lab.train([candidate, by_module], lab.steps)
+    d = judge.compare(losses[by_module], losses[candidate], lab.steps).difference
+    evidence = f"singular values of an adapter of rank {source.rank}"
+    return Layered(ranks, evidence, d, losses[by_module].loss, d.high < 0), by_module
+
+
+def allot(
+    spectra: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int
+) -> dict[str, int]:
+    """The rank of each module: at least 1, together at most `budget` parameters.
+
+    Args:
+        spectra: singular values of each module, from the largest down.
+        costs: parameters of one unit of rank in each module.
+        budget: parameters in all.
+
+    >>> allot({"a": [3.0, 2.9], "b": [1.0, 0.1]}, {"a": 10, "b": 10}, 30)
+    {'a': 2, 'b': 1}
+    """
+    ranks = dict.fromkeys(spectra, 1)
+    left = budget - sum(costs[path] for path in spectra)
+    offers = sorted(
+        (
+            (values[k] ** 2 / costs[path], path, k)
+            for path, values in spectra.items()
+            for k in range(1, len(values))
+        ),
+        key=lambda offer: (-offer[0], offer[1], offer[2]),
     )
-
-
-def _costs(folder: Path) -> dict[str, int]:
-    """Parameters of one unit of rank, by module."""
-    return {path: pair.parameters // pair.rank for path, pair in read_stored(folder).pairs.items()}
+    for _, path, k in offers:
+        # In a module the values fall, so that its offers come in their order.
+        if costs[path] <= left and ranks[path] == k:
+            ranks[path] += 1
+            left -= costs[path]
+    return ranks
 
 
 def verify(lab: TrialLab, spec: RankSpec, judge: Judge, candidate: Candidate) -> Verified:
     """The rank and its neighbours from the start, with a seed that chose nothing."""
     seed = candidate.seed + 1000
     wanted = [Candidate(rank, candidate.rate, seed) for rank in _beside(spec.ranks, candidate.rank)]
-    points = {each.rank: point for each, point in lab.train(wanted, lab.steps).items()}
-    best = min(points, key=lambda rank: (points[rank].loss, rank))
-    gaps = {rank: judge.gap(point, points[best]) for rank, point in points.items() if rank != best}
-    tolerance = judge.tolerance(points[best].loss)
-    enough = best == candidate.rank or gaps[candidate.rank].mean <= tolerance
+    rows = {each.rank: losses for each, losses in lab.train(wanted, lab.steps).items()}
+    best = min(rows, key=lambda rank: (rows[rank].loss, rank))
+    gaps = {r: judge.compare(rows[r], rows[best], lab.steps) for r in rows if r != best}
+    chosen = gaps.get(candidate.rank)
+    enough = chosen is None or chosen.difference.mean <= chosen.tolerance
     smaller = [
         rank
-        for rank in points
-        if rank < candidate.rank and (rank == best or gaps[rank].high <= tolerance)
+        for rank in rows
+        if rank < candidate.rank and (rank == best or gaps[rank].state == "equivalent")
     ]
-    losses = {rank: point.loss for rank, point in points.items()}
-    return Verified(seed, losses, gaps, best, enough and not smaller)
+    losses = {rank: of_rank.loss for rank, of_rank in rows.items()}
+    differences = {rank: gap.difference for rank, gap in gaps.items()}
+    return Verified(seed, losses, differences, best, enough and not smaller)
 
 
-def grid(lab: TrialLab, spec: RankSpec, probed: RateChoice, seed: int, rank: int) -> Grid:
+def grid(lab: TrialLab, spec: RankSpec, probed: RateChoice, candidate: Candidate) -> Grid:
     """Every rank with the best rates of the probe and several seeds: what the choice is held to."""
     order = sorted((loss, rate) for rate, loss in probed.first.items() if loss is not None)
     rates = [probed.rate] + [rate for _, rate in order if rate != probed.rate]
     rates = rates[: spec.grid_rates]
-    seeds = [seed + i for i in range(spec.grid_seeds)]
+    seeds = [candidate.seed + i for i in range(spec.grid_seeds)]
     wanted = [Candidate(r, rate, s) for r in spec.ranks for rate in rates for s in seeds]
-    points = lab.grid(wanted)
-    losses = {
-        (r, rate): tuple(points[Candidate(r, rate, s)].loss for s in seeds)
+    rows = lab.train(wanted, lab.steps, concurrent=1)
+    points = [
+        GridPoint(r, rate, tuple(rows[Candidate(r, rate, s)].loss for s in seeds))
         for r in spec.ranks
         for rate in rates
-    }
-    best_rank, best_rate = min(losses, key=lambda key: (float(np.mean(losses[key])), key))
-    spreads = [float(np.var(each, ddof=1)) for each in losses.values() if len(each) > 1]
+    ]
+    best = min(points, key=lambda point: (point.mean, point.rank, point.rate))
+    (ours,) = (p for p in points if (p.rank, p.rate) == (candidate.rank, probed.rate))
+    spreads = [float(np.var(p.losses, ddof=1)) for p in points if len(p.losses) > 1]
     noise = math.sqrt(float(np.mean(spreads))) if spreads else 0.0
-    ours = float(np.mean(losses[rank, probed.rate]))
-    regret = ours - float(np.mean(losses[best_rank, best_rate]))
-    return Grid(losses, best_rank, best_rate, noise, regret)
+    regret = ours.mean - best.mean
+    lowest = min(math.fsum(p.losses) / len(p.losses) for p in points)
+    at = {"rank": best.rank, "rate": best.rate}
+    return Grid(tuple(points), at, noise, regret, regret / lowest)
 
 
 def _beside(ranks: Sequence[int], rank: int) -> list[int]:

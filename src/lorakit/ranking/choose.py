@@ -1,4 +1,4 @@
-"""From held-out losses of several ranks to an answer. Pure: the generator is passed in.
+"""From held-out losses of several ranks to an answer. Pure: nothing here trains or measures.
 
 With d_r = loss of rank r - loss of the reference, row by row on the same rows, U_r its upper bound
 and L_r its lower one (one-sided, each holds with the given certainty), and τ the tolerance:
@@ -16,46 +16,27 @@ How likely: with s the standard error of the estimate d̂_r, from the bootstrap,
 probability Φ((τ - d̂_r) / s) where nothing was known of it before. That is one half at d̂_r = τ: what is
 likelier than not is what the estimate says.
 """
-# ruff: noqa: N815  (the fields carry their shapes in their names)
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import stdev
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
+from lorakit.experiments.measuring import RowLosses
+from lorakit.ranking.spec import Undecided
 
-Floats = NDArray[np.float64]
 State = Literal["equivalent", "worse", "open"]
 Kind = Literal["indistinguishable", "needed", "unsaturated"]
-Undecided = Literal["estimate", "larger"]
 
 # The seed noise is estimated from few short runs, which differ more than whole ones: outside of these
 # shares of the loss the estimate says more about their luck than about the task, and more than a
 # hundredth of the loss is not to be given away unasked.
 LEAST_SHARE, MOST_SHARE = 0.001, 0.01
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Held-out nats of each row, and its supervised tokens: (N,) both.
-
-    `step` is how long it was trained, in steps.
-    """
-
-    nats_N: Floats
-    tokens_N: Floats
-    step: int = 0
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return float(self.nats_N.sum() / self.tokens_N.sum())
 
 
 @dataclass(frozen=True)
@@ -66,13 +47,13 @@ class LossTolerance:
         share: of the best loss.
         noise: the seed noise that was estimated, as a share.
         runs: short runs that it was estimated from.
-        given: whether the user gave the share; else it is the noise, kept within a range.
+        from_user: whether the user gave the share; else it is the noise, kept within a range.
     """
 
     share: float
     noise: float
     runs: int
-    given: bool
+    from_user: bool
 
     def nats(self, loss: float) -> float:
         """τ in nats per token, beside a loss."""
@@ -91,32 +72,90 @@ def tolerance_of(share: float | None, losses: Sequence[float]) -> LossTolerance:
     """
     noise = float(f"{stdev(losses) / (sum(losses) / len(losses)):.4g}")
     if share is not None:
-        return LossTolerance(share, noise, len(losses), given=True)
-    return LossTolerance(min(max(noise, LEAST_SHARE), MOST_SHARE), noise, len(losses), given=False)
+        return LossTolerance(share, noise, len(losses), from_user=True)
+    return LossTolerance(
+        min(max(noise, LEAST_SHARE), MOST_SHARE), noise, len(losses), from_user=False
+    )
 
 
-def gap(
-    rank: Measured | Sequence[Measured],
-    reference: Measured | Sequence[Measured],
-    *,
-    generator: np.random.Generator,
-    level: float,
-) -> CrossedInterval:
-    """d with an interval whose ends are one-sided bounds of this level, in nats per token.
+@dataclass(frozen=True)
+class Gap:
+    """d of a rank that was compared with the reference, and τ beside the reference's loss.
+
+    Both are in nats per token; the ends of the interval are one-sided bounds.
+    """
+
+    difference: CrossedInterval
+    tolerance: float
+
+    @property
+    def state(self) -> State:
+        """Where d stands to τ."""
+        if self.difference.high <= self.tolerance:
+            return "equivalent"
+        return "worse" if self.difference.low > self.tolerance else "open"
+
+    @property
+    def confidence(self) -> float:
+        """How likely it is that d is at most τ; see above.
+
+        >>> wide = CrossedInterval(0.005, -0.028, 0.038, 0.9, 1, 100, 99.0, 4000)  # s = 0.02
+        >>> [round(Gap(wide, tolerance).confidence, 2) for tolerance in (0.01, 0.005, 0.001)]
+        [0.6, 0.5, 0.42]
+        """
+        d = self.difference
+        s = (d.high - d.low) / (2 * float(ndtri((1 + d.level) / 2)))
+        if s <= 0:
+            return float(d.mean <= self.tolerance)
+        return float(ndtr((self.tolerance - d.mean) / s))
+
+    def suffices(self, undecided: Undecided) -> bool:
+        """Whether the rank counts as good as the reference."""
+        if self.state == "open" and undecided == "estimate":
+            return self.difference.mean <= self.tolerance
+        return self.state == "equivalent"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The rule by which two measured ranks are compared.
+
+    Attributes:
+        tolerance: τ, and the seed noise of the short runs.
+        level: certainty of each bound.
+        undecided: what decides where the rows do not.
+        unsettled: the share of the seed noise that is left after so many steps. Where a run happens
+            to be depends on its seed the more the higher its learning rate is.
+    """
+
+    tolerance: LossTolerance
+    level: float = 0.95
+    undecided: Undecided = "estimate"
+    unsettled: Callable[[int], float] = lambda step: 0.0
+
+    def compare(self, rank: RowLosses, reference: RowLosses, step: int) -> Gap:
+        """d, with bounds for both chances: which rows there were, and where the runs happened to be.
+
+        Args:
+            rank, reference: losses of the same rows.
+            step: that both runs were measured after. Each is off by the unsettled share of the noise,
+                as a standard deviation over seeds; two are off by √2 times as much.
+        """
+        d = paired_difference(rank, reference, self.level)
+        off = math.sqrt(2) * (self.tolerance.noise * self.unsettled(step)) * reference.loss
+        return Gap(widened(d, off), self.tolerance.nats(reference.loss))
+
+
+def paired_difference(rank: RowLosses, reference: RowLosses, level: float) -> CrossedInterval:
+    """d by the rows alone, in nats per token: paired, so that the difficulty of a row cancels.
 
     Args:
-        rank, reference: measured on the same rows; several of each are paired by seed.
-        generator: of the bootstrap's draws.
+        rank, reference: losses of the same rows.
         level: certainty of each bound.
     """
-    ours, theirs = (
-        [each] if isinstance(each, Measured) else list(each) for each in (rank, reference)
-    )
-    tokens_N = ours[0].tokens_N
-    values_KN = np.array(
-        [(a.nats_N - b.nats_N) / tokens_N for a, b in zip(ours, theirs, strict=True)]
-    )
-    return crossed_mean(values_KN, tokens_N, generator=generator, level=2 * level - 1)
+    tokens_N = np.array(rank.tokens)
+    values_N = (np.array(rank.nats) - np.array(reference.nats)) / tokens_N
+    return crossed_mean(values_N[None], tokens_N, generator=generator(), level=2 * level - 1)
 
 
 def widened(d: CrossedInterval, deviation: float) -> CrossedInterval:
@@ -129,33 +168,9 @@ def widened(d: CrossedInterval, deviation: float) -> CrossedInterval:
     return replace(d, low=low, high=high)
 
 
-def state_of(d: CrossedInterval, tolerance: float) -> State:
-    """Where d stands to τ, both in nats per token."""
-    if d.high <= tolerance:
-        return "equivalent"
-    return "worse" if d.low > tolerance else "open"
-
-
-def likely(d: CrossedInterval, tolerance: float) -> float:
-    """How likely it is that d is at most τ, both in nats per token; see above.
-
-    >>> from lorakit.evaluation.crossed import CrossedInterval
-    >>> wide = CrossedInterval(0.005, -0.028, 0.038, 0.9, 1, 100, 99.0, 4000)  # s = 0.02
-    >>> round(likely(wide, 0.01), 2), round(likely(wide, 0.005), 2), round(likely(wide, 0.001), 2)
-    (0.6, 0.5, 0.42)
-    """
-    s = (d.high - d.low) / (2 * float(ndtri((1 + d.level) / 2)))
-    if s <= 0:
-        return float(d.mean <= tolerance)
-    return float(ndtr((tolerance - d.mean) / s))
-
-
-def suffices(d: CrossedInterval, tolerance: float, undecided: Undecided) -> bool:
-    """Whether a rank counts as equivalent, both in nats per token."""
-    state = state_of(d, tolerance)
-    if state == "open" and undecided == "estimate":
-        return d.mean <= tolerance
-    return state == "equivalent"
+def generator() -> np.random.Generator:
+    """Fresh for every interval, so that none depends on which others were asked for."""
+    return np.random.default_rng(0)
 
 
 @dataclass(frozen=True)
@@ -165,11 +180,10 @@ class Choice:
     Attributes:
         rank: the smallest that is equivalent.
         kind: whether all ranks are equivalent, some are too small, or even the highest is.
-        gaps: d of every rank that was compared; the reference has none.
-        states: where each of them stands.
+        gaps: of every rank that was compared; the reference has none.
         reference: the rank that the others were held against.
-        confidence: how likely d of the chosen rank is to be at most τ, see `likely`; 1 for the
-            reference, which is the best there is.
+        confidence: how likely d of the chosen rank is to be at most τ; 1 for the reference, which
+            is the best there is.
         tolerance: τ in nats per token.
         highest: the highest candidate.
         skipped: ranks below the chosen one that were not compared, though a smaller one was.
@@ -177,108 +191,48 @@ class Choice:
 
     rank: int
     kind: Kind
-    gaps: Mapping[int, CrossedInterval]
-    states: Mapping[int, State]
+    gaps: Mapping[int, Gap]
     reference: int
     confidence: float
     tolerance: float
     highest: int
     skipped: tuple[int, ...]
 
-    @property
-    def below(self) -> list[int]:
-        """Ranks below the chosen one that were compared."""
-        return [rank for rank in self.states if rank < self.rank]
-
-    def below_in(self, state: State) -> list[int]:
-        """Of these, the ones in a state."""
-        return [rank for rank in self.below if self.states[rank] == state]
+    def below(self, *states: State) -> list[int]:
+        """Ranks below the chosen one that were compared and are in one of these states."""
+        return [r for r, gap in self.gaps.items() if r < self.rank and gap.state in states]
 
 
 def choose(
-    gaps: Mapping[int, CrossedInterval],
+    gaps: Mapping[int, Gap],
     reference: int,
     tolerance: float,
     ranks: Sequence[int],
-    *,
     undecided: Undecided = "estimate",
-    tolerances: Mapping[int, float] | None = None,
 ) -> Choice:
     """The smallest rank that is equivalent to the reference.
 
     Args:
-        gaps: d of ranks that were compared, each against the reference as it was then.
+        gaps: of ranks that were compared, each against the reference as it was then.
         reference: the rank that they were held against.
-        tolerance: τ in nats per token.
+        tolerance: τ in nats per token where the answer was compared.
         ranks: all candidates, rising.
         undecided: what decides where rows leave a rank open.
-        tolerances: τ of ranks that were compared beside another loss, such as sooner in the run.
     """
-    lowest, highest = ranks[0], ranks[-1]
-    tolerance_of_rank = {rank: (tolerances or {}).get(rank, tolerance) for rank in gaps}
-    states = {rank: state_of(d, tolerance_of_rank[rank]) for rank, d in gaps.items()}
-    enough = [r for r, d in gaps.items() if suffices(d, tolerance_of_rank[r], undecided)]
-    rank = min([*enough, reference])
-    below = [r for r in states if r < rank]
+    rank = min([*(r for r, gap in gaps.items() if gap.suffices(undecided)), reference])
+    below = {r: gap.state for r, gap in gaps.items() if r < rank}
     kind: Kind = "needed"
-    if rank == lowest:
+    if rank == ranks[0]:
         kind = "indistinguishable"
-    elif rank == highest and below and max(below) == ranks[-2]:
-        all_worse = all(states[r] != "open" for r in below)
-        kind = "unsaturated" if all_worse else "needed"
+    elif rank == ranks[-1] and below and max(below) == ranks[-2] and "open" not in below.values():
+        kind = "unsaturated"
     return Choice(
         rank=rank,
         kind=kind,
-        gaps=dict(gaps),
-        states=states,
+        gaps=gaps,
         reference=reference,
-        confidence=likely(gaps[rank], tolerance_of_rank[rank]) if rank in gaps else 1.0,
+        confidence=gaps[rank].confidence if rank in gaps else 1.0,
         tolerance=tolerance,
-        highest=highest,
+        highest=ranks[-1],
         skipped=tuple(r for r in ranks if max(below, default=rank) < r < rank),
     )
-
-
-@dataclass(frozen=True)
-class RateEffect:
-    """That a neighbouring learning rate costs more than any rank.
-
-    Attributes:
-        spread: the largest difference between ranks, nats per token.
-        rate: the chosen one.
-        worse_rate: a neighbour, and its `cost` in the probe.
-    """
-
-    spread: float
-    rate: float
-    worse_rate: float
-    cost: float
-
-
-def rate_effect(
-    losses: Mapping[float, float | None], rate: float, gaps: Mapping[int, CrossedInterval]
-) -> RateEffect | None:
-    """Whether a neighbouring learning rate costs more than twice what ranks differ by.
-
-    Args:
-        losses: of the probe's first round by rate.
-        rate: the chosen one.
-        gaps: d of the ranks.
-    """
-    tried = sorted(losses)
-    finite = {r: loss for r, loss in losses.items() if loss is not None}
-    if rate not in finite or len(tried) < 2 or not gaps:
-        return None
-    at = tried.index(rate)
-    beside = [tried[i] for i in (at - 1, at + 1) if 0 <= i < len(tried)]
-    costs = {r: finite[r] - finite[rate] for r in beside if r in finite}
-    spread = max(abs(d.mean) for d in gaps.values())
-    if not costs or max(costs.values()) <= 2 * spread:
-        return None
-    worst = max(costs, key=lambda r: costs[r])
-    return RateEffect(spread, rate, worst, costs[worst])
-
-
-def generator() -> np.random.Generator:
-    """Fresh for every interval, so that none depends on which others were asked for."""
-    return np.random.default_rng(0)

@@ -6,32 +6,79 @@ RUN/
   adapter/         trained, at the recommended rank
   result.json      the figures
   report.html      the page made of them, and plots/*.png
+
+A search, from top to bottom:
+
+    profile   rows, base, steps, FLOPs, the prior                       one trial
+    probe     learning rates in short runs, at a middle rank            one or two trials
+    noise     short runs that differ in their seed alone                one trial
+    search    the bracket, or what --method names                       see bracket.py
+    metric    answers of the ranks around the choice, where asked for   see checks.py
+    layers    ranks by layer at the same parameter count, where asked for
+    verify    the choice and its neighbours anew, with another seed, where asked for
+    grid      every rank, rates and seeds, and the regret, where asked for
+
+The held-out rows choose the rate and the rank, and all training rows are trained on. Whoever wants
+the loss of the choice on rows that chose nothing keeps some back.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorakit.adapters.pairs import read_stored, write_stored
-from lorakit.errors import InputError
-from lorakit.experiments import Report, Runner, processes
-from lorakit.experiments.experiment import TRIALS, enter, forget_if_empty
+from lorakit.config import RunConfig
+from lorakit.experiments import Report, Runner
+from lorakit.experiments.experiment import MakeRunner, begin_experiment
+from lorakit.experiments.measuring import RowLosses
+from lorakit.experiments.stamps import Sources, Stamp, stamp_of
 from lorakit.files.whole import write_json
-from lorakit.ranking.protocol import RankFindings, profile_rank, search_rank
-from lorakit.ranking.settings import RankSettings
+from lorakit.ranking import probing, wording
+from lorakit.ranking.bracket import SearchResult, bracket
+from lorakit.ranking.choose import Judge, LossTolerance
+from lorakit.ranking.lab import TrialLab
+from lorakit.ranking.spec import RankSettings, RankSpec
 from lorakit.ranking.summary import summarise
-from lorakit.report import write_rank_report
-from lorakit.run import folder as folders
-
-# What may be asked for later of a search that is there: its trials stay what they are.
-_LATER = (
-    "verify",
-    "exhaustive",
-    "per_layer",
-    "metric",
-    "grid_rates",
-    "grid_seeds",
+from lorakit.ranking.trials import (
+    PROFILE,
+    AdapterRef,
+    Candidate,
+    RankProfile,
+    RankProfileRequest,
 )
+from lorakit.report import write_rank_report
+from lorakit.run.folder import RESULT
+from lorakit.training import learning_rate_at
+
+# Options of a run that a search decides, trial by trial.
+_DECIDED = ("rank", "rank_pattern", "alpha_pattern", "learning_rate")
+# What may be asked for later of a search that is there: its trials stay what they are.
+_LATER = ("verify", "exhaustive", "per_layer", "metric", "grid_rates", "grid_seeds")
+
+
+@dataclass(frozen=True, eq=False)
+class RankFindings:
+    """All that a search came to.
+
+    Attributes:
+        lab: all that was trained, and what it cost; rows and base in its profile.
+        probed, tolerance: of the short runs.
+        search: by losses, with the answer that they give.
+        rank: recommended: that of the search, or of the metric where one decides.
+        adapter: trained at it, by layer where that won.
+        losses: of the held-out rows at the recommended rank.
+        checks: those of `checks.py` that were asked for, by their names in result.json.
+    """
+
+    lab: TrialLab
+    probed: probing.RateChoice
+    tolerance: LossTolerance
+    search: SearchResult
+    rank: int
+    adapter: AdapterRef
+    losses: RowLosses
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_rank(
@@ -39,7 +86,7 @@ def run_rank(
     *,
     command: str = "",
     report: Report = lambda event: None,
-    runner: Callable[[Path, Report], Runner] | None = None,
+    runner: MakeRunner | None = None,
 ) -> dict[str, Any]:
     """Run what is missing of a search, and write its adapter, result and page.
 
@@ -56,26 +103,128 @@ def run_rank(
         InputError: something given cannot be used.
         DivergedError, TrialError: see `search_rank`; finished trials are kept.
     """
-    folder = Path(settings.config.output.out)
-    command = enter(folder, settings.to_flat(), command, what="a search", later=_LATER)
-    root = folder / TRIALS
-    if runner is None:
-        run = processes(root, workers=settings.spec.workers, report=report)
-    else:
-        run = runner(root, report)
-    report({"kind": "phase", "name": "profile", "trials": 1})
-    try:
-        profile = profile_rank(settings.spec, settings.config, run)
-    except InputError:
-        forget_if_empty(folder)
-        raise
+    spec, config = settings.spec, settings.config
+    experiment = begin_experiment(settings, command, report, runner, what="a search", later=_LATER)
+    root, run = experiment.trials, experiment.runner
+    with experiment.profiling():
+        profile = profile_rank(spec, config, run)
     report({"kind": "profile", "profile": profile})
-    findings = search_rank(settings.spec, settings.config, run, root, profile, report=report)
-    result = summarise(findings, settings.spec, command, root)
-    _keep_adapter(findings, settings, result, root, folder / "adapter")
-    write_json(folder / folders.RESULT, result)
-    write_rank_report(folder)
+    findings = search_rank(spec, config, run, root, profile, report=report)
+    result = summarise(findings, spec, experiment.command, root)
+    _keep_adapter(findings, settings, result, root, experiment.folder / "adapter")
+    write_json(experiment.folder / RESULT, result)
+    write_rank_report(experiment.folder)
     return result
+
+
+def first_stamp(config: RunConfig) -> Stamp:
+    """What all trials of a search depend on, without the options that it decides."""
+    return stamp_of(config, Sources.of(config), without=_DECIDED)
+
+
+def profile_rank(spec: RankSpec, config: RunConfig, runner: Runner) -> RankProfile:
+    """The first trial: what is there and what the ranks cost.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    concurrent = max(2, spec.rates if config.train.learning_rate == "auto" else 2)
+    request = RankProfileRequest(first_stamp(config), spec.ranks, concurrent)
+    return PROFILE.run(runner, request, Sources.of(config), "profile")
+
+
+def search_rank(
+    spec: RankSpec,
+    config: RunConfig,
+    runner: Runner,
+    root: Path,
+    profile: RankProfile,
+    *,
+    report: Report = lambda event: None,
+) -> RankFindings:
+    """Run what is missing of a search.
+
+    Args:
+        spec, config: the settings.
+        runner: does the trials; what was kept is not done again.
+        root: where the trials' folders lie.
+        profile: of `profile_rank`.
+        report: told of the phases and decisions.
+
+    Raises:
+        DivergedError: every rate of the probe diverged, or a run at the chosen one.
+    """
+    base, seed = profile.profile, config.train.seed
+    stamp = first_stamp(config).of_contents(base.data_sha256, base.base_sha256)
+    lab = TrialLab(profile, stamp, Sources.of(config), runner, report, spec.average_share)
+    lab.phase = "probe"
+    probed = probing.probe(lab, spec, config, base.rate_rule)
+    lab.phase = "noise"
+    tolerance = probing.seed_noise(lab, spec, probed, seed)
+    report({"kind": "decided", "text": wording.decided(probed.rate, tolerance)})
+
+    # Once the rate has decayed, runs have settled: how much of it is left says how much they have not.
+    judge = Judge(
+        tolerance,
+        spec.level,
+        spec.undecided,
+        lambda step: learning_rate_at(min(step, lab.steps), lab.steps, 1.0, config.train),
+    )
+    lab.phase = "search"
+    search, adapter = _search(lab, spec, judge, probed.rate, seed)
+    for decision in search.decisions:
+        report({"kind": "decided", "text": wording.sentence(decision)})
+    rank = search.choice.rank
+    findings = RankFindings(lab, probed, tolerance, search, rank, adapter, search.losses)
+    if any((spec.metric, spec.per_layer, spec.verify, spec.exhaustive)):
+        return _checked(findings, spec, config, judge, root)
+    return findings
+
+
+def _search(
+    lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int
+) -> tuple[SearchResult, AdapterRef]:
+    """The answer by losses, and its adapter."""
+    if spec.method != "bracket":
+        from lorakit.ranking.alternatives.lab import search
+
+        return search(lab, spec, judge, rate, seed)
+    result = bracket(
+        lab, spec.ranks, rate, seed, judge,
+        rungs=spec.rungs, decide_at=spec.decide_at, budget=spec.budget,
+    )  # fmt: skip
+    return result, lab.adapter(Candidate(result.choice.rank, rate, seed))
+
+
+def _checked(
+    findings: RankFindings, spec: RankSpec, config: RunConfig, judge: Judge, root: Path
+) -> RankFindings:
+    """The findings with the checks that are asked for."""
+    from lorakit.ranking import checks
+
+    lab, records = findings.lab, dict[str, Any]()
+    recommended = Candidate(findings.rank, findings.probed.rate, config.train.seed)
+    if spec.metric is not None:
+        lab.phase = "metric"
+        records["metric"] = scored = checks.by_metric(lab, spec, config, recommended)
+        if scored.rank != recommended.rank:
+            recommended = replace(recommended, rank=scored.rank)
+            losses = lab.points[recommended][lab.steps]
+            findings = replace(
+                findings, rank=recommended.rank, adapter=lab.adapter(recommended), losses=losses
+            )
+    if spec.per_layer:
+        lab.phase = "layers"
+        records["layers"], by_module = checks.by_layer(lab, spec, judge, recommended, root)
+        if records["layers"].wins:
+            findings = replace(findings, adapter=lab.adapter(by_module))
+    if spec.verify:
+        lab.phase = "verify"
+        records["verified"] = checks.verify(lab, spec, judge, recommended)
+    if spec.exhaustive:
+        lab.phase = "grid"
+        records["grid"] = checks.grid(lab, spec, findings.probed, recommended)
+    return replace(findings, checks=records)
 
 
 def _keep_adapter(
@@ -86,8 +235,8 @@ def _keep_adapter(
     folder: Path,
 ) -> None:
     """The adapter of the answer, with the search in its record."""
-    stored = read_stored(root / findings.adapter.trial / findings.adapter.adapter)
-    profile = findings.profile.profile
+    stored = read_stored(findings.adapter.folder(root))
+    profile = findings.lab.profile.profile
     provenance = {
         "template": dict(profile.template),
         "data_sha256": profile.data_sha256,
@@ -96,9 +245,9 @@ def _keep_adapter(
         "metrics": {"eval_loss": result["loss"], "eval_loss_before": result["base_loss"]},
         "rank_search": {
             "rank": findings.rank,
-            "kind": findings.choice.kind,
+            "kind": findings.search.choice.kind,
             "method": settings.spec.method,
-            "confidence": findings.choice.confidence,
+            "confidence": findings.search.choice.confidence,
             "tolerance": findings.tolerance.share,
         },
     }

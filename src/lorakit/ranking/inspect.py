@@ -7,7 +7,7 @@ With p_i = σ_i / Σ σ of a module's singular values:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from lorakit.files.cache import Progress, no_progress
 from lorakit.files.whole import write_json
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
-from lorakit.ranking.layers import rank_for_energy
 from lorakit.ranking.pairs import put_pairs, spectra_of
 from lorakit.ranking.trials import EVALUATION_TOKENS
 from lorakit.report.rank_figures import spectra_figures
@@ -83,6 +82,17 @@ def effective_rank(values: Sequence[float]) -> float:
     total = math.fsum(values)
     shares = [value / total for value in values if value > 0] if total > 0 else []
     return round(math.exp(-math.fsum(p * math.log(p) for p in shares)), 12) if shares else 0.0
+
+
+def rank_for_energy(spectra: Mapping[str, Sequence[float]], share: float) -> int:
+    """The smallest rank for all modules that keeps this share of all squared singular values."""
+    total = sum(value**2 for values in spectra.values() for value in values)
+    longest = max(len(values) for values in spectra.values())
+    for rank in range(1, longest + 1):
+        energy = sum(value**2 for values in spectra.values() for value in values[:rank])
+        if energy >= share * total:
+            return rank
+    return longest
 
 
 def run_inspect(

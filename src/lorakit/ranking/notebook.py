@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lorakit.experiments import Report, Runner, processes
-from lorakit.experiments.sources import asked, call
+from lorakit.experiments import Report
+from lorakit.experiments.sources import call, given_rows
 from lorakit.extras import need
 
 
@@ -18,8 +18,14 @@ def rank(
 ) -> dict[str, Any]:
     """Find the smallest rank that is as good as the best on these rows, and train the adapter.
 
-    >>> result = lorakit.rank("rows.jsonl", max_rank=32)              # doctest: +SKIP
-    >>> result["recommended_rank"], result["words"]                   # doctest: +SKIP
+    >>> import lorakit
+    >>> rows = [{"prompt": f"say {i}", "completion": "yes"} for i in range(40)]
+    >>> options = {"max_rank": 2, "max_steps": 2, "rates": 1, "tolerance": "2%"}
+    >>> result = lorakit.rank(rows, model="tiny-model", **options)
+    >>> result["recommended_rank"] in result["ranks"]
+    True
+    >>> lorakit.read_adapter("runs/rank/adapter").spec.rank == result["recommended_rank"]
+    True
 
     The search lies in `out`, with its page, and the adapter in `out`/adapter. Called again with the
     same `out` it goes on where it was killed, or gives the finished result at once.
@@ -41,18 +47,7 @@ def rank(
     """
     need("metrics", "lorakit.rank")
     from lorakit.ranking.command import run_rank
-    from lorakit.ranking.settings import settings
+    from lorakit.ranking.spec import FORM
 
-    begun = asked(data, eval_data, out, options)
-    given = settings(None, begun.options)
-
-    def make(root: Path, tell: Report) -> Runner:
-        return processes(root, workers=given.spec.workers, report=tell)
-
-    with begun.naming_rows():
-        return run_rank(
-            given,
-            command=call("lorakit.rank", options),
-            report=report,
-            runner=begun.after_writing(make),
-        )
+    rows = given_rows(data, eval_data, out, options)
+    return rows.run(run_rank, FORM, command=call("lorakit.rank", options), report=report)

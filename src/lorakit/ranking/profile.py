@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorakit.errors import DataError
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import measure_rows, spread_rows
@@ -43,11 +44,17 @@ def profile(
         report: told of the stages.
 
     Raises:
-        InputError: a rank does not fit a module, or the model's runs cannot share a pass.
+        InputError: a rank does not fit a module, the model's runs cannot share a pass, or fewer
+            than two rows are held out.
     """
     context = open_trial(request.stamp, sources)
     model, config = context.model, context.config.train
     rows, held_out = context.data.train, context.data.eval
+    if len(held_out) < 2:
+        raise DataError(
+            "one row is held out, and ranks are compared over several: give --eval-data, or a larger "
+            "--eval-share"
+        )
     plans = [plan(model, replace(context.config.lora, rank=rank)) for rank in request.ranks]
     check_can_share(model)
     estimate = estimate_step(

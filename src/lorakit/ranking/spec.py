@@ -1,4 +1,4 @@
-"""How a rank is searched for: one frozen description."""
+"""How a rank is searched for: one frozen description, and the run's options beside it."""
 
 import math
 import re
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorakit.errors import ConfigError, did_you_mean
+from lorakit.experiments.settings import RUN_OPTIONS, Form, Settings
 
-# As in choose.py, which is too heavy for --help.
 Undecided = Literal["estimate", "larger"]
 MethodName = Literal["bracket", "heal", "nested", "halving"]
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
@@ -219,3 +219,14 @@ class RankSpec:
                 "0.5% or 0.005"
             )
         return value
+
+
+RankSettings = Settings[RankSpec]
+# A search has one length and may be given the learning rate; a comparison decides both.
+FORM = Form(
+    RankSpec,
+    section="search",
+    options=(*RUN_OPTIONS, "learning_rate", "epochs", "max_steps"),
+    defaults={"out": "runs/rank", "samples": 64},
+    decided_by="the search",
+)

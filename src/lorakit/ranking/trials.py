@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorakit.evaluation.metrics import Scores
 from lorakit.experiments.kinds import TrialKind
@@ -81,6 +82,10 @@ class AdapterRef:
     trial: str
     adapter: str
 
+    def folder(self, trials: Path) -> Path:
+        """Where it lies, given the folder of the trials."""
+        return trials / self.trial / self.adapter
+
 
 @dataclass(frozen=True)
 class RunRef:
@@ -107,6 +112,20 @@ class RankRun:
     pattern: Mapping[str, int]
     resumes: RunRef | None = None
     starts_with: AdapterRef | None = None
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A run from its initialisation: rank, learning rate and seed; ranks by module where they differ."""
+
+    rank: int
+    rate: float
+    seed: int = 0
+    pattern: tuple[tuple[str, int], ...] = ()
+
+    def run(self, resumes: RunRef | None = None) -> RankRun:
+        """As a trial is given it: from its initialisation, or from where another trial left it."""
+        return RankRun(self.rank, self.rate, self.seed, dict(self.pattern), resumes)
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,112 @@
-"""The sentences of a search, made from its values."""
+"""The sentences of a search, made from its values: the one place that has words."""
 
 from functools import singledispatch
+from typing import TYPE_CHECKING
 
-from lorakit.ranking.checks import Grid, Layered, Scored, Verified
-from lorakit.ranking.choose import LEAST_SHARE, MOST_SHARE, Choice, LossTolerance, RateEffect
-from lorakit.ranking.search import (
+from lorakit.ranking.bracket import (
     AnswerFinished,
     BudgetReached,
     Decision,
     RankCompared,
     RankRuledOut,
 )
-from lorakit.ranking.trials import Prior
+from lorakit.ranking.choose import LEAST_SHARE, MOST_SHARE, Choice, LossTolerance
+from lorakit.ranking.probing import RateEffect, rate_effect
 from lorakit.report.numbers import number, percent
 
+if TYPE_CHECKING:
+    from lorakit.ranking.checks import Grid, Layered, Scored, Verified
+    from lorakit.ranking.command import RankFindings
 
-def tolerance(chosen: LossTolerance) -> str:
+# Held-out rows below which a note asks for more.
+_FEW_ROWS = 100
+
+
+def answer(findings: "RankFindings") -> str:
+    """The answer in a few sentences, and what the checks say of it."""
+    probed, checks = findings.probed, findings.checks
+    effect = rate_effect(probed.first, probed.rate, findings.search.choice.gaps)
+    sentences = [choice(findings.search.choice)]
+    if effect is not None:
+        sentences.append(rate_matters(effect))
+    if "metric" in checks:
+        sentences.append(scored(checks["metric"]))
+    if "layers" in checks:
+        sentences.append(layered(checks["layers"]))
+    if "verified" in checks:
+        sentences.append(verified(checks["verified"]))
+    if "grid" in checks:
+        sentences.append(grid(checks["grid"]))
+    return " ".join(sentences)
+
+
+def notes(findings: "RankFindings") -> list[str]:
+    """What the user should know besides."""
+    ranks, rate, prior = findings.lab.profile, findings.probed.rate, findings.lab.profile.prior
+    rows, sentences = ranks.profile.eval_rows, []
+    if ranks.estimate.note:
+        sentences.append(ranks.estimate.note)
+    if findings.probed.at_edge:
+        sentences.append(
+            f"the chosen rate {rate:g} is the end of the grid; more --rates might find a better one"
+        )
+    if rows < _FEW_ROWS:
+        sentences.append(
+            f"{rows} held-out rows: small differences cannot be told; give more for a surer answer"
+        )
+    sentences.append(
+        f"prior: the completions hold {number(prior.bits / 1000, 3)} kbit under the base, at "
+        f"{prior.bits_a_parameter:g} bits a parameter those of rank {number(prior.rank, 2)}; "
+        "most of it is noise that nothing learns, so this decides nothing"
+    )
+    share = ranks.parameters(findings.rank) / max(ranks.trainable.values())
+    sentences.append(f"the adapter has {percent(share)} of the highest rank's parameters")
+    return sentences
+
+
+def tolerance(margin: LossTolerance) -> str:
     """The tolerance and where it comes from."""
-    share, noise = percent(chosen.share, 2), percent(chosen.noise, 2)
-    if chosen.given:
+    share, noise = percent(margin.share, 2), percent(margin.noise, 2)
+    if margin.from_user:
         return f"{share} of the loss, as given (seed noise of short runs: {noise})"
     words = (
-        f"{share} of the loss: the seed noise, estimated from {chosen.runs} short runs "
+        f"{share} of the loss: the seed noise, estimated from {margin.runs} short runs "
         f"that differ in their seed alone ({noise}"
     )
-    if chosen.share != chosen.noise:
+    if margin.share != margin.noise:
         words += f", kept within {percent(LEAST_SHARE, 1)} and {percent(MOST_SHARE, 1)}"
     return words + ")"
 
 
 def choice(answer: Choice) -> str:
-    """The answer in a few sentences."""
-    rank, margin, below = answer.rank, f"{number(answer.tolerance, 2)} nats per token", answer.below
-    open_below, worse = answer.below_in("open"), answer.below_in("worse")
+    """The answer by losses."""
+    rank, margin, gaps = answer.rank, f"{number(answer.tolerance, 2)} nats per token", answer.gaps
+    open_below, worse = answer.below("open"), answer.below("worse")
     if answer.kind == "indistinguishable":
         words = (
             f"Ranks {rank} to {answer.highest} are indistinguishable here, to within {margin}: take "
             f"the smallest, {rank}."
         )
     elif answer.kind == "unsaturated":
+        below = max(answer.below("equivalent", "worse"))
         words = (
-            f"The loss is not saturated at rank {answer.highest}: {max(below)} is worse by "
-            f"{number(answer.gaps[max(below)].mean, 2)} nats per token. Take {answer.highest}, and "
+            f"The loss is not saturated at rank {answer.highest}: {below} is worse by "
+            f"{number(gaps[below].difference.mean, 2)} nats per token. Take {answer.highest}, and "
             "raise --max-rank to see whether more helps."
         )
     else:
         which = "smallest of those compared" if answer.skipped else "smallest"
         words = f"Rank {rank} is the {which} that is within {margin} of the best."
         if worse:
-            d = answer.gaps[max(worse)]
+            d = gaps[max(worse)].difference
             words += f" Rank {max(worse)} is worse by {number(d.mean, 2)}."
     if open_below:
         words += (
             f" Whether rank {min(open_below)} suffices these held-out rows do not say; more of them "
             "would."
         )
-    if answer.states.get(rank) == "open":
-        d = answer.gaps[rank]
+    if rank in gaps and gaps[rank].state == "open":
+        d = gaps[rank].difference
         words += (
             f" That is the likelier answer ({percent(answer.confidence, 0)}): by these held-out rows "
             f"it is {number(d.low, 2)} to {number(d.high, 2)} from rank {answer.reference}, and more "
@@ -86,12 +136,12 @@ def sentence(decision: Decision) -> str:
 
 @sentence.register
 def _(decision: RankCompared) -> str:
-    d = decision.difference
+    d, state = decision.gap.difference, decision.gap.state
     how = {"healed": ", cut and healed,", "nested": ", a prefix,"}.get(decision.how, "")
     return (
         f"after {decision.share:.0%} of the run rank {decision.rank}{how} is "
         f"{d.mean:+.4f} nats per token from rank {decision.reference} "
-        f"({d.low:+.4f} to {d.high:+.4f}): {decision.state}"
+        f"({d.low:+.4f} to {d.high:+.4f}): {state}"
     )
 
 
@@ -124,18 +174,18 @@ def _(decision: AnswerFinished) -> str:
     return f"rank {decision.rank} {way}" + (stopped and f"; {stopped}")
 
 
-def scored(score: Scored, rank_by_loss: int) -> str:
+def scored(score: "Scored") -> str:
     """Whether score and loss agree."""
     values = ", ".join(f"{r}: {number(v, 3)}" for r, v in sorted(score.scores.items()))
-    if score.rank == rank_by_loss:
-        return f"{score.metric} agrees ({values})."
+    if score.rank == score.rank_by_loss:
+        return f"{score.name} agrees ({values})."
     return (
-        f"{score.metric} and the loss disagree: by the score it is rank {score.rank}, by "
-        f"the loss {rank_by_loss} ({values}). The score decides, as asked."
+        f"{score.name} and the loss disagree: by the score it is rank {score.rank}, by "
+        f"the loss {score.rank_by_loss} ({values}). The score decides, as asked."
     )
 
 
-def layered(by_layer: Layered) -> str:
+def layered(by_layer: "Layered") -> str:
     """Whether ranks by layer win."""
     d = by_layer.difference
     won = "They win" if by_layer.wins else "They do not win, and are left off"
@@ -145,44 +195,20 @@ def layered(by_layer: Layered) -> str:
     )
 
 
-def verified(check: Verified) -> str:
+def verified(check: "Verified") -> str:
     """Whether the choice held with another seed."""
     held = "held" if check.held else "did not hold"
     return f"Trained anew with another seed beside its neighbours, the choice {held}."
 
 
-def grid(whole: Grid) -> str:
+def grid(whole: "Grid") -> str:
     """The regret of the choice."""
     return (
         f"Against the whole grid the regret is {number(whole.regret, 2)} nats per token "
-        f"(seed noise {number(whole.noise, 2)})."
+        f"(seed noise {number(whole.seed_noise, 2)})."
     )
 
 
-def rate_at_edge(rate: float) -> str:
-    """That the probe chose an end of its grid."""
-    return f"the chosen rate {rate:g} is the end of the grid; more --rates might find a better one"
-
-
-def few_rows(rows: int) -> str:
-    """That there are few held-out rows."""
-    return f"{rows} held-out rows: small differences cannot be told; give more for a surer answer"
-
-
-def prior(estimate: Prior) -> str:
-    """The prior, and that it decides nothing."""
-    return (
-        f"prior: the completions hold {number(estimate.bits / 1000, 3)} kbit under the base, at "
-        f"{estimate.bits_a_parameter:g} bits a parameter those of rank {number(estimate.rank, 2)}; "
-        "most of it is noise that nothing learns, so this decides nothing"
-    )
-
-
-def adapter_share(share: float) -> str:
-    """How large the adapter is beside the largest."""
-    return f"the adapter has {percent(share)} of the highest rank's parameters"
-
-
-def decided(rate: float, chosen: LossTolerance) -> str:
+def decided(rate: float, margin: LossTolerance) -> str:
     """The rate and the tolerance, before ranks are searched."""
-    return f"rate {rate:g}; tolerance {tolerance(chosen)}"
+    return f"rate {rate:g}; tolerance {tolerance(margin)}"

@@ -128,7 +128,7 @@ def _prepare_run(run: RankRun, jobs: Jobs, job: int, own: Path) -> None:
         before = trials / run.resumes.trial / f"run-{run.resumes.run}"
         shutil.copytree(before / "checkpoints", own / "checkpoints")
     elif run.starts_with is not None:
-        put_pairs(jobs, job, read_stored(trials / run.starts_with.trial / run.starts_with.adapter))
+        put_pairs(jobs, job, read_stored(run.starts_with.folder(trials)))
 
 
 def _result(
@@ -162,7 +162,7 @@ def answer(request: AnswerRequest, sources: Sources, folder: Path, report: Repor
     """
     context = open_trial(request.stamp, sources)
     model, session = context.model, context.session
-    stored = read_stored(folder.parent / request.adapter.trial / request.adapter.adapter)
+    stored = read_stored(request.adapter.folder(folder.parent))
     jobs = Jobs(model, [plan(model, stored.spec)], [0])
     put_pairs(jobs, 0, stored)
     report({"kind": "stage", "name": "answer"})

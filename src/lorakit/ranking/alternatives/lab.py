@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from lorakit.experiments.measuring import RowLosses
 from lorakit.ranking.alternatives.searches import halving, heal, nested
 from lorakit.ranking.alternatives.trials import CUT, NEST, CutRequest, NestRequest
-from lorakit.ranking.choose import Measured
-from lorakit.ranking.lab import TrialLab, measured_of
-from lorakit.ranking.search import Candidate, Judge, SearchResult
+from lorakit.ranking.bracket import SearchResult
+from lorakit.ranking.choose import Judge
+from lorakit.ranking.lab import TrialLab, losses_of
 from lorakit.ranking.spec import RankSpec
-from lorakit.ranking.trials import TRAIN, AdapterRef, RankRun
+from lorakit.ranking.trials import TRAIN, AdapterRef, Candidate, RankRun
 
 
 class CuttingTrialLab:
@@ -46,42 +44,42 @@ class CuttingTrialLab:
         """See `Lab`."""
         return self._lab.measuring
 
-    def train(self, candidates: Sequence[Candidate], until: int) -> Mapping[Candidate, Measured]:
+    def train(self, candidates: Sequence[Candidate], until: int) -> Mapping[Candidate, RowLosses]:
         """See `Lab`."""
         return self._lab.train(candidates, until)
 
-    def cut(self, candidate: Candidate, ranks: Sequence[int]) -> Mapping[int, Measured]:
+    def cut(self, candidate: Candidate, ranks: Sequence[int]) -> Mapping[int, RowLosses]:
         """See `CuttingLab`."""
         lab, rows = self._lab, self._lab.profile.profile.eval_rows
         request = CutRequest(lab.stamp, lab.adapter(candidate), tuple(ranks), rows)
-        trial, result = lab.run_keyed(CUT, request, f"cuts of rank {candidate.rank}")
+        trial, result = lab.run(CUT, request, f"cuts of rank {candidate.rank}")
         for rank in ranks:
             self.cuts[rank] = AdapterRef(trial, f"rank-{rank}")
-            lab.ledger.evaluation(rank, result.measured_tokens)
-        return {rank: _point(result.points[str(rank)], self.steps) for rank in ranks}
+            lab.count_evaluation(rank, result.measured_tokens)
+        return {rank: result.points[str(rank)] for rank in ranks}
 
     def heal(
         self, candidate: Candidate, ranks: Sequence[int], steps: int
-    ) -> Mapping[int, Measured]:
+    ) -> Mapping[int, RowLosses]:
         """See `CuttingLab`."""
         starts = {rank: self.cuts[rank] for rank in ranks}
         return self._train_on(starts, candidate.rate, candidate.seed, steps, "healing")
 
-    def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, Measured]:
+    def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, RowLosses]:
         """See `CuttingLab`."""
         lab, rows = self._lab, self._lab.profile.profile.eval_rows
         recompute = lab.profile.estimate.recompute
         request = NestRequest(lab.stamp, tuple(ranks), rate, seed, lab.steps, rows, recompute)
-        trial, result = lab.run_keyed(NEST, request, f"all prefixes of rank {max(ranks)}")
+        trial, result = lab.run(NEST, request, f"all prefixes of rank {max(ranks)}")
         # Rows are dealt out evenly, and so is what their pairs cost.
         mean = sum(lab.profile.parameters(rank) for rank in ranks) // len(ranks)
-        lab.ledger.training_of(mean, result.trained_tokens)
+        lab.count_training(mean, result.trained_tokens)
         for rank in ranks:
             self._prefixes[rank] = AdapterRef(trial, f"rank-{rank}")
-            lab.ledger.evaluation(rank, result.measured_tokens)
-        return {rank: _point(result.points[str(rank)], self.steps) for rank in ranks}
+            lab.count_evaluation(rank, result.measured_tokens)
+        return {rank: result.points[str(rank)] for rank in ranks}
 
-    def go_on(self, rank: int, rate: float, seed: int, steps: int) -> Measured:
+    def go_on(self, rank: int, rate: float, seed: int, steps: int) -> RowLosses:
         """See `CuttingLab`."""
         starts = {rank: self._prefixes[rank]}
         return self._train_on(starts, rate, seed, steps, "the chosen prefix alone")[rank]
@@ -93,20 +91,20 @@ class CuttingTrialLab:
         seed: int,
         steps: int,
         label: str,
-    ) -> dict[int, Measured]:
+    ) -> dict[int, RowLosses]:
         """Train adapters for so many steps, by a schedule of their own."""
         lab = self._lab
         runs = [RankRun(rank, rate, seed, {}, starts_with=start) for rank, start in starts.items()]
         rows = lab.profile.profile.eval_rows
         request = lab.train_request(runs, steps, steps, rows=rows)
         named = ", ".join(map(str, starts))
-        trial, result = lab.run_keyed(TRAIN, request, f"{label}: ranks {named}")
-        points = {}
+        trial, result = lab.run(TRAIN, request, f"{label}: ranks {named}")
+        losses = {}
         for i, (rank, run) in enumerate(zip(starts, result.runs, strict=True)):
             lab.count(rank, run, result)
-            points[rank] = measured_of(run, lab.steps + steps, f"{label}, rank {rank}")
+            losses[rank] = losses_of(run, f"{label}, rank {rank}")
             self.adapters[rank] = AdapterRef(trial, f"run-{i}/adapter")
-        return points
+        return losses
 
 
 def search(
@@ -115,11 +113,7 @@ def search(
     """The search that `spec.method` names, and the adapter that it ended with."""
     if spec.method == "halving":
         result = halving(lab, spec.ranks, rate, seed, judge)
-        return result, lab.adapter(Candidate(result.rank, rate, seed))
+        return result, lab.adapter(Candidate(result.choice.rank, rate, seed))
     cutting, way = CuttingTrialLab(lab), {"heal": heal, "nested": nested}[spec.method]
     result = way(cutting, spec.ranks, rate, seed, judge, heal_share=spec.heal_share)
-    return result, cutting.adapters[result.rank]
-
-
-def _point(rows: RowLosses, step: int) -> Measured:
-    return Measured(np.array(rows.nats), np.array(rows.tokens), step)
+    return result, cutting.adapters[result.choice.rank]

@@ -5,36 +5,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lorakit.evaluation.crossed import CrossedInterval
-from lorakit.ranking.choose import Measured
-from lorakit.ranking.search import (
-    Candidate,
+from lorakit.experiments.measuring import RowLosses
+from lorakit.ranking.bracket import (
     Decision,
     Evidence,
-    Judge,
     Lab,
     RankCompared,
     SearchResult,
     step_at,
 )
+from lorakit.ranking.choose import Gap, Judge, choose
+from lorakit.ranking.trials import Candidate
 from lorakit.ranking.wording import sentence
 
 
 class CuttingLab(Lab, Protocol):
     """A lab that can make ranks of other ranks."""
 
-    def cut(self, candidate: Candidate, ranks: Sequence[int]) -> Mapping[int, Measured]:
+    def cut(self, candidate: Candidate, ranks: Sequence[int]) -> Mapping[int, RowLosses]:
         """Cut a finished run's adapter to these ranks."""
 
     def heal(
         self, candidate: Candidate, ranks: Sequence[int], steps: int
-    ) -> Mapping[int, Measured]:
+    ) -> Mapping[int, RowLosses]:
         """Train the cuts of `cut` for so many steps."""
 
-    def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, Measured]:
+    def nest(self, ranks: Sequence[int], rate: float, seed: int) -> Mapping[int, RowLosses]:
         """One run whose prefixes are all trained; measured at each."""
 
-    def go_on(self, rank: int, rate: float, seed: int, steps: int) -> Measured:
+    def go_on(self, rank: int, rate: float, seed: int, steps: int) -> RowLosses:
         """Train a prefix of `nest` alone for so many steps."""
 
 
@@ -84,8 +83,8 @@ def heal(
     evidence = [Evidence(highest, "trained", 1.0, whole)]
     cuts = lab.cut(candidate, ranks)
     evidence += [Evidence(rank, "cut", 1.0, point) for rank, point in cuts.items()]
-    healed: dict[int, Measured] = {}
-    gaps: dict[int, CrossedInterval] = {}
+    healed: dict[int, RowLosses] = {}
+    gaps: dict[int, Gap] = {}
     decisions: list[Decision] = []
     share = 1 + heal_share
 
@@ -96,9 +95,9 @@ def heal(
             evidence.append(Evidence(rank, "healed", share, point))
 
     def suffices(rank: int) -> bool:
-        gaps[rank], state = judge.state(healed[rank], healed[highest])
-        decisions.append(RankCompared(rank, highest, "healed", share, gaps[rank], state))
-        return judge.suffices(healed[rank], healed[highest])
+        gaps[rank] = judge.compare(healed[rank], healed[highest], lab.steps)
+        decisions.append(RankCompared(rank, highest, "healed", share, gaps[rank]))
+        return gaps[rank].suffices(judge.undecided)
 
     train_on([ranks[0], highest])
     low, high = 0, len(ranks) - 1
@@ -108,9 +107,9 @@ def heal(
         middle = (low + high) // 2
         train_on([ranks[middle]])
         low, high = (low, middle) if suffices(ranks[middle]) else (middle, high)
-    answer = ranks[high]
-    pair = (healed[answer], healed[highest])
-    return SearchResult(answer, highest, "healed", gaps, pair, evidence, decisions)
+    tolerance = judge.tolerance.nats(healed[highest].loss)
+    choice = choose(gaps, highest, tolerance, ranks, judge.undecided)
+    return SearchResult(choice, "healed", tuple(evidence), tuple(decisions))
 
 
 def nested(
@@ -127,21 +126,22 @@ def nested(
     points = lab.nest(ranks, rate, seed)
     best = min(points, key=lambda rank: (points[rank].loss, rank))
     evidence = [Evidence(rank, "nested", 1.0, point) for rank, point in points.items()]
-    gaps: dict[int, CrossedInterval] = {}
+    gaps: dict[int, Gap] = {}
     decisions: list[Decision] = []
     answer = best
     for rank in sorted(points, reverse=True):
         if rank == best:
             continue
-        gaps[rank], state = judge.state(points[rank], points[best])
-        decisions.append(RankCompared(rank, best, "nested", 1.0, gaps[rank], state))
-        if judge.suffices(points[rank], points[best]) and rank < answer:
+        gaps[rank] = judge.compare(points[rank], points[best], lab.steps)
+        decisions.append(RankCompared(rank, best, "nested", 1.0, gaps[rank]))
+        if gaps[rank].suffices(judge.undecided) and rank < answer:
             answer = rank
     alone = lab.go_on(answer, rate, seed, steps)
     evidence.append(Evidence(answer, "healed", 1 + heal_share, alone))
     decisions.append(PrefixContinued(answer, steps))
-    pair = (points[answer], points[best])
-    return SearchResult(answer, best, "healed", gaps, pair, evidence, decisions)
+    tolerance = judge.tolerance.nats(points[best].loss)
+    choice = choose(gaps, best, tolerance, ranks, judge.undecided)
+    return SearchResult(choice, "healed", tuple(evidence), tuple(decisions))
 
 
 def halving(
@@ -163,6 +163,7 @@ def halving(
         share = min(1.0, 2 * share)
         left = sorted(order[: max(1 if share >= 1 else 2, len(order) // 2)])
     best = order[0]
-    gaps = {rank: judge.gap(points[rank], points[best]) for rank in order[1:]}
-    pair = (points[best], points[best])
-    return SearchResult(best, best, "trained", gaps, pair, evidence, decisions)
+    gaps = {rank: judge.compare(points[rank], points[best], lab.steps) for rank in order[1:]}
+    tolerance = judge.tolerance.nats(points[best].loss)
+    choice = choose(gaps, best, tolerance, ranks, judge.undecided)
+    return SearchResult(choice, "trained", tuple(evidence), tuple(decisions))

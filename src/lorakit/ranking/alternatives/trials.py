@@ -68,7 +68,7 @@ def cut(request: CutRequest, sources: Sources, folder: Path, report: Report) -> 
         report: told of the cuts.
     """
     context = open_trial(request.stamp, sources)
-    stored = read_stored(folder.parent / request.adapter.trial / request.adapter.adapter)
+    stored = read_stored(request.adapter.folder(folder.parent))
     jobs = _jobs(context, request.ranks, 0)
     for i, rank in enumerate(request.ranks):
         report({"kind": "stage", "name": f"cut to {rank}"})
