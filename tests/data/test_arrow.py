@@ -9,6 +9,7 @@ import pytest
 
 from lorakit.data import DataSpec, read_rows, recognise
 from lorakit.data.given import as_source
+from lorakit.errors import DataError
 
 ASKED = {"role": "user", "content": "How warm is it?"}
 TOOLS = [
@@ -109,3 +110,17 @@ def test_json_that_datasets_read_and_wrote_as_parquet(tmp_path):
     for source in (str(tmp_path / "y.parquet"), as_source(kept)):
         found, _ = examples(source)
         assert arguments(found) == ARGUMENTS[:2]
+
+
+@pytest.mark.parametrize("form", ["stream", "parquet"])
+def test_text_that_is_not_utf8_is_an_error_of_the_file(form, tmp_path):
+    bad = pyarrow.array([b"ok", b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"prompt": bad, "completion": ["a", "b"]})
+    path = tmp_path / ("x.arrow" if form == "stream" else "x.parquet")
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with path.open("wb") as out, pyarrow.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(DataError, match=rf"{path.name}: broken .*UTF8"):
+        list(read_rows([str(path)]))

@@ -59,6 +59,8 @@ def _ipc(stream: BinaryIO) -> Iterator[Any]:
 
 def _as_python(batch: Any) -> list[dict[str, Any]]:
     """Rows of a batch; a map column becomes a dict, as it was in JSON."""
+    # Without this, damaged offsets or text that is not UTF-8 end in pyarrow's own tracebacks.
+    batch.validate(full=True)
     rows: list[dict[str, Any]] = batch.to_pylist()
     if "map<" in str(batch.schema):
         rows = [_with_maps(row) for row in rows]
