@@ -70,7 +70,7 @@ def test_a_valid_file_is_read_as_it_is_meant(case, tmp_path):
         assert part in notes
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_other_words_in_the_same_forms(seed, tmp_path):
     for case in valid_files(1000 * seed):
         rows, *_ = read(DataSpec(data=(str(written(case, tmp_path / case.name)),), **case.options))
@@ -115,7 +115,7 @@ def test_the_advice_of_an_error_was_tried(case, tmp_path, refusal):
 
 def test_a_mapping_that_is_advised_works(tmp_path, refusal):
     tried = 0
-    for case in BROKEN:
+    for case in (c for c in BROKEN if any("--prompt" in part for part in c.says)):
         source = written(case, tmp_path / case.name)
         found = re.search(r"--prompt '([^']*)' --completion '([^']*)'", refusal(case, source))
         if found is None or found[1] == "{QUESTION}" or case.mend is not None:
@@ -129,7 +129,7 @@ def test_a_mapping_that_is_advised_works(tmp_path, refusal):
 
 def test_files_that_are_named_by_an_advice_can_be_given(tmp_path, refusal):
     tried = 0
-    for case in BROKEN:
+    for case in (c for c in BROKEN if "." not in c.source):  # folders
         source = written(case, tmp_path / case.name)
         found = re.search(r"for example --data (\S+)", refusal(case, source))
         if found:
