@@ -1,11 +1,50 @@
-"""The fields of a GGUF file changed, its tensors' bytes as they are."""
+"""The fields of a GGUF file changed, its tensors' bytes as they are.
 
-from collections.abc import Mapping
+What llama.cpp's converter makes of a folder says of conversations too little: it reads one eos, and
+nothing of the end of turn that a template teaches; llama.cpp ends an answer at the eos, eot and eom
+of the file, and at tokens whose names it knows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
 Field = str | bool | int
+_TOKENIZER = gguf.Keys.Tokenizer
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What a file shall say of prompts and answers.
+
+    Attributes:
+        ends: ids that end an answer beside the eos, the end of a plain answer first; the file has
+            places for two.
+        bos: whether a prompt begins with the token that begins a text.
+    """
+
+    ends: Sequence[int] = ()
+    bos: bool = False
+
+
+def fields(file: Path, speech: Speech) -> dict[str, Field]:
+    """The fields of a model's file that say so.
+
+    The token that begins a text is put there by llama.cpp where the file asks for it, and a template
+    that writes it too does not double it there. Where prompts begin without it, it must not be put.
+    """
+    reader = gguf.GGUFReader(file)
+    changes: dict[str, Field] = dict(
+        zip((_TOKENIZER.EOT_ID, _TOKENIZER.EOM_ID), speech.ends, strict=False)
+    )
+    asked = _value(reader, _TOKENIZER.ADD_BOS)
+    if asked is None:  # llama.cpp's own rule for files that do not say
+        asked = _value(reader, _TOKENIZER.MODEL) == "llama"
+    changes[_TOKENIZER.ADD_BOS] = bool(asked) and speech.bos
+    changes[_TOKENIZER.ADD_EOS] = False
+    return changes
 
 
 def copy_with_fields(source: Path, target: Path, changes: Mapping[str, Field]) -> None:

@@ -82,13 +82,13 @@ class GoTemplate:
                 f"{{{{ if and $.System ({at[self.place]}) }}}}{_text(self.system[0])}"
                 f"{{{{ $.System }}}}{_text(self.system[1])}{{{{ end }}}}"
             )
-        later = (
-            f"{{{{ if or (gt $i 1) (and (not $.System) (gt $i 0)) }}}}{_text(self.bos)}{{{{ end }}}}"
-        )
+        later = f"{{{{ if or (gt $i 1) (and (not $.System) (gt $i 0)) }}}}{_text(self.bos)}{{{{ end }}}}"
         return "".join(
             [
                 _text(self.bos) if bos else "",
-                f"{{{{ if not .System }}}}{_text(self.default)}{{{{ end }}}}" if self.default else "",
+                f"{{{{ if not .System }}}}{_text(self.default)}{{{{ end }}}}"
+                if self.default
+                else "",
                 "{{ range $i, $_ := .Messages }}",
                 f'{{{{ if eq .Role "system" }}}}{own}',
                 f'{{{{ else if eq .Role "user" }}}}{later if self.again else ""}',
@@ -204,7 +204,9 @@ def _split(text: str, *marks: str) -> list[str]:
     parts = []
     for mark in marks:
         if text.count(mark) != 1:
-            raise NoGoFormError("it writes a message more than once, in another order, or not at all")
+            raise NoGoFormError(
+                "it writes a message more than once, in another order, or not at all"
+            )
         before, _, text = text.partition(mark)
         parts.append(before)
     return [*parts, text]
@@ -253,7 +255,12 @@ def _system(
     raise NoGoFormError("it puts a system message where Go's form cannot")
 
 
-_CONTENTS = ("What is 2 + 2?", "Four.", "Und «hier», 好: {{ x }} <b>&amp;</b>\nline\n\n- list", "ok")
+_CONTENTS = (
+    "What is 2 + 2?",
+    "Four.",
+    "Und «hier», 好: {{ x }} <b>&amp;</b>\nline\n\n- list",
+    "ok",
+)
 
 
 def difference(found: GoTemplate, render: Render) -> str | None:

@@ -1,39 +1,24 @@
 """A GGUF model in fewer bits, by llama.cpp's own quantizer.
 
-The quantizer is `llama_model_quantize` of llama.cpp's library, which the package llama-cpp-py-sync
-brings as it is built from llama.cpp's sources. It runs in a process of its own, because the library
-ends its process where it meets what it does not expect.
+The quantizer is llama.cpp's program llama-quantize: the one on the PATH, or else the one that comes
+with the package ik-llama-cpp-python, a fork that keeps llama.cpp's types and files.
 """
 
+import importlib.util
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-from lorakit.errors import ConfigError, ModelError, did_you_mean
-from lorakit.extras import need
+from lorakit.errors import ConfigError, MissingExtraError, ModelError, did_you_mean
+from lorakit.extras import install
 
-# The types that need no importance matrix, as llama-quantize calls them -> llama_ftype of llama.h.
-TYPES = {
-    **{"Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7},
-    **{"Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15},
-    **{"Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30},
-}
-_PROGRAM = """
-import os, sys
-from llama_cpp_py_sync._cffi_bindings import ffi, get_lib
-lib = get_lib()
-@ffi.callback("ggml_log_callback")
-def log(level, text, data):
-    if level >= 4:
-        sys.stderr.write(ffi.string(text).decode("utf-8", "replace"))
-lib.llama_log_set(log, ffi.NULL)
-lib.llama_backend_init()
-settings = lib.llama_model_quantize_default_params()
-settings.ftype = int(sys.argv[3])
-settings.nthread = os.cpu_count() or 1
-settings = ffi.new("llama_model_quantize_params *", settings)
-sys.exit(int(lib.llama_model_quantize(os.fsencode(sys.argv[1]), os.fsencode(sys.argv[2]), settings) != 0))
-"""
+_PROGRAM = "llama-quantize"
+_PACKAGE = "ik_llama_cpp"
+# The types that need no importance matrix.
+TYPES = (
+    *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"),
+    *("IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+)
 
 
 def check_type(name: str) -> str:
@@ -53,13 +38,23 @@ def check_type(name: str) -> str:
     return name.upper()
 
 
-def need_quantizer() -> None:
-    """See that the quantizer is there.
+def quantizer() -> Path:
+    """Where llama-quantize is.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is neither on the PATH nor in an installed package.
     """
-    need("gguf", "quantizing, which llama.cpp's own library does,", "llama_cpp_py_sync")
+    if on_path := shutil.which(_PROGRAM):
+        return Path(on_path)
+    found = importlib.util.find_spec(_PACKAGE)
+    if found and found.origin:
+        program = Path(found.origin).parent / "bin" / _PROGRAM
+        if program.is_file():
+            return program
+    raise MissingExtraError(
+        f"--quantize needs llama.cpp's {_PROGRAM}: {install('gguf')} brings one on Linux with an "
+        "x86-64 processor; elsewhere install llama.cpp, so that it is on the PATH"
+    )
 
 
 def quantize(source: Path, target: Path, name: str) -> None:
@@ -69,15 +64,13 @@ def quantize(source: Path, target: Path, name: str) -> None:
         ConfigError, MissingExtraError: see above.
         ModelError: llama.cpp refuses the model; its own words are quoted.
     """
-    kind = TYPES[check_type(name)]
-    need_quantizer()
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(source), str(target), str(kind)],
+        [quantizer(), source, target, check_type(name)],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or not target.is_file():
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise ModelError(
             f"llama.cpp's quantizer cannot write {name} of this model: "
