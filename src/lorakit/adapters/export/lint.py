@@ -248,9 +248,8 @@ def _not_a_name_of_vllm(name: str, saved: Collection[str]) -> str | None:
 
     It asks for no prefix. Of a vocabulary saved whole beside a pair it passes over the copy.
     """
-    if name.endswith(_PAIR) or name.endswith(
-        (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
-    ):
+    copies = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+    if name.endswith((*_PAIR, *copies)):
         return None
     *_, module, last = ("", *name.split("."))
     if last in ("weight", "bias") and module in _HEADS_IN_VLLM and module in saved:
