@@ -30,6 +30,8 @@ _lib.llama_lora_adapter_init.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 _lib.llama_lora_adapter_init.restype = ctypes.c_void_p
 _lib.llama_lora_adapter_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float]
 _lib.llama_lora_adapter_set.restype = ctypes.c_int32
+_lib.llama_token_is_eog.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+_lib.llama_token_is_eog.restype = ctypes.c_bool
 _lib.llama_log_set(_log, None)
 api.llama_backend_init()
 
@@ -83,6 +85,25 @@ class LlamaCpp:
         room = (ctypes.c_int32 * (len(raw) + 8))()
         n = api.llama_tokenize(self._model, raw, len(raw), room, len(room), False, True)
         return list(room[:n])
+
+    def ends(self, token: int) -> bool:
+        """Whether an answer ends at this token, by what the file says."""
+        return bool(_lib.llama_token_is_eog(self._model, token))
+
+    def prompt(self, text: str) -> list[int]:
+        """As its server tokenizes a prompt: with the token that the file asks for before it."""
+        raw = text.encode()
+        room = (ctypes.c_int32 * (len(raw) + 8))()
+        n = api.llama_tokenize(self._model, raw, len(raw), room, len(room), True, True)
+        return list(room[:n])
+
+    def answer(self, ids: Sequence[int], most: int) -> list[int]:
+        """The likeliest continuation up to and with the token at which the file says that it ends."""
+        tokens = self.greedy(ids, most, [i for i in range(self.vocabulary) if self.ends(i)])
+        if len(tokens) == most:
+            return tokens
+        last = int(self.logits([*ids, *tokens])[-1].argmax())
+        return [*tokens, last]
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """(tokens, vocabulary) after each token of a fresh sequence."""

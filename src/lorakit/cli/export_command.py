@@ -24,23 +24,36 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["peft", "vllm", "gguf", "gguf-merged"] | None,
+        Literal["peft", "vllm", "gguf", "gguf-merged", "ollama"] | None,
         typer.Option(
             "--to",
             help="peft: an adapter folder as peft writes it. vllm: an adapter folder with one rank "
             "and one scale, as vLLM needs it. gguf: an adapter file for llama.cpp. gguf-merged: "
-            "base and adapter merged in one model file.",
+            "base and adapter merged in one model file. ollama: a folder with such a file and a "
+            "Modelfile.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The new folder (peft, vllm) or file (gguf, gguf-merged)."),
+        typer.Option(
+            "--out", help="The new folder (peft, vllm, ollama) or file (gguf, gguf-merged)."
+        ),
     ] = None,
     kind: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"] | None,
         typer.Option(
             "--type",
-            help="Number format of a GGUF file; an adapter may be f32 or f16. [default: f32]",
+            help="Number format of a GGUF file; an adapter may be f32 or f16. [default: f32; ollama: "
+            "f16]",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="TYPE",
+            help="A merged model in fewer bits, by llama.cpp's own quantizer: Q8_0, Q6_K, Q5_K_M, "
+            "Q4_K_M, Q4_0 and others without an importance matrix.",
         ),
     ] = None,
     lint: Annotated[
@@ -60,22 +73,31 @@ def export(
 
     `lorakit export runs/first/adapter --to gguf --out first.gguf`
 
+    `lorakit export runs/first/adapter --to ollama --quantize Q4_K_M --out first-ollama`
+
     A scale that a runtime cannot express is multiplied into B. What the runtime does not support is
-    an error that names it. `lorakit merge` writes a merged model for transformers.
+    an error that names it. A merged model holds the adapter's chat template and end tokens. `lorakit merge` writes a merged model for transformers.
     """
     from lorakit.run.commands.exporting import run_export, run_lint
 
     config = load_config(None, flatten(flags))
     if lint:
-        if to or out or kind:
-            raise ConfigError("--lint writes nothing: leave --to, --out and --type out")
+        if to or out or kind or quantize:
+            raise ConfigError("--lint writes nothing: leave --to, --out, --type and --quantize out")
         say(_lint(*run_lint(config, adapter=adapter, with_base="model" in flags)))
         return
     if to is None or out is None:
         raise ConfigError("give --to (the runtime) and --out (where to write)")
     with fetching() as progress:
         exported = run_export(
-            config, adapter=adapter, form=to, out=out, kind=kind, force=force, progress=progress
+            config,
+            adapter=adapter,
+            form=to,
+            out=out,
+            kind=kind,
+            quantize=quantize,
+            force=force,
+            progress=progress,
         )
     say([*exported.sentences, f"{to}: {exported.path}"])
 

@@ -4,7 +4,7 @@ Merging happens in float32 and rounds once. The model that was given is never ch
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -84,6 +84,7 @@ def write_merged(
     tolerance: Tolerance | None = None,
     made_of: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> Certificate:
     """Write an ordinary transformers folder of the merged model, with its certificate in it.
 
@@ -103,6 +104,7 @@ def write_merged(
         tolerance: what may differ.
         made_of: the base's fingerprint and the adapters, for the certificate.
         notes: for the certificate.
+        finish: called with the folder once model and tokenizer are in it.
 
     Raises:
         CertificateError: the logits differ by more than the tolerance; nothing was written.
@@ -135,6 +137,7 @@ def write_merged(
                     save_as_in(merged, partial, held, written)
             complete_settings(partial, dtype=written)
             tokenizer.save_pretrained(partial)
+            finish(partial)
             again = type(merged).from_pretrained(partial, dtype=computing).to(device)
         name = str(computing).removeprefix("torch.")
         read_back = compare(

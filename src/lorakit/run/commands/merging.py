@@ -27,6 +27,7 @@ from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
 from lorakit.lora.variant import Capability, cannot
 from lorakit.merging.certify import Certificate, Tolerance
+from lorakit.merging.chat_files import write_chat_files
 from lorakit.merging.dequantize import dequantize, quantization
 from lorakit.merging.formats import format_of
 from lorakit.merging.merge import (
@@ -48,6 +49,7 @@ from lorakit.models.sources import resolve
 from lorakit.models.weights import OtherNamesError, find, tensors_of
 from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
 from lorakit.run.named import find_adapter
+from lorakit.run.recorded_chat import RecordedChat, recorded_chat
 
 Certify = Literal["auto", "weights", "logits"]
 
@@ -92,8 +94,11 @@ def run_merge(
     made_of = {"base": identity.to_dict(), "adapters": [_named(part) for part in parts]}
     kept = None if dtype == "base" else getattr(torch, dtype)
     adapter = _one(parts, force)
+    chat, said = recorded_chat([part.adapter.info for part in parts], spec)
     if quantization(where.folder) is None:
-        return _merge(spec, where.folder, adapter, made_of, out, kept, certify, notes)
+        return _merge(
+            spec, where.folder, adapter, chat, made_of, out, kept, certify, (*notes, *said)
+        )
     with tempfile.TemporaryDirectory(dir=_beside(out)) as place:
         ordinary = Path(place)
         done = dequantize(where.folder, ordinary)
@@ -103,15 +108,15 @@ def run_merge(
             "float32 first, and the certificate is against those"
         )
         plain = replace(spec, model=place, revision=None)
-        return _merge(
-            plain, ordinary, adapter, made_of, out, kept or done.dtype, certify, (*notes, note)
-        )
+        notes, kept = (*notes, note, *said), kept or done.dtype
+        return _merge(plain, ordinary, adapter, chat, made_of, out, kept, certify, notes)
 
 
 def _merge(
     spec: ModelSpec,
     base: Path,
     adapter: StoredAdapter,
+    chat: RecordedChat | None,
     made_of: Mapping[str, Any],
     out: Path,
     kept: torch.dtype | None,
@@ -130,7 +135,7 @@ def _merge(
     if Capability.MERGE_ROWS not in variant.capabilities and certify != "weights":
         why = cannot(variant, Capability.MERGE_ROWS)
         notes = (*notes, f"merged in memory and not file by file: {why}")
-        return _in_memory(spec, adapter, out, kept, tensors_of(base), made_of, notes)
+        return _in_memory(spec, adapter, chat, out, kept, tensors_of(base), made_of, notes)
     held = tensors_of(base)
     try:
         places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)
@@ -138,7 +143,7 @@ def _merge(
         if certify == "weights":
             raise
         notes = (*notes, f"merged in memory and not file by file: {error}")
-        return _in_memory(spec, adapter, out, kept, held, made_of, notes)
+        return _in_memory(spec, adapter, chat, out, kept, held, made_of, notes)
     made: list[Certificate] = []
 
     def fill(partial: Path) -> None:
@@ -150,6 +155,8 @@ def _merge(
             untie=tied[0] if tied else None,
             code=spec.trust_remote_code,
         )
+        if chat is not None:
+            write_chat_files(partial, chat.template, chat.ends)
         certificate = Certificate((), Tolerance(), report, made_of, notes)
         require(certificate)
         refusal = too_large(spec, empty) if certify == "auto" else None
@@ -247,6 +254,7 @@ def _named(part: Part) -> dict[str, Any]:
 def _in_memory(
     spec: ModelSpec,
     adapter: StoredAdapter,
+    chat: RecordedChat | None,
     out: Path,
     dtype: torch.dtype | None,
     held: Mapping[str, StoredTensor],
@@ -259,6 +267,11 @@ def _in_memory(
     """
     model, tokenizer = load_model(replace(spec, dtype="float32"))
     attach_stored(model, adapter)
+
+    def finish(partial: Path) -> None:
+        if chat is not None:
+            write_chat_files(partial, chat.template, chat.ends)
+
     return write_merged(
         model,
         tokenizer,
@@ -268,4 +281,5 @@ def _in_memory(
         probes_ids=probes_of(adapter, tokenizer),
         made_of=made_of,
         notes=notes,
+        finish=finish,
     )

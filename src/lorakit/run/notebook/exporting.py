@@ -18,6 +18,7 @@ def export(
     *,
     model: Base | None = None,
     kind: Kind | None = None,
+    quantize: str | None = None,
     force: bool = False,
     **options: Any,
 ) -> Exported:
@@ -32,11 +33,13 @@ def export(
     Args:
         adapter: a folder, a name in the store, or a model with pairs attached.
         to: 'peft' (the format as it is), 'vllm' (one rank and one scale for all modules), 'gguf'
-            (an adapter file for llama.cpp), 'gguf-merged' (base and adapter in one model file).
-        out: the new folder (peft, vllm) or file (gguf, gguf-merged).
-        model: the base, for the two forms of GGUF. By default the one that a given model was
+            (an adapter file for llama.cpp), 'gguf-merged' (base and adapter in one model file),
+            'ollama' (a folder with such a file and a Modelfile).
+        out: the new folder (peft, vllm, ollama) or file (gguf, gguf-merged).
+        model: the base, for the forms of GGUF. By default the one that a given model was
             loaded from, and the built-in model otherwise.
-        kind: number format of a GGUF file: f32, f16, bf16, q8_0; f32 by default.
+        kind: number format of a GGUF file: f32, f16, bf16, q8_0; by default f32, for Ollama f16.
+        quantize: a type of llama.cpp's quantizer for a whole model, such as Q4_K_M; not with `kind`.
         force: use the adapter although it was trained on another base.
         **options: revision, device, trust_remote_code, store; as on the command line.
 
@@ -50,4 +53,12 @@ def export(
     base = model or (adapter if isinstance(adapter, nn.Module) else None)
     config = config_of("export", base, options, _OPTIONS)
     with adapter_folders([adapter]) as (folder,):
-        return run_export(config, adapter=folder, form=to, out=Path(out), kind=kind, force=force)
+        return run_export(
+            config,
+            adapter=folder,
+            form=to,
+            out=Path(out),
+            kind=kind,
+            quantize=quantize,
+            force=force,
+        )
