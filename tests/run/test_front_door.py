@@ -139,7 +139,9 @@ def test_what_cannot_be_used_is_said(base, tmp_path, monkeypatch, call, error, s
 def test_training_names_the_row_that_it_cannot_use(base):
     model, tokenizer = lorakit.load_model(str(base))
     lorakit.attach(model, lorakit.LoraSpec(rank=2))
-    with pytest.raises(DataError, match="row 3 of the held-out rows you gave: the completion is empty"):
+    with pytest.raises(
+        DataError, match="row 3 of the held-out rows you gave: the completion is empty"
+    ):
         lorakit.train(
             *(model, tokenizer, ROWS), eval_data=[*ROWS[:2], {"prompt": "x", "completion": ""}]
         )
