@@ -1,4 +1,4 @@
-"""Every example that a command's --help prints is run as it is printed, on a tiny model and few rows.
+"""The examples that a command's --help prints are run as they are printed, on a tiny model and few rows.
 
 A stand-in lies where the cache has the built-in model, so that examples that name no model run without
 the network. What an example says to have ("runs/first/adapter", the name "invoices" in the store, a
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from families import saved, tiny, tokenizer
 from lorakit.cli.main import COMMANDS, GROUPS, run
+from lorakit.comparing import command as comparing
 from lorakit.comparing import general
 from lorakit.experiments import experiment, in_process
 from lorakit.models import default
@@ -28,6 +29,8 @@ NOT_RUN = {
     "push": "needs a repository of the hub",
     "serve": "does not end by itself; tests/serving starts servers",
 }
+# Command -> what is added to its examples, which would train for a minute.
+SHORTER = {"compare": ("--seeds", "1", "--rates", "1", "--evaluations", "1", "--samples", "2")}
 EVERY = [(name,) for name in COMMANDS if name != "adapters"]
 EVERY += [(group, name) for group, (_, names) in GROUPS.items() for name in names]
 
@@ -104,9 +107,10 @@ def place(given, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(own / name.lower()))
     monkeypatch.chdir(tmp_path / "work")
     # One process a trial, of which each takes seconds to begin, is tested elsewhere.
-    monkeypatch.setattr(
-        experiment, "processes", lambda root, workers, report: in_process(root, report=report)
-    )
+    for module in (experiment, comparing):
+        monkeypatch.setattr(
+            module, "processes", lambda root, report, workers=1: in_process(root, report=report)
+        )
     monkeypatch.setattr(general, "PROMPTS", general.PROMPTS[:2])
     config = json.loads((default.location() / "config.json").read_text())
     monkeypatch.setattr(default, "CONFIG", config)
@@ -125,6 +129,6 @@ def test_the_examples_of_help_run(command, place, capsys):
             shutil.rmtree(folder, ignore_errors=True)
         if command == ("train",):
             shutil.rmtree("runs", ignore_errors=True)
-        code = run(shlex.split(line)[1:])
+        code = run([*shlex.split(line)[1:], *SHORTER.get(command[-1], ())])
         said = capsys.readouterr()
         assert code == 0, f"{line}\n{said.out[-2000:]}\n{said.err[-2000:]}"
