@@ -94,9 +94,13 @@ def _left_out_later(conversation: Conversation, turn: Turn) -> Iterator[str]:
     # The end token of a last answer may differ as well; only what the model said is shown.
     ours = conversation.format.atoms(turn.text)
     theirs = conversation.format.atoms(conversation.prompt(following[0]))
-    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
     start = len(conversation.format.atoms(turn.prompt))
+    # Matching takes the square of the length, and what comes before the answer is mostly the same.
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+    ours, theirs = ours[max(same, start) :], theirs[same:]
+    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
     for kind, low, high, _, _ in matcher.get_opcodes():
-        piece = "".join(ours[max(low, start) : high])
+        piece = "".join(ours[low:high])
         if kind in ("delete", "replace") and piece.strip():
             yield piece

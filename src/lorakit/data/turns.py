@@ -24,7 +24,15 @@ from lorakit.data.chat import (
     format_for,
     refused,
 )
-from lorakit.data.pieces import first_at, last_end, pieces, squeezed
+from lorakit.data.pieces import (
+    first_at,
+    last_at,
+    last_end,
+    longest_end,
+    pieces,
+    same_end,
+    squeezed,
+)
 from lorakit.data.shapes import Example, Message
 from lorakit.data.template import Template, Tokenizer
 from lorakit.errors import DataError
@@ -184,19 +192,14 @@ class Conversation:
         parting = len("".join(prompt_atoms[:same]))
         # The end of the prompt may come again: a template that rewrites earlier messages still
         # writes the answer's header. The longest such piece before the answer is the header.
-        answer_at = first_at(written, parting, pieces(self.messages[at]))
-        rest = prompt_atoms[same:]
-        low, high = 0, len(rest)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if "".join(rest[len(rest) - middle :]) in written[parting:answer_at]:
-                low = middle
-            else:
-                high = middle - 1
-        header = "".join(rest[len(rest) - low :])
+        # A short answer may stand in an earlier message too, so its last place counts as well.
+        said, rest = pieces(self.messages[at]), prompt_atoms[same:]
+        places = (first_at(written, parting, said), last_at(written, parting, said))
+        headers = [(longest_end(rest, written[parting:place]), place) for place in places]
+        header, answer_at = max(headers, key=lambda found: len(found[0]))
         if header.strip():
             return written.rfind(header, parting, answer_at) + len(header)
-        lost = squeezed(prompt[parting:])
+        lost = squeezed(prompt[parting : self._said(prompt, written, at)])
         if any(squeezed(text) in lost for m in self.messages[:at] for text in pieces(m) if text):
             raise DataError(
                 f"{self.origin}: message {at + 1} (assistant) cannot be found in what the chat "
@@ -206,12 +209,29 @@ class Conversation:
             )
         return parting
 
+    def _bare(self, prompt: str, at: int) -> str:
+        """The prompt without the generation prompt; with it where the template refuses that."""
+        try:
+            return self._render(at, prompt=False)
+        except TemplateRefusalError:
+            return prompt
+
+    def _said(self, prompt: str, written: str, at: int) -> int:
+        """Where the messages end in the prompt, and the generation prompt begins."""
+        bare = self._bare(prompt, at)
+        if bare == prompt:  # it is always written, so it ends both texts
+            return len(prompt) - same_end(prompt, written)
+        return len(bare.rstrip()) if prompt.startswith(bare.rstrip()) else len(prompt)
+
     def _end(self, prompt: str, written: str, start: int, at: int) -> tuple[int, bool]:
         """Where the answer ends in `written`, and whether a special token ends it there."""
-        if not written.startswith(prompt) and self._render(at, prompt=False) == prompt:
+        if self._bare(prompt, at) == prompt:
             # The template writes the generation prompt always, so it stands after the answer too.
             tail = last_end(written, start, pieces(self.messages[at]))
-            written = self._without_header(prompt, written, tail)
+            kept = self._without_header(prompt, written, tail)
+            # One special token alone is no header: it ends the answer as it ends a question.
+            if written[len(kept) :].strip() not in self.format.specials:
+                written = kept
         # What follows the end token (a newline, say) is not generated.
         bare = written.rstrip()
         if len(bare) > start and bare.endswith(self.format.specials):
@@ -220,9 +240,7 @@ class Conversation:
 
     def _without_header(self, prompt: str, written: str, tail: int) -> str:
         ends, rest = self.format.atoms(prompt), self.format.atoms(written[tail:])
-        same = 0
-        while same < min(len(ends), len(rest)) and ends[-1 - same] == rest[-1 - same]:
-            same += 1
+        same = same_end(ends, rest)
         if not same:
             return written
         kept = "".join(rest[: len(rest) - same])
