@@ -68,6 +68,7 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[EarlierCall], Field(max_length=128)] = Field(default_factory=list)
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: Text | None = None
+    reasoning: Text | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -84,7 +85,8 @@ class ChatMessage(Strict):
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> "ChatMessage":
-        if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
+        thought = self.reasoning_content or self.reasoning
+        if self.role != "assistant" and (self.tool_calls or thought):
             raise ValueError(f"a message of the role {self.role!r} has no tool_calls or reasoning")
         if self.role != "tool" and self.tool_call_id is not None:
             raise ValueError("tool_call_id is for messages of the role 'tool'")
@@ -100,6 +102,7 @@ class ChatMessage(Strict):
             "name": self.name,
             "tool_call_id": self.tool_call_id,
             "reasoning_content": self.reasoning_content,
+            "reasoning": self.reasoning,
             "tool_calls": [call.plain() for call in self.tool_calls] or None,
         }
         more = {key: value for key, value in given.items() if value is not None}
