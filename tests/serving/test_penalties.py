@@ -11,6 +11,7 @@ import pytest
 import torch
 from engines import Driven, base
 from transformers import (
+    AddedToken,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
@@ -214,3 +215,11 @@ def test_special_tokens_are_shown_where_wished():
     assert said(text) == ("abc", None)
     assert said(text, specials=None) == (text, None)
     assert said(text, specials=frozenset({start})) == ("a<|im_start|>bc", None)
+
+
+def test_a_special_token_without_a_name_is_left_out_too():
+    made = tokenizer()
+    made.add_tokens([AddedToken("<|turn|>", special=True)])
+    turn, start = made.convert_tokens_to_ids(["<|turn|>", "<|im_start|>"])
+    stream = TextStream(made, specials=frozenset({start}))
+    assert "".join(map(stream.feed, [turn, start, turn])) + stream.finish() == "<|im_start|>"

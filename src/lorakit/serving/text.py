@@ -34,7 +34,10 @@ class TextStream:
         self._skip = specials is not None and not specials
         self._left_out: frozenset[int] = frozenset()
         if specials:
-            self._left_out = frozenset(tokenizer.all_special_ids) - frozenset(specials)
+            # Those that the tokenizer has by name are not all: Llama 3's are on this list alone.
+            known = tokenizer.added_tokens_decoder.items()
+            special = frozenset(int(id) for id, token in known if token.special)
+            self._left_out = special - frozenset(specials)
         self._ids: list[int] = []
         # Tokens before `_begin` are text already; those up to `_read` give the same text again.
         self._begin = self._read = self._fed = 0
