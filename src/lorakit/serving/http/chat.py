@@ -33,7 +33,7 @@ def _logprobs(event: CompletionEvent, tokenizer: Any, ends: frozenset[int]) -> d
 
 
 @dataclass
-class _Written:
+class _ChoiceWriter:
     """What one choice has said so far: its text, and the calls in it."""
 
     form: ToolForm | None
@@ -63,15 +63,15 @@ class _Written:
         return "tool_calls" if self.calls and finish == "stop" else finish
 
 
-def _written(request: ChatRequest, pending: Pending) -> list[_Written]:
+def _written(request: ChatRequest, pending: Pending) -> list[_ChoiceWriter]:
     form, several = pending.form, request.parallel_tool_calls
     return [
-        _Written(form, None if form is None else ToolReader(form, several=several))
+        _ChoiceWriter(form, None if form is None else ToolReader(form, several=several))
         for _ in range(pending.choices)
     ]
 
 
-def _deltas(written: _Written, event: CompletionEvent) -> list[dict[str, Any]]:
+def _deltas(written: _ChoiceWriter, event: CompletionEvent) -> list[dict[str, Any]]:
     """What an event adds, each text and each part of a call as a delta of its own."""
     deltas: list[dict[str, Any]] = []
     for part in written.parts(event):

@@ -39,13 +39,13 @@ class Wishes:
         """A prompt's tokens: all of them that the request wants to be read, the last ones.
 
         Raises:
-            Problem: the model has no embedding for one of them.
+            Problem: one of them is none of the model's.
         """
         most = request.truncate_prompt_tokens
         if most is not None:
             most = longest if most == -1 else most
             ids = ids[max(0, len(ids) - most) :]
-        self._check("the prompt", ids, self.embeddings)
+        self._check("the prompt", ids)
         return ids
 
     def sampling(self, request: Request, ends: frozenset[int], form: ToolForm | None) -> Sampling:
@@ -117,14 +117,13 @@ class Wishes:
         self._check("bad_words", [id for ids in found for id in ids])
         return tuple(found)
 
-    def _check(self, what: str, ids: Sequence[int], below: int | None = None) -> None:
+    def _check(self, what: str, ids: Sequence[int]) -> None:
         """See that tokens are the model's.
 
         Raises:
             Problem: one is not; the text names it.
         """
-        limit = self.vocabulary if below is None else below
-        id = next((id for id in ids if id >= limit), None)
+        id = next((id for id in ids if id >= self.vocabulary), None)
         if id is None:
             return
         if id < len(self.tokenizer):

@@ -20,7 +20,7 @@ _MOST_NAME = 256
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Beginning:
     """What the beginning of a text is: calls, or text; of how many characters.
 
     opens: whether that is the beginning of an object which is no call, so that nothing in it is one.
@@ -118,7 +118,7 @@ class ToolReader:
             if n == 0 or self._buffer.endswith(mark[:n])
         )
 
-    def _at_mark(self, text: str, *, final: bool) -> _Reading | None:
+    def _at_mark(self, text: str, *, final: bool) -> _Beginning | None:
         """What the text, which begins with a mark, begins with; None where more of it is needed."""
         match self.form.name:
             case "hermes":
@@ -129,54 +129,54 @@ class ToolReader:
                 return _mistral(text, final=final)
 
 
-def _hermes(text: str, *, final: bool) -> _Reading | None:
+def _hermes(text: str, *, final: bool) -> _Beginning | None:
     start = len(OPEN) + _spaces(text[len(OPEN) :])
     if text[start : start + 1] not in ("", "{"):
-        return _Reading(len(OPEN))
+        return _Beginning(len(OPEN))
     end = end_of(text, start)
     call = call_of(text[start:end]) if end is not None else None
     if call is not None and end is not None:
         close = end + _spaces(text[end:])
         if text.startswith(CLOSE, close):
-            return _Reading(close + len(CLOSE), (call,))
+            return _Beginning(close + len(CLOSE), (call,))
         if final:
-            return _Reading(close, (call,))
+            return _Beginning(close, (call,))
         if CLOSE.startswith(text[close:]):
             return None
     closed = text.find(CLOSE, start)
     if closed >= 0 and (end is not None or final):
-        return _Reading(closed + len(CLOSE))
+        return _Beginning(closed + len(CLOSE))
     if final or (end is not None and call is not None):
-        return _Reading(len(OPEN))
+        return _Beginning(len(OPEN))
     return None
 
 
-def _llama(text: str, *, final: bool) -> _Reading | None:
+def _llama(text: str, *, final: bool) -> _Beginning | None:
     tag = len(PYTHON_TAG) if text.startswith(PYTHON_TAG) else 0
     start = tag + _spaces(text[tag:])
     if start == len(text):
-        return _Reading(len(text)) if final else None
+        return _Beginning(len(text)) if final else None
     if text[start] != "{":
-        return _Reading(max(tag, 1))
+        return _Beginning(max(tag, 1))
     end = end_of(text, start)
     if end is None:
         if not final and _may_becall_of(text[start:]):
             return None
-        return _Reading(start + 1, opens=True)
+        return _Beginning(start + 1, opens=True)
     call = call_of(text[start:end], needs_arguments=True)
-    return _Reading(end, () if call is None else (call,))
+    return _Beginning(end, () if call is None else (call,))
 
 
-def _mistral(text: str, *, final: bool) -> _Reading | None:
+def _mistral(text: str, *, final: bool) -> _Beginning | None:
     start = len(TOOL_CALLS) + _spaces(text[len(TOOL_CALLS) :])
     if text[start : start + 1] == "[":
         end = end_of(text, start)
         if end is None:
-            return _Reading(len(TOOL_CALLS)) if final else None
-        return _Reading(end, calls_of(text[start:end]))
+            return _Beginning(len(TOOL_CALLS)) if final else None
+        return _Beginning(end, calls_of(text[start:end]))
     name = _NAME.match(text, start)
     if name is None or len(name[0]) > _MOST_NAME:
-        return _Reading(len(TOOL_CALLS)) if final or start < len(text) else None
+        return _Beginning(len(TOOL_CALLS)) if final or start < len(text) else None
     at = name.end()
     if text.startswith(CALL_ID, at):
         id = _NAME.match(text, at + len(CALL_ID))
@@ -188,11 +188,11 @@ def _mistral(text: str, *, final: bool) -> _Reading | None:
     if end is None:
         rest = text[at:]
         unfinished = rest[:1] in ("", "{") or any(m.startswith(rest) for m in (CALL_ID, ARGS))
-        return None if unfinished and not final else _Reading(len(TOOL_CALLS))
+        return None if unfinished and not final else _Beginning(len(TOOL_CALLS))
     arguments = arguments_of(text[at:end])
     if arguments is None:
-        return _Reading(end)
-    return _Reading(end, (ToolCall(name[0], arguments),))
+        return _Beginning(end)
+    return _Beginning(end, (ToolCall(name[0], arguments),))
 
 
 def _spaces(text: str) -> int:
