@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "hub": ("huggingface_hub",),
     "metrics": ("sacrebleu", "scipy", "sklearn"),
     "report": ("matplotlib",),
-    "serve": ("fastapi", "httpx2", "prometheus_client", "uvicorn"),
+    "serve": ("fastapi", "httpx2", "llguidance", "prometheus_client", "uvicorn"),
     "tensorboard": ("tensorboard",),
 }
 """Extra of pyproject.toml -> the modules, as they are imported, that lorakit uses of it."""

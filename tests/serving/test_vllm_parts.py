@@ -11,6 +11,7 @@ import pytest
 import torch
 from engines import base, make_adapter
 
+from families import tokenizer
 from lorakit.adapters.info import read_adapter
 from lorakit.adapters.load import load_adapter
 from lorakit.adapters.pairs import read_stored
@@ -18,6 +19,7 @@ from lorakit.errors import AdapterError, ConfigError, EngineError
 from lorakit.execution.stepping import adaptable
 from lorakit.models import ModelSpec
 from lorakit.serving.answers import Prompt
+from lorakit.serving.grammar import Grammars
 from lorakit.serving.sampling import Chosen, Sampling
 from lorakit.serving.spec import EngineSpec, RuntimeSpec
 from lorakit.serving.vllm.command import Launch, arguments, check_options, environment
@@ -177,6 +179,46 @@ def test_a_prompt_becomes_a_request():
     assert plain["top_k"] == 3
     assert plain["seed"] is None
     assert "logprobs" not in plain
+
+
+def test_what_a_request_wishes_beyond_the_usual_goes_by_vllms_names():
+    usual = set(request(prompt(), "m"))
+    grammar = Grammars(tokenizer(), 300).compile("json", {"type": "integer"}, frozenset({1}))
+    wish = Sampling(
+        min_p=0.1,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias=((7, -100.0), (8, 1.5)),
+        min_tokens=3,
+        bad_words=("no",),
+        bad_ids=((30, 31),),
+        allowed_ids=(5, 6),
+        grammar=grammar,
+    )
+    body = request(replace(prompt(), sampling=wish, stop_shown=True, specials=None), "m")
+    more = {name: value for name, value in body.items() if name not in usual}
+    schema = more.pop("structured_outputs")["json"]
+    assert {k: v for k, v in schema.items() if k != "x-guidance"} == {"type": "integer"}
+    assert more == {
+        "min_p": 0.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"7": -100.0, "8": 1.5},
+        "min_tokens": 3,
+        "bad_words": ["no"],
+        "allowed_token_ids": [5, 6],
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+    }
+    marked = request(replace(prompt(), specials=frozenset({9})), "m")
+    assert marked["skip_special_tokens"] is False  # a mark of a tool call is to be seen
+
+
+def test_vllm_keeps_schemas_by_the_library_that_checks_them_here():
+    words = arguments(PROGRAM, LAUNCH, ModelSpec(), EngineSpec(), VLLM)
+    assert json.loads(options(words)["--structured-outputs-config"]) == {"backend": "guidance"}
 
 
 def test_answers_of_a_request_have_seeds_of_their_own_that_vllm_takes():

@@ -75,7 +75,7 @@ def generate(
     )
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1; it is {batch_size}")
-    check_prompts(model, prompt_ids, max_new_tokens)
+    check_prompts(model, prompt_ids, max_new_tokens, tokenizer)
     ends = frozenset(settings.eos_token_id)
     extra: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
@@ -145,16 +145,30 @@ def generation_settings(
         )
 
 
-def check_prompts(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """See that each prompt has tokens, and that the model has positions for `new` more.
+def embedding_count(model: Any) -> int:
+    """Tokens that a model has embeddings for; a tokenizer may know more, and fewer."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def check_prompts(
+    model: Any, prompts: Sequence[Sequence[int]], new: int, tokenizer: Any = None
+) -> None:
+    """See that each prompt has tokens, all of them the model's, and positions for `new` more.
 
     Raises:
         ModelError: which prompt does not fit, and what to do.
     """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    known = embedding_count(model)
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:
             raise ModelError(f"prompt {number} has no tokens")
+        if (id := max(prompt)) >= known:
+            text = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(int(id))!r})"
+            raise ModelError(
+                f"prompt {number} has the token {id}{text}, and the model has embeddings for {known} "
+                "tokens: leave that text out, or use the tokenizer that belongs to the model"
+            )
         if most is not None and len(prompt) + new > most:
             raise ModelError(
                 f"prompt {number} has {len(prompt)} tokens; with {new} new ones it passes the "

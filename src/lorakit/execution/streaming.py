@@ -40,7 +40,7 @@ def stream(
     settings = generation_settings(
         model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
     )
-    check_prompts(model, [ids], max_new_tokens)
+    check_prompts(model, [ids], max_new_tokens, tokenizer)
     return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
 
 

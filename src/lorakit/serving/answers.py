@@ -27,6 +27,9 @@ class Prompt:
         stop: strings that end it.
         sampling: how tokens are chosen.
         choice: index of this completion in its request.
+        stop_shown: whether the text holds what ended it, where it was a string or a token that is
+            not special.
+        specials: ids of special tokens whose text is shown; None for all of them.
     """
 
     ids: Sequence[int]
@@ -38,6 +41,8 @@ class Prompt:
     stop: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     choice: int = 0
+    stop_shown: bool = False
+    specials: frozenset[int] | None = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class CompletionEvent:
         choice: index of the completion in its request.
         text: the new text; whole characters.
         tokens: the tokens of the step, with log-probabilities where requested.
-        finish: "stop" or "length" at the end, "error" with what went wrong in `text`, else None.
+        finish: "stop" or "length" at the end, "error" with what went wrong in `text`, "refused"
+            likewise where it is the request's own fault, else None.
         reused: tokens of the prompt that were in the cache; known from the first token on.
     """
 

@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from lorakit.errors import LorakitError
+from lorakit.errors import InputError, LorakitError
 from lorakit.execution.steps import Place
 from lorakit.kernels.slot_plan import SlotRun
 from lorakit.serving import scheduler
+from lorakit.serving.adjusting import Adjuster, NothingAllowedError
 from lorakit.serving.answers import CompletionEvent, Deliver, Observer, Prompt, StoppingError
 from lorakit.serving.bank import Staged
 from lorakit.serving.cache import Cache
@@ -49,8 +50,13 @@ class _Answer:
     tag: Any
     text: TextStream
     generator: random.Random
+    adjuster: Adjuster | None
     before: float
     answered: int = 0
+
+
+class _StepError(Exception):
+    """A forward pass failed."""
 
 
 class Engine:
@@ -120,12 +126,6 @@ class Engine:
             StoppingError: `stop` was called.
         """
         now = self.clock()
-        with self._counted:
-            if self._state != "running":
-                raise StoppingError("the server is stopping")
-            if self._count + len(prompts) > self.spec.max_queue + self.spec.max_running:
-                raise QueueFullError(f"{self._count} answers are waiting or being written")
-            self._count += len(prompts)
         answers: list[_Answer] = []
         leaders: dict[tuple[str, tuple[int, ...]], scheduler.Sequence] = {}
         for prompt in prompts:
@@ -133,13 +133,13 @@ class Engine:
             sequence = scheduler.Sequence(prompt.key, prompt.ids, prompt.most, now)
             sequence.leader = leaders.get(alike)
             leaders.setdefault(alike, sequence)
-            answers.append(
-                _Answer(
-                    *(prompt, sequence, tag, TextStream(self.tokenizer, prompt.stop)),
-                    prompt.sampling.generator(prompt.choice),
-                    before=now,
-                )
-            )
+            answers.append(self._open(prompt, sequence, tag, now))
+        with self._counted:
+            if self._state != "running":
+                raise StoppingError("the server is stopping")
+            if self._count + len(prompts) > self.spec.max_queue + self.spec.max_running:
+                raise QueueFullError(f"{self._count} answers are waiting or being written")
+            self._count += len(prompts)
 
         def begin() -> None:
             self._answers |= {answer.sequence: answer for answer in answers}
@@ -151,6 +151,18 @@ class Engine:
 
         self._post(begin)
         return lambda: self._post(cancel)
+
+    def _open(self, prompt: Prompt, sequence: scheduler.Sequence, tag: Any, now: float) -> _Answer:
+        wish = prompt.sampling
+        text = TextStream(
+            *(self.tokenizer, prompt.stop),
+            stop_shown=prompt.stop_shown,
+            specials=prompt.specials,
+            least=wish.min_tokens,
+        )
+        adjuster = Adjuster(wish, prompt.ids, prompt.ends) if wish.adjusts else None
+        generator = wish.generator(prompt.choice)
+        return _Answer(prompt, sequence, tag, text, generator, adjuster, before=now)
 
     @property
     def load(self) -> tuple[int, int]:
@@ -231,14 +243,7 @@ class Engine:
             if allocation.copy_from is not None and allocation.copy_from != allocation.block.start:
                 self.forward.copy(allocation.copy_from, allocation.block.start, allocation.reused)
         if plan.work:
-            try:
-                events += self._compute(plan.work)
-            except Exception:
-                _log.exception("a step failed; its sequences are ended")
-                events += [
-                    self._fail(self._answers[work.sequence], "the server failed at this step")
-                    for work in plan.work
-                ]
+            events += self._compute_apart(plan.work)
             self.observer.step(self.clock() - began, sum(work.count for work in plan.work))
         waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
         self.observer.level(running, waiting, self.cache.busy)
@@ -246,13 +251,31 @@ class Engine:
             self.deliver(events)
         return bool(plan.work or events)
 
+    def _compute_apart(self, work: Sequence[SequenceWork]) -> list[tuple[Any, CompletionEvent]]:
+        """Run a step; where it fails, run each of its sequences alone, and end those that fail so.
+
+        Nothing is recorded before a forward pass has succeeded, so that it can be run again.
+        """
+        try:
+            return self._compute(work)
+        except _StepError as error:
+            if len(work) > 1:
+                _log.error("a step failed; its sequences are computed one by one", exc_info=error)
+                return [event for each in work for event in self._compute_apart([each])]
+            _log.error("a sequence failed; it is ended", exc_info=error)
+            return [self._fail(self._answers[work[0].sequence], "the server failed at this step")]
+
     def _compute(self, work: Sequence[SequenceWork]) -> list[tuple[Any, CompletionEvent]]:
-        """Run a step's tokens through the base, choose the next ones, and make an event for each."""
-        order = sorted(work, key=_slot)
+        """Run a step's tokens through the base, choose the next ones, and make an event for each.
+
+        Raises:
+            _StepError: the forward pass failed; nothing has changed.
+        """
         ids: list[int] = []
         places: list[Place] = []
         keep: list[int] = []
         runs: list[SlotRun] = []
+        order = sorted(work, key=_slot)
         for each in order:
             sequence, allocation = each.sequence, each.sequence.allocation
             assert allocation is not None
@@ -267,21 +290,47 @@ class Engine:
                 if runs and runs[-1].slot == resident.slot:
                     rows += runs.pop().rows
                 runs.append(SlotRun(resident.slot, resident.width, rows))
-        logits = self.forward.run(ids, places, keep, runs)
+        try:
+            logits = self.forward.run(ids, places, keep, runs)
+        except Exception as error:
+            raise _StepError(f"{type(error).__name__}: {error}") from error
         chosen = [self._answers[each.sequence] for each in order if each.last]
-        tokens = choose(logits, [a.prompt.sampling for a in chosen], [a.generator for a in chosen])
         for each in order:
             self.scheduler.advance(each)
+        tokens = choose(
+            logits,
+            [a.prompt.sampling for a in chosen],
+            [a.generator for a in chosen],
+            {row: a.adjuster for row, a in enumerate(chosen) if a.adjuster is not None},
+        )
         now = self.clock()
-        return [self._take(*pair, now) for pair in zip(chosen, tokens, strict=True)]
+        events = []
+        for answer, token in zip(chosen, tokens, strict=True):
+            try:
+                events.append(self._take(answer, token, now))
+            except Exception as error:
+                events.append(self._fail_by(answer, error))
+        return events
 
     def _take(
-        self, answer: _Answer, token: Chosen | None, now: float
+        self, answer: _Answer, token: Chosen | Exception | None, now: float
     ) -> tuple[Any, CompletionEvent]:
-        """One more token of an answer, or its end."""
+        """One more token of an answer, or its end.
+
+        Raises:
+            Exception: what choosing the token raised, or what it leads to; it concerns this answer.
+        """
+        prompt, sequence, adjuster = answer.prompt, answer.sequence, answer.adjuster
         if token is None:
-            return self._fail(answer, f"{answer.prompt.name} gives logits that are not finite")
-        prompt, sequence = answer.prompt, answer.sequence
+            return self._fail(answer, f"{prompt.name} gives logits that are not finite")
+        if isinstance(token, NothingAllowedError) and adjuster is not None and adjuster.complete:
+            # What its grammar asked for is written, and nothing may follow: no token says so.
+            text = answer.text.finish()
+            self._end(answer)
+            event = CompletionEvent(prompt.choice, text, (), "stop", sequence.reused)
+            return answer.tag, event
+        if isinstance(token, Exception):
+            raise token
         name, first = prompt.name, not answer.answered
         if first:
             self.observer.prompt(name, len(prompt.ids), sequence.reused)
@@ -290,8 +339,11 @@ class Engine:
         answer.answered += 1
         text, finish = "", None
         if token.id in prompt.ends:
-            text, finish = answer.text.finish(), "stop"
+            text = answer.text.feed(token.id) if prompt.stop_shown else ""
+            text, finish = text + answer.text.finish(), "stop"
         else:
+            if adjuster is not None:
+                adjuster.take(token.id)
             sequence.tokens.append(token.id)
             text = answer.text.feed(token.id)
             if answer.text.stopped is not None:
@@ -301,6 +353,14 @@ class Engine:
         if finish is not None:
             self._end(answer)
         return answer.tag, CompletionEvent(prompt.choice, text, (token,), finish, sequence.reused)
+
+    def _fail_by(self, answer: _Answer, error: Exception) -> tuple[Any, CompletionEvent]:
+        """End one answer by what it raised; a fault of the request's own is told."""
+        if isinstance(error, InputError):
+            self._end(answer)
+            return answer.tag, CompletionEvent(answer.prompt.choice, str(error), finish="refused")
+        _log.error("an answer failed; it is ended", exc_info=error)
+        return self._fail(answer, "the server failed at this answer")
 
     def _fail(self, answer: _Answer, why: str) -> tuple[Any, CompletionEvent]:
         self._end(answer, sound=False)
@@ -354,10 +414,17 @@ class Engine:
             staged, reading = future.result()
             began = self.clock()
             resident = self.pool.place(key, staged[0].A.shape[0])
-            if resident is not None:  # else all slots are in use: at a later step
+            if resident is None:  # all slots are in use: at a later step
+                continue
+            del self._loading[key]
+            try:
                 self.forward.bank.install(resident.slot, staged)
-                self.observer.loaded(reading, self.clock() - began)
-                del self._loading[key]
+            except Exception as failure:
+                _log.error("installing an adapter failed", exc_info=failure)
+                self.pool.drop(key)
+                events += [self._fail(a, "its adapter cannot be installed") for a in answers]
+                continue
+            self.observer.loaded(reading, self.clock() - began)
         return events
 
 

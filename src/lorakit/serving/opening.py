@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.data import Template
-from lorakit.execution.generate import end_tokens
+from lorakit.execution.generate import embedding_count, end_tokens
 from lorakit.files.cache import Progress
 from lorakit.files.wording import size
 from lorakit.models import ModelSpec
@@ -33,6 +33,7 @@ class PreparedBase:
         tokenizer: its tokenizer.
         ends: token ids that end an answer.
         context: longest sequence that it reads, in tokens.
+        embeddings: tokens that it has embeddings for.
         begin: makes what computes, ready to answer.
         notes: sentences for the user.
     """
@@ -41,6 +42,7 @@ class PreparedBase:
     tokenizer: Any
     ends: frozenset[int]
     context: int
+    embeddings: int
     begin: Callable[[Deliver, Observer], Runtime]
     notes: tuple[str, ...]
 
@@ -68,6 +70,7 @@ def open_own(
         session.tokenizer,
         frozenset(end_tokens(session.model, session.tokenizer)),
         session.context_length,
+        embedding_count(session.model),
         lambda deliver, observer: Engine(
             *(forward, session.tokenizer, spec, largest, deliver, observer), thread=thread
         ),

@@ -112,7 +112,8 @@ def make_ready(
         catalog.resolve(name)
     metrics = Metrics()
     service = Service(
-        catalog, opened.tokenizer, opened.ends, spec, opened.context, http.max_choices
+        *(catalog, opened.tokenizer, opened.ends, spec, opened.context, http.max_choices),
+        opened.embeddings,
     )
     app = make_app(service, http, metrics, keys)
     # Last, because what it starts has to be stopped again.

@@ -9,7 +9,7 @@ from typing import Any
 from lorakit.data import DataSpec, Example, encode_prompt
 from lorakit.data.ends import end_of_turn
 from lorakit.errors import DataError, LorakitError
-from lorakit.execution.generate import end_tokens
+from lorakit.execution.generate import embedding_count, end_tokens
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.run.named import find_adapter
@@ -61,6 +61,7 @@ class Talk:
         session = thread.call(lambda: open_base(model, data, progress=progress))
         self.tokenizer, self.most, self.names = session.tokenizer, most, tuple(adapters)
         self._ends = frozenset(end_tokens(session.model, session.tokenizer))
+        self._embeddings = embedding_count(session.model)
         context = min(session.context_length, _LONGEST)
         spec = EngineSpec(
             slots=4 * len(adapters), cache_gb=_CACHE_GB, max_prompt=context, max_output=most
@@ -138,6 +139,12 @@ class Talk:
             empty = {"role": "assistant", "content": ""}
             example = Example(origin="chat", messages=(*self._turns[number], message, empty))
         ids = [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
+        if (id := max(ids)) >= self._embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(id)
+            raise DataError(
+                f"the question has the token {id} ({token!r}), and the model has embeddings for "
+                f"{self._embeddings} tokens: leave that text out"
+            )
         if len(ids) + self.most > self._context:
             raise DataError(
                 f"the conversation has {len(ids)} tokens, and an answer may have {self.most}: "

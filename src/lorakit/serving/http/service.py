@@ -3,22 +3,23 @@
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lorakit.data import Example, encode_prompt
-from lorakit.data.ends import end_of_turn
 from lorakit.errors import DataError
 from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.catalog import Catalog, Model, UnknownModelError
 from lorakit.serving.http.problems import Problem, bad, busy
-from lorakit.serving.http.schema import ChatRequest, Common, CompletionRequest
+from lorakit.serving.http.prompts import Prompts
+from lorakit.serving.http.schema import ChatRequest, CompletionRequest
+from lorakit.serving.http.wishes import Wishes
 from lorakit.serving.runtime import Runtime
 from lorakit.serving.sampling import Sampling
 from lorakit.serving.scheduler import QueueFullError
 from lorakit.serving.spec import EngineSpec
+from lorakit.serving.tools.form import ToolForm
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Pending:
     loop: asyncio.AbstractEventLoop
     choices: int
     prompt_tokens: int
+    form: ToolForm | None = None
     events: asyncio.Queue[CompletionEvent | None] = field(default_factory=asyncio.Queue)
     cancel: Callable[[], None] = lambda: None
     answered: int = 0
@@ -43,6 +45,8 @@ class Pending:
         """
         left = self.choices
         while left and (event := await self.events.get()) is not None:
+            if event.finish == "refused":
+                raise bad(event.text)
             if event.finish == "error":
                 text = event.text or "the server is stopping"
                 raise Problem(503, text, "server_error", after=5)
@@ -79,6 +83,7 @@ class Service:
         spec: limits.
         context: longest sequence that the model reads, in tokens.
         max_choices: most answers to one request.
+        embeddings: tokens that the model has embeddings for.
     """
 
     def __init__(
@@ -89,12 +94,14 @@ class Service:
         spec: EngineSpec,
         context: int,
         max_choices: int,
+        embeddings: int,
     ) -> None:
         self.catalog, self.ends, self.spec = catalog, ends, spec
         self.context, self.max_choices = context, max_choices
         # The engine's thread decodes while this one encodes: each has a tokenizer of its own.
         self.tokenizer = copy.deepcopy(tokenizer)
-        self.vocabulary = len(tokenizer)
+        self.wishes = Wishes(self.tokenizer, embeddings)
+        self.prompts = Prompts(self.tokenizer, ends)
         self.engine: Runtime | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lorakit-prompts")
 
@@ -127,22 +134,29 @@ class Service:
         if not visible(request.model):
             raise UnknownModelError(f"there is no model {request.model!r} for this key")
 
-        def prepare() -> tuple[Model, list[list[int]]]:
+        def prepare() -> tuple[ToolForm | None, list[int], list[Prompt]]:
             model = self.catalog.resolve(request.model, visible)
             if isinstance(request, ChatRequest):
-                return model, [self._chat(model, request)]
-            return model, [self._raw(prompt) for prompt in request.prompts]
+                prompts = [self.prompts.chat(model, request)]
+            else:
+                prompts = [self.prompts.raw(prompt) for prompt in request.prompts]
+            prompts = [self.wishes.shortened(ids, request, self._longest) for ids in prompts]
+            form = self.prompts.form(model, request)
+            ends = self.prompts.ends(model, request)
+            wish = self.wishes.sampling(request, ends, form)
+            made = [
+                self._prompt(request, model, ids, wish, form, ends, i * request.n + k)
+                for i, ids in enumerate(prompts)
+                for k in range(request.n)
+            ]
+            return form, [len(ids) for ids in prompts], made
 
-        model, prompts = await self.work(prepare)
-        wanted = [self._prompt(request, model, ids) for ids in prompts]
-        choices = [one(i * request.n + k) for i, one in enumerate(wanted) for k in range(request.n)]
+        form, lengths, choices = await self.work(prepare)
         if len(choices) > self.max_choices:
             raise bad(
                 f"{len(choices)} completions are requested; at most {self.max_choices} to a request"
             )
-        pending = Pending(
-            asyncio.get_running_loop(), len(choices), sum(len(ids) for ids in prompts)
-        )
+        pending = Pending(asyncio.get_running_loop(), len(choices), sum(lengths), form)
         assert self.engine is not None
         try:
             pending.cancel = self.engine.submit(choices, pending)
@@ -151,62 +165,49 @@ class Service:
             raise busy(str(error), 1 + 5 * count / most) from None
         return pending
 
-    def _chat(self, model: Model, request: ChatRequest) -> list[int]:
-        messages = [message.plain() for message in request.messages]
-        if model.template.kind == "raw":
-            if len(messages) > 1:
-                raise bad(
-                    f"{model.name} was trained on plain prompts and knows no turns: send one user "
-                    "message, or use /v1/completions"
-                )
-            example = Example(origin="messages", prompt=messages[0]["content"])
-        else:
-            # An empty answer at the end: what stands before it is the prompt.
-            turns = (*messages, {"role": "assistant", "content": ""})
-            example = Example(origin="messages", messages=turns)
-        return [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest prompt that is read."""
+        return min(self.spec.max_prompt, self.context - 1)
 
-    def _raw(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, list):
-            for id in prompt:
-                if id >= self.vocabulary:
-                    raise bad(f"token {id} is beyond the vocabulary of {self.vocabulary}")
-            return prompt
-        return [int(i) for i in self.tokenizer(prompt)["input_ids"]]
-
-    def _prompt(self, request: Common, model: Model, ids: Sequence[int]) -> Callable[[int], Prompt]:
-        """Makes the choices of one prompt, once its lengths are known to be allowed."""
-        assert isinstance(request, ChatRequest | CompletionRequest)
+    def _prompt(
+        self,
+        request: ChatRequest | CompletionRequest,
+        model: Model,
+        ids: list[int],
+        wish: Sampling,
+        form: ToolForm | None,
+        ends: frozenset[int],
+        choice: int,
+    ) -> Prompt:
+        """One choice of a prompt, once its lengths are known to be allowed."""
         limit = request.max_tokens
         if isinstance(request, ChatRequest):
             limit = request.max_completion_tokens or limit
-        longest = min(self.spec.max_prompt, self.context - 1)
         if not ids:
             raise DataError("the prompt has no tokens")
-        if len(ids) > longest:
-            raise bad(f"the prompt has {len(ids)} tokens; at most {longest} are read")
+        if len(ids) > self._longest:
+            raise bad(f"the prompt has {len(ids)} tokens; at most {self._longest} are read")
         room = min(self.spec.max_output, self.context - len(ids))
         if limit is not None and limit > room:
             raise bad(
                 f"{limit} tokens are requested; after a prompt of {len(ids)} at most {room} are given"
             )
-        sampling = Sampling(
-            request.temperature,
-            request.top_p,
-            max(0, request.top_k),
-            request.seed,
-            request.reported,
-        )
-        ends = self.ends.union(end_of_turn(self.tokenizer, model.template))
-        return lambda choice: Prompt(
+        most = limit or room
+        if wish.min_tokens > most:
+            raise bad(f"min_tokens is {wish.min_tokens}, and the answer has at most {most} tokens")
+        shown = form.specials if form is not None else frozenset()
+        return Prompt(
             ids=ids,
             key=model.key,
             load=model.load,
             name=model.name,
-            most=limit or room,
-            ends=frozenset() if request.ignore_eos else ends,
+            most=most,
+            ends=ends,
             stop=request.stops,
-            sampling=sampling,
+            stop_shown=request.include_stop_str_in_output,
+            specials=shown if request.skip_special_tokens else None,
+            sampling=wish,
             choice=choice,
         )
 

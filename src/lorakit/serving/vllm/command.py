@@ -37,6 +37,7 @@ _OURS: dict[str, str | None] = {
     "--served-model-name": None,
     "--enable-lora": None,
     "--generation-config": None,
+    "--structured-outputs-config": None,
     "--enable-prompt-tokens-details": None,
     "--ssl-keyfile": None,
     "--ssl-certfile": None,
@@ -108,6 +109,8 @@ def arguments(
         "--max-lora-rank": launch.rank,
         # What a model's files say of temperatures and penalties is not what a client asked for.
         "--generation-config": "vllm",
+        # The library that checked a request's schema here is the one that keeps to it there.
+        "--structured-outputs-config": '{"backend": "guidance"}',
     }
     if "step_tokens" in launch.given:
         said["--max-num-batched-tokens"] = engine.step_tokens

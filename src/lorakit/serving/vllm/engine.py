@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx2
 
-from lorakit.errors import EngineError, LorakitError
+from lorakit.errors import EngineError, InputError, LorakitError
 from lorakit.serving.answers import CompletionEvent, Deliver, Observer, Prompt, StoppingError
 from lorakit.serving.scheduler import QueueFullError
 from lorakit.serving.spec import EngineSpec
@@ -52,6 +52,10 @@ class _ActiveRequest:
     prompt: Prompt
     before: float
     answered: int = 0
+
+
+class _RefusedError(InputError):
+    """vLLM does not do what a request wishes."""
 
 
 class VllmEngine:
@@ -176,6 +180,9 @@ class VllmEngine:
                 async for event in self._events(running, pieces):
                     self.deliver([(tag, event)])
             return
+        except _RefusedError as error:
+            self.deliver([(tag, CompletionEvent(prompt.choice, str(error), finish="refused"))])
+            return
         except LorakitError as error:
             why = str(error)
         except (httpx2.HTTPError, ValueError) as error:
@@ -212,7 +219,9 @@ class VllmEngine:
             client.sse("/v1/completions", method="POST", json=body, max_event_size=None) as source,
         ):
             if source.response.status_code != 200:
-                raise EngineError(_refusal(await source.response.aread()))
+                refused = source.response.status_code == 400
+                why = _refusal(await source.response.aread())
+                raise _RefusedError(why) if refused else EngineError(why)
             async for event in source:
                 if event.data == "[DONE]":
                     return

@@ -9,7 +9,7 @@ from pathlib import Path
 from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.data import DataSpec, resolve_template
 from lorakit.errors import EngineError
-from lorakit.execution.generate import end_tokens
+from lorakit.execution.generate import embedding_count, end_tokens
 from lorakit.execution.stepping import adaptable
 from lorakit.files.cache import Progress
 from lorakit.models import ModelSpec, identify, load_outline
@@ -88,6 +88,7 @@ def open_vllm(
         tokenizer,
         frozenset(end_tokens(empty, tokenizer)),
         context,
+        embedding_count(empty),
         begin,
         tuple(_notes(program, catalog, spec, exports)),
     )

@@ -41,7 +41,30 @@ def request(prompt: Prompt, model: str) -> dict[str, Any]:
     }
     if wish.logprobs is not None:
         body |= {"logprobs": wish.logprobs, "return_tokens_as_token_ids": True}
-    return body
+    return body | _more(prompt)
+
+
+def _more(prompt: Prompt) -> dict[str, Any]:
+    """What a request wishes beyond the usual, by vLLM's names; nothing where it wishes nothing."""
+    wish = prompt.sampling
+    more = {
+        "min_p": wish.min_p,
+        "frequency_penalty": wish.frequency_penalty,
+        "presence_penalty": wish.presence_penalty,
+        "repetition_penalty": wish.repetition_penalty,
+        "logit_bias": {str(id): bias for id, bias in wish.logit_bias},
+        "min_tokens": wish.min_tokens,
+        "bad_words": list(wish.bad_words),
+        "allowed_token_ids": list(wish.allowed_ids),
+        "include_stop_str_in_output": prompt.stop_shown,
+        # Marks of tool calls may be special tokens: vLLM shows all of those, or none.
+        "skip_special_tokens": prompt.specials == frozenset(),
+        "structured_outputs": dict(wish.grammar.spec) if wish.grammar is not None else None,
+    }
+    rest = {"repetition_penalty": 1.0, "skip_special_tokens": True}
+    return {name: value for name, value in more.items() if value and value != rest.get(name)} | (
+        {} if more["skip_special_tokens"] else {"skip_special_tokens": False}
+    )
 
 
 def seed_of(seed: int | None, choice: int) -> int | None:

@@ -34,6 +34,7 @@ def parse(arguments):
     serve.add_argument("--dtype", choices=sorted(_CHOICES), required=True)
     serve.add_argument("--max-lora-rank", type=int, choices=_RANKS, default=16)
     serve.add_argument("--generation-config", default="auto")
+    serve.add_argument("--structured-outputs-config", type=json.loads, default={})
     for name in (
         *("--max-model-len", "--max-num-seqs", "--max-loras", "--max-num-batched-tokens"),
         "--kv-cache-memory-bytes",
@@ -145,6 +146,8 @@ def make_app(asked):
             return problem(404, f"The model `{model}` does not exist.")
         if len(body["prompt"]) + body["max_tokens"] > asked.max_model_len:
             return problem(400, "This model's maximum context length is exceeded")
+        if "<[" in (body.get("structured_outputs") or {}).get("grammar", ""):
+            return problem(400, "Grammar error: special token with no tokenizer")
         if SETTINGS["fault"] and model == base and adapters:
             model = [*adapters][-1]  # the fault, at its worst
         return StreamingResponse(stream(body, model), media_type="text/event-stream")
