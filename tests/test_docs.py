@@ -254,7 +254,10 @@ def assigned_texts(module: str) -> list[str]:
 
 
 # Options of the programs that a page shows beside lorakit.
-_OF_OTHERS = {"--no-deps", "--lora", "--max-lora-rank", "--lora-modules"}
+_OF_OTHERS = {
+    *("--no-deps", "--lora", "--max-lora-rank", "--lora-modules", "--chat-template"),
+    *("--chat-template-file", "--generation-config", "--jinja", "--override-kv"),
+}
 
 
 def test_no_page_names_an_option_that_is_not_there():

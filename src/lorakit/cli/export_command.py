@@ -13,6 +13,22 @@ from lorakit.cli.show import say
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
 
+Kind = Annotated[
+    Literal["f32", "f16", "bf16", "q8_0"] | None,
+    typer.Option(
+        "--type",
+        help="Number format of a GGUF file; an adapter may be f32 or f16. [default: f32; ollama: f16]",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="TYPE",
+        help="A merged model in fewer bits, by llama.cpp's own quantizer: Q8_0, Q6_K, Q5_K_M, "
+        "Q4_K_M, Q4_0 and others without an importance matrix.",
+    ),
+]
 OPTIONS = ("model", "revision", "device", "trust_remote_code", "ignore_adapter", "store")
 
 
@@ -39,23 +55,8 @@ def export(
             "--out", help="The new folder (peft, vllm, ollama) or file (gguf, gguf-merged)."
         ),
     ] = None,
-    kind: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"] | None,
-        typer.Option(
-            "--type",
-            help="Number format of a GGUF file; an adapter may be f32 or f16. [default: f32; ollama: "
-            "f16]",
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            "--quantize",
-            metavar="TYPE",
-            help="A merged model in fewer bits, by llama.cpp's own quantizer: Q8_0, Q6_K, Q5_K_M, "
-            "Q4_K_M, Q4_0 and others without an importance matrix.",
-        ),
-    ] = None,
+    kind: Kind = None,
+    quantize: Quantize = None,
     lint: Annotated[
         bool,
         typer.Option(

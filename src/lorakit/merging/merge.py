@@ -103,8 +103,7 @@ def write_merged(
         probes_ids: token ids to compare on; a few hundred tokens will do.
         tolerance: what may differ.
         made_of: the base's fingerprint and the adapters, for the certificate.
-        notes: for the certificate.
-        finish: called with the folder once model and tokenizer are in it.
+        notes: for the certificate; finish: called with the folder once all else is in it.
 
     Raises:
         CertificateError: the logits differ by more than the tolerance; nothing was written.
