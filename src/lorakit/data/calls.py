@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lorakit.data.columns import ROLE_KEYS, given
+from lorakit.data.columns import CONVERSATIONS, ROLE_KEYS, given
 from lorakit.data.row import Row, WrittenObject
 from lorakit.errors import DataError
 
@@ -143,7 +143,8 @@ def json_value(row: Row, name: str, value: Any) -> Any:
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(
-            f"{row.origin}: {name!r} is text but not JSON ({reason}){_python_text(name, value)}"
+            f"{row.origin}: {name!r} is text but not JSON ({reason})"
+            + (_python_text(name, value) or _plain_text(name, value))
         ) from None
 
 
@@ -153,6 +154,15 @@ def _python_text(name: str, text: str) -> str:
             ": it is Python's text of a list, as pandas' to_csv writes it. Write the rows with "
             "frame.to_json('rows.jsonl', orient='records', lines=True), or the column with "
             f"frame[{name!r}].map(json.dumps)"
+        )
+    return ""
+
+
+def _plain_text(name: str, text: str) -> str:
+    if name in CONVERSATIONS and not text.lstrip().startswith(("[", "{")):
+        return (
+            ': it must be a list such as [{"role": "user", "content": "…"}, {"role": "assistant", '
+            '"content": "…"}]; or, to train on it as a whole text, name the column \'text\''
         )
     return ""
 

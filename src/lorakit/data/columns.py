@@ -84,6 +84,11 @@ def suggest(fields: Mapping[str, Any]) -> str:
     """
     names = {str(name).strip().lower(): str(name) for name in fields if str(name).strip()}
     usable = {k: n for k, n in names.items() if _usable(fields[n]) and not worse(k)}
+    inner = [(n, fields[n]) for n in names.values() if isinstance(fields[n], Mapping)]
+    if len(inner) == 1 and len(usable) < 2:  # {"translation": {"en": …, "de": …}}
+        ((name, value),) = inner
+        paths = {str(k).lower(): f"{name}.{k}" for k, v in value.items() if _usable(v)}
+        usable = {k: path for k, path in paths.items() if k and not worse(k)}
     question = next((usable[q] for q in _QUESTIONS if q in usable), None)
     rest = {k: n for k, n in usable.items() if n != question}
     answer = next((rest[a] for a in _ANSWERS if a in rest), None)

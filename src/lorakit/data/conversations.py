@@ -88,9 +88,14 @@ def _message(message: Message, where: str, row: Row) -> Message:
     named = clean.pop(key) if key else None
     role = _role(named)
     if role is None:
-        problem = "has no role" if key is None else f"has the role {named!r}"
-        keys = f" (its keys: {', '.join(map(repr, clean))})" if key is None and clean else ""
-        raise DataError(f"{where} {problem}{keys}; {did_you_mean(str(named), (*ROLES, *_ALIASES))}")
+        if key is None:
+            keys = f" (its keys: {', '.join(map(repr, clean))})" if clean else ""
+            raise DataError(
+                f'{where} has no role{keys}; a message is written {{"role": "user", "content": "…"}}, '
+                f"with a role of {', '.join(ROLES[:-1])}"
+            )
+        known = did_you_mean(str(named), (*ROLES, *_ALIASES))
+        raise DataError(f"{where} has the role {named!r}; {known}")
     clean = {"role": role, **clean}
     _content(clean, message, where)
     if named in ("function", "function_call", "tool_call") or role == "call":
@@ -127,6 +132,8 @@ def _content(clean: dict[str, Any], message: Message, where: str) -> None:
     if len(names) > 1:
         raise DataError(f"{where} has {' and '.join(map(repr, names))}; give one of them")
     value = clean.pop(names[0])
+    if isinstance(value, Mapping) and "type" in value and clean["role"] != "tool":
+        value = [value]  # one part, without its list
     # What a tool gives back may be a list of anything, which is written as JSON.
     parts = any(isinstance(p, Mapping) and "type" in p for p in value) if _is_list(value) else False
     if parts or (_is_list(value) and clean["role"] != "tool"):
@@ -145,6 +152,8 @@ def _part(part: Any, where: str) -> str:
         texts = [part[k] for k in ("text", "value", "content") if isinstance(part.get(k), str)]
         if len(texts) == 1:
             return str(texts[0])
+    if isinstance(part, Mapping) and set(part) == {"text"} and isinstance(part["text"], str):
+        return part["text"]  # as Amazon Bedrock writes it
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind == "text":
         raise DataError(f"{where} has a content part of type 'text' without a text")

@@ -123,7 +123,10 @@ def _list(file: DataFile, text: JsonText, at: int) -> Iterator[Row]:
         if begin < end:
             yield _row(file, text.line(begin), value, content[begin:end], reading)
     if rest := content[end:].strip(SPACE):
-        raise text.broken(end, f"{rest[:20]!r} after the closing ']'")
+        advice = ""
+        if rest.startswith("["):
+            advice = ": write the rows of all lists into one, or each list to a file of its own"
+        raise text.broken(text.skip(end), f"{rest[:20]!r} after the closing ']'{advice}")
 
 
 def _unwrap(file: DataFile, line: int, value: Any, content: str) -> Iterator[Row]:
@@ -136,6 +139,7 @@ def _unwrap(file: DataFile, line: int, value: Any, content: str) -> Iterator[Row
         yield from columns
         return
     lists = [k for k, v in value.items() if _objects(v) and not are_messages(v)]
+    lists = [k for k in lists if not _part_of_row(value, k)]
     rows = [k for k in lists if all(map(is_row, value[k]))]
     if len(lists) > 1 and (len(rows) > 1 or not is_row(value)):
         names = ", ".join(map(repr, lists[:6]))
@@ -174,6 +178,19 @@ def _unwrap(file: DataFile, line: int, value: Any, content: str) -> Iterator[Row
     yield _row(file, line, value, content)
 
 
+def _part_of_row(value: Mapping[str, Any], name: str) -> bool:
+    """Whether an object is a row by its other columns, and the list beside them a part of it.
+
+    A list of {"text": …} beside a text may be anything that was found in it.
+    """
+    others = {k: v for k, v in value.items() if k != name}
+    if not is_row(others):
+        return False
+    return is_row({k: v for k, v in others.items() if k != "text"}) or not all(
+        is_row({k: v for k, v in item.items() if k != "text"}) for item in value[name]
+    )
+
+
 def _wraps(value: Mapping[str, Any]) -> bool:
     """Whether an object holds rows, at some depth of objects with one key."""
     inner = next(iter(value.values())) if len(value) == 1 else None
@@ -206,12 +223,16 @@ def _columns(file: DataFile, line: int, value: Mapping[str, Any]) -> Iterator[Ro
         return None
     if all(isinstance(v, dict) for v in items):
         keys = list(items[0])
-        if keys and all(k.isdecimal() for k in keys) and all(list(v) == keys for v in items):
+        named = (
+            len(items) > 1 and is_row(value) and not any(map(is_message, items))
+        )  # an index of names
+        numbered = all(k.isdecimal() for k in keys)
+        if keys and (numbered or named) and all(list(v) == keys for v in items):
             rows = [{name: column[k] for name, column in value.items()} for k in keys]
             return _turned(file, rows, "is a table written column by column (pandas' to_json)")
         return None
     lists = {name: v for name, v in value.items() if isinstance(v, list)}
-    if not lists or not (len(lists) == len(value) or is_row(lists)):
+    if not any(lists.values()) or not (len(lists) == len(value) or is_row(lists)):
         return None
     if any(isinstance(v[0], dict) for v in lists.values() if v):
         return None  # messages, or a list of rows

@@ -218,6 +218,11 @@ def lines(file: DataFile) -> Iterator[str]:
             # its like, which JSON allows inside a string.
             for raw in stream:
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw
+                if number == 0 and (guess := _unmarked(line)):
+                    raise DataError(
+                        f"{file.name}:1: not UTF-8 (every second byte is zero, as in UTF-16). Convert "
+                        f"it, for example: iconv -f {guess} -t UTF-8 {file.path.name}"
+                    )
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -226,6 +231,15 @@ def lines(file: DataFile) -> Iterator[str]:
                 number += 1
         except DAMAGED as error:
             raise decompression_error(file, error, number) from None
+
+
+def _unmarked(line: bytes) -> str:
+    """The kind of UTF-16 that a first line without a mark is in, '' where it is not."""
+    head = line[: min(len(line) // 2 * 2, 64)]
+    even, odd = head[::2], head[1::2]
+    if len(head) < 8 or bool(any(even)) == bool(any(odd)):
+        return ""
+    return "UTF-16LE" if any(even) else "UTF-16BE"
 
 
 def _wrong_encoding(file: DataFile, number: int, line: bytes, error: UnicodeDecodeError) -> str:

@@ -49,6 +49,15 @@ def _hint(error: json.JSONDecodeError, text: str) -> str:
         return "JSON writes true, false and null: write each row with json.dumps(row)"
     if here.startswith(("//", "#", "/*")) or bare.startswith(("//", "#", "/*")):
         return "JSON has no comments: remove the line"
+    if here[:1] in tuple("“”„‘’"):
+        return f'JSON has straight quotes alone: write " in place of {here[0]}'
+    if error.msg == "Invalid \\escape":
+        return "JSON writes a backslash as \\\\: write each row with json.dumps(row)"
+    if here[:1] == "\0":
+        return (
+            "The file holds zero bytes here, as a crash or a full disk leaves them: remove them, or "
+            "copy the file again"
+        )
     if here[:1] in ("}", "]") and before.endswith(","):
         return f"There is a comma too many before {here[0]!r}: remove it"
     if error.msg == "Extra data" and here[:1] == ",":

@@ -13,12 +13,13 @@ from dataclasses import replace
 from itertools import islice
 
 from lorakit.data.arrow import arrow_rows
+from lorakit.data.columns import is_row
 from lorakit.data.documents import json_rows
 from lorakit.data.files import files_of, lines
 from lorakit.data.formats import DataFile
 from lorakit.data.given import GivenRows, Source, form_of
 from lorakit.data.row import Row
-from lorakit.data.tables import table_rows
+from lorakit.data.tables import DELIMITERS, table_rows
 from lorakit.errors import DataError
 from lorakit.extras import need
 
@@ -114,6 +115,13 @@ def _holds_json(file: DataFile) -> bool:
     return False
 
 
+def _holds_table(file: DataFile) -> bool:
+    """Whether a file of text begins with the header of a table, as Excel saves it: known columns."""
+    first = next((line.strip() for line in lines(file) if line.strip()), "")
+    headers = ([name.strip().strip('"') for name in first.split(d)] for d in DELIMITERS)
+    return any(len(names) > 1 and is_row(dict.fromkeys({*names} - {"text"})) for names in headers)
+
+
 def _by_content(file: DataFile) -> Iterator[Row]:
     """The rows of a file of text, which may hold JSON under another name."""
     if file.format in ("json", "jsonl"):
@@ -122,8 +130,12 @@ def _by_content(file: DataFile) -> Iterator[Row]:
         for row in json_rows(file):
             reading = f"holds JSON, whatever its name says{' and ' if row.reading else ''}"
             yield replace(row, reading=reading + row.reading)
-    elif file.format == "txt":
+    elif file.format == "txt" and not _holds_table(file):
         yield from _text_rows(file)
+    elif file.format == "txt":
+        for row in table_rows(file):
+            reading = f"holds a table, whatever its name says{' and ' if row.reading else ''}"
+            yield replace(row, reading=reading + row.reading)
     else:
         yield from table_rows(file)
 

@@ -19,7 +19,7 @@ from lorakit.data.around import (
     text_of,
 )
 from lorakit.data.calls import read_tools
-from lorakit.data.columns import CONVERSATIONS, given, listed, suggest, worse
+from lorakit.data.columns import CONVERSATIONS, ROLE_KEYS, given, is_message, listed, suggest, worse
 from lorakit.data.conversations import (
     ROLES,
     Message,
@@ -122,6 +122,14 @@ def recognise(row: Row, spec: DataSpec) -> Shape:
     for shape in (_preference, _conversation, _prompt, _instruction):
         if found := shape(row):
             return found
+    if is_message(row.fields):
+        role = next(k for k in ROLE_KEYS if k in row.fields)
+        raise DataError(
+            f"{row.origin}: each row is one message ({role!r} says who speaks), and it is not clear "
+            'which belong together: write each conversation as one row, {"messages": [{"role": …, '
+            '"content": …}, …]}; or, to train on a column of text alone, leave out '
+            f"{role!r} and name that column 'text'"
+        )
     if "text" in names:
         return Shape("text", "rows are text: every token is supervised" + _unused(names, {"text"}))
     raise DataError(
@@ -231,6 +239,11 @@ def _described(row: Row, shape: Shape, used: set[str]) -> Shape:
     if any(given(row.fields.get(name)) for name in SYSTEMS):
         name = next(n for n in SYSTEMS if given(row.fields.get(n)))
         said += f"; {name!r} is the system message"
+    nested = [
+        n for n in (_TEXTS & used) - {shape.messages} if n in row.fields and _nested(row.fields[n])
+    ]
+    if nested:
+        said += f"; {' and '.join(map(repr, sorted(nested)))}: lists and objects as JSON text"
     if row.form == "arrow" and _calls(row):
         said += "; keys that are null in tools and calls are left out, as Arrow writes absent ones"
     return Shape(
@@ -239,6 +252,15 @@ def _described(row: Row, shape: Shape, used: set[str]) -> Shape:
         messages=shape.messages,
         answer=shape.answer,
     )
+
+
+_TEXTS = frozenset(
+    ("prompt", "completion", "instruction", "input", "output", "chosen", "preferred_output")
+)
+
+
+def _nested(value: object) -> bool:
+    return isinstance(value, list | Mapping) and bool(value) and not like_messages(value)
 
 
 def _calls(row: Row) -> bool:

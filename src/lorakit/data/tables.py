@@ -1,6 +1,7 @@
 """CSV and TSV -> rows whose values are the text that was written."""
 
 import csv
+import re
 from collections.abc import Iterator
 
 from lorakit.data.files import lines
@@ -8,7 +9,8 @@ from lorakit.data.formats import DataFile
 from lorakit.data.row import Row
 from lorakit.errors import DataError
 
-_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+_RULE = re.compile(r"\s*(:?-+:?\s*)?")
 
 
 def table_rows(file: DataFile) -> Iterator[Row]:
@@ -26,7 +28,7 @@ def table_rows(file: DataFile) -> Iterator[Row]:
     delimiter, skipped = _delimiter(file, own)
     notes = []
     if delimiter != own:
-        notes.append(f"has its columns separated by {_DELIMITERS.get(delimiter, repr(delimiter))}")
+        notes.append(f"has its columns separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
     text = lines(file)
     for _ in range(skipped):
         next(text)
@@ -47,14 +49,23 @@ def table_rows(file: DataFile) -> Iterator[Row]:
             header = _header(file, start, values)
             if not header[0]:
                 notes.append("has a first column without a name (an index), which is not used")
-            reading = " and ".join(notes)
+            reading, first = " and ".join(notes), True
+        elif len(header) > 1 and values == header:
+            raise DataError(
+                f"{file.name}:{start}: the header again, as where files were joined: remove the line"
+            )
+        elif delimiter == "|" and first and all(_RULE.fullmatch(v) for v in values):
+            raise DataError(
+                f"{file.name}:{start}: the line under the header of a Markdown table, which is not "
+                "read: write the table as CSV"
+            )
         elif len(values) != len(header):
             raise DataError(
                 f"{file.name}:{start}: {len(values)} fields where the header has {len(header)} "
                 f"({', '.join(map(repr, header[:8]))}); quote a field that holds {delimiter!r}"
             )
         else:
-            named = _named(file, start, header, values)
+            named, first = _named(file, start, header, values), False
             yield Row(file.name, start, named, form="table", reading=reading)
 
 
@@ -71,7 +82,7 @@ def _delimiter(file: DataFile, own: str) -> tuple[str, int]:
         source.close()  # type: ignore[attr-defined]
         return delimiter, skipped + 1
     source.close()  # type: ignore[attr-defined]
-    for delimiter in (own, *_DELIMITERS):
+    for delimiter in (own, *DELIMITERS):
         try:
             columns = next(csv.reader([first], delimiter=delimiter))
         except (csv.Error, StopIteration):
