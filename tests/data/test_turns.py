@@ -166,6 +166,13 @@ def test_one_sequence_where_one_text_holds_all_turns(tokenizer_of, family):
             "I ponder.",
         ),
         ("words", say("assistant", "b", reasoning="why not"), "thinking", "why not"),
+        # As rows of models have it whose prompt opens the thinking.
+        (
+            "prompt opens thinking",
+            say("assistant", "I ponder.\n</think>\n\nb"),
+            "thinking",
+            "I ponder.",
+        ),
     ],
 )
 def test_what_is_left_out_of_an_answer_is_an_error_that_names_it(

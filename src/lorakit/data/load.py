@@ -97,7 +97,7 @@ def load_data(
         indices = set(held.index.tolist())
         again = _examples(spec.data, shape, max(indices, default=-1) + 1)
         eval_examples = tuple(e for i, e in enumerate(again) if i in indices)
-        notes.append(split_note(len(train.table), len(held.table), spec, seed))
+        notes.append(split_note(len(train.table), len(held.table), spec, seed, train.row_counts))
     notes += repeat_notes(train.table, held.table)
     return Dataset(
         train=train.table,

@@ -125,12 +125,13 @@ def length_notes(counts: RowCounts, rows: str, too_long: str) -> list[str]:
     ]
 
 
-def split_note(train: int, held: int, spec: DataSpec, seed: int) -> str:
+def split_note(train: int, held: int, spec: DataSpec, seed: int, counts: RowCounts) -> str:
     """How the held-out rows were chosen."""
     if held:
         most = f", max_eval_rows {spec.max_eval_rows:,}" if held == spec.max_eval_rows else ""
         return (
-            f"Held out {held:,} of {train + held:,} rows (eval_share {spec.eval_share:g}{most}, "
+            f"Held out {held:,} of {train + held:,} "
+            f"{'sequences' if counts.split else 'rows'} (eval_share {spec.eval_share:g}{most}, "
             f"seed {seed}); rows with the same prompt stay on the same side."
         )
     if spec.eval_share == 0:

@@ -13,13 +13,12 @@ from typing import Any
 
 from lorakit.data.chat import ChatFormat, TemplateRefusalError
 from lorakit.data.forms import THINKING_FIELDS, thinking_of
-from lorakit.data.pieces import squeezed
+from lorakit.data.pieces import Content, content_of, squeezed
 from lorakit.data.shapes import Message
 from lorakit.data.spec import DROPPABLE
 from lorakit.data.turns import Conversation, Turn
 from lorakit.errors import DataError
 
-_THOUGHT = re.compile(r"<(think|thinking|thought|seed:think)>(.*?)</\1>", re.DOTALL)
 # Shorter text may stand in the rendering by chance, so for it the marker alone is asked.
 _SHORT = 12
 
@@ -86,7 +85,9 @@ def omission_error(origin: str, omission: Omission, format_: ChatFormat) -> Data
     what = DROPPABLE[omission.kind]
     excerpt = " ".join(omission.text.split())
     excerpt = excerpt if len(excerpt) <= 60 else excerpt[:57] + "…"
-    options = sorted(format_.variables)
+    # Variables have to do with thinking alone, among what may be left out.
+    about = re.compile("think|reason|preserve|truncate")
+    options = [v for v in format_.variables if omission.kind == "thinking" and about.search(v)]
     more = f"; the template reads the options {', '.join(options)} (--template-option)"
     return DataError(
         f"{origin}: the chat template leaves out {what} of {where} ({excerpt!r}). Give --template "
@@ -114,9 +115,9 @@ def _all_pieces(
                 yield _Piece(kind, number, content)
             continue
         if number == len(messages):
-            thoughts = [thinking_of(message), *(m[2] for m in _THOUGHT.finditer(content))]
+            thoughts = [thinking_of(message), *content_of(message).thoughts]
             yield from (_Piece("thinking", number, t) for t in thoughts if t.strip())
-        said = _THOUGHT.sub(" ", content)
+        said = content_of(message).said
         calls = message.get("tool_calls") or ()
         for part in said.split("\n\n") if number == len(messages) else [said]:
             if part.strip():
@@ -173,12 +174,12 @@ def _stands(text: str, written: str) -> bool:
 
 def _form(message: Message) -> tuple[Any, ...]:
     """What decides how a template treats a message, its text aside."""
-    content = str(message.get("content") or "")
+    content = content_of(message)
     calls = message.get("tool_calls") or ()
     return (
         message["role"],
-        bool(content.strip()),
-        bool(_THOUGHT.search(content)),
+        bool(content.said.strip()),
+        (content.lead, content.tag),
         bool(thinking_of(message)),
         len(calls),
         message.get("name") is not None,
@@ -201,11 +202,12 @@ def _unwritten(
         role = {"function": "tool"}.get(str(message["role"]), str(message["role"]))
         if role == "assistant":
             role = "content"
-        thought = _THOUGHT.search(content)
+        found = content_of(message) if message["role"] == "assistant" else Content((), content)
         if content.strip():
-            changed["content"] = marker(role, number) if _THOUGHT.sub(" ", content).strip() else ""
-        if thought and last:
-            inside = f"<{thought[1]}>\n{marker('thinking', number)}\n</{thought[1]}>"
+            changed["content"] = marker(role, number) if found.said.strip() else ""
+        if last and found.thoughts:
+            tag = found.tag or "think"
+            inside = f"{'' if found.lead else f'<{tag}>'}\n{marker('thinking', number)}\n</{tag}>"
             changed["content"] = f"{inside}\n\n{changed['content']}"
         for name in THINKING_FIELDS:
             if message.get(name) and last:

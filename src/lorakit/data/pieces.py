@@ -1,6 +1,8 @@
 """The pieces of a message, and where they stand in what a template wrote."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lorakit.data.forms import thinking_of
 from lorakit.data.shapes import Message
@@ -12,6 +14,40 @@ def pieces(message: Message) -> list[str]:
     return [
         p for p in (thinking_of(message), str(message.get("content") or ""), *names) if p.strip()
     ]
+
+
+_THOUGHT = re.compile(r"<(think|thinking|thought|seed:think)>(.*?)</\1>", re.DOTALL)
+_CLOSED = "</think>"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an answer's text holds: its thinking between tags, and what is said.
+
+    lead: thinking before a first `</think>` that nothing opened, as rows of models have it whose
+    prompt opens the thinking. tag: of the first thinking between tags.
+    """
+
+    thoughts: tuple[str, ...]
+    said: str
+    lead: bool = False
+    tag: str | None = None
+
+
+def content_of(message: Message) -> Content:
+    """The content of a message, thinking and speech apart."""
+    text, lead = str(message.get("content") or ""), []
+    before, closed, after = text.partition(_CLOSED)
+    if closed and "<think>" not in before:
+        text, lead = after, [before]
+    found = _THOUGHT.search(text)
+    thoughts = [*lead, *(m[2] for m in _THOUGHT.finditer(text))]
+    return Content(
+        tuple(t for t in thoughts if t.strip()),
+        _THOUGHT.sub(" ", text),
+        bool(lead and lead[0].strip()),
+        found[1] if found else None,
+    )
 
 
 def squeezed(text: str) -> str:

@@ -263,7 +263,7 @@ class Conversation:
         if marked.replace(OPEN, "").replace(CLOSE, "") != written:
             raise DataError(
                 f"{self.origin}: the row holds the characters U+E0F0 or U+E0F1, which lorakit uses "
-                "to find the answers in the template's text"
+                "to find the answers in the template's text: take them out of the row"
             )
         before, *parts = marked.split(OPEN)
         position, inside = len(before), []

