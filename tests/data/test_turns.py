@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_families import CALLS, FAMILIES, SPECIALS
 
 from lorakit.data import DataSpec, Example, encode_prompt, load_data, resolve_template
 from lorakit.data.encode import encode_examples
@@ -17,6 +16,7 @@ from lorakit.data.ends import end_of_turn
 from lorakit.data.served import served_turns
 from lorakit.data.template import Template
 from lorakit.errors import ConfigError, DataError
+from template_families import CALLS, FAMILIES, SPECIALS
 
 CALL = {
     "id": "abcdef123",
