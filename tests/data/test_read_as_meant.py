@@ -59,12 +59,17 @@ def test_a_list_beside_the_columns_of_the_only_row_is_a_part_of_it(read):
 def test_bedrock_s_parts_and_its_system_list(read):
     messages = [
         {"role": "user", "content": [{"text": "q"}]},
-        {"role": "assistant", "content": [{"text": "a"}]},
+        {"role": "assistant", "content": [{"type": None, "text": "a"}]},
     ]
     examples, _ = read("r.jsonl", json.dumps({"messages": messages}))
     assert turns(examples[0]) == [("user", "q"), ("assistant", "a")]
     (row,) = read("r.jsonl", json.dumps({"extra": [{"text": "s"}], "messages": messages}))[0]
     assert turns(row) == [("user", "q"), ("assistant", "a")]
+
+
+def test_a_header_with_commas_in_quotes(read):
+    examples, _ = read("r.csv", '"prompt";"completion";"notes, if any"\nq;1,5;\n')
+    assert pairs(examples) == [("q", "1,5")]
 
 
 def test_one_part_without_its_list(read):

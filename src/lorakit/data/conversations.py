@@ -152,8 +152,9 @@ def _part(part: Any, where: str) -> str:
         texts = [part[k] for k in ("text", "value", "content") if isinstance(part.get(k), str)]
         if len(texts) == 1:
             return str(texts[0])
-    if isinstance(part, Mapping) and set(part) == {"text"} and isinstance(part["text"], str):
-        return part["text"]  # as Amazon Bedrock writes it
+    held = {k: v for k, v in part.items() if v is not None} if isinstance(part, Mapping) else {}
+    if set(held) == {"text"} and isinstance(held["text"], str):
+        return held["text"]  # as Amazon Bedrock writes it
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind == "text":
         raise DataError(f"{where} has a content part of type 'text' without a text")

@@ -84,7 +84,7 @@ def _delimiter(file: DataFile, own: str) -> tuple[str, int]:
     source.close()  # type: ignore[attr-defined]
     for delimiter in (own, *DELIMITERS):
         try:
-            columns = next(csv.reader([first], delimiter=delimiter))
+            columns = next(csv.reader([first], delimiter=delimiter, strict=True))
         except (csv.Error, StopIteration):
             continue
         if len(columns) > 1 and (delimiter == own or all(len(c) <= 64 for c in columns)):
