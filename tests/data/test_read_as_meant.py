@@ -155,3 +155,28 @@ def test_the_mapping_that_is_advised_goes_into_an_object(read, refused):
         found = re.search(r"--prompt '([^']*)' --completion '([^']*)'", refused("r.jsonl", content))
         examples, _ = read("r.jsonl", content, prompt=found[1], completion=found[2])
         assert pairs(examples) == [("q", "a")] * 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "bad", "label": 0},
+        {"prompt": "q", "completion": "bad", "desirable": False},
+        {"instruction": "q", "output": "bad", "kto_tag": 0},
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "bad"},
+            ],
+            "label": False,
+        },
+    ],
+)
+def test_an_answer_that_is_marked_as_bad_is_never_taught(row, refused):
+    assert "marks a bad answer" in refused("rows.jsonl", json.dumps(row) + "\n")
+
+
+def test_a_class_beside_a_conversation_is_no_mark(read):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    examples, _ = read("rows.jsonl", json.dumps({"messages": messages, "label": 0}) + "\n")
+    assert turns(examples[0]) == [("user", "q"), ("assistant", "a")]

@@ -12,7 +12,7 @@ from lorakit.errors import DataError, did_you_mean
 
 SYSTEMS = ("system", "system_prompt")
 """Columns with the system message of a row."""
-LABELS = ("label", "kto_tag")
+LABELS = ("label", "kto_tag", "desirable")
 """Columns that mark an answer as good (true) or bad (false)."""
 
 
@@ -153,18 +153,21 @@ def joined(row: Row, asked: list[Message], answered: list[Message], name: str) -
     )
 
 
-def refuse_bad(row: Row, names: tuple[str, ...] = LABELS) -> None:
+def refuse_bad(row: Row, *, numbers: bool) -> None:
     """Refuse a row that is marked as a bad answer: training would teach it.
 
+    numbers: 0 means false in `label` too; beside a conversation it may be a class of its own.
+
     Raises:
-        DataError: `label` or `kto_tag` is false.
+        DataError: `label`, `kto_tag` or `desirable` is false.
     """
-    for name in names:
+    for name in LABELS:
         value = row.fields.get(name)
         said = value.strip().lower() if row.form == "table" and isinstance(value, str) else value
-        if said is False or said == "false":
+        zero = (numbers or name != "label") and said in (0, "0")
+        if said is False or said == "false" or zero:
             raise DataError(
-                f"{row.origin}: {name!r} is false, which marks a bad answer in preference rows (KTO), "
+                f"{row.origin}: {name!r} is {'0' if zero and said is not False else 'false'}, which marks a bad answer in preference rows (KTO), "
                 "and training would teach it: leave such rows out. If it means something else, map "
                 "the columns, for example --prompt '{prompt}' --completion '{completion}'"
             )

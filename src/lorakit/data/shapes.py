@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorakit.data.around import (
-    LABELS,
     SYSTEMS,
     column,
     full,
@@ -67,7 +66,7 @@ class Shape:
             return Example(row.origin, prompt=prompt, completion=answer)
         if self.kind == "text":
             return Example(row.origin, text=full(row, "text"))
-        refuse_bad(row, LABELS if self.kind == "prompt" else LABELS[1:])
+        refuse_bad(row, numbers=self.kind == "prompt")
         system, tools = system_message(row), read_tools(row)
         asked, answered = self._asked(row), self._answered(row)
         if isinstance(asked, str) and isinstance(answered, str) and not system and not tools:
@@ -227,7 +226,7 @@ def _instruction(row: Row) -> Shape | None:
 
 
 # What may stand beside each of these shapes, and is used.
-_AROUND = (*SYSTEMS, "tools", "functions", "kto_tag")
+_AROUND = (*SYSTEMS, "tools", "functions", "kto_tag", "desirable")
 
 
 def _described(row: Row, shape: Shape, used: set[str]) -> Shape:
