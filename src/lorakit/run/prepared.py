@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lorakit.config import RunConfig
 from lorakit.data import Dataset
+from lorakit.execution.twins import twin_of
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan
 from lorakit.run.continuing import Parent
@@ -45,6 +48,27 @@ class Prepared:
     def forecast(self) -> Forecast:
         """Parameters, memory and time expected."""
         return self.estimate.forecast
+
+
+def end_notes(session: Session, data: Dataset, plan: Plan) -> list[str]:
+    """A note for each token that ends answers and that this adapter cannot be taught to write."""
+    model, decode = session.model, session.tokenizer.decode
+    head = model.get_output_embeddings()
+    if any(model.get_submodule(target.path) is head for target in plan.targets):
+        return []
+    last = data.train.offsets[1:] - 1
+    ends = np.unique(data.train.ids_N[last][data.train.weight_N[last] > 0]).tolist()
+    notes = []
+    for token in ends[:8]:
+        twin = twin_of(model, token)
+        if twin is not None:
+            notes.append(
+                f"{decode([token])!r}, which ends answers, has the same row in the model's output "
+                f"head as {decode([twin])!r}: no adapter below the head can make the model write the "
+                "one and not the other, and answers will not end. Take a template that ends turns "
+                "with a token that the model was trained with"
+            )
+    return notes
 
 
 def training_figures(

@@ -20,7 +20,7 @@ from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.fitting import Report, estimate_run, fit_model, peak_rate, steps_of
-from lorakit.run.prepared import Prepared, training_figures
+from lorakit.run.prepared import Prepared, end_notes, training_figures
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
@@ -49,6 +49,7 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     else:
         chosen = plan_from(session.model, config, parent)
         config = settled(config, parent)
+    data = replace(data, notes=(*data.notes, *end_notes(session, data, chosen)))
     spec = config.train
     steps = steps_of(len(data.train), spec)
     expected = estimate_run(
