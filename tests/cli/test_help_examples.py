@@ -34,6 +34,10 @@ SHORTER = {"compare": ("--seeds", "1", "--rates", "1", "--evaluations", "1", "--
 EVERY = [(name,) for name in COMMANDS if name != "adapters"]
 EVERY += [(group, name) for group, (_, names) in GROUPS.items() for name in names]
 
+# llama.cpp's converter knows the tokenizers of real models alone, and the stand-in's is none:
+# tests/adapters/test_export_chat.py exports for Ollama with the built-in model itself.
+NOT_RUN_LINES = ("--to ollama",)
+
 
 def examples(command, capsys) -> list[str]:
     """Lines of the printed help that begin with the command itself."""
@@ -125,6 +129,8 @@ def test_the_examples_of_help_run(command, place, capsys):
     if command[-1] in NOT_RUN:
         return
     for line in printed:
+        if any(part in line for part in NOT_RUN_LINES):
+            continue
         for folder in ("runs/rank", "runs/compare"):  # of the example before
             shutil.rmtree(folder, ignore_errors=True)
         if command == ("train",):
