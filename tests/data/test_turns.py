@@ -413,3 +413,21 @@ def test_check_holds_what_serving_sends_against_what_is_trained(tokenizer_of):
     (only,) = served_turns(pair, encoded(tokenizer, pair).sequences, tokenizer, template)
     assert (only.number, only.parts_at) == (0, None)
     assert not served_turns(Example("f:1", text="a"), own, tokenizer, template)
+
+
+def test_tools_that_a_template_mentions_and_does_not_write_are_missed(tokenizer_of):
+    source = "{% if tools and tools | length > 9 %}{{ tools | tojson }}{% endif %}"
+    tokenizer = tokenizer_of(source + FAMILIES["chatml"])
+    row = talk(say("user", "a"), say("assistant", "b"), tools=(TOOL,))
+    with pytest.raises(DataError, match=r"leaves out the tool definitions of the row \('look'\)"):
+        encoded(tokenizer, row)
+    assert encoded(tokenizer, row, drop=("tools",)).dropped == {"tools"}
+
+
+def test_an_answer_of_thinking_alone_is_taught_where_it_is_written(tokenizer_of):
+    row = talk(say("user", "a"), say("assistant", "", thinking="so it is"))
+    found = encoded(tokenizer_of(FAMILIES["another last end"]), row)
+    ((_, taught),) = supervised(tokenizer_of(FAMILIES["another last end"]), found)
+    assert taught == "<H>think<M>so it is<X><A><H>final<M><E>"
+    left_out = encoded(tokenizer_of(FAMILIES["chatml"]), row, drop=("thinking",))
+    assert not left_out.sequences

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from lorakit.data.forms import thinking_of
 from lorakit.data.omitted import OmissionCheck, omission_error
+from lorakit.data.pieces import content_of
 from lorakit.data.shapes import Example, Message
 from lorakit.data.table import Encoded
 from lorakit.data.template import Template, Tokenizer
-from lorakit.data.turns import Conversation, TextSegment
+from lorakit.data.turns import Conversation, TextSegment, WrittenSequence
 from lorakit.errors import ConfigError, DataError
 
 
@@ -203,14 +204,8 @@ def _messages(example: Example, template: Template) -> tuple[Message, ...]:
 
 
 @dataclass(frozen=True)
-class _WrittenRow:
-    segments: tuple[TextSegment, ...]
-    ended: bool
-
-
-@dataclass(frozen=True)
 class _WrittenExample:
-    rows: tuple[_WrittenRow, ...]
+    rows: tuple[WrittenSequence, ...]
     answers: int = 1
     context: int = 0
     dropped: frozenset[str] = frozenset()
@@ -225,7 +220,7 @@ def _write(
 ) -> _WrittenExample:
     """The example's sequences in segments, and whether each holds the token that ends it."""
     if example.text is not None:
-        return _WrittenExample((_WrittenRow((TextSegment(example.text, True),), False),))
+        return _WrittenExample((WrittenSequence((TextSegment(example.text, True),), False),))
     if template.kind == "raw":
         _only_prompts(example)
         completion = example.completion or ""
@@ -233,7 +228,7 @@ def _write(
             _refuse_empty(example, "the completion", drop)
             return _WrittenExample(())
         both = (TextSegment(example.prompt or "", False), TextSegment(completion, True))
-        return _WrittenExample((_WrittenRow(tuple(s for s in both if s.text), False),))
+        return _WrittenExample((WrittenSequence(tuple(s for s in both if s.text), False),))
     return _write_conversation(example, tokenizer, template, drop, check)
 
 
@@ -260,7 +255,7 @@ def _write_conversation(
             "to learn from it"
         )
     for i in taught:
-        if _is_empty(messages[i]):
+        if not _said(messages[i]):
             what = f"message {i + 1} (assistant)" if example.messages else "the completion"
             _refuse_empty(example, what, drop)
             return _WrittenExample((), 0)
@@ -274,19 +269,19 @@ def _write_conversation(
                 raise omission_error(example.origin, omission, conversation.format)
         dropped |= {omission.kind for omission in omissions}
         gone = {omission.kind for omission in omissions if omission.message == i + 1}
-        said = {kind for kind in ("content", "tool_calls") if messages[i].get(kind)}
-        if said <= gone:
+        if _said(messages[i]) <= gone:
             taught.remove(i)  # what the template writes of it is no answer
-    rows = [
-        _WrittenRow(sequence.segments, sequence.ended)
-        for sequence in (conversation.sequences(taught) if taught else [])
-    ]
+    rows = conversation.sequences(taught) if taught else []
     return _WrittenExample(tuple(rows), len(taught), len(context), frozenset(dropped))
 
 
-def _is_empty(message: Message) -> bool:
-    said = str(message.get("content") or "").strip() or thinking_of(message).strip()
-    return not said and not message.get("tool_calls")
+def _said(message: Message) -> set[str]:
+    """Of which kinds an answer is; its thinking counts where there is nothing else."""
+    content = content_of(message)
+    parts = {"content": content.said.strip(), "tool_calls": message.get("tool_calls")}
+    kinds = {kind for kind, part in parts.items() if part}
+    thought = thinking_of(message).strip() or content.thoughts
+    return kinds or ({"thinking"} if thought else set())
 
 
 def _refuse_empty(example: Example, what: str, drop: Sequence[str]) -> None:

@@ -25,18 +25,11 @@ _SHORT = 12
 
 @dataclass(frozen=True)
 class Omission:
-    """A piece of a row that the template does not write.
+    """A piece of a row, which the template does not write.
 
     kind: a name that `--drop` takes. message: its number from 1, 0 for the tools. text: the piece.
     """
 
-    kind: str
-    message: int
-    text: str
-
-
-@dataclass(frozen=True)
-class _Piece:
     kind: str
     message: int
     text: str
@@ -63,15 +56,16 @@ class OmissionCheck:
             gone = (piece.kind, piece.message) in unwritten
             gone |= piece.kind == "tools" and "tools" not in conversation.format.source
             exact = piece.kind == "tools" or piece.message == at + 1
-            if not gone and piece.message > since and (exact or len(piece.text) >= _SHORT):
+            new = piece.message > since or not since
+            if not gone and new and (exact or len(piece.text) >= _SHORT):
                 gone = not place.holds(piece.text)
             if gone:
-                found.append(Omission(piece.kind, piece.message, piece.text))
+                found.append(piece)
         return found
 
     def _by_marker(self, conversation: Conversation, at: int) -> frozenset[tuple[str, int]]:
         messages = conversation.messages[: at + 1]
-        key = (id(conversation.format), bool(conversation.tools), *map(_form, messages))
+        key = (conversation.format, bool(conversation.tools), *map(_form, messages))
         if key not in self._unwritten:
             self._unwritten[key] = frozenset(
                 _unwritten(conversation.format, messages, conversation.tools)
@@ -98,7 +92,7 @@ def omission_error(origin: str, omission: Omission, format_: ChatFormat) -> Data
 
 def _all_pieces(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
-) -> Iterator[_Piece]:
+) -> Iterator[Omission]:
     """What has to be written for the last message, an answer, to be taught.
 
     What an earlier answer thought is not asked for: templates leave it out on purpose.
@@ -106,25 +100,25 @@ def _all_pieces(
     for tool in tools:
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, Mapping) else None
-        yield _Piece("tools", 0, str(name or json.dumps(tool, default=str)))
+        yield Omission("tools", 0, str(name or json.dumps(tool, default=str)))
     for number, message in enumerate(messages, 1):
         role, content = str(message["role"]), str(message.get("content") or "")
         if role != "assistant":
             kind = {"function": "tool"}.get(role, role)
             if content.strip():
-                yield _Piece(kind, number, content)
+                yield Omission(kind, number, content)
             continue
         if number == len(messages):
             thoughts = [thinking_of(message), *content_of(message).thoughts]
-            yield from (_Piece("thinking", number, t) for t in thoughts if t.strip())
+            yield from (Omission("thinking", number, t) for t in thoughts if t.strip())
         said = content_of(message).said
         calls = message.get("tool_calls") or ()
         for part in said.split("\n\n") if number == len(messages) else [said]:
             if part.strip():
-                yield _Piece("content", number, part)
+                yield Omission("content", number, part)
         for call in calls:
             for text in (call["function"]["name"], *_leaves(call["function"].get("arguments"))):
-                yield _Piece("tool_calls", number, text)
+                yield Omission("tool_calls", number, text)
 
 
 def _leaves(value: Any) -> Iterator[str]:

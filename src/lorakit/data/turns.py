@@ -68,11 +68,10 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class TurnSequence:
-    """A text that teaches some turns. ended: the last of them ends with a special token."""
+class WrittenSequence:
+    """A text that teaches some answers. ended: the last of them ends with a special token."""
 
     segments: tuple[TextSegment, ...]
-    turns: tuple[Turn, ...]
     ended: bool
 
 
@@ -140,7 +139,7 @@ class Conversation:
             answer, ended = answer + ending, True
         return Turn(at, prompt, answer, ended, taught)
 
-    def sequences(self, at: Sequence[int]) -> list[TurnSequence]:
+    def sequences(self, at: Sequence[int]) -> list[WrittenSequence]:
         """The texts that teach the answers with these indices, as few as hold each of them once.
 
         Raises:
@@ -156,7 +155,7 @@ class Conversation:
             inside = [t for t in left if t is last or (t.ended and text.startswith(t.text))]
             held = [t for t in (*turns, *others) if text.startswith(t.text)]
             segments = self._cut(text, held, inside)
-            found.append(TurnSequence(tuple(segments), tuple(inside), last.ended))
+            found.append(WrittenSequence(tuple(segments), last.ended))
             left = [t for t in left if t not in inside]
         return found[::-1]
 
