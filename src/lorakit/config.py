@@ -135,6 +135,15 @@ class RunConfig:
         }
 
 
+MODEL_OPTIONS = ("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
+"""Names of the options that say which base a command opens, and how."""
+ROW_OPTIONS = (
+    *("prompt", "completion", "system", "template", "template_option", "drop"),
+    *("max_length", "too_long", "max_rows"),
+)
+"""Names of the options that say how rows are read, wherever they lie."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of the run file, and the flag of the same name.

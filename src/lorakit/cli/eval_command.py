@@ -11,22 +11,12 @@ from lorakit.cli.generate_command import Adapter, Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, duration, say
-from lorakit.config import load_config
+from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, load_config
 
 OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter"),
-    *(
-        "data",
-        "prompt",
-        "completion",
-        "system",
-        "template",
-        "template_option",
-        "drop",
-        "max_length",
-        "too_long",
-        "max_rows",
-    ),
+    *MODEL_OPTIONS,
+    "data",
+    *ROW_OPTIONS,
     *("batch_tokens", "max_new_tokens", "store"),
 )
 

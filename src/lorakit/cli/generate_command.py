@@ -8,7 +8,7 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.config import load_config
+from lorakit.config import MODEL_OPTIONS, load_config
 from lorakit.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,17 +16,8 @@ if TYPE_CHECKING:
     from lorakit.run.session import Session
 
 OPTIONS = (
-    *(
-        "model",
-        "revision",
-        "device",
-        "dtype",
-        "trust_remote_code",
-        "ignore_adapter",
-        "system",
-        "template",
-        "template_option",
-    ),
+    *MODEL_OPTIONS,
+    *("system", "template", "template_option"),
     *("max_new_tokens", "store"),
 )
 

@@ -5,26 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lorakit.config import RunConfig, load_config, options_of, parse, plain, read_yaml
+from lorakit.config import (
+    MODEL_OPTIONS,
+    ROW_OPTIONS,
+    RunConfig,
+    load_config,
+    options_of,
+    parse,
+    plain,
+    read_yaml,
+)
 from lorakit.errors import ConfigError, did_you_mean
 
 Spec = TypeVar("Spec")
 
 # Options of a run that every experiment has: not those that its protocol decides.
 RUN_OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter"),
-    *(
-        "data",
-        "eval_data",
-        "prompt",
-        "completion",
-        "system",
-        "template",
-        "template_option",
-        "drop",
-        "max_length",
-    ),
-    *("too_long", "max_rows", "max_eval_rows", "eval_share"),
+    *MODEL_OPTIONS,
+    *("data", "eval_data", *ROW_OPTIONS, "max_eval_rows", "eval_share"),
     *("alpha", "rslora", "targets", "exclude", "layers", "dropout", "init"),
     *("batch_size", "batch_tokens", "schedule", "warmup", "weight_decay", "beta1", "beta2"),
     *("clip", "activation_checkpointing", "seed"),

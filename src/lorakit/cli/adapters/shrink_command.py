@@ -12,23 +12,13 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
-from lorakit.config import load_config
+from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, load_config
 from lorakit.files.wording import count
 
 OPTIONS = (
-    *("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter"),
-    *(
-        "data",
-        "prompt",
-        "completion",
-        "system",
-        "template",
-        "template_option",
-        "drop",
-        "max_length",
-        "too_long",
-        "max_rows",
-    ),
+    *MODEL_OPTIONS,
+    "data",
+    *ROW_OPTIONS,
     *("batch_tokens", "store"),
 )
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lorakit.adapters import save_adapter
 from lorakit.adapters.attached import attached_template, loaded_info
-from lorakit.config import RunConfig, load_config
+from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, RunConfig, load_config
 from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.models import identify
@@ -20,18 +20,8 @@ from lorakit.models.spec import ModelSpec
 from lorakit.run.session import Session, recorded_template
 from lorakit.tasks import CAUSAL_LM
 
-BASE = ("revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
-ROWS = (
-    "prompt",
-    "completion",
-    "system",
-    "template",
-    "template_option",
-    "drop",
-    "max_length",
-    "too_long",
-    "max_rows",
-)
+BASE = MODEL_OPTIONS[1:]
+ROWS = ROW_OPTIONS
 
 Base = str | Path | ModelSpec | nn.Module
 """A built-in name, a folder, a .gguf file or a hub id; a whole spec; or a model that is loaded."""
