@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 300
 _COMMON: dict[str, Any] = {
@@ -54,6 +59,16 @@ def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def gemma3_config(**text_changes: Any) -> Any:
+    """A two-layer vision-language configuration; its files have other names than its modules."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    names += ("num_attention_heads", "num_key_value_heads", "head_dim", "initializer_range")
+    text = {name: _COMMON[name] for name in names} | text_changes
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
 
 
 def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 import lorakit
-from families import tiny, tokenizer
+from families import gemma3_config, tiny, tokenizer
 from lorakit.config import RunConfig
 from lorakit.models import ModelSpec
 from lorakit.models.weights import OtherNamesError
@@ -37,31 +37,12 @@ def _a_processor_with_bf16_units(monkeypatch):
 
 def gemma3():
     """A vision-language model, whose files have other names than its modules."""
-    text = {
-        "vocab_size": 300,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "initializer_range": 0.3,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 8,
-        "patch_size": 4,
+    rotation = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
     torch.manual_seed(0)
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return Gemma3ForConditionalGeneration(config).eval()
+    return Gemma3ForConditionalGeneration(gemma3_config(rope_parameters=rotation)).eval()
 
 
 def base_folder(folder, model, change=lambda name, tensor: tensor):

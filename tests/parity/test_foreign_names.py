@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3Config,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
 
-from families import tiny, tokenizer
+from families import gemma3_config, tiny, tokenizer
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.cli.main import run
@@ -139,21 +138,8 @@ def test_a_module_of_the_model_called_module_is_no_wrapper(tmp_path):
 
 
 def gemma3():
-    text = {
-        "vocab_size": 300,
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "initializer_range": 0.3,
-    }
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
     torch.manual_seed(0)
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(gemma3_config()).eval()
 
 
 def llava():
