@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from template_families import FAMILIES, SPECIALS
 
 from lorakit.data import DataSpec, Example, resolve_template
 from lorakit.data.encode import encode_examples
 from lorakit.data.served import served_turns
+from template_families import FAMILIES, SPECIALS
 
 CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": {"a": "b"}}}
 TOOL = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {}}}
