@@ -3,12 +3,15 @@
     python benchmarks/between.py BEFORE --data DATA             # against the working tree
     python benchmarks/between.py BEFORE AFTER --data DATA --pairs 7 --out benchmarks/results/between.jsonl
 
-Each side runs its own checkout's `train_speed.py` (lorakit alone, E2E rows) and `serve.py` (lorakit
-alone), A B A B ..., alone on the machine. What is printed is real tokens/s, after over before: the mean of
-the pairs' ratios on a logarithmic scale, and its 95 % interval by Student's t.
+Training: each side runs its own checkout's `train_speed.py` (lorakit alone, E2E rows), A B A B ...
+Serving: a server of each checkout stands ready, and both are asked in turn, A B B A ..., so that a
+pair lies within seconds; the clients and the load are those of `serve.py`. Alone on the machine. What is
+printed is real tokens/s, after over before: the mean of the pairs' ratios on a logarithmic scale, and its
+95 % interval by Student's t.
 """
 
 import argparse
+import asyncio
 import json
 import math
 import os
@@ -16,11 +19,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import bench
+import serve
 
 ROOT = Path(__file__).parents[1]
+REST = 0.5
+"""Seconds in which the threads of the side that was asked last come to rest."""
 
 
 def main() -> None:
@@ -40,29 +49,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     given = parser.parse_args()
-    commands = {
-        "train": [
-            *("train_speed.py", "--data", str(given.data.absolute()), "--rows", "e2e"),
-            *("--contenders", "lorakit", "--steps", str(given.steps), "--rounds", "1"),
-            *("--held-out", "0", "--seeds", "0"),
-        ],
-        "serve": [
-            *("serve.py", "--contenders", "lorakit", "--rounds", "1"),
-            *("--requests", str(given.requests), "--new", str(given.new)),
-        ],
-    }
+    measures = {"train": _train, "serve": _serve}
     same = bench.session()
     with tempfile.TemporaryDirectory() as scratch:
         trees = [_tree(commit, Path(scratch) / side) for side, commit in _sides(given)]
         try:
             for what in given.only.split(","):
-                pairs = [
-                    [_run(tree, commands[what], Path(scratch)) for tree in trees]
-                    for _ in range(given.pairs)
-                ]
-                for kind in pairs[0][0]:
-                    lines = [[side[kind] for side in pair] for pair in pairs]
-                    described = summary(f"{what}, {kind}", lines)
+                for kind, pairs in measures[what](trees, given, Path(scratch)):
+                    described = summary(f"{what}, {kind}", pairs)
                     print(described["text"], flush=True)
                     whole = {"before": given.before, "after": given.after or "working tree"}
                     bench.append(given.out, [same | whole | described])
@@ -107,34 +101,62 @@ def _git(*arguments: str) -> None:
     subprocess.run(["git", "-C", str(ROOT), *arguments], check=True)
 
 
-def _run(tree: Path, command: list[str], scratch: Path) -> dict[str, float]:
-    """Real tokens/s of one run by a checkout, by kind of work."""
+Pairs = list[list[float]]
+"""Real tokens/s of both sides, before and after, pair by pair."""
+
+
+def _train(
+    trees: list[Path], given: argparse.Namespace, scratch: Path
+) -> Iterator[tuple[str, Pairs]]:
+    """Both sides' own `train_speed.py`, each run in processes of its own."""
+    yield "e2e", [[_run(tree, given, scratch) for tree in trees] for _ in range(given.pairs)]
+
+
+def _run(tree: Path, given: argparse.Namespace, scratch: Path) -> float:
+    """All tokens over the time of all steps but the first."""
     out = scratch / "run.jsonl"
     out.unlink(missing_ok=True)
-    script, *options = command
-    environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
+    command = [sys.executable, str(tree / "benchmarks" / "train_speed.py"), "--out", str(out)]
+    command += ["--data", str(given.data.absolute()), "--rows", "e2e", "--contenders", "lorakit"]
+    command += ["--steps", str(given.steps), "--rounds", "1", "--held-out", "0", "--seeds", "0"]
     done = subprocess.run(
-        [sys.executable, str(tree / "benchmarks" / script), *options, "--out", str(out)],
-        env=environment,
-        cwd=scratch,
-        capture_output=True,
-        text=True,
+        command, env=_environment(tree), cwd=scratch, capture_output=True, text=True
     )
     if done.returncode:
-        raise SystemExit(f"{script} in {tree}:\n{done.stdout}\n{done.stderr}")
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    return {_kind(line): _rate(line) for line in lines}
+        raise SystemExit(f"train_speed.py in {tree}:\n{done.stdout}\n{done.stderr}")
+    (line,) = [json.loads(line) for line in out.read_text().splitlines()]
+    return float(sum(line["tokens"][1:]) / sum(line["seconds"][1:]))
 
 
-def _kind(line: bench.Line) -> str:
-    return f"{line['adapters']} adapters" if "adapters" in line else str(line["rows"])
+def _serve(
+    trees: list[Path], given: argparse.Namespace, scratch: Path
+) -> Iterator[tuple[str, Pairs]]:
+    """A server of each side at once, asked in turn; who is first changes from pair to pair."""
+    bench.measure({"what": "adapters", "scratch": str(scratch)}, serve.__file__)
+    asked = serve.prompts(serve.FLIGHT + given.requests)
+    command = [sys.executable, "-m", "lorakit"]
+    with ExitStack() as stack:
+        urls = [
+            stack.enter_context(serve.server(f"{scratch}/adapters", command, _environment(tree)))
+            for tree in trees
+        ]
+        for adapters in (0, 8, 32):
+            task = {"adapters": adapters, "new": given.new}
+            for url in urls:  # adapters come into their slots
+                asyncio.run(serve.burst(url, task, asked[: serve.FLIGHT]))
+            pairs: Pairs = []
+            for turn in range(given.pairs):
+                pair = [0.0, 0.0]
+                for side in (0, 1) if turn % 2 == 0 else (1, 0):
+                    time.sleep(REST)
+                    made = asyncio.run(serve.burst(urls[side], task, asked[serve.FLIGHT :]))
+                    pair[side] = made["tokens_per_second"]
+                pairs.append(pair)
+            yield f"{adapters} adapters", pairs
 
 
-def _rate(line: bench.Line) -> float:
-    """Tokens/s of a line; of training, all tokens over the time of all steps but the first."""
-    if "tokens_per_second" in line:
-        return float(line["tokens_per_second"])
-    return sum(line["tokens"][1:]) / sum(line["seconds"][1:])
+def _environment(tree: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(tree / "src")}
 
 
 if __name__ == "__main__":

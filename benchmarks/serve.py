@@ -25,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,57 +164,62 @@ def limit(adapters: int) -> bench.Line:
 
 def serve_lorakit(task: bench.Line) -> bench.Line:
     told = limit(task["adapters"])
-    command = [str(LORAKIT), "serve", "--port", "0", "--slots", str(FLIGHT)]
-    command += ["--slot-rank", str(RANK), "--max-output", "256", "--max-prompt", "768"]
-    command += ["--adapters", f"{task['scratch']}/adapters"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as p:
-        assert p.stdout is not None
-        url = ""
-        for line in p.stdout:
-            if " on http" in line:
-                url = line.split()[-1]
-                break
-        try:
-            figures = asyncio.run(closed_loop(url, task))
-        finally:
-            p.terminate()
-            p.wait()
+    with server(f"{task['scratch']}/adapters", [str(LORAKIT)]) as url:
+        figures = asyncio.run(closed_loop(url, task))
     figures["fraction_of_limit"] = figures["tokens_per_second"] / told["limit"]
     return told | figures
 
 
+@contextmanager
+def server(
+    adapters: str, lorakit: list[str], environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """`lorakit serve` with 32 slots, for a while; where it answers."""
+    command = [*lorakit, "serve", "--port", "0", "--slots", str(FLIGHT)]
+    command += ["--slot-rank", str(RANK), "--max-output", "256", "--max-prompt", "768"]
+    command += ["--adapters", adapters]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as p:
+        assert p.stdout is not None
+        said = []
+        try:
+            for line in p.stdout:
+                said.append(line)
+                if " on http" in line:
+                    yield line.split()[-1]
+                    break
+            else:
+                raise SystemExit("the server ended:\n" + "".join(said))
+        finally:
+            p.terminate()
+            p.wait()
+
+
 async def closed_loop(url: str, task: bench.Line) -> bench.Line:
     """32 clients, each with one request at a time, until all have been answered."""
+    asked = prompts(FLIGHT + task["requests"])
+    await burst(url, task, asked[:FLIGHT])  # adapters come into their slots
+    return await burst(url, task, asked[FLIGHT:])
+
+
+async def burst(url: str, task: bench.Line, asked: list[list[int]]) -> bench.Line:
+    """These prompts through 32 clients, each with one request at a time; speed and times."""
     adapters = task["adapters"]
     names = [f"a{i % adapters:02}" if adapters else "smollm2-135m" for i in range(FLIGHT)]
-    asked = prompts(FLIGHT + task["requests"])
+    first: list[float] = []
+    gaps: list[float] = []
 
-    async def client(
-        number: int, mine: list[list[int]], first: list[float], gaps: list[float]
-    ) -> int:
-        total = 0
+    async def client(name: str, mine: list[list[int]]) -> None:
         for ids in mine:
-            body = {"model": names[number], "prompt": ids, "max_tokens": task["new"]}
+            body = {"model": name, "prompt": ids, "max_tokens": task["new"]}
             body |= {"temperature": 0, "ignore_eos": True, "stream": True}
-            total += task["new"]
             await stream(url, body, first, gaps)
-        return total
 
-    async def round_of(some: list[list[int]]) -> tuple[float, int, list[float], list[float]]:
-        first: list[float] = []
-        gaps: list[float] = []
-        began = time.perf_counter()
-        counts = await asyncio.gather(
-            *(client(i, some[i::FLIGHT], first, gaps) for i in range(FLIGHT))
-        )
-        return time.perf_counter() - began, sum(counts), first, gaps
-
-    await round_of(asked[:FLIGHT])  # adapters come into their slots
-    seconds, tokens, first, gaps = await round_of(asked[FLIGHT:])
+    began = time.perf_counter()
+    await asyncio.gather(*(client(name, asked[i::FLIGHT]) for i, name in enumerate(names)))
     return {
-        "tokens_per_second": tokens / seconds,
+        "tokens_per_second": len(asked) * task["new"] / (time.perf_counter() - began),
         "first_p50": quantile(first, 0.5),
         "first_p99": quantile(first, 0.99),
         "between_p50": quantile(gaps, 0.5),
