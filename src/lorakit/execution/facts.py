@@ -30,6 +30,7 @@ class Facts:
         settings: what the attention of each block asks for when it trains, by the block's path.
         tried, right: paths of blocks that were run fused, and of those that gave the same answer.
         recomputes: whether activation checkpointing is on.
+        answers_step: whether answers as steps after their prompt are as likely as in whole rows.
     """
 
     packs: bool | None = None
@@ -38,6 +39,7 @@ class Facts:
     tried: set[str] = field(default_factory=set)
     right: set[str] = field(default_factory=set)
     recomputes: bool = False
+    answers_step: bool | None = None
 
 
 _known: "WeakKeyDictionary[nn.Module, Facts]" = WeakKeyDictionary()
