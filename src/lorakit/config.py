@@ -138,7 +138,7 @@ class RunConfig:
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
 """Names of the options that say which base a command opens, and how."""
 ROW_OPTIONS = (
-    *("prompt", "completion", "system", "template", "template_option", "drop"),
+    *("prompt", "completion", "text", "system", "template", "template_option", "drop"),
     *("max_length", "too_long", "max_rows"),
 )
 """Names of the options that say how rows are read, wherever they lie."""

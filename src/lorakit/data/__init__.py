@@ -2,7 +2,7 @@
 
     file or hub id   records.py   rows that know their file and line   (files.py opens them)
                      documents.py, tables.py, arrow.py   the formats;  folders.py   which files
-    Row              shapes.py    Example: prompt + completion, messages, text (mapping.py: '{a.b}')
+    Row              recognising.py, shapes.py   Example: prompt + completion, messages, text (mapping.py: '{a.b}')
                      conversations.py, calls.py   other tools' forms of messages and tool calls
     Example          encode.py    Encoded: token ids and their loss mask
                      template.py  by a chat template or raw, recorded with the adapter
@@ -10,7 +10,8 @@
     Encoded          table.py     TokenTable: all rows, 5 bytes a token
     TokenTable       batches.py   the order of steps; padding-free batches within a token budget
 
-load.py does all of these steps: `load_data(spec, tokenizer)`. split.py chooses the held-out rows,
+prompt_form.py makes an example of what is asked later: a typed text, named columns, a row without
+its answer. load.py does all of these steps: `load_data(spec, tokenizer)`. split.py chooses the held-out rows,
 notes.py words what was decided, preview.py computes what `lorakit check` shows, and tickets.py
 generates the demo's rows.
 
@@ -23,9 +24,11 @@ from lorakit.data.encode import encode, encode_all, encode_prompt
 from lorakit.data.files import check_sources
 from lorakit.data.load import Dataset, load_data, load_rows
 from lorakit.data.notes import RowCounts
+from lorakit.data.prompt_form import PromptForm
+from lorakit.data.recognising import recognise
 from lorakit.data.records import read_rows
 from lorakit.data.row import Row
-from lorakit.data.shapes import Example, Message, Shape, recognise
+from lorakit.data.shapes import Example, Message, Shape
 from lorakit.data.spec import DataSpec
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.data.template import Template, Tokenizer, resolve_template
@@ -38,6 +41,7 @@ __all__ = [
     "Encoded",
     "Example",
     "Message",
+    "PromptForm",
     "Row",
     "RowCounts",
     "Shape",

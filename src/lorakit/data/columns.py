@@ -104,6 +104,21 @@ def suggest(fields: Mapping[str, Any]) -> str:
     )
 
 
+def suggest_prompt(fields: Mapping[str, Any]) -> str:
+    """How the prompt of such a row could be written: an option that works for it, or what to look for.
+
+    >>> suggest_prompt({"id": 7, "question": "…"}), suggest_prompt({"line": "…"})
+    ("--prompt '{question}'", "--prompt '{line}'")
+    """
+    names = {str(n).strip().lower(): str(n) for n in fields if _usable(fields[n]) and not worse(n)}
+    found = next((names[q] for q in (*_QUESTIONS, "text") if q in names), None)
+    texts = [n for n in names.values() if isinstance(fields[n], str)]
+    found = found or (texts[0] if len(texts) == 1 else None)
+    if found is not None and not _braces(found):
+        return f"--prompt '{{{found}}}'"
+    return "--prompt '{QUESTION}', with the name of the column that holds it in place of QUESTION"
+
+
 def worse(name: str) -> bool:
     """Whether a column's name says that it holds the worse answer of two."""
     return any(word in name.lower() for word in _WORSE)

@@ -18,8 +18,9 @@ from lorakit.data.notes import (
     turn_notes,
 )
 from lorakit.data.reading import EncodedRows, encode_rows
+from lorakit.data.recognising import recognise
 from lorakit.data.records import read_rows
-from lorakit.data.shapes import Example, Shape, recognise
+from lorakit.data.shapes import Example, Shape
 from lorakit.data.sources import by_split, measured, training_notes
 from lorakit.data.spec import DataSpec
 from lorakit.data.split import held_out

@@ -11,8 +11,11 @@ from typing import Any
 from lorakit.data.row import Row
 from lorakit.errors import ConfigError, DataError, did_you_mean
 
-# A literal brace, a field, or a brace that is neither.
-_PIECES = re.compile(r"(?P<literal>\{\{|\}\})|\{(?P<path>[^{}]+)\}|(?P<stray>[{}])")
+# What a shell leaves of a newline or a tab, a literal brace, a field, or a brace that is neither.
+_PIECES = re.compile(
+    r"(?P<escape>\\\\?[nt])|(?P<literal>\{\{|\}\})|\{(?P<path>[^{}]+)\}|(?P<stray>[{}])"
+)
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\n": r"\n", r"\\t": r"\t"}
 
 
 def write_value(value: Any, where: str) -> str:
@@ -56,7 +59,11 @@ class Mapper:
     """A template such as 'Question: {question}', ready to be filled from rows.
 
     `{a.b}` reads key b inside column a (or item 0 of a list: `{a.0}`); a column whose name itself
-    holds the dot comes first. `{{` and `}}` are literal braces.
+    holds the dot comes first. `{{` and `}}` are literal braces. ``\\n`` and ``\\t``, as a shell passes
+    them on, are a newline and a tab; a second backslash before them makes them literal.
+
+    >>> Mapper("prompt", r"{q}\\nA:").fill(Row("a.csv", 2, {"q": "Why?"}))
+    'Why?\\nA:'
 
     Raises:
         ConfigError: a brace that opens or closes nothing.
@@ -92,6 +99,8 @@ class Mapper:
         """
 
         def piece(match: re.Match[str]) -> str:
+            if match["escape"]:
+                return _ESCAPES[match["escape"]]
             if match["literal"]:
                 return match["literal"][0]
             where = f"{row.origin}: {match['path']!r}"

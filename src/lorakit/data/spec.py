@@ -66,6 +66,14 @@ class DataSpec:
             "is trained to generate it after the prompt."
         },
     )
+    text: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on whole texts, written from a row's columns in the same way, such as "
+            "'{text}': every token is supervised, and there is no prompt. Not with prompt or "
+            "completion."
+        },
+    )
     system: str | None = field(
         default=None,
         metadata={
@@ -164,6 +172,11 @@ class DataSpec:
             )
         if not 0.0 <= self.eval_share < 1.0:
             raise ConfigError(f"eval_share must lie in [0, 1); it is {self.eval_share}")
+        if self.text is not None and (self.prompt is not None or self.completion is not None):
+            raise ConfigError(
+                "text is given beside prompt or completion: a row is either a text, or a prompt and "
+                "its completion"
+            )
         if (self.prompt is None) != (self.completion is None):
             given, missing = ("prompt", "completion")[:: 1 if self.completion is None else -1]
             raise ConfigError(

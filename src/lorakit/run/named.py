@@ -26,19 +26,22 @@ class Found:
         return content_id(self.folder)
 
 
-def find_adapter(asked: str | Path, store: str | Path | None = None) -> Found:
+def find_adapter(asked: "str | Path | Found", store: str | Path | None = None) -> Found:
     """The adapter that a text means.
 
     A path that exists wins over a name in the store, and `./NAME` never means a name. An adapter
     from the store is hashed again: a changed byte is an error here and not another answer later.
 
     Args:
-        asked: a folder, or a name: invoices, invoices@3, invoices@4f1d, @4f1d.
+        asked: a folder, or a name: invoices, invoices@3, invoices@4f1d, @4f1d; one that was looked
+            up already is itself.
         store: its folder; the user's own by default.
 
     Raises:
         StoreError: it is no path, and the store has no such name, or a file of it was changed.
     """
+    if isinstance(asked, Found):
+        return asked
     text = str(asked)
     path = Path(asked).expanduser()
     if path.exists() or os.sep in text or text.startswith((".", "~")):

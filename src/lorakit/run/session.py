@@ -10,7 +10,7 @@ from lorakit.data.template import chat_template
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
-from lorakit.run.named import find_adapter
+from lorakit.run.named import Found, find_adapter
 from lorakit.tasks import CAUSAL_LM, Session
 
 __all__ = ["Session", "open_adapted", "open_base", "recorded_template"]
@@ -25,7 +25,7 @@ def open_base(
 
 def open_adapted(
     spec: ModelSpec,
-    adapter: str | Path | None,
+    adapter: str | Path | Found | None,
     data: DataSpec | None = None,
     *,
     store: str | Path | None = None,

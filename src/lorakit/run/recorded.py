@@ -1,0 +1,162 @@
+"""What an adapter recorded of how it is asked, as the defaults of every command that takes one.
+
+    provenance["asking"]   base model (a folder by its full path), revision, mapping of rows
+    provenance["template"] chat template with its system text and variables (`recorded_template`)
+
+An option that the user gave always wins. The number format and the device are never replayed: they
+belong to the machine. Nor is trust_remote_code: an adapter that came from elsewhere runs no code.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.adapters import AdapterInfo, read_adapter
+from lorakit.config import RunConfig
+from lorakit.data import PromptForm
+from lorakit.errors import AdapterError
+from lorakit.models import default
+from lorakit.models.sources import find
+from lorakit.models.spec import ModelSpec
+from lorakit.run.named import Found, find_adapter
+
+MAPPING = ("prompt", "completion", "text")
+"""Options that say how a row becomes a prompt and an answer, or a text."""
+_BUILT_IN = ("smollm2-135m", "huggingfacetb/smollm2-135m-instruct")
+
+Asked = str | Path | Found
+"""An adapter as a command takes it: a folder, a name in the store, or one that was looked up."""
+
+
+def asking_of(config: RunConfig) -> dict[str, Any]:
+    """What a run records for later: the base that it was trained on, and how rows were mapped."""
+    spec = config.model
+    return {
+        "model": _lasting(spec.model),
+        "revision": spec.revision,
+        **{name: getattr(config.data, name) for name in MAPPING},
+    }
+
+
+def recorded_asking(info: AdapterInfo) -> dict[str, Any]:
+    """What an adapter recorded by `asking_of`; an older one's from the configuration of its run."""
+    known = info.provenance or {}
+    asking = known.get("asking")
+    if isinstance(asking, Mapping):
+        return dict(asking)
+    run = known.get("config")
+    if not isinstance(run, Mapping):
+        return {}
+    # Their templates were filled before a backslash and an n meant a newline.
+    mapping = {
+        name: value.replace("\\n", "\\\\n").replace("\\t", "\\\\t")
+        for name in MAPPING
+        if isinstance(value := run.get(name), str)
+    }
+    return {name: run.get(name) for name in ("model", "revision")} | mapping
+
+
+def with_recorded(
+    config: RunConfig, adapters: Asked | Sequence[Asked] | None, *, base: bool = True
+) -> RunConfig:
+    """The configuration with what adapters recorded in place of what the user did not give.
+
+    Filled in are the base with its revision and the mapping of rows (prompt and completion, or
+    text). The template, its system text and its variables follow the adapter by
+    `lorakit.run.session.recorded_template`; the options for them are left as the user gave them.
+
+    Args:
+        config: as the user gave it; `config.given` holds the names of what was given.
+        adapters: one or several: the first that records something says what it is. None: the
+            configuration as it is.
+        base: whether the command opens the base. Without it one that is not here is no error.
+
+    Raises:
+        AdapterError: an adapter cannot be read, or its base is not here and none was given.
+        StoreError: there is no such name.
+    """
+    several = [adapters] if isinstance(adapters, str | Path | Found) else list(adapters or ())
+    model, mapping = "model" in config.given, not config.given.isdisjoint(MAPPING)
+    for adapter in several:
+        if model and mapping:
+            break
+        found = find_adapter(adapter, config.output.store)
+        info = read_adapter(found.folder)
+        recorded = recorded_mapping(info)
+        if not mapping and recorded:
+            config, mapping = replace(config, data=replace(config.data, **recorded)), True
+        if not model and (own := recorded_base(config.model, found.name, info, base=base)):
+            config, model = replace(config, model=own), True
+    return config
+
+
+def recorded_mapping(info: AdapterInfo) -> dict[str, Any]:
+    """How an adapter's rows were mapped, by option; empty where their columns were recognised."""
+    asking = recorded_asking(info)
+    return {name: str(asking[name]) for name in MAPPING if asking.get(name)}
+
+
+def prompt_form(info: AdapterInfo | None) -> PromptForm:
+    """How an adapter's prompts are made of what is asked; None stands for the base."""
+    return PromptForm(recorded_mapping(info).get("prompt") if info else None)
+
+
+def recorded_base(
+    given: ModelSpec, name: str, info: AdapterInfo, *, base: bool = True
+) -> ModelSpec | None:
+    """The base that an adapter records, where it is here; None where nothing is recorded.
+
+    Args:
+        given: what else was asked for: device, number format.
+        name: what to call the adapter.
+        info: what it says of itself.
+        base: whether it is an error that the base is not here.
+
+    Raises:
+        AdapterError: it is not here.
+    """
+    asking, record = recorded_asking(info), info.base or {}
+    revision = record.get("revision") or asking.get("revision") or None
+    if isinstance(revision, str) and revision.startswith("sha256:"):
+        revision = None
+    names = [asking.get("model"), record.get("name"), info.base_name]
+    named = [str(one) for one in dict.fromkeys(names) if one]
+    for text in named:
+        spec = _here(given, text, revision)
+        if spec is not None:
+            return spec
+    if not named:
+        return None
+    # A run that took its base from the hub recorded the commit: it may be fetched again.
+    if record and revision is not None:
+        return replace(given, model=named[0], revision=given.revision or revision)
+    if not base:
+        return None
+    raise AdapterError(
+        f"{name} was trained on the base {named[0]!r}, which is not here: give the base with --model "
+        f"(in Python model), a folder or a hub id"
+    )
+
+
+def _here(given: ModelSpec, name: str, revision: str | None) -> ModelSpec | None:
+    """A base by a recorded name, where its files are on this machine."""
+    if name.lower() == default.NAME:
+        return replace(given, model=default.NAME)
+    path = Path(name).expanduser()
+    if path.exists():
+        # The base is meant, also where an adapter lies beside its files.
+        return replace(given, model=name, ignore_adapter=True)
+    spec = replace(given, model=name, revision=given.revision or revision)
+    if find(spec) is not None:
+        return spec
+    # The built-in model by the name that it has on the hub.
+    return replace(given, model=default.NAME) if name.lower() in _BUILT_IN else None
+
+
+def _lasting(model: str) -> str:
+    """A model's name that means the same in another working directory."""
+    path = Path(model).expanduser()
+    if model != default.NAME and path.exists():
+        return str(path.absolute())
+    return model
