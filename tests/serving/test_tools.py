@@ -12,9 +12,9 @@ from tool_templates import MARKS, NAMES, TEMPLATES, TOOLS, TWO, add_marks
 from families import tiny, tokenizer
 from lorakit.data import Template, encode_prompt
 from lorakit.data.shapes import Example
-from lorakit.serving.tools.form import ToolForm, find_form
-from lorakit.serving.tools.reader import ToolReader
-from lorakit.serving.tools.values import ToolCall, end_of
+from lorakit.execution.tools.form import ToolForm, find_form
+from lorakit.execution.tools.reader import ToolReader
+from lorakit.execution.tools.values import ToolCall, end_of
 
 ASK = [{"role": "user", "content": "where is it?"}]
 CALLS = [("find", {"town": "Oslo"}), ("count", {"n": 2})]

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorakit.execution.tools.form import ToolForm
+from lorakit.execution.tools.reader import ToolReader
+from lorakit.execution.tools.values import ToolCall
 from lorakit.serving.answers import CompletionEvent
 from lorakit.serving.http.schema import ChatRequest
 from lorakit.serving.http.service import Pending
 from lorakit.serving.http.shapes import heading, token_text, usage
-from lorakit.serving.tools.form import ToolForm
-from lorakit.serving.tools.reader import ToolReader
-from lorakit.serving.tools.values import ToolCall
 
 _LETTERS = string.ascii_letters + string.digits
 

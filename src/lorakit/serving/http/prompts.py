@@ -6,10 +6,10 @@ from lorakit.data import Example, Template, encode_prompt
 from lorakit.data.ends import end_of_turn
 from lorakit.data.template import template_variables
 from lorakit.errors import LorakitError
+from lorakit.execution.tools.form import ToolForm, find_form
 from lorakit.serving.catalog import Model
 from lorakit.serving.http.problems import bad
 from lorakit.serving.http.schema import ChatRequest, CompletionRequest
-from lorakit.serving.tools.form import ToolForm, find_form
 
 
 class Prompts:

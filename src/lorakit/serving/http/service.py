@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lorakit.errors import DataError
+from lorakit.execution.tools.form import ToolForm
 from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.catalog import Catalog, Model, UnknownModelError
 from lorakit.serving.http.problems import Problem, bad, busy
@@ -19,7 +20,6 @@ from lorakit.serving.runtime import Runtime
 from lorakit.serving.sampling import Sampling
 from lorakit.serving.scheduler import QueueFullError
 from lorakit.serving.spec import EngineSpec
-from lorakit.serving.tools.form import ToolForm
 
 T = TypeVar("T")
 

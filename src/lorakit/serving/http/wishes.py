@@ -7,12 +7,12 @@ that cannot be computed is refused alone, before it is in a step with others.
 from collections.abc import Sequence
 from typing import Any
 
+from lorakit.execution.tools.form import ToolForm
 from lorakit.serving.grammar import CompiledGrammar, Grammars
 from lorakit.serving.http.problems import bad
 from lorakit.serving.http.schema import ChatRequest, CompletionRequest
 from lorakit.serving.sampling import Sampling
 from lorakit.serving.tools.forcing import forced
-from lorakit.serving.tools.form import ToolForm
 
 Request = ChatRequest | CompletionRequest
 

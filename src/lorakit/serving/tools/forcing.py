@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorakit.execution.tools.form import ARGS, PYTHON_TAG, TOOL_CALLS, ToolForm
 from lorakit.serving.grammar import WHITESPACE
-from lorakit.serving.tools.form import ARGS, PYTHON_TAG, TOOL_CALLS, ToolForm
 
 
 def forced(

@@ -11,8 +11,23 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lorakit.serving.tools.form import ARGS, CALL_ID, CLOSE, OPEN, PYTHON_TAG, TOOL_CALLS, ToolForm
-from lorakit.serving.tools.values import Nesting, ToolCall, arguments_of, call_of, calls_of, end_of
+from lorakit.execution.tools.form import (
+    ARGS,
+    CALL_ID,
+    CLOSE,
+    OPEN,
+    PYTHON_TAG,
+    TOOL_CALLS,
+    ToolForm,
+)
+from lorakit.execution.tools.values import (
+    Nesting,
+    ToolCall,
+    arguments_of,
+    call_of,
+    calls_of,
+    end_of,
+)
 
 _FIRST_KEYS = ("name", "type", "function", "parameters", "arguments", "id")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
