@@ -12,10 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
-from lorakit.adapters.store.reading import STORE_HELP
+from lorakit.adapters.store.default import STORE_HELP
 from lorakit.data.given import GivenRows
 from lorakit.data.spec import DataSpec
 from lorakit.errors import ConfigError, did_you_mean
@@ -219,6 +216,8 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or holds something else.
     """
+    import yaml  # with pydantic below a fifth of the time of `--help`
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -261,6 +260,8 @@ def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConf
 
 
 def _parsed(option: Option, value: Any, source: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
     origin = get_origin(option.kind)
     if origin is tuple and isinstance(value, str):
         value = _split(value)
@@ -282,6 +283,8 @@ def read_mapping(option: Option, text: str, source: str = "the command line") ->
     Raises:
         ConfigError: it is neither.
     """
+    import yaml
+
     name, equals, value = text.partition("=")
     try:
         if equals and name.strip().isidentifier():

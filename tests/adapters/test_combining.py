@@ -9,9 +9,10 @@ from torch import nn
 
 from adapter_models import adapt, logits, tiny_llama
 from lorakit.adapters import load_adapter, save_adapter
-from lorakit.adapters.combine import CombineSpec, combine
+from lorakit.adapters.combine import combine
 from lorakit.adapters.pairs import Pair, read_stored, write_stored
 from lorakit.adapters.parents import Part
+from lorakit.adapters.specs import CombineSpec
 from lorakit.errors import AdapterError, BaseMismatchError, ConfigError
 from lorakit.lora import lora_layers
 from lorakit.models.fingerprint import BaseIdentity

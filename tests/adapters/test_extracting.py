@@ -9,7 +9,8 @@ from adapter_models import adapt, logits, tiny_llama
 from families import tiny, tokenizer
 from lorakit.adapters import load_adapter, save_adapter
 from lorakit.adapters.pairs import read_stored
-from lorakit.adapters.shrink import ShrinkSpec, shrink
+from lorakit.adapters.shrink import shrink
+from lorakit.adapters.specs import ShrinkSpec
 from lorakit.config import RunConfig
 from lorakit.errors import AdapterError, ConfigError, ModelError
 from lorakit.lora import LoraSpec, lora_layers

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from adapter_models import IDS, adapt, edit_config, edit_tensors, logits, tiny_llama
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
-from lorakit.adapters.combine import CombineSpec, combine
+from lorakit.adapters.combine import combine
 from lorakit.adapters.differences import differences, sizes
 from lorakit.adapters.export.families import GgufBase
 from lorakit.adapters.export.gguf import write_gguf_adapter
@@ -25,7 +25,8 @@ from lorakit.adapters.export.vllm import vllm_safe
 from lorakit.adapters.load import attach_stored
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.adapters.parents import Part
-from lorakit.adapters.shrink import ShrinkSpec, shrink
+from lorakit.adapters.shrink import shrink
+from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.errors import AdapterError, ConfigError, TargetError
 from lorakit.execution.runnable import Runnable
 from lorakit.lora import LoraSpec, attach, lora_layers, plan, variants

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data import DataSpec, Example, encode, encode_all, encode_prompt, resolve_template
+from lorakit.data import DataSpec, Example, encode_all, encode_prompt, resolve_template
+from lorakit.data.encode import encode
 from lorakit.errors import ConfigError, DataError
 
 CHAT, RAW = DataSpec(template="auto"), DataSpec(template="raw")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lorakit.data import DataSpec, Template, encode, load_data, load_rows
+from lorakit.data import DataSpec, Template, load_data, load_rows
+from lorakit.data.encode import encode
 from lorakit.errors import ConfigError, DataError
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data import Encoded, Example, TokenTable, encode, resolve_template
+from lorakit.data import Encoded, Example, TokenTable, resolve_template
+from lorakit.data.encode import encode
 from lorakit.data.preview import fragments, lengths, repeated_rows, shared_rows
 from lorakit.data.spec import DataSpec
 from lorakit.data.split import held_out, prompt_key

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from families import FAMILIES, NOT_PACKABLE, tiny, tokenizer
-from lorakit.data import DataSpec, Example, Template, encode, encode_prompt, resolve_template
+from lorakit.data import DataSpec, Example, Template, encode_prompt, resolve_template
+from lorakit.data.encode import encode
 from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.answer_probs import answer_log_probs, answered
 from lorakit.execution.choices import ChoiceScores, read_choices, score_choices

@@ -8,9 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorakit.adapters import load_adapter
-from lorakit.adapters.combine import CombineSpec, combine
+from lorakit.adapters.combine import combine
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.adapters.parents import Part
+from lorakit.adapters.specs import CombineSpec
 from lorakit.lora import lora_layers
 
 pytestmark = [

@@ -187,7 +187,8 @@ def test_one_held_out_row_is_refused_before_anything_is_trained(small, search, t
 def test_a_cut_to_the_full_rank_gives_the_same_logits(found):
     """Through the way that cuts go here: balanced factors at the scale alpha / rank."""
     _, out, _ = found
-    from lorakit.adapters.shrink import ShrinkSpec, shrink
+    from lorakit.adapters.shrink import shrink
+    from lorakit.adapters.specs import ShrinkSpec
 
     stored = read_stored(out / "adapter")
     highest = max(pair.rank for pair in stored.pairs.values())

@@ -20,83 +20,21 @@ in memory at a time. Everything is computed in float64 and rounded once.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of, weights_by_path
-from lorakit.errors import AdapterError, ConfigError, did_you_mean
+from lorakit.adapters.specs import SPARSE, CombineSpec
+from lorakit.errors import AdapterError
 from lorakit.lora import arithmetic, spectrum
 from lorakit.lora.variant import Capability, require_capability
 
-Way = Literal["linear", "cat", "svd", "ties", "dare", "dare_ties", "factors"]
-WAYS: tuple[str, ...] = get_args(Way)
-_CUT, _SPARSE = ("svd", "ties", "dare", "dare_ties"), ("ties", "dare", "dare_ties")
 # Far above float64's rounding of a product, far below anything that training leaves in a pair.
 _ZERO = 1e-13
-
-
-@dataclass(frozen=True)
-class CombineSpec:
-    """How adapters are put together.
-
-    Raises:
-        ConfigError: an unknown way, or an option that the way has no use for or lacks.
-    """
-
-    how: Way = field(
-        default="linear",
-        metadata={
-            "help": "linear and cat: the exact weighted sum of the updates. svd: that sum at a "
-            "lower rank. ties, dare, dare_ties: those methods on whole matrices, then a lower "
-            "rank. factors: the sums of the A's and of the B's (peft's 'linear'; not exact)."
-        },
-    )
-    rank: int | None = field(
-        default=None,
-        metadata={"help": "The highest rank of a module; for svd, ties, dare and dare_ties."},
-    )
-    energy: float | None = field(
-        default=None,
-        metadata={
-            "help": "The share of a module's squared singular values that is kept, such as 0.99; "
-            "gives each module the rank that needs."
-        },
-    )
-    density: float | None = field(
-        default=None,
-        metadata={
-            "help": "The share of a matrix's elements that is kept. Default: 0.2 for ties, 0.5 for "
-            "dare and dare_ties."
-        },
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the elements that dare drops."})
-
-    def __post_init__(self) -> None:
-        if self.how not in WAYS:
-            raise ConfigError(f"how is {self.how!r}: {did_you_mean(self.how, WAYS)}")
-        given = self.rank is not None or self.energy is not None
-        if self.how in _CUT:
-            if not given:
-                raise ConfigError(f"{self.how} needs a rank or an energy to cut to")
-            spectrum.check(self.rank, self.energy)
-        elif given:
-            raise ConfigError(f"{self.how} cuts nothing: leave rank and energy out, or take svd")
-        if self.density is not None:
-            if self.how not in _SPARSE:
-                raise ConfigError(f"{self.how} keeps every entry: density is for {_SPARSE}")
-            arithmetic.check_density(self.density)
-
-    @property
-    def share(self) -> float:
-        """The density, or the way's default: TIES' paper keeps 20 %; DARE's p = 0.5 is mild."""
-        if self.density is not None:
-            return self.density
-        return 0.2 if self.how == "ties" else 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +106,7 @@ def combine(
     overall = (squares_lost / squares) ** 0.5 if squares else 0.0
     ranks = {path: pair.rank for path, pair in pairs.items()}
     method = {"name": "combine", **method_of(spec, lost=overall)}
-    if spec.how in _SPARSE:
+    if spec.how in SPARSE:
         method["density"] = spec.share
     made_by = made_of(parts, config, ranks, method=method, notes=notes)
     adapter = StoredAdapter(Path(source), made_by.config, made_by.record, pairs)

@@ -22,6 +22,7 @@ from lorakit.errors import AdapterError, TargetError
 from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.lora import Target, spectrum
+from lorakit.lora.limits import check_cut
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def extract(
         TargetError: a grouped convolution.
         AdapterError: no target differs.
     """
-    spectrum.check(rank, energy)
+    check_cut(rank, energy)
     pairs: dict[str, Pair] = {}
     layers: list[LayerResidual] = []
     unchanged: list[str] = []

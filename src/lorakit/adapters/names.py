@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lorakit.errors import AdapterError
-from lorakit.lora.plan import Target
+from lorakit.lora.planning import Target
 from lorakit.lora.variant import Variant
 from lorakit.lora.variants import peft_suffixes
 

@@ -1,47 +1,16 @@
 """An adapter of a lower rank: module by module, or by one threshold for all."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from lorakit.adapters.combine import Combined, CombineSpec, combine
+from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.pairs import StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of
+from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.errors import AdapterError
 from lorakit.lora import spectrum
 from lorakit.lora.variant import Capability, require_capability
-
-
-@dataclass(frozen=True)
-class ShrinkSpec:
-    """How far to cut.
-
-    Raises:
-        ConfigError: neither rank nor energy, or one out of range.
-    """
-
-    rank: int | None = field(
-        default=None,
-        metadata={"help": "The highest rank of a module; with --threshold, the mean over modules."},
-    )
-    energy: float | None = field(
-        default=None,
-        metadata={
-            "help": "The share of the squared singular values that is kept, such as 0.99. Give it, "
-            "a rank, or both: then both limits hold."
-        },
-    )
-    threshold: bool = field(
-        default=False,
-        metadata={
-            "help": "Apply one threshold to the singular values of all modules, so that modules "
-            "get different ranks."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        spectrum.check(self.rank, self.energy)
 
 
 def shrink(

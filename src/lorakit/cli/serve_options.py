@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lorakit.adapters.store.reading import STORE_HELP
+from lorakit.adapters.store.default import STORE_HELP
 
 _KEY_PANEL = "Creating a key"
 

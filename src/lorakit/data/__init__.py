@@ -17,22 +17,56 @@ generates the demo's rows.
 
 Uses torch, numpy, jinja2 (its errors), and zstandard, pyarrow or datasets where a source needs
 them (lorakit[data]). The tokenizer is passed in: nothing here imports transformers.
+
+The names below are loaded when first used: `DataSpec` needs no torch.
 """
 
-from lorakit.data.batches import Batch, micro_batches, order, total_steps
-from lorakit.data.encode import encode, encode_all, encode_prompt
-from lorakit.data.files import check_sources
-from lorakit.data.load import Dataset, load_data, load_rows
-from lorakit.data.notes import RowCounts
-from lorakit.data.prompt_form import PromptForm
-from lorakit.data.recognising import recognise
-from lorakit.data.records import read_rows
-from lorakit.data.row import Row
-from lorakit.data.shapes import Example, Message, Shape
-from lorakit.data.spec import DataSpec
-from lorakit.data.table import Encoded, TokenTable
-from lorakit.data.template import Template, Tokenizer, resolve_template
-from lorakit.data.tickets import write_tickets
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.data.batches import Batch, micro_batches, order, total_steps
+    from lorakit.data.encode import encode_all, encode_prompt
+    from lorakit.data.files import check_sources
+    from lorakit.data.load import Dataset, load_data, load_rows
+    from lorakit.data.notes import RowCounts
+    from lorakit.data.prompt_form import PromptForm
+    from lorakit.data.recognising import recognise
+    from lorakit.data.records import read_rows
+    from lorakit.data.row import Row
+    from lorakit.data.shapes import Example, Message, Shape
+    from lorakit.data.spec import DataSpec
+    from lorakit.data.table import Encoded, TokenTable
+    from lorakit.data.template import Template, Tokenizer, resolve_template
+    from lorakit.data.tickets import write_tickets
+
+_HOMES = {
+    "Batch": "batches",
+    "DataSpec": "spec",
+    "Dataset": "load",
+    "Encoded": "table",
+    "Example": "shapes",
+    "Message": "shapes",
+    "PromptForm": "prompt_form",
+    "Row": "row",
+    "RowCounts": "notes",
+    "Shape": "shapes",
+    "Template": "template",
+    "TokenTable": "table",
+    "Tokenizer": "template",
+    "check_sources": "files",
+    "encode_all": "encode",
+    "encode_prompt": "encode",
+    "load_data": "load",
+    "load_rows": "load",
+    "micro_batches": "batches",
+    "order": "batches",
+    "read_rows": "records",
+    "recognise": "recognising",
+    "resolve_template": "template",
+    "total_steps": "batches",
+    "write_tickets": "tickets",
+}
 
 __all__ = [
     "Batch",
@@ -49,7 +83,6 @@ __all__ = [
     "TokenTable",
     "Tokenizer",
     "check_sources",
-    "encode",
     "encode_all",
     "encode_prompt",
     "load_data",
@@ -62,3 +95,10 @@ __all__ = [
     "total_steps",
     "write_tickets",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -22,7 +22,7 @@ from lorakit.execution.steps import Place, Step, plan_step
 from lorakit.execution.trial import random_ids, same_answer
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
-from lorakit.lora.plan import Target, plan
+from lorakit.lora.planning import Target, plan
 from lorakit.lora.spec import LoraSpec
 
 _log = logging.getLogger("lorakit.execution")

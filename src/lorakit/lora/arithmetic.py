@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorakit.errors import ConfigError
+from lorakit.lora.limits import check_density
 
 
 def trim(update: Tensor, density: float) -> Tensor:
@@ -82,13 +82,3 @@ def elect(updates: Sequence[Tensor]) -> Tensor:
         sums += torch.where(agrees, update, torch.zeros_like(update))
         counts += agrees
     return sums / counts.clamp(min=1)
-
-
-def check_density(density: float) -> None:
-    """Refuse a share outside (0, 1].
-
-    Raises:
-        ConfigError: it is.
-    """
-    if not 0.0 < density <= 1.0:
-        raise ConfigError(f"density is the share of entries that stay, in (0, 1]; it is {density}")

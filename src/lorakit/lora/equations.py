@@ -10,10 +10,13 @@ paper; nothing here is tuned for speed.
 Legend: T tokens (any leading dimensions, flattened), r rank.
 """
 
-import math
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def scale(alpha: float, rank: int, *, rslora: bool = False) -> float:
@@ -86,6 +89,8 @@ def delta(A: Tensor, B: Tensor, s: float) -> Tensor:
     A convolution's A is (rank, in_channels, *kernel) and its B (out_channels, rank, 1, …): a
     convolution to `rank` channels followed by one of kernel 1, so the product runs over the rank.
     """
+    import torch
+
     kind = torch.promote_types(A.dtype, torch.float32)
     product = B.to(kind).flatten(1) @ A.to(kind).flatten(1)
     return s * product.view(B.shape[0], *A.shape[1:])

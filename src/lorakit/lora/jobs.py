@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
-from lorakit.lora.attach import lora_layers, make_layer
+from lorakit.lora.attaching import lora_layers, make_layer
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
-from lorakit.lora.plan import Plan
+from lorakit.lora.planning import Plan
 from lorakit.lora.variant import Capability, require_capability
 
 Span = tuple[int, int, int]

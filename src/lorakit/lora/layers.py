@@ -22,7 +22,7 @@ from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear, LowRank
 from lorakit.lora import equations
-from lorakit.lora.plan import Target
+from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, require_capability
 

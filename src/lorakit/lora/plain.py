@@ -1,14 +1,22 @@
-"""Plain LoRA (Hu et al., arXiv 2106.09685) and rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
+"""Plain LoRA (Hu et al., arXiv 2106.09685) and rsLoRA (Kalajdzievski, arXiv 2312.03732).
+
+A `LoraSpec` asks for its variant before torch is needed, so torch is imported where it computes.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lorakit.lora import equations
-from lorakit.lora.kinds import Geometry
 from lorakit.lora.variant import Capability
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lorakit.lora.kinds import Geometry
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class PlainLora:
         in loralib and peft, so that only the columns of A that were seen ever move; `how` is for
         the others.
         """
+        import torch
+
         A, B = tensors["A"], tensors["B"]
         if A.is_meta:
             return

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lorakit.errors import ConfigError
+from lorakit.lora.limits import check_cut
 
 
 def spectrum(A: Tensor, B: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +81,7 @@ def kept(S: Tensor, *, rank: int | None = None, energy: float | None = None) -> 
     Raises:
         ConfigError: neither is given, or one is out of range.
     """
-    check(rank, energy)
+    check_cut(rank, energy)
     k = len(S) if rank is None else min(rank, len(S))
     if energy is not None:
         squares = S.double().square()
@@ -90,20 +90,6 @@ def kept(S: Tensor, *, rank: int | None = None, energy: float | None = None) -> 
         allowed = (1.0 - energy) * squares.sum()
         k = min(k, int((lost > allowed).sum()))
     return max(k, 1)
-
-
-def check(rank: int | None, energy: float | None) -> None:
-    """Refuse a rank below 1 or a share outside (0, 1].
-
-    Raises:
-        ConfigError: neither is given, or one is out of range.
-    """
-    if rank is None and energy is None:
-        raise ConfigError("give a rank or an energy to cut to")
-    if rank is not None and rank < 1:
-        raise ConfigError(f"rank must be at least 1; it is {rank}")
-    if energy is not None and not 0.0 < energy <= 1.0:
-        raise ConfigError(f"energy is a share in (0, 1]; it is {energy}")
 
 
 def global_threshold(
@@ -126,7 +112,7 @@ def global_threshold(
     Raises:
         ConfigError: neither is given, or one is out of range.
     """
-    check(rank, energy)
+    check_cut(rank, energy)
     names = list(spectra)
     rest = torch.cat([spectra[name][1:] for name in names])
     owner = torch.cat(

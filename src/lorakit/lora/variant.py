@@ -6,15 +6,19 @@ or exports an adapter asks for a `Capability`, never for the name of a variant. 
 the variants there are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from enum import Enum
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from lorakit.errors import AdapterError, InputError
-from lorakit.lora.kinds import Geometry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lorakit.lora.kinds import Geometry
 
 
 class Capability(Enum):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.adapters.pairs import StoredAdapter, read_stored
-from lorakit.adapters.shrink import ShrinkSpec, shrink
+from lorakit.adapters.shrink import shrink
+from lorakit.adapters.specs import ShrinkSpec
 from lorakit.config import RunConfig
 from lorakit.data import load_rows
 from lorakit.experiments.measuring import measure_rows

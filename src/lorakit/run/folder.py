@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorakit.errors import OutputError
 from lorakit.files.whole import is_stage, write_text
 
@@ -48,6 +46,8 @@ def make_folder(path: Path) -> None:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """YAML in the order given, written by `write_text`."""
+    import yaml
+
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
@@ -56,6 +56,8 @@ _COMMENT = "# "
 
 def write_config(folder: Path, content: Mapping[str, Any], command: str) -> None:
     """config.yaml, with the command that made it as a comment above; it may have several lines."""
+    import yaml
+
     above = "".join(f"{_COMMENT}{line}\n" for line in command.split("\n"))
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
     write_text(folder / CONFIG, above + text)

@@ -13,7 +13,7 @@ from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.kernels.slots import SlotGroup
-from lorakit.lora.plan import Target
+from lorakit.lora.planning import Target
 from lorakit.lora.targets import block_of
 from lorakit.lora.variant import Capability, Variant, require_capability
 

@@ -6,19 +6,41 @@
     contents.py     folders called by the hash of their content
     index.py        SQLite: the tables, and a transaction that is whole or not at all
     lines.py        what the tables say of names and their histories
+    default.py      where the user's own store is
     reading.py      StoreReader: resolve, list, history, log
     store.py        Store: add, rename, remove, roll back
     upkeep.py       verify and gc
 
 Nothing here imports torch until an adapter is added, so that listing costs nothing.
+The names below are loaded when first used.
 """
 
-from lorakit.adapters.store.contents import content_id
-from lorakit.adapters.store.reading import default_path
-from lorakit.adapters.store.records import Added, Entry, StoredFile, StoreEvent, Version
-from lorakit.adapters.store.store import Store
-from lorakit.adapters.store.summary import Summary
-from lorakit.adapters.store.upkeep import Collected, Fault, collect, verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.adapters.store.contents import content_id
+    from lorakit.adapters.store.default import default_path
+    from lorakit.adapters.store.records import Added, Entry, StoredFile, StoreEvent, Version
+    from lorakit.adapters.store.store import Store
+    from lorakit.adapters.store.summary import Summary
+    from lorakit.adapters.store.upkeep import Collected, Fault, collect, verify
+
+_HOMES = {
+    "Added": "records",
+    "Collected": "upkeep",
+    "Entry": "records",
+    "Fault": "upkeep",
+    "Store": "store",
+    "StoreEvent": "records",
+    "StoredFile": "records",
+    "Summary": "summary",
+    "Version": "records",
+    "collect": "upkeep",
+    "content_id": "contents",
+    "default_path": "default",
+    "verify": "upkeep",
+}
 
 __all__ = [
     "Added",
@@ -35,3 +57,10 @@ __all__ = [
     "default_path",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,15 +3,13 @@
 See `Store` for what can be changed.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, TypeVar
 
-import platformdirs
-
 from lorakit.adapters.store.contents import Contents
+from lorakit.adapters.store.default import default_path
 from lorakit.adapters.store.index import Index, version_of
 from lorakit.adapters.store.lines import Lines, NameLine
 from lorakit.adapters.store.records import Entry, StoreEvent, Version
@@ -19,16 +17,6 @@ from lorakit.adapters.store.references import check_name, parse
 from lorakit.errors import StoreError
 
 Result = TypeVar("Result")
-STORE_HELP = (
-    "Folder of the store of named adapters. Default: the environment variable LORAKIT_STORE, else "
-    "lorakit/store in the user's data folder."
-)
-
-
-def default_path() -> Path:
-    """The folder of the user's store: LORAKIT_STORE, or `store` in the user's data folder."""
-    override = os.environ.get("LORAKIT_STORE")
-    return Path(override) if override else Path(platformdirs.user_data_dir("lorakit")) / "store"
 
 
 class StoreReader:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorakit.adapters.combine import CombineSpec
+from lorakit.adapters.specs import CombineSpec
 from lorakit.cli.adapters.fields import help_of
 from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from lorakit.adapters.store import Entry, StoreEvent
-from lorakit.adapters.store.reading import STORE_HELP
+from lorakit.adapters.store.default import STORE_HELP
 from lorakit.files.wording import count, size
 
 StoreFolder = Annotated[Path | None, typer.Option("--store", metavar="DIR", help=STORE_HELP)]

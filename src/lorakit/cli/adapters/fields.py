@@ -6,7 +6,7 @@ from dataclasses import fields
 def help_of(spec: type, name: str) -> str:
     """The help that a field of a spec carries in its metadata.
 
-    >>> from lorakit.adapters.shrink import ShrinkSpec
+    >>> from lorakit.adapters.specs import ShrinkSpec
     >>> help_of(ShrinkSpec, "threshold").split(",")[0]
     'Apply one threshold to the singular values of all modules'
     """

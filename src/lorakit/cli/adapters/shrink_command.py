@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorakit.adapters.shrink import ShrinkSpec
+from lorakit.adapters.specs import ShrinkSpec
 from lorakit.cli.adapters.combine_command import Name, Out
 from lorakit.cli.adapters.fields import help_of
 from lorakit.cli.generate_command import Force

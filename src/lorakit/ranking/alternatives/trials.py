@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorakit.adapters.pairs import read_stored
-from lorakit.adapters.shrink import ShrinkSpec, shrink
+from lorakit.adapters.shrink import shrink
+from lorakit.adapters.specs import ShrinkSpec
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import TrialKind, typed
 from lorakit.experiments.measuring import RowLosses, save_pairs, spread_rows

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import torch
 
-from lorakit.adapters.combine import CombineSpec, combine
+from lorakit.adapters.combine import combine
 from lorakit.adapters.load import attach_stored, fit_stored
 from lorakit.adapters.model_paths import stored_for_model
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.parents import Part
 from lorakit.adapters.peft_config import read_json
 from lorakit.adapters.provenance import base_note, check_base
+from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
 from lorakit.errors import BaseMismatchError, ConfigError, ModelError
 from lorakit.files.cache import Progress, no_progress

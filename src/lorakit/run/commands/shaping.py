@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorakit.adapters.combine import Combined, CombineSpec, combine
+from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.extract import Extracted, extract
 from lorakit.adapters.pairs import StoredAdapter, read_stored, write_stored
 from lorakit.adapters.parents import Part
-from lorakit.adapters.shrink import ShrinkSpec, shrink
+from lorakit.adapters.shrink import shrink
+from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.adapters.store import Store
 from lorakit.config import RunConfig
 from lorakit.errors import ConfigError, did_you_mean

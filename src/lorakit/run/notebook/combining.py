@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lorakit.adapters.combine import Combined, CombineSpec
+from lorakit.adapters.combine import Combined
+from lorakit.adapters.specs import CombineSpec
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.run.commands.shaping import Output, run_combine
 from lorakit.run.notebook.given import Adapter, adapter_folders, weighted
@@ -38,7 +39,7 @@ def combine(
         name: a name in the store.
         store: its folder; the user's own by default.
         force: combine although the bases differ.
-        **options: the fields of `lorakit.adapters.combine.CombineSpec`: how, rank, energy, density,
+        **options: the fields of `lorakit.adapters.specs.CombineSpec`: how, rank, energy, density,
             seed.
 
     Returns:

@@ -15,7 +15,7 @@ from lorakit.adapters.peft_config import PeftConfig
 from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.errors import AdapterError
 from lorakit.files.cache import cache_dir, locked
-from lorakit.lora.plan import Target
+from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability
 from lorakit.serving.bank import check_paths

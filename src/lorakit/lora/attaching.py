@@ -7,7 +7,7 @@ from torch import nn
 
 from lorakit.errors import TargetError
 from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
-from lorakit.lora.plan import Plan, Target, plan
+from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
 
 Model = TypeVar("Model", bound=nn.Module)
