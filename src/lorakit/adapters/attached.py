@@ -9,10 +9,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from lorakit.adapters.asking import mapping_in
 from lorakit.adapters.info import AdapterInfo
 from lorakit.lora import lora_layers
 
 _loaded: WeakKeyDictionary[nn.Module, AdapterInfo] = WeakKeyDictionary()
+_mappings: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
 _templates: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
 
 
@@ -38,6 +40,19 @@ def attached_template(model: nn.Module) -> Mapping[str, Any] | None:
     info = _loaded.get(_first(model))
     recorded = info.provenance.get("template") if info and info.provenance else None
     return _templates.get(_first(model), recorded)
+
+
+def remember_mapping(model: nn.Module, mapping: Mapping[str, Any]) -> None:
+    """Keep how the rows were mapped that the pairs were trained on, by option."""
+    _mappings[_first(model)] = dict(mapping)
+
+
+def attached_mapping(model: nn.Module) -> Mapping[str, Any]:
+    """How the rows were mapped that the pairs were trained on, here or before they were loaded."""
+    if not lora_layers(model):
+        return {}
+    info = _loaded.get(_first(model))
+    return _mappings.get(_first(model), mapping_in(info.provenance if info else None))
 
 
 def _first(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lorakit.adapters.asking import common_asking
 from lorakit.adapters.pairs import StoredAdapter
 from lorakit.adapters.peft_config import PeftConfig, compact, exactly
 from lorakit.adapters.provenance import Record, check_alike, make_record
@@ -104,10 +105,10 @@ def made_of(
         config: see `common_config`.
         ranks: of its modules by path.
         method: what was done, for the record.
-        notes: appended to where the parents' templates differ.
+        notes: appended to where the parents' templates or mappings differ.
     """
     spec = unit_spec(ranks, config.target_modules)
-    parents, templates, base = [], [], None
+    parents, templates, told, base = [], [], [], None
     for part in parts:
         record = part.adapter.record
         parents.append(
@@ -119,8 +120,11 @@ def made_of(
             }
         )
         base = base or (record.base if record else None)
-        templates.append(((record.provenance if record else None) or {}).get("template"))
+        told.append(record.provenance if record else None)
+        templates.append((told[-1] or {}).get("template"))
     provenance: dict[str, Any] = {"parents": parents, "method": dict(method)}
+    if asking := common_asking(told, notes):
+        provenance["asking"] = asking
     if all(template == templates[0] for template in templates):
         if templates[0] is not None:
             provenance["template"] = templates[0]

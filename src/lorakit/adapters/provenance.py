@@ -6,6 +6,7 @@ peft and other readers ignore the file; lorakit refuses another base by it.
 import importlib.metadata
 import math
 import platform
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lorakit.adapters.asking import asking_in
 from lorakit.adapters.peft_config import read_json
 from lorakit.errors import AdapterError, BaseMismatchError, ConfigError
 from lorakit.files.whole import write_json
@@ -122,10 +124,18 @@ def read_record(folder: Path) -> Record | None:
     return record
 
 
-def check_base(folder: Path, record: Record | None, identity: Identity | None) -> None:
+def check_base(
+    folder: Path, record: Record | None, identity: Identity | None, *, name: str | None = None
+) -> None:
     """Compare the base that an adapter was trained on with the one at hand.
 
     Where either is not known, there is nothing to compare.
+
+    Args:
+        folder: of the adapter.
+        record: its lorakit.json.
+        identity: of the base at hand.
+        name: what the user calls the adapter; default: its folder.
 
     Raises:
         BaseMismatchError: weights, tokenizer or chat template differ; the text has both names.
@@ -134,10 +144,15 @@ def check_base(folder: Path, record: Record | None, identity: Identity | None) -
         return
     theirs, ours = record.base, identity.to_dict()
     if difference := _difference(theirs, ours, "here"):
+        parts = [word for key, word in _HASHES.items() if theirs.get(key) != ours.get(key)]
+        differs = " and ".join(parts) if len(parts) > 1 else f"{parts[0]} alone"
+        asked = asking_in(record.provenance).get("model") or theirs.get("name")
+        changed = "" if identity.name != theirs.get("name") else ", as it was then"
         raise BaseMismatchError(
-            f"{folder} was trained on {theirs.get('name')!r}, and this base is {identity.name!r}, "
-            f"which differs ({difference}): give the base it was trained on, or --force "
-            "if you know that the difference does not matter"
+            f"{name or folder} was trained on {theirs.get('name')!r}, and this base is "
+            f"{identity.name!r}, which differs ({differs}): give the base it was trained on"
+            f"{changed} (--model {shlex.quote(str(asked))}), or --force if you know that the "
+            f"difference does not matter ({difference})"
         )
 
 

@@ -6,12 +6,14 @@ from typing import Any, cast
 
 from torch import nn
 
-from lorakit.adapters.attached import attached_template
+from lorakit.adapters.asking import asking_of
+from lorakit.adapters.attached import attached_mapping, attached_template
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
+from lorakit.models.load import source_of
 
 _GENERATES = "transformers.generation.utils.GenerationMixin"
 _TRANSFORMERS = "transformers.modeling_utils.PreTrainedModel"
@@ -37,7 +39,8 @@ def save_adapter(
         identity: the base's fingerprint, recorded so that another base is refused; known
             without being given for a model that `load_model` made.
         provenance: what else to record, in JSON's types: template, data_sha256, config, metrics.
-            The template is known without being given where lorakit trained or loaded the pairs.
+            The template and the mapping of rows are known without being given where lorakit trained
+            or loaded the pairs.
         overwrite: replace what is there, once the new folder is whole.
 
     Returns:
@@ -78,6 +81,10 @@ def save_adapter(
     template = attached_template(model)
     if template is not None and "template" not in (provenance or {}):
         provenance = {**(provenance or {}), "template": dict(template)}
+    source, mapping = source_of(model), attached_mapping(model)
+    if (source is not None or mapping) and "asking" not in (provenance or {}):
+        known = asking_of(source, mapping) if source is not None else dict(mapping)
+        provenance = {**(provenance or {}), "asking": known}
     record = make_record(spec, "", base, provenance)
     adapter = StoredAdapter(Path(folder), config, record, pairs)
     return write_stored(folder, adapter, overwrite=overwrite)

@@ -127,7 +127,7 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
     report({"kind": "stage", "name": "answer"})
     examples = session.task.examples(context.data.eval_examples, request.asking.samples)
     texts = session.task.predict(session, examples, request.asking.max_new_tokens)
-    weights, on_disk = save_trained(session, method, folder)
+    weights, on_disk = save_trained(session, method, folder, context.config)
     if method.kind == "full":
         shutil.rmtree(weights)
     held_out, general = course.last

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorakit.comparing.spec import CompareSpec
+from lorakit.config import RunConfig
 from lorakit.experiments.measuring import save_pairs
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.run.session import Session
@@ -69,7 +70,9 @@ def trained_parameters(model: Any, method: Method) -> int:
     return plan(model, method.lora).trainable
 
 
-def save_trained(session: Session, method: Method, folder: Path) -> tuple[Path, int]:
+def save_trained(
+    session: Session, method: Method, folder: Path, config: RunConfig
+) -> tuple[Path, int]:
     """Write what one task needs of its own: an adapter folder, or a whole model's weights.
 
     Returns:
@@ -77,7 +80,7 @@ def save_trained(session: Session, method: Method, folder: Path) -> tuple[Path, 
     """
     if method.kind == "lora":
         weights = folder / "adapter"
-        save_pairs(session, weights)
+        save_pairs(session, weights, config)
     else:
         weights = folder / "model"
         session.model.save_pretrained(weights)

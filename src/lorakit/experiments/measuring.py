@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from lorakit.adapters import save_adapter
+from lorakit.adapters.asking import asking_of
+from lorakit.config import RunConfig
 from lorakit.data import TokenTable
 from lorakit.evaluation.likelihood import per_token, row_losses
 from lorakit.run.session import Session
@@ -57,13 +59,22 @@ def measure_rows(model: Any, table: TokenTable, batch_tokens: int) -> RowLosses:
     return RowLosses(tuple(nats_S.tolist()), tuple(tokens_S.tolist()))
 
 
-def save_pairs(session: Session, folder: Path) -> None:
-    """Write the pairs that the session's model has now as an adapter folder."""
+def save_pairs(session: Session, folder: Path, config: RunConfig) -> None:
+    """Write the pairs that the session's model has now as an adapter folder.
+
+    Args:
+        session: of the model.
+        folder: where.
+        config: of the run, for the record: its base, and how its rows were mapped.
+    """
     save_adapter(
         session.model,
         folder,
         identity=session.identity,
-        provenance={"template": session.template.to_dict()},
+        provenance={
+            "template": session.template.to_dict(),
+            "asking": asking_of(config.model, vars(config.data)),
+        },
     )
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.adapters.asking import asking_of
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.config import RunConfig
 from lorakit.experiments import Report, Runner
@@ -241,6 +242,7 @@ def _keep_adapter(
         "template": dict(profile.template),
         "data_sha256": profile.data_sha256,
         "config": {n: v for n, v in settings.to_flat().items() if n not in ("out", "resume")},
+        "asking": asking_of(settings.config.model, vars(settings.config.data)),
         "versions": dict(profile.versions),
         "metrics": {"eval_loss": result["loss"], "eval_loss_before": result["base_loss"]},
         "rank_search": {

@@ -28,6 +28,7 @@ from lorakit.ranking.trials import EVALUATION_TOKENS
 from lorakit.report.rank_figures import spectra_figures
 from lorakit.run import folder as folders
 from lorakit.run.named import find_adapter
+from lorakit.run.recorded import with_recorded
 from lorakit.run.session import open_base, recorded_template
 
 NOT_SAID = (
@@ -107,7 +108,8 @@ def run_inspect(
     """Look at an adapter's spectrum, and measure its cuts where rows are given.
 
     Args:
-        config: `data.data` names rows to measure on, `model` the base.
+        config: `data.data` names rows to measure on, `model` the base: the adapter's own where
+            none was given.
         adapter: a folder or a name of the store.
         out: a folder for inspect.json and plots; None for none.
         force: measure although the adapter belongs to another base.
@@ -125,7 +127,10 @@ def run_inspect(
     losses: dict[int, float] = {}
     base_loss = None
     if config.data.data:
-        base_loss, losses = _losses(config, stored, ranks, force=force, progress=progress)
+        config = with_recorded(config, named)
+        base_loss, losses = _losses(
+            config, stored, ranks, name=named.name, force=force, progress=progress
+        )
     total = sum(value**2 for values in spectra.values() for value in values)
     inspected = Inspected(
         named.name,
@@ -168,6 +173,7 @@ def _losses(
     stored: StoredAdapter,
     ranks: Sequence[int],
     *,
+    name: str,
     force: bool,
     progress: Progress,
 ) -> tuple[float, dict[int, float]]:
@@ -176,7 +182,7 @@ def _losses(
 
     session = open_base(config.model, config.data, progress=progress)
     if not force:
-        check_base(stored.source, stored.record, session.identity)
+        check_base(stored.source, stored.record, session.identity, name=name)
     template = recorded_template(stored.info, config.data) or session.template
     table, _, _ = load_rows(
         config.data.data,

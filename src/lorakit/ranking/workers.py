@@ -114,7 +114,7 @@ def train(request: TrainRequest, sources: Sources, folder: Path, report: Report)
         own = folder / f"run-{i}"
         if request.save and not result.diverged:
             jobs.install(i)
-            save_pairs(context.session, own / "adapter")
+            save_pairs(context.session, own / "adapter", context.config)
         elif not request.save:  # nobody goes on from a short run
             shutil.rmtree(own)
     return TrainResult(tuple(results), table.tokens)

@@ -7,12 +7,13 @@ An option that the user gave always wins. The number format and the device are n
 belong to the machine. Nor is trust_remote_code: an adapter that came from elsewhere runs no code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorakit.adapters import AdapterInfo, read_adapter
+from lorakit.adapters.asking import MAPPING, asking_in, mapping_in
 from lorakit.config import RunConfig
 from lorakit.data import PromptForm
 from lorakit.errors import AdapterError
@@ -21,40 +22,10 @@ from lorakit.models.sources import find
 from lorakit.models.spec import ModelSpec
 from lorakit.run.named import Found, find_adapter
 
-MAPPING = ("prompt", "completion", "text")
-"""Options that say how a row becomes a prompt and an answer, or a text."""
 _BUILT_IN = ("smollm2-135m", "huggingfacetb/smollm2-135m-instruct")
 
 Asked = str | Path | Found
 """An adapter as a command takes it: a folder, a name in the store, or one that was looked up."""
-
-
-def asking_of(config: RunConfig) -> dict[str, Any]:
-    """What a run records for later: the base that it was trained on, and how rows were mapped."""
-    spec = config.model
-    return {
-        "model": _lasting(spec.model),
-        "revision": spec.revision,
-        **{name: getattr(config.data, name) for name in MAPPING},
-    }
-
-
-def recorded_asking(info: AdapterInfo) -> dict[str, Any]:
-    """What an adapter recorded by `asking_of`; an older one's from the configuration of its run."""
-    known = info.provenance or {}
-    asking = known.get("asking")
-    if isinstance(asking, Mapping):
-        return dict(asking)
-    run = known.get("config")
-    if not isinstance(run, Mapping):
-        return {}
-    # Their templates were filled before a backslash and an n meant a newline.
-    mapping = {
-        name: value.replace("\\n", "\\\\n").replace("\\t", "\\\\t")
-        for name in MAPPING
-        if isinstance(value := run.get(name), str)
-    }
-    return {name: run.get(name) for name in ("model", "revision")} | mapping
 
 
 def with_recorded(
@@ -93,8 +64,7 @@ def with_recorded(
 
 def recorded_mapping(info: AdapterInfo) -> dict[str, Any]:
     """How an adapter's rows were mapped, by option; empty where their columns were recognised."""
-    asking = recorded_asking(info)
-    return {name: str(asking[name]) for name in MAPPING if asking.get(name)}
+    return mapping_in(info.provenance)
 
 
 def prompt_form(info: AdapterInfo | None) -> PromptForm:
@@ -116,7 +86,7 @@ def recorded_base(
     Raises:
         AdapterError: it is not here.
     """
-    asking, record = recorded_asking(info), info.base or {}
+    asking, record = asking_in(info.provenance), info.base or {}
     revision = record.get("revision") or asking.get("revision") or None
     if isinstance(revision, str) and revision.startswith("sha256:"):
         revision = None
@@ -152,11 +122,3 @@ def _here(given: ModelSpec, name: str, revision: str | None) -> ModelSpec | None
         return spec
     # The built-in model by the name that it has on the hub.
     return replace(given, model=default.NAME) if name.lower() in _BUILT_IN else None
-
-
-def _lasting(model: str) -> str:
-    """A model's name that means the same in another working directory."""
-    path = Path(model).expanduser()
-    if model != default.NAME and path.exists():
-        return str(path.absolute())
-    return model

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.adapters.provenance import check_base, read_record
 from lorakit.adapters.saved_template import saved_chat_template
 from lorakit.data import DataSpec, Template
 from lorakit.data.template import chat_template
@@ -51,6 +52,8 @@ def open_adapted(
     found = find_adapter(adapter, store)
     known = read_adapter(found.folder)
     session = open_base(spec, data, progress=progress)
+    if not force:
+        check_base(found.folder, read_record(found.folder), session.identity, name=found.name)
     info = load_adapter(session.model, found.folder, identity=session.identity, force=force)
     template = recorded_template(known, data) or session.template
     return replace(session, template=template, adapter=info)

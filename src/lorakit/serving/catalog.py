@@ -273,7 +273,7 @@ class Catalog:
         self._bounded(folder)
         info, record = read_adapter(folder), read_record(folder)
         if not self.force:
-            check_base(folder, record, self.identity)
+            check_base(folder, record, self.identity, name=name)
         if note := base_note(info.base_name, record, self.identity):
             _log.warning("%s: %s", name, note)
         check_variant(info.spec.variant, self.holder.needs, name)

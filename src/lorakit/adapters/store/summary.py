@@ -53,6 +53,7 @@ def summarise(folder: Path) -> Summary:
         AdapterError: the folder is no adapter, a file was changed after it was recorded, a tensor
             is missing, extra, misshapen or not finite.
     """
+    from lorakit.adapters.asking import asking_in
     from lorakit.adapters.pairs import read_stored  # torch comes with it
 
     info = read_stored(folder).info
@@ -64,7 +65,7 @@ def summarise(folder: Path) -> Summary:
         base=dict(info.base) if info.base else {"name": info.base_name},
         data_sha256=recorded.get("data_sha256"),
         metrics=numbers(recorded.get("metrics")),
-        model=(recorded.get("config") or {}).get("model"),
+        model=asking_in(recorded).get("model"),
         parents=tuple(p for p in recorded.get("parents") or () if isinstance(p, Mapping)),
     )
 

@@ -120,5 +120,5 @@ def _measured(
     points = {}
     for i, rank in enumerate(ranks):
         points[str(rank)] = measure_job(context, jobs, i, table)
-        save_pairs(context.session, folder / f"rank-{rank}")
+        save_pairs(context.session, folder / f"rank-{rank}", context.config)
     return RanksResult(points, table.tokens, trained_tokens)

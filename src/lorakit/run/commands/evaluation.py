@@ -18,6 +18,7 @@ from lorakit.files.cache import Progress, no_progress
 from lorakit.files.whole import write_json, write_text
 from lorakit.run import folder as folders
 from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.recorded import with_recorded
 from lorakit.run.session import Session, open_adapted
 from lorakit.training import held_out_loss
 
@@ -35,7 +36,7 @@ def run_evaluation(
     """Measure on every row of `config.data.data` and return what `result.json` holds.
 
     Args:
-        config: model, rows and limits.
+        config: model, rows and limits; what was not given is taken from the adapter's record.
         adapter: a folder or a name in the store `config.output.store`, or None for the base.
         metrics: 'auto', 'none', or names with commas between.
         force: use the adapter although it was trained on another base.
@@ -53,6 +54,8 @@ def run_evaluation(
     chosen = metrics if metrics in ("auto", "none") else check_names(metrics.split(","))
     if out is not None:
         folders.check_folder(out, resume=False)
+    if session is None:
+        config = with_recorded(config, adapter)
     session = session or open_adapted(
         config.model,
         adapter,

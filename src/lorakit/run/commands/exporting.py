@@ -30,7 +30,8 @@ from lorakit.files.whole import write_folder, write_text
 from lorakit.merging.chat_files import write_chat_files
 from lorakit.models import empty_model, identify, identify_settings, load_tokenizer, resolve
 from lorakit.run.commands.merging import run_merge
-from lorakit.run.named import find_adapter
+from lorakit.run.named import Found, find_adapter
+from lorakit.run.recorded import with_recorded
 from lorakit.run.recorded_chat import RecordedChat, recorded_chat
 
 Form = Literal["peft", "vllm", "gguf", "gguf-merged", "ollama"]
@@ -66,7 +67,8 @@ def run_export(
     """Write an adapter for another runtime.
 
     Args:
-        config: names the base, which all forms but peft and vLLM need, and the store.
+        config: names the base, which all forms but peft and vLLM need (by default the one that the
+            adapter records), and the store.
         adapter: a folder, or a name in the store.
         form: which runtime.
         out: a folder for peft, vLLM and Ollama, a file for GGUF; missing, or an empty folder.
@@ -91,14 +93,18 @@ def run_export(
             raise ConfigError("--quantize gives the number format itself: leave --type out")
         quantize = check_type(quantize)
         quantizer()
-    stored = read_stored(find_adapter(adapter, config.output.store).folder)
+    found = find_adapter(adapter, config.output.store)
+    stored = read_stored(found.folder)
+    # vLLM's form takes of the base its tokenizer, and that only beside a recorded template.
+    opens = form != "peft" and not (form == "vllm" and not stored.info.provenance)
+    config = with_recorded(config, found, base=opens)
     if form == "peft":
         return Exported(write_stored(out, stored), stored.notes)
     if form == "vllm":
         return _vllm(config, stored, out)
     if form == "gguf":
-        return _gguf(config, stored, out, kind, force)
-    ask = _Whole(config, adapter, stored, kind, quantize, force, progress)
+        return _gguf(config, stored, out, kind, force, found.name)
+    ask = _Whole(config, found, stored, kind, quantize, force, progress)
     return ask.ollama(out) if form == "ollama" else ask.gguf(out)
 
 
@@ -137,17 +143,17 @@ def _vllm(config: RunConfig, stored: StoredAdapter, out: Path) -> Exported:
 
 
 def _gguf(
-    config: RunConfig, stored: StoredAdapter, out: Path, kind: Kind | None, force: bool
+    config: RunConfig, stored: StoredAdapter, out: Path, kind: Kind | None, force: bool, name: str
 ) -> Exported:
     """An adapter file. Of the base its configuration is needed, and its tokenizer for the template."""
     notes = [*stored.notes]
     if not force and stored.record is not None and stored.record.base is not None:
         if any(resolve(config.model, weights=False).folder.glob("*.safetensors")):
-            check_base(stored.source, stored.record, identify(config.model))
+            check_base(stored.source, stored.record, identify(config.model), name=name)
         else:
             trained_on = str(stored.record.base.get("weights_sha256"))
             settings = identify_settings(config.model, weights_sha256=trained_on)
-            check_base(stored.source, stored.record, settings)
+            check_base(stored.source, stored.record, settings, name=name)
             notes.append(
                 "the base's weights are not here: its tokenizer and template were compared"
             )
@@ -180,7 +186,7 @@ class _Whole:
     """A merged model as a GGUF file: what was asked for."""
 
     config: RunConfig
-    adapter: str | Path
+    adapter: Found
     stored: StoredAdapter
     kind: Kind | None
     quantize: str | None

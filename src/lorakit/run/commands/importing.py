@@ -12,7 +12,7 @@ from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import empty_model, identify
 from lorakit.models.sources import resolve
-from lorakit.run.commands.shaping import Output
+from lorakit.run.commands.shaping import Output, of_base
 
 Format = Literal["auto", "loralib", "mlx"]
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -65,7 +65,7 @@ def run_import(
         "notes": list(notes),
     }
     made = as_adapter(pairs, model, source=file, identity=identify(config.model), method=method)
-    return len(pairs), output.keep(made), notes
+    return len(pairs), output.keep(of_base(made, config.model)), notes
 
 
 def _recognised(file: Path) -> Literal["loralib", "mlx"]:

@@ -49,7 +49,8 @@ from lorakit.models.fingerprint import hash_files
 from lorakit.models.sources import resolve
 from lorakit.models.weights import OtherNamesError, find, tensors_of
 from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
-from lorakit.run.named import find_adapter
+from lorakit.run.named import Found, find_adapter
+from lorakit.run.recorded import with_recorded
 from lorakit.run.recorded_chat import RecordedChat, recorded_chat
 
 Certify = Literal["auto", "weights", "logits"]
@@ -58,7 +59,7 @@ Certify = Literal["auto", "weights", "logits"]
 def run_merge(
     config: RunConfig,
     *,
-    adapters: Sequence[tuple[str | Path, float]],
+    adapters: Sequence[tuple[str | Path | Found, float]],
     out: Path,
     dtype: str,
     certify: Certify = "auto",
@@ -68,7 +69,7 @@ def run_merge(
     """Merge, check and write the folder.
 
     Args:
-        config: names the base.
+        config: names the base; by default the one that the adapters record.
         adapters: folders or names in the store `config.output.store`, with their weights;
             W + Σ w_i s_i B_i A_i is written.
         out: the new model folder, missing or empty.
@@ -83,13 +84,14 @@ def run_merge(
         InputError: something given cannot be used.
     """
     found = [(find_adapter(name, config.output.store), weight) for name, weight in adapters]
+    config = with_recorded(config, [f for f, _ in found])
     parts = [Part(read_stored(f.folder), weight, name=f.name) for f, weight in found]
     spec = config.model
     where = resolve(spec, progress=progress)
     identity = identify(spec)
     if not force:
         for part in parts:
-            check_base(part.adapter.source, part.adapter.record, identity)
+            check_base(part.adapter.source, part.adapter.record, identity, name=part.name)
     told = [(p, base_note(p.adapter.config.base_name, p.adapter.record, identity)) for p in parts]
     notes = tuple(f"{part.name}: {note}" for part, note in told if note)
     made_of = {"base": identity.to_dict(), "adapters": [_named(part) for part in parts]}

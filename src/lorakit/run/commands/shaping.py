@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorakit.adapters.asking import asking_of
 from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.extract import Extracted, extract
 from lorakit.adapters.pairs import StoredAdapter, read_stored, write_stored
@@ -23,6 +24,7 @@ from lorakit.run.commands.evaluation import run_evaluation
 from lorakit.run.commands.merging import parse_weighted
 from lorakit.run.folder import check_folder
 from lorakit.run.named import find_adapter
+from lorakit.run.recorded import with_recorded
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,14 @@ def run_extract(
         identity=identities[0],
         tuned_identity=identities[1],
     )
-    return made, output.keep(made.adapter)
+    return made, output.keep(of_base(made.adapter, config.model))
+
+
+def of_base(adapter: StoredAdapter, base: ModelSpec) -> StoredAdapter:
+    """The adapter with its base in its record, by a name under which it is found again."""
+    assert adapter.record is not None
+    told = {**(adapter.record.provenance or {}), "asking": asking_of(base)}
+    return replace(adapter, record=replace(adapter.record, provenance=told))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +170,8 @@ def run_shrink(
     """Cut an adapter's ranks, and measure both on held-out rows where there are some.
 
     Args:
-        config: `data.data` names the rows, `model` the base that they are measured with.
+        config: `data.data` names the rows, `model` the base that they are measured with: the
+            adapter's own where none was given.
         adapter: a folder or a name of the store.
         spec: how far to cut.
         output: where the result goes.
@@ -176,6 +186,7 @@ def run_shrink(
     made = shrink(before, spec, name=found.name)
     losses = None
     if config.data.data:
+        config = with_recorded(config, found)
         with tempfile.TemporaryDirectory() as place:
             smaller = write_stored(Path(place) / "adapter", made.adapter)
             first, second = (

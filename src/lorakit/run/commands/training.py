@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.adapters import save_adapter
+from lorakit.adapters.asking import asking_of
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
@@ -21,7 +22,6 @@ from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.fitting import Report, estimate_run, fit_model, peak_rate, steps_of
 from lorakit.run.prepared import Prepared, end_notes, training_figures
-from lorakit.run.recorded import asking_of
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
@@ -184,7 +184,7 @@ def finish(
             "template": session.template.to_dict(),
             "data_sha256": data.data_sha256,
             "config": config.to_flat(),
-            "asking": asking_of(config),
+            "asking": asking_of(config.model, vars(config.data)),
             "versions": figures["versions"],
             "metrics": {
                 name: figures[name] for name in ("train_loss", "eval_loss", "eval_loss_before")

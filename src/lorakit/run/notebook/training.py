@@ -3,7 +3,8 @@
 from dataclasses import fields, replace
 from typing import Any
 
-from lorakit.adapters.attached import remember_template
+from lorakit.adapters.asking import MAPPING
+from lorakit.adapters.attached import remember_mapping, remember_template
 from lorakit.config import load_config
 from lorakit.data import DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
@@ -76,6 +77,7 @@ def train(
         report({"kind": "note", "text": expected.note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
+        remember_mapping(model, {name: getattr(config.data, name) for name in MAPPING})
     return fit_model(
         model,
         rows.train,
