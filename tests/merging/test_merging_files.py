@@ -31,7 +31,8 @@ from lorakit.merging.merge_files import merge_files
 from lorakit.models import ModelSpec, load_model
 from lorakit.models.load import empty_model
 from lorakit.models.weights import OtherNamesError, find, tensors_of
-from lorakit.run.commands.merging import parse_weighted, run_merge, run_unmerge
+from lorakit.run.commands.merging import run_merge, run_unmerge
+from lorakit.run.weighted import parse_weighted
 
 CASES = {
     "llama": ("llama", {}, {"rank": 4}),

@@ -21,7 +21,9 @@ from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console
 from lorakit.config import RunConfig, load_config
+from lorakit.run.present import require_present
 
+BASE = "base"
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
@@ -53,6 +55,7 @@ def chat(
     `/new` begins a new conversation; an empty line or Ctrl-D ends the chat.
     """
     config = load_config(None, flatten(flags))
+    require_present(config, *(name for name in adapter or () if name != BASE))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if adapter is not None and len(adapter) > 1:
         _several(adapter, config, sampling, force=force)

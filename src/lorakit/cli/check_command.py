@@ -12,6 +12,7 @@ from lorakit.cli.progress import show_prepared
 from lorakit.cli.show import console, say
 from lorakit.config import load_config
 from lorakit.files.wording import count
+from lorakit.run.present import require_present
 
 
 def check(
@@ -30,9 +31,10 @@ def check(
     and what serving sends before each answer, the modules that would be adapted, and a forecast of
     memory and time.
     """
+    settings = load_config(config, flatten(flags))
+    require_present(settings)
     from lorakit.run.commands.training import prepare
 
-    settings = load_config(config, flatten(flags))
     if not settings.together:
         _show(prepare(settings), rows)
         return

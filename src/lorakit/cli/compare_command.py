@@ -17,6 +17,7 @@ from lorakit.errors import InterruptedRunError
 from lorakit.extras import need
 from lorakit.files.wording import count, size
 from lorakit.run.folder import CONFIG
+from lorakit.run.present import require_present, require_run_folder
 
 
 def compare(
@@ -50,6 +51,9 @@ def compare(
     """
     need("metrics", "`lorakit compare`")
     given = resolve(config, flatten(flags))
+    if not forecast:
+        require_run_folder(given.config)
+    require_present(given.config)
     with CompareWatcher() as watcher:
         if forecast:
             from lorakit.comparing.command import estimate_only

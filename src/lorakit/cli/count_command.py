@@ -13,6 +13,7 @@ from lorakit.config import load_config
 from lorakit.errors import ConfigError
 from lorakit.files.wording import count
 from lorakit.lora import equations
+from lorakit.run.present import require_present
 
 OPTIONS = (
     *("model", "revision", "trust_remote_code", "ignore_adapter"),
@@ -47,6 +48,7 @@ def count_parameters(
             raise ConfigError("--shape counts one weight and --model a whole model: give one")
         _count_weight(shape, config.lora.rank)
         return
+    require_present(config)
     from lorakit.lora import plan
     from lorakit.models import empty_model
 

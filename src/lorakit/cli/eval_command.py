@@ -12,6 +12,7 @@ from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, duration, say
 from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, load_config
+from lorakit.run.present import require_present
 
 OPTIONS = (
     *MODEL_OPTIONS,
@@ -48,9 +49,10 @@ def evaluate(
 
     Without `--adapter` the base model is measured.
     """
+    config = load_config(None, flatten(flags))
+    require_present(config, adapter)
     from lorakit.run.commands.evaluation import run_evaluation
 
-    config = load_config(None, flatten(flags))
     with fetching() as progress:
         result = run_evaluation(
             config, adapter=adapter, metrics=metrics, out=out, force=force, progress=progress

@@ -12,6 +12,7 @@ from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
+from lorakit.run.present import require_present
 
 Kind = Annotated[
     Literal["f32", "f16", "bf16", "q8_0"] | None,
@@ -79,16 +80,20 @@ def export(
     A scale that a runtime cannot express is multiplied into B. What the runtime does not support is
     an error that names it. A merged model holds the adapter's chat template and end tokens. `lorakit merge` writes a merged model for transformers.
     """
-    from lorakit.run.commands.exporting import run_export, run_lint
-
     config = load_config(None, flatten(flags))
     if lint:
         if to or out or kind or quantize:
             raise ConfigError("--lint writes nothing: leave --to, --out, --type and --quantize out")
+        require_present(config, adapter)
+        from lorakit.run.commands.exporting import run_lint
+
         say(_lint(*run_lint(config, adapter=adapter, with_base="model" in flags)))
         return
     if to is None or out is None:
         raise ConfigError("give --to (the runtime) and --out (where to write)")
+    require_present(config, adapter)
+    from lorakit.run.commands.exporting import run_export
+
     with fetching() as progress:
         exported = run_export(
             config,

@@ -10,6 +10,7 @@ from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.config import MODEL_OPTIONS, load_config
 from lorakit.errors import DataError
+from lorakit.run.present import require_present
 
 if TYPE_CHECKING:
     from lorakit.data import Example
@@ -83,13 +84,14 @@ def generate(
 
     The prompt is written by the template that the adapter was trained with.
     """
-    from lorakit.data import Example
-    from lorakit.run.session import open_adapted
-
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or []]
     if not texts or not all(prompt.strip() for prompt in texts):
         raise DataError("no prompt: give one as an argument, or '-' to read it from stdin")
     config = load_config(None, flatten(flags))
+    require_present(config, adapter)
+    from lorakit.data import Example
+    from lorakit.run.session import open_adapted
+
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
         session = open_adapted(

@@ -12,6 +12,7 @@ from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
 from lorakit.config import load_config
 from lorakit.errors import ConfigError
+from lorakit.run.present import require_present
 
 OPTIONS = ("revision", "trust_remote_code", "ignore_adapter", "store")
 
@@ -56,10 +57,13 @@ def import_adapter(
 
     A .pt file is opened by torch's weights-only reader, which cannot run code.
     """
+    config = load_config(None, flatten({**flags, "model": base}))
+    if not file.exists():
+        raise ConfigError(f"there is no file or folder {file}")
+    require_present(config)
     from lorakit.run.commands.importing import run_import
     from lorakit.run.commands.shaping import Output
 
-    config = load_config(None, flatten({**flags, "model": base}))
     with fetching() as progress:
         count, place, notes = run_import(
             config,

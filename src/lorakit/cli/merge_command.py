@@ -10,8 +10,10 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
-from lorakit.config import load_config
+from lorakit.config import RunConfig, load_config
 from lorakit.errors import ConfigError
+from lorakit.run.present import require_adapters, require_present
+from lorakit.run.weighted import parse_weighted
 
 OPTIONS = ("model", "revision", "device", "trust_remote_code", "ignore_adapter", "store")
 
@@ -69,24 +71,25 @@ def merge(
     that sum and, where the model fits into memory, how far its logits are from the adapter's. Above
     the tolerance nothing is written.
     """
-    from lorakit.run.commands.merging import parse_weighted, run_merge, run_unmerge
-
     config = load_config(None, flatten(flags))
     if out is None:
         raise ConfigError("give --out, the folder for the merged model")
+    require_present(config)
     if undo is not None:
         if adapter:
             raise ConfigError("--undo gives the base back: leave --adapter out")
-        with fetching() as progress:
-            copied = run_unmerge(config, merged=undo, out=out, progress=progress)
-        say([f"the base of {undo}, {copied} files copied from {config.model.model}: {out}"])
+        _undo(config, undo, out)
         return
     if not adapter:
         raise ConfigError("nothing to merge: give --adapter")
+    weighted = [parse_weighted(text) for text in adapter]
+    require_adapters((name for name, _ in weighted), config.output.store)
+    from lorakit.run.commands.merging import run_merge
+
     with fetching() as progress:
         certificate = run_merge(
             config,
-            adapters=[parse_weighted(text) for text in adapter],
+            adapters=weighted,
             out=out,
             dtype=dtype,
             certify=certify,
@@ -97,3 +100,11 @@ def merge(
 
 
 command = with_options(merge, OPTIONS)
+
+
+def _undo(config: RunConfig, merged: Path, out: Path) -> None:
+    from lorakit.run.commands.merging import run_unmerge
+
+    with fetching() as progress:
+        copied = run_unmerge(config, merged=merged, out=out, progress=progress)
+    say([f"the base of {merged}, {copied} files copied from {config.model.model}: {out}"])

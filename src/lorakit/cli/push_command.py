@@ -8,7 +8,9 @@ import typer
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.show import say
 from lorakit.config import load_config
+from lorakit.extras import need
 from lorakit.files.wording import size
+from lorakit.run.present import require_present
 
 if TYPE_CHECKING:
     from lorakit.adapters.hub import Push
@@ -42,9 +44,11 @@ def push(
 
     Only the four files of the adapter are uploaded. Log in first with `hf auth login`.
     """
+    config = load_config(None, flatten(flags))
+    need("hub", "`lorakit push`")
+    require_present(config, adapter)
     from lorakit.run.commands.sharing import run_push
 
-    config = load_config(None, flatten(flags))
     address = run_push(
         adapter,
         repository,

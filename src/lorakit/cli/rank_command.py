@@ -19,6 +19,7 @@ from lorakit.extras import need, no_page
 from lorakit.files.wording import count, size
 from lorakit.ranking.spec import FORM, RankSettings
 from lorakit.run.folder import CONFIG
+from lorakit.run.present import require_present, require_run_folder
 
 if TYPE_CHECKING:
     from lorakit.ranking.trials import RankProfile
@@ -69,6 +70,8 @@ def rank(
     if force:
         raise ConfigError("force goes with --inspect")
     search = resolve(config, given)
+    require_run_folder(search.config)
+    require_present(search.config)
     with RankWatcher() as watcher:
         result = _run(search, watcher)
     summarise(result, Path(search.config.output.out))
@@ -165,11 +168,12 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
 
 
 def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
-    from lorakit.ranking.inspect import NOT_SAID, run_inspect
-
     own = {name for name in flags if name not in load_config(None, {}).to_flat()}
     if own:
         raise ConfigError(f"{sorted(own)[0]} goes with a search, not with --inspect")
+    require_present(load_config(None, flags), adapter)
+    from lorakit.ranking.inspect import NOT_SAID, run_inspect
+
     out = Path(str(flags["out"])) if "out" in flags else None
     with fetching() as progress:
         inspected = run_inspect(

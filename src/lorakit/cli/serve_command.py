@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +14,9 @@ from lorakit.cli.show import console, say
 from lorakit.cli.spec_options import read_spec, with_specs
 from lorakit.errors import ConfigError
 from lorakit.extras import need
+from lorakit.models.sources import check_named
 from lorakit.models.spec import ModelSpec
+from lorakit.run.present import require_adapters
 from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
 
@@ -63,6 +66,9 @@ def serve(
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
     model = ModelSpec(base, revision, device, dtype, trust_remote_code, ignore_adapter)
+    named = flatten({"adapters": adapters or []})["adapters"]
+    check_named(model)
+    require_adapters((name for name in named if not Path(name).expanduser().is_dir()), store)
     from lorakit.serving import server
 
     sock = server.listen(http)
@@ -70,7 +76,7 @@ def serve(
         with fetching() as progress:
             ready = server.make_ready(
                 *(model, engine, http, runtime),
-                adapters=flatten({"adapters": adapters or []})["adapters"],
+                adapters=named,
                 store=store,
                 force=force,
                 progress=progress,

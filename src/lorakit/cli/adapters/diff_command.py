@@ -8,6 +8,8 @@ from rich.table import Table
 
 from lorakit.cli.adapters.common import Json, StoreFolder, write_json
 from lorakit.cli.show import console, say
+from lorakit.run.named import find_adapter
+from lorakit.run.present import require_adapters
 
 
 def diff(
@@ -29,9 +31,9 @@ def diff(
     (arXiv 2106.09685, section 7.2). It is given for the inputs that ΔW reads and for the outputs
     that it writes.
     """
+    require_adapters((a, b), store)
     from lorakit.adapters.differences import differences
     from lorakit.adapters.pairs import read_stored
-    from lorakit.run.named import find_adapter
 
     adapters = [find_adapter(text, store) for text in (a, b)]
     result = differences(*(read_stored(adapter.folder) for adapter in adapters))

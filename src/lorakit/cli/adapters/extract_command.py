@@ -1,6 +1,7 @@
 """`lorakit adapters extract`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,9 @@ from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say
 from lorakit.config import load_config
+from lorakit.lora.limits import check_cut
+from lorakit.models.sources import check_named
+from lorakit.run.present import require_present
 
 OPTIONS = (
     "revision",
@@ -47,9 +51,12 @@ def extract(
     For each kind of layer it prints how far the layer moved and which share the rank cannot hold.
     Weights that differ but get no pair (norms, embeddings, biases) are listed.
     """
+    config = load_config(None, flatten({**flags, "model": base}))
+    check_cut(rank, energy)
+    require_present(config)
+    check_named(replace(config.model, model=tuned, revision=None))
     from lorakit.run.commands.shaping import Output, run_extract
 
-    config = load_config(None, flatten({**flags, "model": base}))
     with fetching() as progress:
         extracted, place = run_extract(
             config,

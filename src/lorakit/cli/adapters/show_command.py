@@ -35,11 +35,11 @@ def show(
 
     The change of a layer is measured by the Frobenius norm of ΔW = s·B·A.
     """
+    opened = Store(store)
+    entry = opened.checked(adapter)
     from lorakit.adapters.differences import sizes
     from lorakit.adapters.pairs import read_stored
 
-    opened = Store(store)
-    entry = opened.checked(adapter)
     stored = read_stored(entry.folder)
     largest = sizes(stored)
     record = (stored.record.provenance if stored.record else None) or {}

@@ -14,6 +14,7 @@ from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
 from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, load_config
 from lorakit.files.wording import count
+from lorakit.run.present import require_present
 
 OPTIONS = (
     *MODEL_OPTIONS,
@@ -42,14 +43,16 @@ def shrink(
 
     `lorakit adapters shrink invoices --rank 4 --data held_out.jsonl --name invoices-small`
     """
+    config = load_config(None, flatten(flags))
+    spec = ShrinkSpec(rank, energy, threshold)
+    require_present(config, adapter)
     from lorakit.run.commands.shaping import Output, run_shrink
 
-    config = load_config(None, flatten(flags))
     with fetching() as progress:
         result = run_shrink(
             config,
             adapter,
-            ShrinkSpec(rank, energy, threshold),
+            spec,
             Output(out, name, config.output.store),
             force=force,
             progress=progress,

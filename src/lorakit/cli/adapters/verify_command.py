@@ -29,10 +29,12 @@ def verify_store(
     The exit code is 1 where something is not as it was stored. A base is looked up under the name
     or path that the adapter records; nothing is downloaded.
     """
+    opened, names = Store(store), adapters or []
+    for name in names:
+        opened.resolve(name)
     from lorakit.run.commands.verifying import BaseCheck
 
-    opened, check = Store(store), BaseCheck()
-    names = adapters or []
+    check = BaseCheck()
     faults = verify(opened, names, check=check) if base else verify(opened, names)
     if json:
         write_json(

@@ -22,7 +22,7 @@ from lorakit.adapters.peft_config import read_json
 from lorakit.adapters.provenance import base_note, check_base
 from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
-from lorakit.errors import BaseMismatchError, ConfigError, ModelError
+from lorakit.errors import BaseMismatchError, ModelError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
@@ -211,26 +211,6 @@ def run_unmerge(config: RunConfig, *, merged: Path, out: Path, progress: Progres
 
     write_folder(out, fill, what="base model")
     return len(files)
-
-
-def parse_weighted(text: str) -> tuple[str, float]:
-    """An adapter and its weight: 'a:0.7' is a at 0.7, 'a' is a at 1.
-
-    What exists as a path by its whole text is that path, whatever its name ends with.
-
-    Raises:
-        ConfigError: nothing stands before the colon.
-    """
-    name, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return text, 1.0
-    try:
-        value = float(weight)
-    except ValueError:
-        return text, 1.0
-    if not name:
-        raise ConfigError(f"{text!r} names no adapter: write NAME:WEIGHT, such as invoices:0.7")
-    return name, value
 
 
 def _beside(out: Path) -> Path:

@@ -21,10 +21,10 @@ from lorakit.models import ModelSpec, empty_model, identify
 from lorakit.models.sources import resolve
 from lorakit.models.weights import find, tensors_of
 from lorakit.run.commands.evaluation import run_evaluation
-from lorakit.run.commands.merging import parse_weighted
 from lorakit.run.folder import check_folder
 from lorakit.run.named import find_adapter
 from lorakit.run.recorded import with_recorded
+from lorakit.run.weighted import parse_weighted
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""An adapter with a weight, as a command takes it: NAME:WEIGHT."""
+
+from pathlib import Path
+
+from lorakit.errors import ConfigError
+
+
+def parse_weighted(text: str) -> tuple[str, float]:
+    """An adapter and its weight: 'a:0.7' is a at 0.7, 'a' is a at 1.
+
+    What exists as a path by its whole text is that path, whatever its name ends with.
+
+    Raises:
+        ConfigError: nothing stands before the colon.
+    """
+    name, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return text, 1.0
+    if not name:
+        raise ConfigError(f"{text!r} names no adapter: write NAME:WEIGHT, such as invoices:0.7")
+    return name, value
