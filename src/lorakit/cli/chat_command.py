@@ -19,7 +19,7 @@ from lorakit.cli.generate_command import (
 )
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import console
+from lorakit.cli.show import console, styled
 from lorakit.config import RunConfig, load_config
 from lorakit.run.present import require_present
 
@@ -140,10 +140,12 @@ def _side_by_side(names: Sequence[str], texts: Sequence[str]) -> Table:
 
 def _converse(reply: Callable[[str], None], forget: Callable[[], None]) -> None:
     """Read messages and reply to each, until one is empty."""
-    console.print("[dim]/new begins a new conversation; an empty line or Ctrl-D ends the chat[/]")
+    console.print(
+        "/new begins a new conversation; an empty line or Ctrl-D ends the chat", style="dim"
+    )
     while True:
         try:
-            message = console.input("[bold cyan]you>[/] ").strip()
+            message = console.input(styled("[bold cyan]you>[/] ")).strip()
         except EOFError:
             console.print()
             return

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import show_prepared
-from lorakit.cli.show import console, say
+from lorakit.cli.show import console, say, styled
 from lorakit.config import load_config
 from lorakit.files.wording import count
 from lorakit.run.present import require_present
@@ -51,7 +51,7 @@ def _show(ready: Any, rows: int) -> None:
 
     data = ready.data
     show_prepared(ready)
-    console.print("\n[bold]lengths in tokens[/]")
+    console.print("\nlengths in tokens", style="bold")
     lengths = preview.lengths(data.train)
     most = max(lengths.counts)
     edges = zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False)
@@ -61,7 +61,7 @@ def _show(ready: Any, rows: int) -> None:
     )
     spread = ", ".join(f"{p} % up to {n:,}" for p, n in lengths.percentiles.items())
     say([f"  {spread}, longest {lengths.longest:,}"])
-    console.print("\n[bold]rows[/] (the supervised tokens are [black on green]coloured[/])")
+    console.print(styled("\n[bold]rows[/] (the supervised tokens are [black on green]coloured[/])"))
     _show_rows(ready, rows)
 
 
@@ -81,7 +81,7 @@ def _show_rows(ready: Any, most: int) -> None:
         turns = served_turns(examples[origin], own, session.tokenizer, data.template)
         for k, row in enumerate(own):
             part = f", sequence {k + 1} of {len(own)}" if len(own) > 1 else ""
-            console.print(f"[dim]{origin}{part}, {count(len(row))} tokens[/]")
+            console.print(f"{origin}{part}, {count(len(row))} tokens", style="dim")
             console.print(_coloured(row, session.tokenizer))
             for turn in turns:
                 if turn.sequence == k:

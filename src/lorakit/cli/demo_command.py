@@ -50,7 +50,7 @@ def demo(
     with tempfile.TemporaryDirectory() as scratch:
         train_file, valid_file = write_tickets(Path(scratch), rows, held_out, seed)
         row = json.loads(train_file.read_text(encoding="utf-8").splitlines()[0])
-        console.print("[bold]One training row[/]")
+        console.print("One training row", style="bold")
         say([f"  {row['prompt']}", f"  -> {row['completion']}", ""])
         config = load_config(
             None,
@@ -67,7 +67,7 @@ def demo(
         )
         start_training(config, f"lorakit demo --rows {rows} --held-out {held_out} --seed {seed}")
     samples = json.loads((out / SAMPLES).read_text(encoding="utf-8"))
-    console.print("\n[bold]Held-out messages, before and after[/]")
+    console.print("\nHeld-out messages, before and after", style="bold")
     for sample in samples[:SHOWN]:
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(style="dim", no_wrap=True)

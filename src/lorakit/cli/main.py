@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer
-from rich.console import Console
 
+from lorakit.cli.show import errors, show_error
 from lorakit.errors import InputError, InterruptedRunError, LorakitError
 from lorakit.run.limits import limit_caches
 
@@ -65,26 +65,24 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code: 0, 2 for bad input, 130 for Ctrl-C, else 1."""
-    console = Console(stderr=True)
     try:
         build(arguments)(args=arguments, prog_name="lorakit", standalone_mode=True)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
     except LorakitError as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        show_error(str(error))
         if isinstance(error, InterruptedRunError):
             return EXIT_INTERRUPTED
         return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:
-        console.print("interrupted")
+        errors.print("interrupted")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        console.print(
-            f"[bold red]error:[/] no space left on the disk ({error.filename or 'while writing'}); "
-            "files that were complete before are still there"
+        show_error(
+            f"no space left on the disk ({error.filename or 'while writing'}); files that were "
+            "complete before are still there"
         )
         return EXIT_INPUT
     return 0

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,7 +16,7 @@ from rich.progress import (
 )
 
 from lorakit.cli.bars import Bars
-from lorakit.cli.show import console, duration, left_out, plan_table, say, warn
+from lorakit.cli.show import console, duration, errors, left_out, plan_table, say, warn
 from lorakit.files.wording import count, size
 
 STAGES = {
@@ -38,11 +37,11 @@ class TrainingWatcher(Bars):
     def __init__(self) -> None:
         super().__init__(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
         )
         self._task: TaskID | None = None
 
@@ -86,14 +85,13 @@ def fetching() -> Iterator[Callable[[str, int, int], None]]:
 
     For a stage without a total it shows the seconds that have passed.
     """
-    terminal = Console(stderr=True)
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        console=terminal,
+        console=errors,
         transient=True,
-        disable=not terminal.is_terminal,
+        disable=not errors.is_terminal,
     )
     tasks: dict[str, TaskID] = {}
 

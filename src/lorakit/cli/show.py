@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lorakit.extras import no_page
 from lorakit.files.wording import count
@@ -13,7 +14,15 @@ from lorakit.files.wording import count
 if TYPE_CHECKING:
     from lorakit.lora import Plan
 
-console = Console(highlight=False)
+# Rows, files, columns and adapters may be called anything: "a:train" is no emoji and "[red]" no colour.
+# What is styled says so, by a `style` or by `styled`.
+console = Console(highlight=False, markup=False, emoji=False)
+errors = Console(highlight=False, markup=False, emoji=False, stderr=True)
+
+
+def styled(markup: str) -> Text:
+    """A fixed text with rich's markup; never one that holds a name."""
+    return Text.from_markup(markup, emoji=False)
 
 
 def duration(seconds: float) -> str:
@@ -29,7 +38,7 @@ def duration(seconds: float) -> str:
 def say(lines: Iterable[str]) -> None:
     """Print sentences as they are, without markup."""
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def report_line(out: Path) -> str:
@@ -40,7 +49,12 @@ def report_line(out: Path) -> str:
 
 def warn(message: str) -> None:
     """One warning on standard error."""
-    Console(stderr=True, highlight=False).print(f"[yellow]note:[/] {message}", soft_wrap=True)
+    errors.print(Text.assemble(("note:", "yellow"), " ", message), soft_wrap=True)
+
+
+def show_error(message: str) -> None:
+    """One error on standard error."""
+    errors.print(Text.assemble(("error:", "bold red"), " ", message), soft_wrap=True)
 
 
 def plan_table(plan: "Plan") -> Table:

@@ -48,8 +48,7 @@ class TogetherWatcher(Bars):
                 )
             case "eval" if event["step"]:
                 self._progress.console.print(
-                    f"  {event['job']}, step {event['step']}: held-out loss {event['loss']:.4f}",
-                    markup=False,
+                    f"  {event['job']}, step {event['step']}: held-out loss {event['loss']:.4f}"
                 )
             case "resume":
                 self._progress.update(self._bars[event["job"]], completed=event["step"])

@@ -14,7 +14,7 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import TrainingWatcher
-from lorakit.cli.show import console, duration, report_line, say, scores_table
+from lorakit.cli.show import console, duration, report_line, say, scores_table, styled
 from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
 from lorakit.files.wording import count, size
@@ -115,8 +115,11 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
     if result["eval_loss"] is not None:
         before = result["eval_loss_before"]
         console.print(
-            f"\nheld-out loss [bold]{before:.4f}[/] before, [bold]{result['eval_loss']:.4f}[/] "
-            f"after (nats per token, step {result['best_step']})"
+            styled(
+                f"\nheld-out loss [bold]{before:.4f}[/] before, "
+                f"[bold]{result['eval_loss']:.4f}[/] after (nats per token, step "
+                f"{result['best_step']})"
+            )
         )
     if result["scores_after"]:
         console.print(scores_table(result["scores_before"], result["scores_after"]))

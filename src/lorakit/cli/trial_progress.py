@@ -60,7 +60,7 @@ class TrialWatcher(Bars):
                 task, started = self._running.pop(event["key"])
                 self._progress.remove_task(task)
                 took = duration(time.monotonic() - started)
-                self._progress.console.print(f"  {event['label']}: {took}", markup=False)
+                self._progress.console.print(f"  {event['label']}: {took}")
                 if self._whole is not None:
                     self._progress.advance(self._whole)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.records import Entry
@@ -49,7 +50,7 @@ def show(
         return
     facts = Table(box=None, pad_edge=False, show_header=False)
     for name, value in described(entry, opened, record).items():
-        facts.add_row(f"[bold]{name}[/]", value)
+        facts.add_row(Text(name, style="bold"), value)
     console.print(facts)
     table = Table(box=None, pad_edge=False, title="largest layers", title_justify="left")
     for name in ("module", "norm of ΔW", "largest σ", "rank", "90 % of energy in", "scale"):

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from lorakit.adapters.store import Store, verify
 from lorakit.cli.adapters.common import Json, StoreFolder, write_json
@@ -47,8 +48,7 @@ def verify_store(
         )
     else:
         for fault in faults:
-            console.print("[bold red]fault:[/] ", end="")
-            say([str(fault)])
+            console.print(Text.assemble(("fault:", "bold red"), " ", str(fault)), soft_wrap=True)
         if base:
             say(f"base {name}: the same" for name in sorted(check.same))
             say(f"base {name}: not compared, {why}" for name, why in check.unknown.items())
