@@ -55,10 +55,10 @@ def train(
     command = shlex.join(["lorakit", *sys.argv[1:]])
     settings = resolve(config, flatten(flags))
     require_run_folder(settings)
-    require_present(settings)
     if settings.together:
         start_together(settings, command)
     else:
+        require_present(settings)
         start_training(settings, command)
 
 
