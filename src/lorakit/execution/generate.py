@@ -6,7 +6,7 @@ batch, the tokens that end an answer, and a state of the model that is the same 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ class Generation:
     """One answer.
 
     `ids` are the new tokens without the end token; `text` is their text, special tokens left out
-    and cut before a stop string; `finished` is False where `max_new_tokens` ran out first.
+    and cut before a stop string; `finished` is False where `max_new_tokens` ran out first; `logprob`
+    is the natural logarithm of its probability, end token included, where it was asked for.
     """
 
     text: str
     ids: tuple[int, ...]
     finished: bool
+    logprob: float | None = None
 
 
 def generate(
@@ -45,6 +47,7 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     batch_size: int = 16,
+    logprobs: bool = False,
 ) -> list[Generation]:
     """Continue each prompt; the answers come in the order of the prompts.
 
@@ -65,6 +68,8 @@ def generate(
         seed: of the sampling; None draws from torch's global generator.
         stop: an answer ends before the first of these strings.
         batch_size: prompts at once.
+        logprobs: say how likely each answer is by the model's own distribution, before temperature
+            and limits; not with `stop`.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -84,12 +89,51 @@ def generate(
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
             ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
+            watch = _LogProbs(ids_BT.shape[1]) if logprobs else None
+            if watch is not None:
+                extra["logits_processor"] = [watch]
             new_BN = model.generate(
                 ids_BT, attention_mask=mask_BT, generation_config=settings, **extra
             )[:, ids_BT.shape[1] :]
-            for i, row in zip(members, new_BN.tolist(), strict=True):
+            logs = watch.all(new_BN) if watch is not None else None
+            for number, (i, row) in enumerate(zip(members, new_BN.tolist(), strict=True)):
                 answers[i] = _answer(tokenizer, row, ends, stop, max_new_tokens)
+                if logs is not None:
+                    counted = len(answers[i].ids) + answers[i].finished
+                    answers[i] = replace(answers[i], logprob=sum(logs[number][:counted]))
     return [answers[i] for i in range(len(prompt_ids))]
+
+
+class _LogProbs:
+    """Log-probabilities of the tokens that are chosen, as a processor of logits that changes nothing.
+
+    transformers can return the logits of all steps, which for a large vocabulary and a long answer
+    is more than the model; here those of one step are held.
+
+    Args:
+        prompt: tokens of the prompts, padding included.
+    """
+
+    def __init__(self, prompt: int) -> None:
+        self._prompt, self._chosen = prompt, list[Tensor]()
+        self._last_BV: Tensor | None = None
+
+    def __call__(self, ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
+        """Take what the step before led to, and hold this step's."""
+        if ids_BT.shape[1] > self._prompt:
+            self._take(ids_BT[:, -1])
+        self._last_BV = torch.log_softmax(scores_BV.float(), dim=-1)
+        return scores_BV
+
+    def _take(self, ids_B: Tensor) -> None:
+        assert self._last_BV is not None
+        self._chosen.append(self._last_BV.gather(1, ids_B[:, None])[:, 0])
+
+    def all(self, new_BN: Tensor) -> list[list[float]]:
+        """One number for each new token of each row."""
+        self._take(new_BN[:, -1])
+        logs: list[list[float]] = torch.stack(self._chosen, 1).tolist()
+        return logs
 
 
 def end_tokens(model: Any, tokenizer: Any, template: Template | None = None) -> tuple[int, ...]:
