@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from lorakit.run.notebook.combining import combine
     from lorakit.run.notebook.evaluating import evaluate
     from lorakit.run.notebook.exporting import export
-    from lorakit.serving.answering.notebook import generate
     from lorakit.run.notebook.merging import merge
     from lorakit.run.notebook.training import train
+    from lorakit.serving.answering.notebook import generate
     from lorakit.serving.notebook import serve
     from lorakit.training import TrainSpec
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -16,7 +17,7 @@ from families import saved
 from lorakit.data import Example, encode_prompt
 from lorakit.errors import ConfigError, DataError, LorakitError, OutputError
 from lorakit.execution.generate import end_tokens, generate
-from lorakit.serving.answering import answerers, kept
+from lorakit.serving.answering import by_engine, kept, opening
 from lorakit.serving.answering import command as answering
 
 SHORT = {"max_new_tokens": 5}
@@ -60,9 +61,17 @@ def written(rows, name="rows.jsonl"):
     return name
 
 
+def content(name):
+    return Path(name).read_bytes()
+
+
 def lines(name):
-    with open(name, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [json.loads(line) for line in content(name).decode().splitlines()]
+
+
+def table_in(name, delimiter=","):
+    text = io.StringIO(content(name).decode(), newline="")
+    return list(csv.DictReader(text, delimiter=delimiter))
 
 
 def alone(base, text, adapter=None):
@@ -108,7 +117,7 @@ def test_what_cannot_be_served_is_answered_in_batches(base, adapted, monkeypatch
     def refuse(*_, **__):
         raise lorakit.errors.ModelError("it cannot be served")
 
-    monkeypatch.setattr(answering, "EngineAnswerer", refuse)
+    monkeypatch.setattr(opening, "EngineAnswerer", refuse)
     lorakit.generate(base, data=rows, out="batches.jsonl", adapter=adapted, **SHORT)
     first = lines("engine.jsonl")
     for name in ("held.jsonl", "batches.jsonl"):
@@ -130,25 +139,28 @@ def killed_after(monkeypatch, windows):
     monkeypatch.setattr(kept, "append", append)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("sampled", [{}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7}])
+@pytest.mark.parametrize(
+    ("ending", "sampled"),
+    [("jsonl", {}), ("csv", {"temperature": 1.0, "seed": 3}), ("parquet", {"temperature": 0.7})],
+)
 def test_a_resumed_file_is_that_of_an_undisturbed_run(base, monkeypatch, ending, sampled):
     rows = written(rows_of(50))
     options = {**SHORT, **sampled, "keep_every": 8}
     out = f"a.{ending}"
     for windows in (2, 3):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             killed_after(patch, windows)
-            lorakit.generate(base, data=rows, out=out, resume=windows == 3, **options)
+            with pytest.raises(KeyboardInterrupt):
+                lorakit.generate(base, data=rows, out=out, resume=windows == 3, **options)
     with open(f"{out}.unfinished", "ab") as file:
         file.write(b'{"first": 40, "answers": [["half')
-    seed = kept.begun(kept.place_of(answering.Path(out))).seed
+    seed = kept.begun(kept.place_of(Path(out))).seed
     made = lorakit.generate(base, data=rows, out=out, resume=True, **options)
     assert (made.rows, made.resumed) == (50, 40)
     undisturbed = f"b.{ending}"
     lorakit.generate(base, data=rows, out=undisturbed, **{**options, "seed": seed})
-    assert open(out, "rb").read() == open(undisturbed, "rb").read()
-    assert not [p for p in answering.Path().iterdir() if "unfinished" in p.name]
+    assert content(out) == content(undisturbed)
+    assert not [p for p in Path().iterdir() if "unfinished" in p.name]
     assert lorakit.generate(base, data=rows, out=out, resume=True, **options) is None
 
 
@@ -172,27 +184,29 @@ def test_a_table_keeps_its_own_text(base):
     with open("rows.csv", "wb") as file:
         file.write(b"\xef\xbb\xbf" + "\r\n".join([header, records[0], "", *records[1:]]).encode())
     lorakit.generate(base, data="rows.csv", out="a.csv", **SHORT)
-    text = open("a.csv", "rb").read().decode()
+    text = content("a.csv").decode()
     at = 0
     for record in (header, *records):
         at = text.index(record + ";", at) + len(record)
     assert text.startswith(header + ";answer;answer_probability\r\n")
-    table = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=";"))
+    table = table_in("a.csv", ";")
     assert [row["note"] for row in table] == ["001", "1,50", "NA"]
     assert all(0 < float(row["answer_probability"]) <= 1 for row in table)
 
 
 def test_values_survive_between_formats(base):
     with open("rows.jsonl", "w") as file:
-        file.write('{"prompt": "say lamp", "price": 3.50, "big": 12345678901234567890, "ok": true}\n')
+        file.write(
+            '{"prompt": "say lamp", "price": 3.50, "big": 12345678901234567890, "ok": true}\n'
+        )
         file.write('{"prompt": "say desk", "tags": ["a", null], "price": 1e-7, "ok": null}\n')
     for ending in ("jsonl", "csv", "tsv"):
         lorakit.generate(base, data="rows.jsonl", out=f"a.{ending}", **SHORT)
-    text = open("a.jsonl").read()
+    text = content("a.jsonl").decode()
     assert '"price": 3.50, "big": 12345678901234567890, "ok": true, "answer": ' in text
     assert '"price": 1e-7, "ok": null, "answer": ' in text
     for ending, delimiter in (("csv", ","), ("tsv", "\t")):
-        rows = list(csv.DictReader(open(f"a.{ending}", newline=""), delimiter=delimiter))
+        rows = table_in(f"a.{ending}", delimiter)
         assert [r["price"] for r in rows] == ["3.50", "1e-7"]
         assert [r["tags"] for r in rows] == ["", '["a", null]']
         assert [r["ok"] for r in rows] == ["true", ""]
@@ -233,7 +247,7 @@ def test_rows_of_other_kinds_become_parquet_where_their_types_agree(base):
     rows = [{"prompt": "a", "n": 1}, {"prompt": "b", "n": "two"}]
     with pytest.raises(DataError, match=r"rows\.jsonl:1: a column.*'n'.*--out NAME\.jsonl"):
         lorakit.generate(base, data=written(rows), out="b.parquet", **SHORT)
-    assert not answering.Path("b.parquet.unfinished").exists()
+    assert not Path("b.parquet.unfinished").exists()
 
 
 def test_choices_give_a_label_and_the_probability_of_each(base, adapted):
@@ -253,10 +267,35 @@ def test_choices_give_a_label_and_the_probability_of_each(base, adapted):
     assert [dict(r["answer_probabilities"]) for r in table] == [
         line["answer_probabilities"] for line in made
     ]
-    read = list(csv.DictReader(open("a.csv", newline="")))
+    read = table_in("a.csv")
     assert [json.loads(r["answer_probabilities"]) for r in read] == [
         line["answer_probabilities"] for line in made
     ]
+
+
+def test_rows_are_asked_as_the_adapter_was_trained(base):
+    """The recorded mapping makes the prompts; a mapping that is given goes over it."""
+    rows = [{"question": f"say {word}", "label": word} for word in WORDS[:4]]
+    model, _ = lorakit.load_model(str(base))
+    lorakit.attach(model, lorakit.LoraSpec(rank=2))
+    provenance = {
+        "asking": {"model": str(base), "prompt": r"Q: {question}\n", "completion": "{label}"}
+    }
+    folder = lorakit.save_adapter(
+        model,
+        "trained",
+        identity=lorakit.models.identify(lorakit.ModelSpec(str(base))),
+        provenance=provenance,
+    )
+    bare = [{"question": row["question"]} for row in rows]
+    lorakit.generate(adapter=folder, data=bare, out="recorded.jsonl", **SHORT)
+    lorakit.generate(
+        base, adapter=folder, data=bare, out="given.jsonl", prompt="{question}!", **SHORT
+    )
+    for name, form in (("recorded", "Q: {}\n"), ("given", "{}!")):
+        prompts = [{"prompt": form.format(row["question"])} for row in rows]
+        texts = [alone(base, p["prompt"])[0] for p in prompts]
+        assert [line["answer"] for line in lines(f"{name}.jsonl")] == texts
 
 
 BAD = [
@@ -273,7 +312,7 @@ def test_bad_rows_stop_the_command_before_the_first_answer_or_are_marked(base, b
     with pytest.raises(DataError, match=r"rows\.jsonl:2.*2 of 4 rows.*--bad-rows mark") as error:
         lorakit.generate(base, data=name, out="a.jsonl", **SHORT)
     assert why in str(error.value)
-    assert not list(answering.Path().glob("a.*"))
+    assert not list(Path().glob("a.*"))
     made = lorakit.generate(base, data=name, out="a.jsonl", bad_rows="mark", **SHORT)
     assert made.errors == 2
     answers = lines("a.jsonl")
@@ -313,13 +352,16 @@ def test_references_are_kept_and_not_used(base):
 def test_what_is_there_is_neither_overwritten_nor_mixed(base, monkeypatch):
     rows = written(rows_of(20))
     options = {**SHORT, "keep_every": 5}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         killed_after(patch, 2)
-        lorakit.generate(base, data=rows, out="a.jsonl", **options)
+        with pytest.raises(KeyboardInterrupt):
+            lorakit.generate(base, data=rows, out="a.jsonl", **options)
     with pytest.raises(OutputError, match=r"a\.jsonl\.unfinished holds answers.*--resume"):
         lorakit.generate(base, data=rows, out="a.jsonl", **options)
     with pytest.raises(OutputError, match="begun with other max_new_tokens"):
-        lorakit.generate(base, data=rows, out="a.jsonl", resume=True, **options | {"max_new_tokens": 6})
+        lorakit.generate(
+            base, data=rows, out="a.jsonl", resume=True, **options | {"max_new_tokens": 6}
+        )
     written(rows_of(20, seed=1))
     with pytest.raises(OutputError, match="begun with other rows"):
         lorakit.generate(base, data=rows, out="a.jsonl", resume=True, **options)
@@ -340,12 +382,16 @@ def test_rows_that_change_meanwhile_are_noticed(base, monkeypatch):
     monkeypatch.setattr(answering, "_answer_all", changed)
     with pytest.raises(DataError, match=r"rows\.jsonl: the rows changed.*a\.jsonl\.unfinished"):
         lorakit.generate(base, data=rows, out="a.jsonl", **SHORT)
-    assert not answering.Path("a.jsonl").exists()
+    assert not Path("a.jsonl").exists()
 
 
 def test_a_damaged_file_of_answers_is_named(base):
     rows = written(rows_of(4))
-    for text in ('{"first": 0}\n', "{}\nxx\n", '{"depends": {}, "environment": {}, "seed": 0}\n{"first": 7, "answers": []}\n'):
+    for text in (
+        '{"first": 0}\n',
+        "{}\nxx\n",
+        '{"depends": {}, "environment": {}, "seed": 0}\n{"first": 7, "answers": []}\n',
+    ):
         with open("a.jsonl.unfinished", "w") as file:
             file.write(text)
         with pytest.raises(OutputError, match=r"a\.jsonl\.unfinished"):
@@ -353,7 +399,7 @@ def test_a_damaged_file_of_answers_is_named(base):
 
 
 def test_a_folder_stands_for_all_its_rows(base):
-    answering.Path("rows").mkdir()
+    Path("rows").mkdir()
     for name in ("train", "test"):
         written([{"prompt": f"say {name}"}], f"rows/{name}.jsonl")
     lorakit.generate(base, data="rows", out="a.jsonl", **SHORT)
@@ -386,23 +432,23 @@ def test_probabilities_of_batches_are_those_of_single_prompts(base):
         ids = [*prompt, *answer.ids]
         with torch.no_grad():
             log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
-        expected = sum(
-            float(log_p[at - 1, ids[at]]) for at in range(len(prompt), len(ids))
-        )
+        expected = sum(float(log_p[at - 1, ids[at]]) for at in range(len(prompt), len(ids)))
         if answer.finished:
             expected += max(float(log_p[-1, end]) for end in end_tokens(model, tokenizer))
         assert answer.logprob == pytest.approx(expected, rel=1e-4)
 
 
 def test_rows_whose_logits_are_not_finite_stop_or_are_marked(base, monkeypatch):
-    real = answerers.answer_of
+    real = by_engine.answer_of
     monkeypatch.setattr(
-        answerers, "answer_of", lambda text, logprob, finished: real(text, math.nan, finished=finished)
+        by_engine,
+        "answer_of",
+        lambda text, logprob, finished: real(text, math.nan, finished=finished),
     )
     rows = written(rows_of(3))
-    with pytest.raises(LorakitError, match=r"rows\.jsonl:1: the model's logits are not finite.*--resume"):
+    with pytest.raises(
+        LorakitError, match=r"rows\.jsonl:1: the model's logits are not finite.*--resume"
+    ):
         lorakit.generate(base, data=rows, out="a.jsonl", **SHORT)
     made = lorakit.generate(base, data=rows, out="b.jsonl", bad_rows="mark", **SHORT)
     assert made.errors == 3
-
-

@@ -24,7 +24,7 @@ from lorakit.cli.show import duration, say, warn
 from lorakit.cli.spec_options import read_spec
 from lorakit.config import load_config, options_of
 from lorakit.errors import ConfigError, InterruptedRunError
-from lorakit.serving.answering.spec import AnswerSpec
+from lorakit.serving.answering.spec import AnswerSpec, prompts_alone
 
 OWN = tuple(option.name for option in options_of(AnswerSpec, ""))
 """Names of the options that count for files alone."""
@@ -47,7 +47,8 @@ def answer_file(
             f"a prompt ({prompts[0]!r:.40}) and --data: give one of them; the rows of --data are prompts"
         )
     spec = read_spec(AnswerSpec, flags)
-    config = load_config(None, flatten({k: v for k, v in flags.items() if k not in OWN}))
+    given = flatten({name: value for name, value in flags.items() if name not in OWN})
+    config = load_config(None, prompts_alone(given))
     if spec.choices and "max_new_tokens" in config.given:
         raise ConfigError("--max-new-tokens has no use with --choices: the labels are the answers")
     try:

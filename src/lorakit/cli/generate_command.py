@@ -97,9 +97,7 @@ def generate(
     if "data" in flags:
         from lorakit.cli.answer_file import answer_file
 
-        answer_file(
-            flags, adapter=adapter, prompts=prompts or [], sampling=sampling, force=force
-        )
+        answer_file(flags, adapter=adapter, prompts=prompts or [], sampling=sampling, force=force)
         return
     if alone := [name for name in _FILE_ONLY if name in flags]:
         flag = "--" + alone[0].replace("_", "-")

@@ -15,6 +15,7 @@ from torch import Tensor
 from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.data.ends import end_of_turn
 from lorakit.errors import ConfigError, ModelError
+from lorakit.execution.chosen import ChosenLogProbs
 from lorakit.execution.modes import evaluating
 from lorakit.models.quiet import quiet
 
@@ -89,7 +90,7 @@ def generate(
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
             ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
-            watch = _LogProbs(ids_BT.shape[1]) if logprobs else None
+            watch = ChosenLogProbs(ids_BT.shape[1]) if logprobs else None
             if watch is not None:
                 extra["logits_processor"] = [watch]
             new_BN = model.generate(
@@ -102,38 +103,6 @@ def generate(
                     counted = len(answers[i].ids) + answers[i].finished
                     answers[i] = replace(answers[i], logprob=sum(logs[number][:counted]))
     return [answers[i] for i in range(len(prompt_ids))]
-
-
-class _LogProbs:
-    """Log-probabilities of the tokens that are chosen, as a processor of logits that changes nothing.
-
-    transformers can return the logits of all steps, which for a large vocabulary and a long answer
-    is more than the model; here those of one step are held.
-
-    Args:
-        prompt: tokens of the prompts, padding included.
-    """
-
-    def __init__(self, prompt: int) -> None:
-        self._prompt, self._chosen = prompt, list[Tensor]()
-        self._last_BV: Tensor | None = None
-
-    def __call__(self, ids_BT: Tensor, scores_BV: Tensor) -> Tensor:
-        """Take what the step before led to, and hold this step's."""
-        if ids_BT.shape[1] > self._prompt:
-            self._take(ids_BT[:, -1])
-        self._last_BV = torch.log_softmax(scores_BV.float(), dim=-1)
-        return scores_BV
-
-    def _take(self, ids_B: Tensor) -> None:
-        assert self._last_BV is not None
-        self._chosen.append(self._last_BV.gather(1, ids_B[:, None])[:, 0])
-
-    def all(self, new_BN: Tensor) -> list[list[float]]:
-        """One number for each new token of each row."""
-        self._take(new_BN[:, -1])
-        logs: list[list[float]] = torch.stack(self._chosen, 1).tolist()
-        return logs
 
 
 def end_tokens(model: Any, tokenizer: Any, template: Template | None = None) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -70,21 +71,30 @@ class AskedRows:
             except DataError as error:
                 yield AskedRow(row, error=str(error))
 
+    # Asked once: a model's configuration takes longer to say so than a short prompt to be written.
+    @cached_property
+    def _embeddings(self) -> int:
+        return self.session.embeddings
+
+    @cached_property
+    def _context(self) -> int:
+        return self.session.context_length
+
     def _prompt(self, row: Row, example: Example) -> tuple[int, ...]:
         session = self.session
         ids = tuple(encode_prompt(example, session.tokenizer, self.template).tolist())
         if not ids:
             raise DataError(f"{row.origin}: the prompt is empty")
-        if (id := max(ids)) >= session.embeddings:
+        if (id := max(ids)) >= self._embeddings:
             token = session.tokenizer.convert_ids_to_tokens(int(id))
             raise DataError(
                 f"{row.origin}: the prompt has the token {id} ({token!r}), and the model has "
-                f"embeddings for {session.embeddings:,} tokens: leave that text out"
+                f"embeddings for {self._embeddings:,} tokens: leave that text out"
             )
-        if len(ids) + self.most > session.context_length:
+        if len(ids) + self.most > self._context:
             raise DataError(
                 f"{row.origin}: the prompt has {len(ids):,} tokens; with {self.most:,} for the answer "
-                f"(--max-new-tokens) it passes the {session.context_length:,} that the model reads"
+                f"(--max-new-tokens) it passes the {self._context:,} that the model reads"
             )
         return ids
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lorakit.errors import OutputError
 from lorakit.files.journal import Journal, whole_lines
-from lorakit.serving.answering.answerers import RowAnswer
+from lorakit.serving.answering.row_answer import RowAnswer
 
 ENDING = ".unfinished"
 _WHAT = "unfinished answers"

@@ -14,10 +14,12 @@ from lorakit.lora import lora_layers
 from lorakit.run.notebook.generating import generate as answer_prompts
 from lorakit.run.notebook.given import BASE, Base, config_of, session_of
 from lorakit.serving.answering.command import AnsweredFile, run_answering
-from lorakit.serving.answering.spec import AnswerSpec
+from lorakit.serving.answering.spec import AnswerSpec, prompts_alone
 
-_OPTIONS = (*BASE, "prompt", "completion", "max_rows", "system", "template", "template_option")
-_OPTIONS += ("max_new_tokens", "store")
+_OPTIONS = (
+    *(*BASE, "prompt", "completion", "max_rows", "system", "template", "template_option"),
+    *("max_new_tokens", "store"),
+)
 _OWN = tuple(f.name for f in fields(AnswerSpec))
 
 
@@ -100,7 +102,7 @@ def generate(
         raise ConfigError("generate: prompts and data are given: the rows of data are the prompts")
     spec = AnswerSpec(out=None if out is None else str(out), **_own(options))
     given = {name: value for name, value in options.items() if name not in _OWN}
-    config = config_of("generate", model, given, (*_OPTIONS, *_OWN))
+    config = config_of("generate", model, prompts_alone(given), (*_OPTIONS, *_OWN))
     config = replace(config, data=replace(config.data, data=(as_source(data),)))
     held = None
     if isinstance(model, nn.Module):

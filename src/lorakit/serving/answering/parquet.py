@@ -15,7 +15,7 @@ from lorakit.data.files import files_of
 from lorakit.data.given import GivenRows, Source
 from lorakit.errors import DataError
 from lorakit.extras import need
-from lorakit.serving.answering.answerers import RowAnswer
+from lorakit.serving.answering.row_answer import RowAnswer
 from lorakit.serving.answering.spec import AnswerSpec
 from lorakit.serving.answering.writing import added
 
@@ -64,9 +64,7 @@ class ParquetTable:
         schema = pyarrow.schema(fields)
         if self._schema is not None:
             try:
-                schema = pyarrow.unify_schemas(
-                    [self._schema, schema], promote_options="permissive"
-                )
+                schema = pyarrow.unify_schemas([self._schema, schema], promote_options="permissive")
             except pyarrow.ArrowException as error:
                 raise _mixed(rows[0].origin, str(error).split("\n")[0]) from None
         self._schema = schema
@@ -151,8 +149,10 @@ def _common_schema(sources: Sequence[Source]) -> Any:
     found = None
     for source in sources:
         files = None if isinstance(source, GivenRows) else files_of(source)
-        for file in files or [None]:
-            if file is None or file.format not in ("parquet", "arrow"):
+        if not files:
+            return None
+        for file in files:
+            if file.format not in ("parquet", "arrow"):
                 return None
             schema = next(arrow_batches(file)).schema
             if found is not None and not schema.equals(found):

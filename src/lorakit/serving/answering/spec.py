@@ -1,11 +1,14 @@
 """Where the answers to a file's rows go, and what else is written: one frozen spec, quick to import."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lorakit.errors import ConfigError, did_you_mean
 
+UNREAD = "{completion}"
+"""Stands for a mapping of completions where only prompts are mapped: rows have no answers yet."""
 BadRows = Literal["stop", "mark"]
 FORMATS = {
     ".jsonl": "jsonl",
@@ -104,3 +107,10 @@ class AnswerSpec:
             *([f"{name}_probabilities"] if self.choices else []),
             *([f"{name}_error"] if self.bad_rows == "mark" else []),
         )
+
+
+def prompts_alone(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of rows in which prompt may stand without completion, which training needs with it."""
+    if options.get("prompt") is None or options.get("completion") is not None:
+        return dict(options)
+    return {**options, "completion": UNREAD}

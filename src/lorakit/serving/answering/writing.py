@@ -16,7 +16,7 @@ from lorakit.data import Row
 from lorakit.data.json_line import json_line
 from lorakit.data.mapping import write_value
 from lorakit.errors import DataError
-from lorakit.serving.answering.answerers import RowAnswer
+from lorakit.serving.answering.row_answer import RowAnswer
 from lorakit.serving.answering.spec import AnswerSpec
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -32,7 +32,9 @@ class TextWriter(Protocol):
             DataError: it cannot; the message names file and line.
         """
 
-    def pieces(self, columns: Sequence[str], rows: Iterator[tuple[Row, RowAnswer]]) -> Iterator[bytes]:
+    def pieces(
+        self, columns: Sequence[str], rows: Iterator[tuple[Row, RowAnswer]]
+    ) -> Iterator[bytes]:
         """The bytes of the file, a row at a time.
 
         Args:
@@ -63,7 +65,9 @@ class JsonLines:
         """See `TextWriter`."""
         json_line(row.fields, row.origin)
 
-    def pieces(self, columns: Sequence[str], rows: Iterator[tuple[Row, RowAnswer]]) -> Iterator[bytes]:
+    def pieces(
+        self, columns: Sequence[str], rows: Iterator[tuple[Row, RowAnswer]]
+    ) -> Iterator[bytes]:
         """See `TextWriter`."""
         for row, answer in rows:
             yield f"{json_line({**row.fields, **added(self.spec, answer)}, row.origin)}\n".encode()
@@ -95,7 +99,9 @@ class Table:
         other = next(d for d in _DELIMITERS.values() if d != own)
         return bool(header) and not others and delimiter != other
 
-    def pieces(self, columns: Sequence[str], rows: Iterator[tuple[Row, RowAnswer]]) -> Iterator[bytes]:
+    def pieces(
+        self, columns: Sequence[str], rows: Iterator[tuple[Row, RowAnswer]]
+    ) -> Iterator[bytes]:
         """See `TextWriter`."""
         own, begun = _DELIMITERS[str(self._spec.format)], False
         for row, answer in rows:
