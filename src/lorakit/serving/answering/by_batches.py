@@ -14,8 +14,8 @@ from lorakit.run.session import Session
 from lorakit.serving.answering.asked import AskedRow
 from lorakit.serving.answering.row_answer import (
     NOT_FINITE,
-    RowDecoding,
     RowAnswer,
+    RowDecoding,
     answer_of,
     rounded,
 )

@@ -15,7 +15,7 @@ from lorakit.execution.generate import decode, end_tokens
 from lorakit.execution.stepping import open_blocks
 from lorakit.run.session import Session
 from lorakit.serving.answering.asked import AskedRow
-from lorakit.serving.answering.row_answer import NOT_FINITE, RowDecoding, RowAnswer, answer_of
+from lorakit.serving.answering.row_answer import NOT_FINITE, RowAnswer, RowDecoding, answer_of
 from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.cache import size_for
 from lorakit.serving.catalog import Catalog, Model

@@ -29,7 +29,7 @@ from lorakit.serving.answering.opening import (
     rows_of,
 )
 from lorakit.serving.answering.output import OutputFile, Report
-from lorakit.serving.answering.row_answer import Answerer, RowDecoding, RowAnswer
+from lorakit.serving.answering.row_answer import Answerer, RowAnswer, RowDecoding
 from lorakit.serving.answering.spec import AnswerSpec
 from lorakit.serving.answering.writing import known_columns
 
