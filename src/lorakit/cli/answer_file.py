@@ -24,6 +24,7 @@ from lorakit.cli.show import duration, say, warn
 from lorakit.cli.spec_options import read_spec
 from lorakit.config import load_config, options_of
 from lorakit.errors import ConfigError, InterruptedRunError
+from lorakit.run.present import require_present
 from lorakit.serving.answering.spec import AnswerSpec, prompts_alone
 
 OWN = tuple(option.name for option in options_of(AnswerSpec, ""))
@@ -40,8 +41,6 @@ def answer_file(
     force: bool,
 ) -> None:
     """Answer the rows of a file, as `lorakit generate --data` does."""
-    from lorakit.serving.answering.command import run_answering
-
     if prompts:
         raise ConfigError(
             f"a prompt ({prompts[0]!r:.40}) and --data: give one of them; the rows of --data are prompts"
@@ -51,6 +50,9 @@ def answer_file(
     config = load_config(None, prompts_alone(given))
     if spec.choices and "max_new_tokens" in config.given:
         raise ConfigError("--max-new-tokens has no use with --choices: the labels are the answers")
+    require_present(config, adapter)
+    from lorakit.serving.answering.command import run_answering
+
     try:
         with fetching() as progress, AnswerWatcher() as watcher:
             made = run_answering(
