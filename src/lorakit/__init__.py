@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from lorakit.run.notebook.combining import combine
     from lorakit.run.notebook.evaluating import evaluate
     from lorakit.run.notebook.exporting import export
-    from lorakit.run.notebook.generating import generate
     from lorakit.run.notebook.merging import merge
     from lorakit.run.notebook.training import train
+    from lorakit.serving.answering.notebook import generate
     from lorakit.serving.notebook import serve
     from lorakit.training import TrainSpec
 
@@ -46,7 +46,7 @@ _HOMES = {
     "detach": "lora",
     "evaluate": "run.notebook.evaluating",
     "export": "run.notebook.exporting",
-    "generate": "run.notebook.generating",
+    "generate": "serving.answering.notebook",
     "load_adapter": "adapters",
     "load_config": "config",
     "load_model": "models",

@@ -22,11 +22,13 @@ PATIENCE = 60  # seconds that one command may take
 MODULES = (
     "lorakit.cli.main",
     "lorakit.cli.train_command",
+    "lorakit.cli.answer_file",
     "lorakit.cli.merge_command",
     "lorakit.cli.export_command",
     "lorakit.cli.adapters.add_command",
     "lorakit.cli.adapters.gc_command",
     "lorakit.run.commands.training",
+    "lorakit.serving.answering.command",
     "lorakit.run.commands.merging",
     "lorakit.run.commands.exporting",
     "lorakit.report",

@@ -8,9 +8,10 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.config import MODEL_OPTIONS, load_config
-from lorakit.errors import DataError
+from lorakit.config import MODEL_OPTIONS, load_config, options_of
+from lorakit.errors import ConfigError, DataError
 from lorakit.run.present import require_present
+from lorakit.serving.answering.spec import AnswerSpec
 
 if TYPE_CHECKING:
     from lorakit.data import Example
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     *MODEL_OPTIONS,
+    *("data", "prompt", "completion", "max_rows"),
     *("system", "template", "template_option"),
     *("max_new_tokens", "store"),
+)
+_FILE_ONLY = (
+    *("max_rows", "prompt", "completion"),
+    *(option.name for option in options_of(AnswerSpec, "answers")),
 )
 
 Adapter = Annotated[
@@ -82,8 +88,20 @@ def generate(
 
     `lorakit generate --adapter runs/first/adapter 'Where is my order?'`
 
-    The prompt is written by the template that the adapter was trained with.
+    `lorakit generate --adapter runs/first/adapter --data rows.csv --out answers.csv`
+
+    The prompt is written by the template that the adapter was trained with. With `--data` every row
+    of a file is answered: the new file has all its columns, and the answer and its probability.
     """
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    if "data" in flags:
+        from lorakit.cli.answer_file import answer_file
+
+        answer_file(flags, adapter=adapter, prompts=prompts or [], sampling=sampling, force=force)
+        return
+    if alone := [name for name in _FILE_ONLY if name in flags]:
+        flag = "--" + alone[0].replace("_", "-")
+        raise ConfigError(f"{flag} is for the rows of a file: give --data FILE as well")
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or []]
     if not texts or not all(prompt.strip() for prompt in texts):
         raise DataError("no prompt: give one as an argument, or '-' to read it from stdin")
@@ -92,7 +110,6 @@ def generate(
     from lorakit.data import Example
     from lorakit.run.session import open_adapted
 
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     with fetching() as progress:
         session = open_adapted(
             config.model,
@@ -109,7 +126,7 @@ def generate(
         write_completion(session, example, config.output.max_new_tokens, sampling)
 
 
-command = with_options(generate, OPTIONS)
+command = with_options(generate, OPTIONS, also=("answers", AnswerSpec))
 
 
 def write_completion(

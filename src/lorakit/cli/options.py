@@ -17,6 +17,7 @@ PANELS = {
     "train": "Training",
     "together": "Several adapters concurrently",
     "output": "Output",
+    "answers": "Rows of a file",
     "compare": "Comparison",
     "search": "Search",
 }

@@ -25,24 +25,40 @@ def arrow_rows(file: DataFile) -> Iterator[Row]:
         DataError: the file is damaged.
         MissingExtraError: pyarrow is not installed.
     """
+    rows = (fields for batch in arrow_batches(file) for fields in _as_python(file, batch))
+    for number, fields in enumerate(rows, 1):
+        yield Row(file.name, number, fields, form="arrow")
+
+
+def arrow_batches(file: DataFile) -> Iterator[Any]:
+    """The record batches of a Parquet or Arrow file, in its own schema.
+
+    Raises:
+        DataError: the file is damaged.
+        MissingExtraError: pyarrow is not installed.
+    """
     need_for(file)
     import pyarrow
     import pyarrow.ipc
     import pyarrow.parquet
 
-    what = file.format.capitalize()
     try:
         with _seekable(file) as stream:
             if file.format == "parquet":
                 batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024)
             else:
                 batches = _ipc(stream)
-            rows = (fields for batch in batches for fields in _as_python(batch))
-            for number, fields in enumerate(rows, 1):
-                yield Row(file.name, number, fields, form="arrow")
+            for batch in batches:
+                # Without this, damaged offsets or text that is not UTF-8 end in pyarrow's own tracebacks.
+                batch.validate(full=True)
+                yield batch
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"{file.name}: broken {what}: {reason}") from None
+        raise _broken(file, error) from None
+
+
+def _broken(file: DataFile, error: Exception) -> DataError:
+    reason = str(error).split("\n")[0]
+    return DataError(f"{file.name}: broken {file.format.capitalize()}: {reason}")
 
 
 def _ipc(stream: BinaryIO) -> Iterator[Any]:
@@ -57,11 +73,14 @@ def _ipc(stream: BinaryIO) -> Iterator[Any]:
     return iter(pyarrow.ipc.open_stream(stream))
 
 
-def _as_python(batch: Any) -> list[dict[str, Any]]:
+def _as_python(file: DataFile, batch: Any) -> list[dict[str, Any]]:
     """Rows of a batch; a map column becomes a dict, as it was in JSON."""
-    # Without this, damaged offsets or text that is not UTF-8 end in pyarrow's own tracebacks.
-    batch.validate(full=True)
-    rows: list[dict[str, Any]] = batch.to_pylist()
+    import pyarrow
+
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _broken(file, error) from None
     if "map<" in str(batch.schema):
         rows = [_with_maps(row) for row in rows]
     decoders = {f.name: d for f in batch.schema if (d := _json_decoder(f))}

@@ -11,11 +11,26 @@ Form = Literal["json", "table", "arrow"]
 
 
 @dataclass(frozen=True)
+class TableText:
+    """A row of a table as its file has it.
+
+    header, record: the text of the header and of the row, quotes included, without their line ends.
+    delimiter: between columns. newline: what ends the header's line.
+    """
+
+    header: str
+    record: str
+    delimiter: str
+    newline: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One row: its columns, file and line. Lines count from 1 (for Parquet and ids: rows).
 
     form: how its values come, see `Form`. reading: what had to be decided to read its file, as a
     clause about the file ("holds its rows in the list under 'data'"); empty for the usual form.
+    table: of a table, its text; None for other files.
     """
 
     file: str
@@ -23,6 +38,7 @@ class Row:
     fields: Mapping[str, Any]
     form: Form = "json"
     reading: str = ""
+    table: TableText | None = None
 
     @property
     def origin(self) -> str:

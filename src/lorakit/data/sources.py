@@ -42,6 +42,27 @@ def measured(sources: Sequence[Source]) -> tuple[Source, ...]:
     return tuple(result)
 
 
+def all_files(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The same rows with the files of folders by name: every file of rows, whatever it is for."""
+    result: list[Source] = []
+    for source in sources:
+        folder = folder_of(source)
+        result += [source] if folder is None else _names(_every(folder))
+    return tuple(result)
+
+
+def answering_notes(sources: Sequence[Source]) -> list[str]:
+    """What folders stand for whose rows are answered, and how files are read."""
+    folders = [folder for folder in map(folder_of, sources) if folder]
+    said = [f"The folder {f.path} stands for {_listed(_every(f))}." for f in folders]
+    return [*said, *_reading_notes(all_files(sources))]
+
+
+def _every(folder: FolderFiles) -> list[DataFile]:
+    files = {*folder.train, *folder.validation, *folder.test}
+    return sorted(files, key=lambda file: file.name)
+
+
 def _to_measure(folder: FolderFiles) -> Sequence[DataFile]:
     return folder.test or folder.validation or folder.train
 

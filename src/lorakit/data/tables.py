@@ -2,11 +2,11 @@
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lorakit.data.files import lines
 from lorakit.data.formats import DataFile
-from lorakit.data.row import Row
+from lorakit.data.row import Row, TableText
 from lorakit.errors import DataError
 
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
@@ -29,9 +29,10 @@ def table_rows(file: DataFile) -> Iterator[Row]:
     notes = []
     if delimiter != own:
         notes.append(f"has its columns separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
-    text = lines(file)
+    text = _Recorder(lines(file))
     for _ in range(skipped):
         next(text)
+    above = text.taken() if skipped else ""
     # strict: otherwise a quote that is never closed swallows the rest of the file in silence.
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -43,10 +44,13 @@ def table_rows(file: DataFile) -> Iterator[Row]:
             return
         except csv.Error as error:
             raise DataError(_broken(file, start, error)) from None
+        written = text.taken()
         if not values:
             continue
         if header is None:
             header = _header(file, start, values)
+            shown = above + written if above.lstrip().startswith("sep=") else written
+            newline = "\r\n" if written.endswith("\r\n") else "\n"
             if not header[0]:
                 notes.append("has a first column without a name (an index), which is not used")
             reading, first = " and ".join(notes), True
@@ -66,7 +70,28 @@ def table_rows(file: DataFile) -> Iterator[Row]:
             )
         else:
             named, first = _named(file, start, header, values), False
-            yield Row(file.name, start, named, form="table", reading=reading)
+            table = TableText(shown.rstrip("\r\n"), written.rstrip("\r\n"), delimiter, newline)
+            yield Row(file.name, start, named, form="table", reading=reading, table=table)
+
+
+class _Recorder:
+    """Lines on their way to a reader, and the text of those since it was last asked for."""
+
+    def __init__(self, source: Iterable[str]) -> None:
+        self._source, self._held = iter(source), list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self._held.append(line := next(self._source))
+        return line
+
+    def taken(self) -> str:
+        """The text of the lines since the last call."""
+        text = "".join(self._held)
+        self._held.clear()
+        return text
 
 
 def _delimiter(file: DataFile, own: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ batch, the tokens that end an answer, and a state of the model that is the same 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.data.ends import end_of_turn
 from lorakit.errors import ConfigError, ModelError
+from lorakit.execution.chosen import ChosenLogProbs
 from lorakit.execution.modes import evaluating
 from lorakit.models.quiet import quiet
 
@@ -24,12 +25,14 @@ class Generation:
     """One answer.
 
     `ids` are the new tokens without the end token; `text` is their text, special tokens left out
-    and cut before a stop string; `finished` is False where `max_new_tokens` ran out first.
+    and cut before a stop string; `finished` is False where `max_new_tokens` ran out first; `logprob`
+    is the natural logarithm of its probability, end token included, where it was asked for.
     """
 
     text: str
     ids: tuple[int, ...]
     finished: bool
+    logprob: float | None = None
 
 
 def generate(
@@ -45,6 +48,7 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     batch_size: int = 16,
+    logprobs: bool = False,
 ) -> list[Generation]:
     """Continue each prompt; the answers come in the order of the prompts.
 
@@ -65,6 +69,8 @@ def generate(
         seed: of the sampling; None draws from torch's global generator.
         stop: an answer ends before the first of these strings.
         batch_size: prompts at once.
+        logprobs: say how likely each answer is by the model's own distribution, before temperature
+            and limits; not with `stop`.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -84,11 +90,18 @@ def generate(
         for first in range(0, len(order), batch_size):
             members = order[first : first + batch_size]
             ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
+            watch = ChosenLogProbs(ids_BT.shape[1]) if logprobs else None
+            if watch is not None:
+                extra["logits_processor"] = [watch]
             new_BN = model.generate(
                 ids_BT, attention_mask=mask_BT, generation_config=settings, **extra
             )[:, ids_BT.shape[1] :]
-            for i, row in zip(members, new_BN.tolist(), strict=True):
+            logs = watch.all(new_BN) if watch is not None else None
+            for number, (i, row) in enumerate(zip(members, new_BN.tolist(), strict=True)):
                 answers[i] = _answer(tokenizer, row, ends, stop, max_new_tokens)
+                if logs is not None:
+                    counted = len(answers[i].ids) + answers[i].finished
+                    answers[i] = replace(answers[i], logprob=sum(logs[number][:counted]))
     return [answers[i] for i in range(len(prompt_ids))]
 
 

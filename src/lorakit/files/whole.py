@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,24 @@ def write_file(
     """
     if file.exists() and not overwrite:
         raise OutputError(f"{file} exists: give the {what} another name")
-    with _explained(file, what), _stage(file) as stage:
+    with explained(file, what), _stage(file) as stage:
         new = stage / "new" / file.name
         fill(new)
         sync(new)
         os.replace(new, file)
     return file
+
+
+def write_pieces(
+    file: Path, pieces: Iterable[bytes], *, what: str = "file", overwrite: bool = False
+) -> Path:
+    """Write a file piece by piece as they come, so that no more than one is in memory; see `write_file`."""
+
+    def fill(partial: Path) -> None:
+        with partial.open("wb") as out:
+            out.writelines(pieces)
+
+    return write_file(file, fill, what=what, overwrite=overwrite)
 
 
 def write_text(file: Path, text: str, *, what: str = "file") -> Path:
@@ -108,7 +120,7 @@ def write_folder(
         raise OutputError(f"{folder} is a file; the {what} needs a folder")
     if not overwrite and folder.exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty: give the {what} another folder")
-    with _explained(folder, what), _stage(folder) as stage:
+    with explained(folder, what), _stage(folder) as stage:
         new = stage / "new" / folder.name
         new.mkdir()
         fill(new)
@@ -170,7 +182,7 @@ def _write(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
+def explained(path: Path, what: str) -> Iterator[None]:
     """Whatever the system refuses within the block is said in words that name the path.
 
     A file in a folder that is being filled has a hidden path, which means nothing to the user: the
