@@ -9,18 +9,22 @@ from rich.table import Table
 from rich.text import Text
 
 from lorakit.cli.generate_command import (
+    ASKING_HINT,
     OPTIONS,
     Force,
+    PromptTemplate,
     SampleSeed,
     Temperature,
     TopK,
     TopP,
+    asked_as,
     write_completion,
 )
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import console, styled
+from lorakit.cli.show import console, say, styled
 from lorakit.config import RunConfig, load_config
+from lorakit.errors import DataError
 from lorakit.run.present import require_present
 
 BASE = "base"
@@ -41,6 +45,7 @@ def chat(
     top_k: TopK = 0,
     seed: SampleSeed = None,
     force: Force = False,
+    prompt_template: PromptTemplate = True,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -52,21 +57,34 @@ def chat(
 
     `lorakit chat --adapter invoices --adapter base`
 
+    What you type is put through the prompt template that the adapter was trained with, each message
+    alike; where that has several columns, a message is a JSON object with them.
+
     `/new` begins a new conversation; an empty line or Ctrl-D ends the chat.
     """
     config = load_config(None, flatten(flags))
-    require_present(config, *(name for name in adapter or () if name != BASE))
+    named = [name for name in adapter or () if name != BASE]
+    require_present(config, *named)
+    from lorakit.run.recorded import with_recorded
+
+    config = with_recorded(config, named)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if adapter is not None and len(adapter) > 1:
-        _several(adapter, config, sampling, force=force)
+        _several(adapter, config, sampling, prompt_template, force=force)
     else:
-        _one(adapter[0] if adapter else None, config, sampling, force=force)
+        only = adapter[0] if adapter and adapter != [BASE] else None
+        _one(only, config, sampling, prompt_template, force=force)
 
 
 def _one(
-    adapter: str | None, config: RunConfig, sampling: Mapping[str, Any], *, force: bool
+    adapter: str | None,
+    config: RunConfig,
+    sampling: Mapping[str, Any],
+    prompt_template: bool,
+    *,
+    force: bool,
 ) -> None:
-    from lorakit.data import Example
+    from lorakit.data import Example, PromptForm
     from lorakit.run.session import open_adapted
 
     with fetching() as progress:
@@ -79,28 +97,34 @@ def _one(
             progress=progress,
         )
     turns: list[dict[str, str]] = []
+    form = PromptForm.of(config.data) if prompt_template else PromptForm()
+    say(asked_as(form))
+
+    def asked(message: str) -> Example:
+        # A template without turns (raw) sees the last message only.
+        if session.template.kind == "raw":
+            return form.typed(message, "your message", ASKING_HINT)
+        written = form.turns([*turns, {"role": "user", "content": message}], "chat", ASKING_HINT)
+        # The prompt is what stands before the last assistant message: here one that is still empty.
+        return Example(origin="chat", messages=(*written, {"role": "assistant", "content": ""}))
 
     def reply(message: str) -> None:
-        turns.append({"role": "user", "content": message})
-        # A template without turns (raw) sees the last message only.
-        raw = session.template.kind == "raw"
-        # The prompt is what stands before the last assistant message: here one that is still empty.
-        empty = {"role": "assistant", "content": ""}
-        example = (
-            Example(origin="chat", prompt=message)
-            if raw
-            else Example(origin="chat", messages=(*turns, empty))
-        )
         completion = write_completion(
-            session, example, config.output.max_new_tokens, dict(sampling)
+            session, asked(message), config.output.max_new_tokens, dict(sampling)
         )
+        turns.append({"role": "user", "content": message})
         turns.append({"role": "assistant", "content": completion.strip()})
 
     _converse(reply, turns.clear)
 
 
 def _several(
-    adapters: Sequence[str], config: RunConfig, sampling: Mapping[str, Any], *, force: bool
+    adapters: Sequence[str],
+    config: RunConfig,
+    sampling: Mapping[str, Any],
+    prompt_template: bool,
+    *,
+    force: bool,
 ) -> None:
     from lorakit.serving.sampling import Sampling
     from lorakit.serving.talk import Talk
@@ -114,7 +138,10 @@ def _several(
             most=config.output.max_new_tokens,
             force=force,
             progress=progress,
+            prompt_template=prompt_template,
         )
+    for name, form in zip(adapters, talk.forms, strict=True):
+        say(f"{name}: {line}" for line in asked_as(form))
 
     def reply(message: str) -> None:
         texts = ["" for _ in adapters]
@@ -154,7 +181,10 @@ def _converse(reply: Callable[[str], None], forget: Callable[[], None]) -> None:
         if message == "/new":
             forget()
         else:
-            reply(message)
+            try:
+                reply(message)
+            except DataError as error:  # of this message: the conversation goes on
+                say([str(error)])
 
 
 command = with_options(chat, OPTIONS, max_new_tokens=512)

@@ -1,7 +1,7 @@
 """`lorakit generate`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from lorakit.run.present import require_present
 from lorakit.serving.answering.spec import AnswerSpec
 
 if TYPE_CHECKING:
-    from lorakit.data import Example
+    from lorakit.data import Example, PromptForm
     from lorakit.run.session import Session
 
 OPTIONS = (
@@ -66,6 +66,25 @@ SampleSeed = Annotated[
     int | None,
     typer.Option("--seed", help="Seed of the sampling. Default: another one for each call."),
 ]
+PromptTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-template/--no-prompt-template",
+        help="Whether a prompt is put through the prompt template that the adapter was trained with "
+        "(its --prompt), or sent as it is.",
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="COLUMN=VALUE",
+        help="A column of the prompt template, in place of a typed prompt; repeat it for another "
+        "column.",
+    ),
+]
+ASKING_HINT = "; --no-prompt-template sends the text as it is"
+"""What else can be done where an adapter asks for several columns."""
 
 
 def generate(
@@ -79,6 +98,8 @@ def generate(
     top_k: TopK = 0,
     seed: SampleSeed = None,
     force: Force = False,
+    prompt_template: PromptTemplate = True,
+    columns: Columns = None,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -90,11 +111,18 @@ def generate(
 
     `lorakit generate --adapter runs/first/adapter --data rows.csv --out answers.csv`
 
-    The prompt is written by the template that the adapter was trained with. With `--data` every row
+    The prompt is written by the templates that the adapter was trained with. Where its prompt template
+    has several columns, give each with `--set`, or a JSON object as the prompt. With `--data` every row
     of a file is answered: the new file has all its columns, and the answer and its probability.
     """
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if "data" in flags:
+        if columns or not prompt_template:
+            what = "--set" if columns else "--no-prompt-template"
+            raise ConfigError(
+                f"{what} is for a prompt that is typed; the rows of --data have their columns: leave "
+                "it out, or say with --prompt how the rows are written"
+            )
         from lorakit.cli.answer_file import answer_file
 
         answer_file(flags, adapter=adapter, prompts=prompts or [], sampling=sampling, force=force)
@@ -103,13 +131,23 @@ def generate(
         flag = "--" + alone[0].replace("_", "-")
         raise ConfigError(f"{flag} is for the rows of a file: give --data FILE as well")
     texts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts or []]
-    if not texts or not all(prompt.strip() for prompt in texts):
+    named = _named(columns or [])
+    if not (texts or named) or not all(prompt.strip() for prompt in texts):
         raise DataError("no prompt: give one as an argument, or '-' to read it from stdin")
+    if texts and named:
+        raise DataError("a prompt and --set are both given: --set names the columns of one prompt")
     config = load_config(None, flatten(flags))
     require_present(config, adapter)
-    from lorakit.data import Example
+    from lorakit.data import PromptForm
+    from lorakit.run.recorded import with_recorded
     from lorakit.run.session import open_adapted
 
+    config = with_recorded(config, adapter)
+    form = PromptForm.of(config.data) if prompt_template else PromptForm()
+    hint = ", or --set COLUMN=VALUE for each" + ASKING_HINT
+    examples = [form.typed(text, f"prompt {i}", hint) for i, text in enumerate(texts, 1)]
+    if named:
+        examples = [form.filled(named, "--set")]
     with fetching() as progress:
         session = open_adapted(
             config.model,
@@ -119,14 +157,38 @@ def generate(
             force=force,
             progress=progress,
         )
-    for number, prompt in enumerate(texts, 1):
+    for number, example in enumerate(examples, 1):
         if len(texts) > 1:
-            typer.echo(f"[{number}] {prompt}")
-        example = Example(origin=f"prompt {number}", prompt=prompt)
+            typer.echo(f"[{number}] {texts[number - 1]}")
         write_completion(session, example, config.output.max_new_tokens, sampling)
 
 
 command = with_options(generate, OPTIONS, also=("answers", AnswerSpec))
+
+
+def asked_as(form: "PromptForm") -> list[str]:
+    """What becomes of a typed text, where it is not the prompt by itself."""
+    if form.several:
+        names = ", ".join(form.columns)
+        return [
+            f"prompts are written as {form.written!r}: type a JSON object with {names}{ASKING_HINT}"
+        ]
+    if form.columns:
+        return [f"prompts are written as {form.written!r} around what you type{ASKING_HINT}"]
+    return []
+
+
+def _named(pairs: Sequence[str]) -> dict[str, str]:
+    """Columns by name, of COLUMN=VALUE."""
+    named: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise DataError(f"--set {pair!r}: write COLUMN=VALUE, for example --set name=Ada")
+        if name in named:
+            raise DataError(f"--set names the column {name!r} twice")
+        named[name] = value
+    return named
 
 
 def write_completion(

@@ -21,7 +21,7 @@ from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
 
 def serve(
-    base: options.Base = "smollm2-135m",
+    base: options.Base = None,
     adapters: options.Adapters = None,
     store: options.StoreOption = None,
     device: options.Device = "auto",
@@ -65,11 +65,15 @@ def serve(
     need("serve", "`lorakit serve`")
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
-    model = ModelSpec(base, revision, device, dtype, trust_remote_code, ignore_adapter)
+    shared = (revision, device, dtype, trust_remote_code, ignore_adapter)
+    model = ModelSpec(base or ModelSpec().model, *shared)
     named = flatten({"adapters": adapters or []})["adapters"]
     check_named(model)
     require_adapters((name for name in named if not Path(name).expanduser().is_dir()), store)
     from lorakit.serving import server
+    from lorakit.serving.base import base_to_serve
+    if base is None:
+        model = base_to_serve(model, named, store)
 
     sock = server.listen(http)
     try:

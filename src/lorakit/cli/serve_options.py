@@ -9,12 +9,13 @@ from lorakit.adapters.store.default import STORE_HELP
 _KEY_PANEL = "Creating a key"
 
 Base = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--base",
         "--model",
         help="The base model: the built-in smollm2-135m, a model folder, a .gguf file, or a "
-        "Hugging Face hub id.",
+        "Hugging Face hub id. Default: the one that the adapters were trained on; smollm2-135m "
+        "where there are none.",
     ),
 ]
 Adapters = Annotated[

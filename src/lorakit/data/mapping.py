@@ -91,6 +91,15 @@ class Mapper:
         """The paths that the template reads, in order."""
         return tuple(p["path"] for p in _PIECES.finditer(self.template) if p["path"])
 
+    @property
+    def written(self) -> str:
+        """The template with its newlines and tabs in it, as they are filled in.
+
+        >>> Mapper("prompt", r"{q}\\nA:").written
+        '{q}\\nA:'
+        """
+        return _PIECES.sub(lambda m: _ESCAPES[m["escape"]] if m["escape"] else m[0], self.template)
+
     def fill(self, row: Row) -> str:
         """The template with the row's values in it.
 

@@ -48,6 +48,16 @@ class PromptForm:
         return None if self.prompt is None else Mapper("prompt", self.prompt)
 
     @property
+    def written(self) -> str:
+        """The mapping with its newlines and tabs in it; empty where there is none."""
+        return self._mapper.written if self._mapper else ""
+
+    @property
+    def several(self) -> bool:
+        """Whether a typed text cannot say what is asked, because several columns make a prompt."""
+        return len(self.columns) > 1
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that make a prompt, each once; empty where there is no mapping."""
         return tuple(dict.fromkeys(self._mapper.columns)) if self._mapper else ()
@@ -68,7 +78,7 @@ class PromptForm:
         """
         if self._mapper is None:
             return Example(origin, prompt=text)
-        if len(self.columns) == 1:
+        if not self.several:
             return self.filled({self.columns[0]: text}, origin)
         try:
             values = json.loads(text)
@@ -77,7 +87,7 @@ class PromptForm:
         if not isinstance(values, Mapping):
             raise DataError(
                 f"{origin}: prompts are made of the columns {listed(self.columns)} "
-                f"({self.prompt!r}): give a JSON object with them, such as "
+                f"({self.written!r}): give a JSON object with them, such as "
                 f"{json.dumps(dict.fromkeys(self.columns, '…'), ensure_ascii=False)}{hint}"
             )
         return self.filled(values, origin)
@@ -97,13 +107,13 @@ class PromptForm:
             if path not in values and path.split(".")[0] not in values:
                 near = did_you_mean(path, values)
                 raise DataError(
-                    f"{origin}: the column {path!r} is missing, which the prompt {self.prompt!r} "
+                    f"{origin}: the column {path!r} is missing, which the prompt {self.written!r} "
                     f"needs; {near}"
                 )
         for name in values:
             if name not in known:
                 raise DataError(
-                    f"{origin}: the prompt {self.prompt!r} has no column {name!r}; "
+                    f"{origin}: the prompt {self.written!r} has no column {name!r}; "
                     f"{did_you_mean(str(name), self.columns)}"
                 )
         return self.row(row)
@@ -119,7 +129,9 @@ class PromptForm:
             return _unanswered(row)
         return Example(row.origin, prompt=self._mapper.fill(row))
 
-    def turns(self, messages: Sequence[Message], origin: str = "messages") -> list[Message]:
+    def turns(
+        self, messages: Sequence[Message], origin: str = "messages", hint: str = ""
+    ) -> list[Message]:
         """A conversation whose user messages are typed texts: each is put through the mapping.
 
         Every user message, and not only the last: in training each prompt was written by the
@@ -134,7 +146,7 @@ class PromptForm:
         for number, message in enumerate(messages, 1):
             if message.get("role") == "user":
                 where = f"{origin}: message {number}"
-                prompt = self.typed(str(message.get("content") or ""), where).prompt
+                prompt = self.typed(str(message.get("content") or ""), where, hint).prompt
                 message = {**message, "content": prompt}
             written.append(message)
         return written

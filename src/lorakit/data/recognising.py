@@ -21,14 +21,14 @@ def recognise(row: Row, spec: DataSpec) -> Shape:
     names = list(row.fields)
     if spec.prompt is not None and spec.completion is not None:
         prompt, completion = Mapper("prompt", spec.prompt), Mapper("completion", spec.completion)
-        mapped = f"rows are mapped: prompt {spec.prompt!r}, completion {spec.completion!r}"
+        mapped = f"rows are mapped: prompt {prompt.written!r}, completion {completion.written!r}"
         paths = (*prompt.columns, *completion.columns)
         used = {path.split(".")[0] for path in paths} | set(paths)
         return Shape("mapped", mapped + _unused(names, used), prompt, completion)
     if spec.text is not None:
         text = Mapper("text", spec.text)
         used = {path.split(".")[0] for path in text.columns} | set(text.columns)
-        said = f"rows are text, mapped: {spec.text!r}; every token is supervised"
+        said = f"rows are text, mapped: {text.written!r}; every token is supervised"
         return Shape("text", said + _unused(names, used), text=text)
     for shape in (_preference, _conversation, _prompt, _instruction):
         if found := shape(row):

@@ -14,10 +14,11 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lorakit.adapters.asking import mapping_in
 from lorakit.adapters.folder import adapter_folder
 from lorakit.adapters.info import AdapterInfo, read_adapter
 from lorakit.adapters.pairs import read_stored
@@ -27,16 +28,18 @@ from lorakit.adapters.store import Entry, Store, content_id
 from lorakit.adapters.store.contents import KEPT, signature
 from lorakit.adapters.store.references import check_name
 from lorakit.adapters.store.summary import numbers
-from lorakit.data import Template
+from lorakit.data import PromptForm, Template
 from lorakit.errors import AdapterError, LorakitError, StoreError, did_you_mean
 from lorakit.lora.variant import Capability
 from lorakit.models.fingerprint import BaseIdentity
+from lorakit.run.recorded import prompt_form
 from lorakit.run.session import recorded_template
 from lorakit.serving.bank import check_variant
 
 _log = logging.getLogger("lorakit.serving")
 _REMEMBERED = 4096
 _JSON_BYTES = 8 << 20
+_AS_TYPED = PromptForm()
 
 
 class UnknownModelError(LorakitError):
@@ -81,6 +84,7 @@ class Model:
         name: as in the request.
         key: content id of the adapter, "" for the base.
         template: how prompts are put to it.
+        form: how prompts are made of what a client sends.
         load: reads the adapter into the form it is held in; None for the base.
     """
 
@@ -88,11 +92,16 @@ class Model:
     key: str
     template: Template
     load: Callable[[], Any] | None = None
+    form: PromptForm = _AS_TYPED
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a list of models says of one."""
+    """What a list of models says of one.
+
+    `prompt` is how a prompt is made of what a client sends, where the adapter recorded a mapping:
+    its "template", the "columns" in it, and the "endpoints" that apply it.
+    """
 
     name: str
     kind: str
@@ -100,6 +109,7 @@ class Card:
     parameters: int | None = None
     version: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    prompt: dict[str, Any] | None = None
 
 
 class Catalog:
@@ -133,6 +143,7 @@ class Catalog:
         self._folders = dict(folders or {})
         self._known: OrderedDict[Any, Model] = OrderedDict()
         self._cards: dict[str, tuple[Any, Card]] = {}
+        self._prompts: dict[str, dict[str, Any] | None] = {}
         self._lock = threading.Lock()
 
     def resolve(self, name: str, visible: Callable[[str], bool] = lambda _: True) -> Model:
@@ -170,6 +181,7 @@ class Catalog:
                 summary.parameters,
                 str(entry),
                 dict(summary.metrics),
+                self._asked(entry),
             )
         for name, folder in self._folders.items():
             with contextlib.suppress(LorakitError):  # gone, or half written: asking for it says so
@@ -243,6 +255,16 @@ class Catalog:
             known = self._cards[name] = now, _card(name, read_adapter(folder))
         return known[1]
 
+    def _asked(self, entry: Entry) -> dict[str, Any] | None:
+        """How prompts of a version are made; its record is read once, and only if it has a mapping."""
+        version = entry.version
+        if version.summary.mapping == {}:
+            return None
+        if version.id not in self._prompts:
+            record = read_record(entry.folder)
+            self._prompts[version.id] = _prompt(record.provenance if record else None)
+        return self._prompts[version.id]
+
     def _entries(self) -> Iterable[Entry]:
         if self.store is None:
             return
@@ -268,7 +290,7 @@ class Catalog:
             known = self._known.get(memory)
             if known is not None:
                 self._known.move_to_end(memory)
-                return Model(name, known.key, known.template, known.load)
+                return replace(known, name=name)
         adapter_folder(folder)
         self._bounded(folder)
         info, record = read_adapter(folder), read_record(folder)
@@ -286,7 +308,8 @@ class Catalog:
                 raise AdapterError(f"{name} was replaced during the request: send it again")
             return self.holder.open(folder, key)
 
-        model = Model(name, key, recorded_template(info, None) or self.template, load)
+        template = recorded_template(info, None) or self.template
+        model = Model(name, key, template, load, prompt_form(info))
         with self._lock:
             self._known[memory] = model
             while len(self._known) > _REMEMBERED:
@@ -340,4 +363,15 @@ def find_folders(places: Sequence[str | Path]) -> tuple[dict[str, Path], list[st
 def _card(name: str, info: AdapterInfo) -> Card:
     ranks = (min(info.ranks.values()), max(info.ranks.values()))
     metrics = numbers((info.provenance or {}).get("metrics"))
-    return Card(name, "adapter", ranks, info.trainable_parameters, None, metrics)
+    prompt = _prompt(info.provenance)
+    return Card(name, "adapter", ranks, info.trainable_parameters, None, metrics, prompt)
+
+
+def _prompt(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    form = PromptForm(mapping_in(provenance).get("prompt"))
+    if not form.columns:
+        return None
+    endpoints = ["/v1/chat/completions"]
+    if ((provenance or {}).get("template") or {}).get("kind") == "raw":
+        endpoints.append("/v1/completions")
+    return {"template": form.written, "columns": list(form.columns), "endpoints": endpoints}

@@ -91,7 +91,7 @@ class ServerHandle:
 
 
 def serve(
-    model: Base = "smollm2-135m",
+    model: Base | None = None,
     *,
     adapters: Sequence[Adapter] = (),
     store: str | None = None,
@@ -112,7 +112,8 @@ def serve(
 
     Args:
         model: a name, a folder, a `ModelSpec`, or a model that `load_model` loaded: its files are
-            loaded anew, so that the server and the notebook never compute on the same tensors.
+            loaded anew, so that the server and the notebook never compute on the same tensors. By
+            default the base that the adapters were trained on.
         adapters: folders, names in the store, or models with pairs attached, which are served as
             adapter-1, adapter-2, … by their place; every name of the store without any.
         store: its folder; the user's own by default.
@@ -131,6 +132,7 @@ def serve(
     """
     need("serve", "lorakit.serve")
     from lorakit.serving import server as serving
+    from lorakit.serving.base import base_to_serve
 
     specs = (EngineSpec, HttpSpec, RuntimeSpec)
     own = {f.name for spec in specs for f in fields(spec)}
@@ -148,6 +150,8 @@ def serve(
         sock = serving.listen(http)
         stack.callback(sock.close)
         folders = stack.enter_context(adapter_folders(adapters))
+        if model is None:
+            spec = base_to_serve(spec, folders, store)
         ready = serving.make_ready(
             *(spec, engine, http, runtime),
             adapters=folders,

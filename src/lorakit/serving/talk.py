@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.data import DataSpec, Example, encode_prompt
+from lorakit.data import DataSpec, Example, PromptForm, encode_prompt
 from lorakit.data.ends import end_of_turn
 from lorakit.errors import DataError, LorakitError
 from lorakit.execution.generate import embedding_count, end_tokens
@@ -40,6 +40,8 @@ class Talk:
         most: longest answer, in tokens.
         force: use adapters although they were trained on another base.
         progress: called during a download of the built-in model.
+        prompt_template: whether questions are put through the prompt template that an adapter
+            recorded.
 
     Raises:
         InputError: the base or an adapter cannot be used.
@@ -55,6 +57,7 @@ class Talk:
         most: int = 512,
         force: bool = False,
         progress: Progress = no_progress,
+        prompt_template: bool = True,
     ) -> None:
         stored = [None if name == BASE else find_adapter(name, store) for name in adapters]
         thread = ComputeThread()
@@ -82,6 +85,8 @@ class Talk:
                 replace(one, template=one.template.changed(data.system, data.template_options))
                 for one in self._models
             ]
+        if not prompt_template:
+            self._models = [replace(one, form=PromptForm()) for one in self._models]
         self._turns: list[list[dict[str, str]]] = [[] for _ in adapters]
         self._events: queue.SimpleQueue[tuple[Any, CompletionEvent]] = queue.SimpleQueue()
         self._engine = Engine(
@@ -89,6 +94,11 @@ class Talk:
         )
         self._engine.start()
         self._context = context
+
+    @property
+    def forms(self) -> tuple[PromptForm, ...]:
+        """How each adapter's prompts are made of a question."""
+        return tuple(model.form for model in self._models)
 
     def forget(self) -> None:
         """Start the conversation over."""
@@ -133,11 +143,12 @@ class Talk:
 
     def _prompt(self, number: int, model: Model, text: str, sampling: Sampling) -> Prompt:
         if model.template.kind == "raw":
-            example = Example(origin="chat", prompt=text)
+            example = model.form.typed(text, self.names[number])
         else:
-            message = {"role": "user", "content": text}
+            turns = [*self._turns[number], {"role": "user", "content": text}]
             empty = {"role": "assistant", "content": ""}
-            example = Example(origin="chat", messages=(*self._turns[number], message, empty))
+            written = model.form.turns(turns, self.names[number])
+            example = Example(origin="chat", messages=(*written, empty))
         ids = [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
         if (id := max(ids)) >= self._embeddings:
             token = self.tokenizer.convert_ids_to_tokens(id)

@@ -19,6 +19,8 @@ class Summary:
         data_sha256: hash of the rows it was trained on, or None.
         metrics: recorded losses (nats per token) and scores, nested ones with dotted names.
         model: what the base was called by the run that made it; a path there, perhaps.
+        mapping: how the rows were mapped that it was trained on, by option; empty where their columns
+            were recognised, None in entries from before it was kept.
         parents: what it was trained on from or combined of: names and hashes, as recorded.
     """
 
@@ -30,6 +32,7 @@ class Summary:
     metrics: Mapping[str, float] = field(default_factory=dict)
     model: str | None = None
     parents: tuple[Mapping[str, Any], ...] = ()
+    mapping: Mapping[str, str] | None = None
 
     @property
     def base_name(self) -> str:
@@ -53,7 +56,7 @@ def summarise(folder: Path) -> Summary:
         AdapterError: the folder is no adapter, a file was changed after it was recorded, a tensor
             is missing, extra, misshapen or not finite.
     """
-    from lorakit.adapters.asking import asking_in
+    from lorakit.adapters.asking import asking_in, mapping_in
     from lorakit.adapters.pairs import read_stored  # torch comes with it
 
     info = read_stored(folder).info
@@ -66,6 +69,7 @@ def summarise(folder: Path) -> Summary:
         data_sha256=recorded.get("data_sha256"),
         metrics=numbers(recorded.get("metrics")),
         model=asking_in(recorded).get("model"),
+        mapping=mapping_in(recorded),
         parents=tuple(p for p in recorded.get("parents") or () if isinstance(p, Mapping)),
     )
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lorakit.adapters.asking import MAPPING
+from lorakit.adapters.attached import attached_mapping
 from lorakit.data.given import as_source
 from lorakit.errors import ConfigError
 from lorakit.run.commands.evaluation import run_evaluation
@@ -15,7 +17,7 @@ _OPTIONS = (*BASE, *ROWS, "batch_tokens", "max_new_tokens", "store")
 
 
 def evaluate(
-    model: Base,
+    model: Base | None,
     data: Any,
     *,
     tokenizer: Any = None,
@@ -34,7 +36,8 @@ def evaluate(
     (1, ['exact_match'])
 
     Args:
-        model: a name, a folder or a `ModelSpec`; or a loaded model, with or without pairs.
+        model: a name, a folder or a `ModelSpec`; or a loaded model, with or without pairs. None takes
+            the base that the adapter records.
         data: a file, a folder or a hub id; or rows: a list of mappings, a datasets.Dataset, a
             pandas.DataFrame.
         tokenizer: of a loaded model.
@@ -42,7 +45,8 @@ def evaluate(
         metrics: 'auto' (by the answers), 'none' (loss only), or names with commas between.
         out: a folder for result.json and answers.jsonl, which must be empty; None writes none.
         force: use the adapter although it was trained on another base.
-        **options: any option of `lorakit eval`, such as prompt, completion, max_rows.
+        **options: any option of `lorakit eval`, such as prompt, completion, max_rows. What the
+            adapter recorded of its rows is used where nothing else is given.
 
     Returns:
         What result.json holds; losses in nats per supervised token.
@@ -57,6 +61,9 @@ def evaluate(
         if adapter is not None:
             raise ConfigError("evaluate: attach the adapter with lorakit.load_adapter(model, …)")
         session = session_of(model, tokenizer, config.data)
+        if not {*MAPPING} & config.given:
+            mapping: dict[str, Any] = {name: attached_mapping(model).get(name) for name in MAPPING}
+            config = replace(config, data=replace(config.data, **mapping))
     return run_evaluation(
         config,
         adapter=adapter,

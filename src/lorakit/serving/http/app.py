@@ -102,7 +102,7 @@ def make_app(
 
     @app.post("/v1/completions", tags=["completions"])
     async def text_completions(body: CompletionRequest, request: Request, key: Who) -> Response:
-        """Go on from a text, or from token ids, without any template."""
+        """Go on from a text, or from token ids, without any chat template."""
         doors.admit(key)
         pending = await service.ask(body, key.may_use)
         parts = (body, pending, service.tokenizer, service.ends)

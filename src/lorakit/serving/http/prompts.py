@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lorakit.data import Example, Template, encode_prompt
+from lorakit.data import Example, PromptForm, Template, encode_prompt
 from lorakit.data.ends import end_of_turn
 from lorakit.data.template import template_variables
 from lorakit.errors import LorakitError
@@ -10,6 +10,9 @@ from lorakit.execution.tools.form import ToolForm, find_form
 from lorakit.serving.catalog import Model
 from lorakit.serving.http.problems import bad
 from lorakit.serving.http.schema import ChatRequest, CompletionRequest
+
+_AS_TYPED = PromptForm()
+_AS_IT_IS = '; or set "prompt_template" to false, which sends the text as it is'
 
 
 class Prompts:
@@ -24,8 +27,10 @@ class Prompts:
         self.tokenizer, self._ends = tokenizer, ends
         self._forms: dict[Template, ToolForm | None] = {}
 
-    def chat(self, model: Model, request: ChatRequest) -> list[int]:
+    def chat(self, model: Model, request: ChatRequest, form: PromptForm = _AS_TYPED) -> list[int]:
         """A conversation's prompt, by the model's template.
+
+        form: how each user message becomes a prompt.
 
         Raises:
             Problem: the template leaves a tool out, or fails.
@@ -35,6 +40,7 @@ class Prompts:
             [one.plain() for one in request.messages],
             self._template(model, request),
         )
+        messages = [dict(m) for m in form.turns(messages, "messages", _AS_IT_IS)]
         if model.template.kind == "raw":
             if len(messages) > 1 or request.tools:
                 raise bad(
@@ -84,6 +90,38 @@ class Prompts:
         if isinstance(prompt, list):
             return prompt
         return [int(i) for i in self.tokenizer(prompt)["input_ids"]]
+
+    def text(self, model: Model, prompt: str | list[int], form: PromptForm) -> list[int]:
+        """A prompt's tokens without a chat template.
+
+        A text for a model that was trained without one is put through the prompt template that the
+        model recorded; for any other that would be half of what it was trained on.
+
+        Raises:
+            DataError: the text does not name the columns of the prompt template.
+        """
+        if isinstance(prompt, list) or not form.columns or model.template.kind != "raw":
+            return self.raw(prompt)
+        example = form.typed(prompt, "prompt", _AS_IT_IS)
+        return [int(i) for i in encode_prompt(example, self.tokenizer, model.template)]
+
+    def prompt_form(self, model: Model, request: ChatRequest | CompletionRequest) -> PromptForm:
+        """How the request's texts become prompts.
+
+        Raises:
+            Problem: the request wants a prompt template where none is applied.
+        """
+        if request.prompt_template and not model.form.columns:
+            raise bad(
+                f"prompt_template: {model.name} recorded none: leave it out, or set it to false"
+            )
+        chat = isinstance(request, ChatRequest)
+        if request.prompt_template and not chat and model.template.kind != "raw":
+            raise bad(
+                f"prompt_template: {model.name} was trained on conversations, whose template "
+                "/v1/completions does not write: use /v1/chat/completions"
+            )
+        return PromptForm() if request.prompt_template is False else model.form
 
     def form(self, model: Model, request: ChatRequest | CompletionRequest) -> ToolForm | None:
         """How the model's answers to this request write calls; None where none are looked for.

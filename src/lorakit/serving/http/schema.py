@@ -65,6 +65,12 @@ class Common(Strict):
     allowed_token_ids: Annotated[list[Id], Field(min_length=1, max_length=1 << 18)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    prompt_template: Annotated[
+        bool | None,
+        Field(
+            description="false: the text as it is, although the model's record has a prompt template."
+        ),
+    ] = None
     user: str | None = None
     request_id: str | None = None
     session_id: str | None = None

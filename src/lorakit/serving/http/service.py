@@ -136,10 +136,11 @@ class Service:
 
         def prepare() -> tuple[ToolForm | None, list[int], list[Prompt]]:
             model = self.catalog.resolve(request.model, visible)
+            asked = self.prompts.prompt_form(model, request)
             if isinstance(request, ChatRequest):
-                prompts = [self.prompts.chat(model, request)]
+                prompts = [self.prompts.chat(model, request, asked)]
             else:
-                prompts = [self.prompts.raw(prompt) for prompt in request.prompts]
+                prompts = [self.prompts.text(model, prompt, asked) for prompt in request.prompts]
             prompts = [self.wishes.shortened(ids, request, self._longest) for ids in prompts]
             form = self.prompts.form(model, request)
             ends = self.prompts.ends(model, request)

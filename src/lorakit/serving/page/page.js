@@ -3,6 +3,7 @@
 
 const find = (id) => document.getElementById(id);
 const running = new Set();
+const templates = new Map();  // model -> its prompt template with several columns
 
 // --- theme: the system's, until the button says otherwise
 function theme(dark) {
@@ -43,6 +44,7 @@ function made(tag, text, parent) {
 async function models() {
   const listed = (await (await call("/v1/models")).json()).data;
   find("models").replaceChildren();
+  templates.clear();
   find("cards").replaceChildren();
   listed.forEach((model, number) => {
     const label = made("label", undefined, find("models"));
@@ -51,6 +53,7 @@ async function models() {
     box.value = model.id;
     box.checked = number < 2;
     label.append(model.id);
+    box.addEventListener("change", columns);
     const card = model.lorakit, row = made("tr", undefined, find("cards"));
     made("th", model.id, row).scope = "row";
     made("td", card.version || (card.kind === "base" ? "the base" : "a folder"), row);
@@ -58,7 +61,42 @@ async function models() {
     made("td", card.parameters ? card.parameters.toLocaleString("en") : "", row);
     const scores = Object.entries(card.metrics).slice(0, 4);
     made("td", scores.map(([name, value]) => name + " " + Number(value.toPrecision(4))).join(", "), row);
+    made("td", card.prompt ? card.prompt.template.replaceAll("\n", "⏎") : "", row);
+    if (card.prompt && card.prompt.columns.length > 1) templates.set(model.id, card.prompt);
   });
+  columns();
+}
+
+// --- what is asked: a text, and the columns of the prompt templates that have several
+const chosen = () =>
+  [...document.querySelectorAll("#models input:checked")].map((box) => box.value);
+const template = (model) => find("plain").checked ? undefined : templates.get(model);
+
+function columns() {
+  const models = chosen(), before = new Map();
+  for (const field of find("columns").querySelectorAll("textarea")) before.set(field.name, field.value);
+  const names = new Set(models.flatMap((model) => template(model)?.columns ?? []));
+  find("columns").replaceChildren();
+  for (const name of names) {
+    const label = made("label", name, find("columns")), field = made("textarea", undefined, label);
+    field.name = name;
+    field.rows = 2;
+    field.required = true;
+    field.value = before.get(name) ?? "";
+  }
+  find("columns-set").hidden = !names.size;
+  const typed = !models.length || models.some((model) => !template(model));
+  find("question-row").hidden = !typed;
+  find("question").required = typed;
+}
+
+function asked(model, question) {
+  const needed = template(model);
+  if (!needed) return question;
+  const fields = [...find("columns").querySelectorAll("textarea")];
+  return JSON.stringify(Object.fromEntries(
+    fields.filter((field) => needed.columns.includes(field.name))
+      .map((field) => [field.name, field.value])));
 }
 
 async function reports() {
@@ -119,7 +157,8 @@ async function ask(model, question) {
       method: "POST",
       signal: abort.signal,
       body: JSON.stringify({
-        model, messages: [{ role: "user", content: question }], stream: true,
+        model, messages: [{ role: "user", content: asked(model, question) }], stream: true,
+        ...(find("plain").checked ? { prompt_template: false } : {}),
         stream_options: { include_usage: true },
         max_tokens: Number(find("most").value), temperature: Number(find("temperature").value),
       }),
@@ -152,17 +191,22 @@ async function ask(model, question) {
 
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  const chosen = [...document.querySelectorAll("#models input:checked")].map((box) => box.value);
-  const question = find("question").value.trim();
-  find("problem").textContent = !question ? "Type a question." :
-    !chosen.length ? "Choose a model." : "";
-  if (!question || !chosen.length) return;
+  const models = chosen(), question = find("question").value.trim();
+  const lacks = !question && models.some((model) => !template(model));
+  const empty = [...find("columns").querySelectorAll("textarea")].find((field) => !field.value.trim());
+  find("problem").textContent = !models.length ? "Choose a model." :
+    lacks ? "Type a question." : empty ? "Fill in " + empty.name + "." : "";
+  if (find("problem").textContent) return;
   find("answers").replaceChildren();
   find("send").disabled = true;
   find("stop").disabled = false;
-  chosen.forEach((model) => ask(model, question));
+  models.forEach((model) => ask(model, question));
 });
 find("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("ask").requestSubmit();
+});
+find("plain").addEventListener("change", columns);
+find("columns").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("ask").requestSubmit();
 });
 find("stop").addEventListener("click", () => running.forEach((abort) => abort.abort()));
