@@ -191,8 +191,8 @@ async function ask(model, question) {
 
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  const models = chosen(), question = find("question").value.trim();
-  const lacks = !question && models.some((model) => !template(model));
+  const models = chosen(), question = find("question").value;
+  const lacks = !question.trim() && models.some((model) => !template(model));
   const empty = [...find("columns").querySelectorAll("textarea")].find((field) => !field.value.trim());
   find("problem").textContent = !models.length ? "Choose a model." :
     lacks ? "Type a question." : empty ? "Fill in " + empty.name + "." : "";
