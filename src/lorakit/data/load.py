@@ -18,6 +18,7 @@ from lorakit.data.notes import (
     turn_notes,
 )
 from lorakit.data.reading import EncodedRows, encode_rows
+from lorakit.data.readings import LOOKED_AT, refuse_two_readings
 from lorakit.data.recognising import recognise
 from lorakit.data.records import read_rows
 from lorakit.data.shapes import Example, Shape
@@ -172,6 +173,9 @@ def _limit(spec: DataSpec, context_length: int | None) -> int | None:
 def _first(sources: Sequence[Source], spec: DataSpec) -> tuple[Shape, Example]:
     row = next(read_rows(sources))
     shape = recognise(row, spec)
+    if shape.kind == "text" and shape.text is None:
+        for source in sources:
+            refuse_two_readings(read_rows([source], min(LOOKED_AT, spec.max_rows or LOOKED_AT)))
     return shape, shape.example(row)
 
 
