@@ -88,7 +88,7 @@ def generate(
 
     `lorakit generate --adapter runs/first/adapter 'Where is my order?'`
 
-    `lorakit generate --adapter runs/first/adapter --data rows.csv --out answers.csv`
+    `lorakit generate --adapter runs/first/adapter --data notes.csv --out answers.csv`
 
     The prompt is written by the template that the adapter was trained with. With `--data` every row
     of a file is answered: the new file has all its columns, and the answer and its probability.
