@@ -53,7 +53,7 @@ def train(place: Path, name: str, steps: int) -> None:
         *("train", "--data", ",".join(f"{f}.csv" for f in files)),
         *("--eval-data", ",".join(f"{f}-held.csv" for f in files)),
         *("--prompt", PROMPT, "--completion", COMPLETION, "--rank", 8, "--max-steps", steps),
-        *("--batch-size", 8, "--samples", 0, "--out", f"run-{name}"),
+        *("--batch-size", 8, "--eval-every", 30, "--samples", 0, "--out", f"run-{name}"),
     )
 
 
