@@ -109,7 +109,7 @@ def generate(
 
     `lorakit generate --adapter runs/first/adapter 'Where is my order?'`
 
-    `lorakit generate --adapter runs/first/adapter --data rows.csv --out answers.csv`
+    `lorakit generate --adapter runs/first/adapter --data notes.csv --out answers.csv`
 
     The prompt is written by the templates that the adapter was trained with. Where its prompt template
     has several columns, give each with `--set`, or a JSON object as the prompt. With `--data` every row

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lorakit.adapters.asking import asking_of
 from lorakit.adapters.combine import Combined, combine
@@ -14,6 +15,7 @@ from lorakit.adapters.shrink import shrink
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.adapters.store import Store
 from lorakit.config import RunConfig
+from lorakit.data import check_sources
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.files.cache import Progress, no_progress
 from lorakit.lora import plan
@@ -21,8 +23,9 @@ from lorakit.models import ModelSpec, empty_model, identify
 from lorakit.models.sources import resolve
 from lorakit.models.weights import find, tensors_of
 from lorakit.run.commands.evaluation import run_evaluation
+from lorakit.run.commands.trying import Told, Tried, try_ways, with_scores
 from lorakit.run.folder import check_folder
-from lorakit.run.named import find_adapter
+from lorakit.run.named import Found, find_adapter
 from lorakit.run.recorded import with_recorded
 from lorakit.run.weighted import parse_weighted
 
@@ -79,14 +82,60 @@ def run_combine(
     Raises:
         InputError: something given cannot be used.
     """
-    named = [parse_weighted(text) for text in weighted]
-    patterns = _patterns(layer_weights, [name for name, _ in named])
-    parts = []
-    for name, weight in named:
-        found = find_adapter(name, output.store)
-        parts.append(Part(read_stored(found.folder), weight, patterns.get(name, {}), found.name))
+    _, parts = _read_parts(weighted, layer_weights, output)
     made = combine(parts, spec, source=output.name or str(output.out), force=force)
     return made, output.keep(made.adapter)
+
+
+def run_combine_best(
+    config: RunConfig,
+    weighted: Sequence[str],
+    options: Mapping[str, Any],
+    output: Output,
+    *,
+    layer_weights: Sequence[str] = (),
+    force: bool = False,
+    progress: Progress = no_progress,
+    told: Told = lambda *_: None,
+) -> Tried:
+    """Measure every way to combine adapters on their own rows, and keep the best or the one named.
+
+    Args:
+        config: `data.data` names the rows of each adapter's task, in the order of the adapters.
+        weighted: as for `run_combine`.
+        options: fields of `CombineSpec` that were given; with how that way is kept.
+        output: where the result goes.
+        layer_weights: as for `run_combine`.
+        force: combine and measure although the bases differ.
+        progress: told of a download of the built-in model.
+        told: told of each measurement.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    check_sources(config.data.data)
+    adapters, parts = _read_parts(weighted, layer_weights, output)
+    tried = try_ways(
+        *(config, adapters, parts, options),
+        source=output.name or str(output.out),
+        force=force,
+        progress=progress,
+        told=told,
+    )
+    return replace(tried, place=output.keep(with_scores(tried).adapter))
+
+
+def _read_parts(
+    weighted: Sequence[str], layer_weights: Sequence[str], output: Output
+) -> tuple[list[Found], list[Part]]:
+    named = [parse_weighted(text) for text in weighted]
+    patterns = _patterns(layer_weights, [name for name, _ in named])
+    adapters = [find_adapter(name, output.store) for name, _ in named]
+    parts = [
+        Part(read_stored(found.folder), weight, patterns.get(name, {}), found.name)
+        for found, (name, weight) in zip(adapters, named, strict=True)
+    ]
+    return adapters, parts
 
 
 def run_extract(

@@ -1,0 +1,380 @@
+"""Which way to combine adapters is best on their own tasks: each is measured on held-out rows of all.
+
+The rows of a task are read as its adapter was trained: by its mapping and its template. Where the file
+is the one that the adapter was trained on, the rows are those that were held out of that training.
+"""
+
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.adapters.combine import Combined, combine
+from lorakit.adapters.pairs import StoredAdapter, write_stored
+from lorakit.adapters.parents import Part
+from lorakit.adapters.specs import CombineSpec
+from lorakit.config import RunConfig
+from lorakit.data import read_rows
+from lorakit.data.given import GivenRows, Source
+from lorakit.errors import ConfigError
+from lorakit.files.cache import Progress, no_progress
+from lorakit.lora import detach
+from lorakit.models import default
+from lorakit.run.commands.evaluation import run_evaluation
+from lorakit.run.named import Found
+from lorakit.run.recorded import recorded_mapping, with_recorded
+from lorakit.run.session import Session, open_base, recorded_template
+
+ROWS = 200
+"""The most rows of a task that are measured, where no other number is given."""
+SUM, WEIGHTED = "sum", "weighted sum"
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows that one parent's task is measured on.
+
+    Attributes:
+        name: of the adapter.
+        config: its base and mapping, and the rows in memory.
+        session: the base, with the template that the adapter was trained with.
+        rows: how many.
+        note: which rows these are, in a sentence.
+    """
+
+    name: str
+    config: RunConfig
+    session: Session
+    rows: int
+    note: str
+
+
+@dataclass(frozen=True)
+class TriedWay:
+    """A way to combine, or one adapter alone, and how well it does each task.
+
+    Attributes:
+        name: sum, weighted sum, ties, dare; or an adapter's name.
+        measures: which measure `scores` holds, for each task.
+        scores: for each task the measure that fits it first; None where it has no answers.
+        losses: for each task held-out nats per token.
+    """
+
+    name: str
+    measures: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean score over the tasks; None where one has none."""
+        known = [score for score in self.scores if score is not None]
+        return fmean(known) if len(known) == len(self.scores) else None
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is best has the largest: by mean score, then by mean loss."""
+        return (self.mean if self.mean is not None else 0.0, -fmean(self.losses))
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What was measured of all ways.
+
+    Attributes:
+        tasks: names of the adapters, in the order of all scores.
+        alone: each adapter by itself, for reference.
+        ways: the ways to combine.
+        best: the one with the best mean.
+        rows: of each task.
+        notes: what to know about the rows and the figures.
+        train: the command that trains one adapter on the rows of all tasks; empty where their rows
+            are mapped in different ways.
+        made: the adapter of the way that was asked for, or else of the best.
+        chosen: the name of that way.
+        place: where it was written, in words.
+    """
+
+    tasks: tuple[str, ...]
+    alone: tuple[TriedWay, ...]
+    ways: tuple[TriedWay, ...]
+    best: TriedWay
+    rows: tuple[int, ...]
+    notes: tuple[str, ...]
+    train: str
+    made: Combined
+    chosen: str
+    place: str = ""
+
+
+Told = Callable[[str, int, int], None]
+"""Told of each measurement: its name, how many are done, how many there are."""
+
+
+def try_ways(
+    config: RunConfig,
+    adapters: Sequence[Found],
+    parts: Sequence[Part],
+    options: Mapping[str, Any],
+    *,
+    source: str,
+    force: bool = False,
+    progress: Progress = no_progress,
+    told: Told = lambda *_: None,
+) -> Tried:
+    """Measure every way to combine adapters on held-out rows of each one's task.
+
+    Args:
+        config: `data.data` names one source for each adapter, in their order.
+        adapters: where they are.
+        parts: the same, read, with the weights that were asked for.
+        options: fields of `CombineSpec`: rank or energy, density and seed for the ways that have
+            them; with how that way is made, else the best.
+        source: what to call the result.
+        force: measure although the adapters belong to another base.
+        progress: told of a download of the built-in model.
+        told: told of each measurement.
+
+    Raises:
+        ConfigError: there are not as many sources as adapters.
+        InputError: something given cannot be used.
+    """
+    sources = config.data.data
+    if len(sources) != len(adapters):
+        raise ConfigError(
+            f"{len(adapters)} adapters and {len(sources)} sources of rows: give one for each adapter, in "
+            "their order, such as --data a.csv,b.csv"
+        )
+    # The base is that of all; how rows are read is each adapter's own.
+    model = with_recorded(config, adapters).model
+    config = replace(config, model=model, given=config.given | {"model"})
+    base = open_base(config.model, progress=progress)
+    tasks = [
+        _task_rows(config, base, adapter, rows)
+        for adapter, rows in zip(adapters, sources, strict=True)
+    ]
+    candidates = _candidates(parts, options)
+    total = len(adapters) + len(candidates)
+    alone = []
+    for number, adapter in enumerate(adapters):
+        told(adapter.name, number, total)
+        alone.append(_measured(adapter.name, adapter.folder, base, tasks, force=force))
+    ways, made = [], {}
+    for number, (name, (weighted, way)) in enumerate(candidates.items(), len(adapters)):
+        told(name, number, total)
+        made[name] = combine(weighted, way, source=source, force=force)
+        ways.append(_measured_adapter(name, made[name].adapter, base, tasks, force=force))
+    told("", total, total)
+    best = max(ways, key=lambda way: way.rank)
+    chosen = options.get("how") or best.name
+    return Tried(
+        tuple(task.name for task in tasks),
+        tuple(alone),
+        tuple(ways),
+        best,
+        tuple(task.rows for task in tasks),
+        _notes(tasks, alone, best, candidates),
+        train_line([read_adapter(a.folder) for a in adapters], sources),
+        made[chosen],
+        chosen,
+    )
+
+
+def _candidates(
+    parts: Sequence[Part], options: Mapping[str, Any]
+) -> dict[str, tuple[Sequence[Part], CombineSpec]]:
+    """The ways by name. What gives full rank is cut, to the sum of the parents' ranks by default."""
+    equal = [replace(part, weight=1.0) for part in parts]
+    own = parts
+    if all(part.weight == 1 for part in parts):
+        own = [replace(part, weight=1 / len(parts)) for part in parts]
+    cut = {name: options.get(name) for name in ("rank", "energy")}
+    if cut == {"rank": None, "energy": None}:
+        ranks = [max(pair.rank for pair in part.adapter.pairs.values()) for part in parts]
+        cut["rank"] = sum(ranks)
+    sparse: dict[str, Any] = {**cut, "density": options.get("density")}
+    seeded = {**sparse, "seed": options.get("seed") or 0}
+    ways: dict[str, tuple[Sequence[Part], CombineSpec]] = {
+        SUM: (equal, CombineSpec("linear")),
+        WEIGHTED: (own, CombineSpec("linear")),
+        "ties": (parts, CombineSpec("ties", **sparse)),
+        "dare": (parts, CombineSpec("dare", **seeded)),
+    }
+    how = options.get("how")
+    if how is not None and how not in ways:
+        given = {"dare_ties": seeded, "svd": cut}.get(how, {})
+        ways[how] = (parts, CombineSpec(how, **given))
+    return ways
+
+
+def _task_rows(config: RunConfig, base: Session, adapter: Found, source: Source) -> TaskRows:
+    """The rows of one parent's task: those that were held out of its training, where it says which."""
+    info = read_adapter(adapter.folder)
+    mapped = with_recorded(replace(config, data=replace(config.data, data=(source,))), adapter)
+    template = recorded_template(info, config.data) or base.template
+    session = replace(base, template=template)
+    most = config.data.max_eval_rows or ROWS
+    origins = _held_out(mapped, session, info, source)
+    rows = []
+    spec = mapped.data
+    for row in read_rows((*spec.data, *_eval_data(info)) if origins else spec.data):
+        if not origins or row.origin in origins:
+            rows.append(dict(row.fields))
+        if len(rows) == most:
+            break
+    held = GivenRows(rows, str(source))
+    what = (
+        f"held out when {adapter.name} was trained"
+        if origins
+        else f"not known to be what {adapter.name} was trained on, so none is held back"
+    )
+    note = f"{adapter.name}: {len(rows):,} rows of {source}, {what}"
+    settled = replace(mapped, data=replace(spec, data=(held,), max_rows=None, eval_data=()))
+    return TaskRows(adapter.name, settled, session, len(rows), note)
+
+
+def _eval_data(info: AdapterInfo) -> tuple[str, ...]:
+    """The files of held-out rows that a training recorded, where they are still there."""
+    recorded = _recorded(info).get("eval_data") or ()
+    return tuple(recorded) if all(Path(str(name)).exists() for name in recorded) else ()
+
+
+def _recorded(info: AdapterInfo) -> Mapping[str, Any]:
+    known = (info.provenance or {}).get("config")
+    return known if isinstance(known, Mapping) else {}
+
+
+def _held_out(
+    config: RunConfig, session: Session, info: AdapterInfo, source: Source
+) -> frozenset[str]:
+    """Where the rows come from that were held out of a training; empty where the rows are others."""
+    known, hashed = _recorded(info), (info.provenance or {}).get("data_sha256")
+    if not known or not hashed or not isinstance(source, str):
+        return frozenset()
+    names = ("eval_share", "max_rows", "max_eval_rows", "max_length", "too_long")
+    same = {name: known[name] for name in names if name in known}
+    spec = replace(
+        config.data, data=(source,), eval_data=_eval_data(info), drop=tuple(known.get("drop") or ())
+    )
+    data = session.task.rows(
+        replace(spec, **same), session, seed=int(known.get("seed", 0)), template=session.template
+    )
+    if data.data_sha256 != hashed:
+        return frozenset()
+    return frozenset(example.origin for example in data.eval_examples)
+
+
+def _measured(
+    name: str, folder: Path, base: Session, tasks: Sequence[TaskRows], *, force: bool
+) -> TriedWay:
+    load_adapter(base.model, folder, identity=base.identity, force=force)
+    try:
+        results = [
+            run_evaluation(
+                task.config, adapter=None, metrics="auto", out=None, session=task.session
+            )
+            for task in tasks
+        ]
+    finally:
+        detach(base.model)
+    headlines = [_headline(result) for result in results]
+    return TriedWay(
+        name,
+        tuple(measure for measure, _ in headlines),
+        tuple(score for _, score in headlines),
+        tuple(float(result["eval_loss"]) for result in results),
+    )
+
+
+def _measured_adapter(
+    name: str, adapter: StoredAdapter, base: Session, tasks: Sequence[TaskRows], *, force: bool
+) -> TriedWay:
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_stored(Path(place) / "adapter", adapter)
+        return _measured(name, folder, base, tasks, force=force)
+
+
+def _headline(result: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The measure that fits the task first, on a scale from 0 to 1."""
+    scores = result["scores"]
+    name = result.get("headline") or next(iter(scores), None)
+    return ("", None) if name is None else (str(name), float(scores[name]))
+
+
+def _notes(
+    tasks: Sequence[TaskRows],
+    alone: Sequence[TriedWay],
+    best: TriedWay,
+    candidates: Mapping[str, tuple[Sequence[Part], CombineSpec]],
+) -> tuple[str, ...]:
+    notes = [task.note for task in tasks]
+    spec = candidates["ties"][1]
+    cut = f"rank {spec.rank}" if spec.rank is not None else f"{spec.energy:g} of the energy"
+    dare = candidates["dare"][1]
+    notes.append(
+        f"ties keeps {spec.share:g} of the elements, dare {dare.share:g}; both are cut to {cut}"
+    )
+    rows, mean = sum(task.rows for task in tasks), best.mean
+    if mean is not None:
+        # The standard error of a difference of two shares, each of so many rows, unpaired.
+        may = 1.96 * (2 * max(mean * (1 - mean), 1 / rows) / rows) ** 0.5
+        notes.append(f"of {rows:,} rows in all: differences of less than {may:.2f} may be chance")
+    better = [one for one in alone if one.rank > best.rank]
+    if better:
+        top = max(better, key=lambda one: one.rank)
+        notes.append(f"{top.name} alone has a better mean than every combination")
+    return tuple(notes)
+
+
+def train_line(infos: Sequence[AdapterInfo], sources: Sequence[Source]) -> str:
+    """The command that trains one adapter on the rows of all tasks; empty where none can.
+
+    Args:
+        infos: of the adapters.
+        sources: of their rows.
+    """
+    mappings = [recorded_mapping(info) for info in infos]
+    if any(mapping != mappings[0] for mapping in mappings):
+        return ""
+    if not all(isinstance(source, str) for source in sources):
+        return ""
+    known = _recorded(infos[0])
+    model = (infos[0].provenance or {}).get("asking", {}).get("model") or known.get("model")
+    words = ["lorakit", "train"]
+    if model and model != default.NAME:
+        words += ["--model", str(model)]
+    texts = [str(source) for source in sources]
+    if any("," in text for text in texts):
+        words += [word for text in texts for word in ("--data", text)]
+    else:
+        words += ["--data", ",".join(texts)]
+    for name, value in mappings[0].items():
+        words += [f"--{name}", value]
+    for name in ("system", "template"):
+        if (value := known.get(name)) and value != "auto":
+            words += [f"--{name}", str(value)]
+    ranks = [rank for info in infos for rank in info.ranks.values()]
+    return shlex.join([*words, "--rank", str(max(ranks)), "--out", "runs/both"])
+
+
+def with_scores(tried: Tried) -> Combined:
+    """The adapter that was chosen, with what was measured of it in its record."""
+    made = tried.made
+    way = next(way for way in tried.ways if way.name == tried.chosen)
+    measured = {
+        "way": way.name,
+        "tasks": [
+            {"adapter": task, "rows": rows, "measure": measure, "score": score, "loss": loss}
+            for task, rows, measure, score, loss in zip(
+                tried.tasks, tried.rows, way.measures, way.scores, way.losses, strict=True
+            )
+        ],
+    }
+    assert made.adapter.record is not None
+    known = {**(made.adapter.record.provenance or {}), "combined_on": measured}
+    record = replace(made.adapter.record, provenance=known)
+    return replace(made, adapter=replace(made.adapter, record=record))
