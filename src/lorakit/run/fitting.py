@@ -1,9 +1,12 @@
 """Rows and a model in, trained parameters out: what the command and the notebook share."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from lorakit import forecast as forecasting
 from lorakit.data import Batch, TokenTable, order, total_steps
@@ -84,26 +87,67 @@ def estimate_run(
         trainable: parameters of the adapter; all of the model's for full fine-tuning.
         full: every parameter of the base is trained.
     """
-    shape = forecasting.shape_of(model)
-    lengths = table.lengths
-    rows = min(spec.batch_size, len(lengths))
-    tokens_a_step = rows * float(lengths.mean())
+    lengths = table.lengths.tolist()
+    return estimate(
+        forecasting.shape_of(model),
+        lengths,
+        table.loss_tokens,
+        spec,
+        steps=steps,
+        trainable=trainable,
+        dtype=model.dtype,
+        device=model.device,
+        kept=Runnable(model).elements_kept(lengths),
+        full=full,
+    )
+
+
+def estimate(
+    shape: forecasting.ModelShape,
+    lengths: Sequence[int],
+    loss_tokens: int,
+    spec: TrainSpec,
+    *,
+    steps: int,
+    trainable: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: float | None,
+    full: bool = False,
+    measured_tokens: int = 1024,
+) -> RunEstimate:
+    """Forecast the training of a model of this shape on rows of these lengths.
+
+    Args:
+        shape: of the base.
+        lengths: tokens of each row.
+        loss_tokens: supervised tokens among them.
+        spec: the schedule.
+        steps: optimizer steps.
+        trainable: as for `estimate_run`.
+        dtype: of the base.
+        device: where it computes; its rates are measured.
+        kept: elements for the backward pass of each token, None where blocks do not run fused.
+        full: every parameter of the base is trained.
+        measured_tokens: of each product by which the rates are measured.
+    """
+    rows, mean = min(spec.batch_size, len(lengths)), statistics.fmean(lengths)
+    tokens_a_step = rows * mean
     # The largest step of a run lies about two standard deviations above the mean.
-    largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
-    kept = Runnable(model).elements_kept(lengths.tolist())
-    rate = forecasting.matmul_rate(shape, model.dtype, model.device)
-    elementwise = forecasting.elementwise_rate(shape, model.dtype, model.device)
-    bytes_rate = forecasting.memory_rate(model.device) if full else None
+    largest_step = tokens_a_step + 2 * math.sqrt(rows) * statistics.pstdev(lengths, mean)
+    rate = forecasting.matmul_rate(shape, dtype, device, tokens=measured_tokens)
+    elementwise = forecasting.elementwise_rate(shape, dtype, device, tokens=measured_tokens)
+    bytes_rate = forecasting.memory_rate(device) if full else None
 
     def made(recompute: bool) -> forecasting.Forecast:
         return forecasting.forecast(
             shape,
             trainable,
-            lengths.tolist(),
-            table.loss_tokens,
+            lengths,
+            loss_tokens,
             epochs_tokens=int(steps * tokens_a_step),
-            batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
-            dtype=model.dtype,
+            batch_tokens=int(min(max(spec.batch_tokens, max(lengths)), largest_step)),
+            dtype=dtype,
             rate=rate,
             elementwise=elementwise,
             elements_kept=kept,
@@ -115,7 +159,7 @@ def estimate_run(
 
     if spec.activation_checkpointing != "auto":
         return RunEstimate(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
-    plain, there = made(False), available_memory(model.device)
+    plain, there = made(False), available_memory(device)
     if plain.peak_memory_bytes <= MEMORY_SHARE * there:
         return RunEstimate(plain, False, "")
     less = made(True)
