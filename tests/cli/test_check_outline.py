@@ -12,7 +12,7 @@ from families import FAMILIES, saved, tiny
 from lorakit import forecast as forecasting
 from lorakit.execution.outline import outline_elements_kept
 from lorakit.execution.runnable import Runnable
-from lorakit.run import fitting
+from lorakit.run import estimating
 from lorakit.run.commands import outlining
 
 # Llama 3 8B, by its published configuration: 8,030,261,248 parameters.
@@ -47,7 +47,7 @@ def test_an_8b_by_its_configuration(lorakit, tmp_path, quick, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
 
     def with_memory(there):
-        for room in (outlining, fitting):
+        for room in (outlining, estimating):
             monkeypatch.setattr(room, "available_memory", lambda _: there)
 
     with_memory(24_000_000_000)

@@ -14,7 +14,8 @@ from lorakit.execution.outline import outline_elements_kept
 from lorakit.lora import Plan, plan
 from lorakit.models import empty_model, load_tokenizer
 from lorakit.models.devices import torch_device, torch_dtype
-from lorakit.run.fitting import RunEstimate, estimate, peak_rate, steps_of
+from lorakit.run.estimating import RunEstimate, estimate
+from lorakit.run.fitting import peak_rate, steps_of
 from lorakit.run.machine import available_memory
 
 ROWS, ROW_TOKENS = 1000, 512
