@@ -5,6 +5,7 @@ import json
 import math
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from adapter_models import adapt, logits, tiny_llama
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
+from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.errors import AdapterError, ConfigError, OutputError
 from lorakit.files.whole import write_folder
 from lorakit.lora import lora_layers
@@ -109,8 +111,10 @@ def test_the_card(adapted, tmp_path):
     assert f"{2 * 4 * (64 + 80):,} trained parameters" in card
     assert "- rank 4, alpha 8, scale alpha / rank" in card
     assert "| eval_loss | 1.25 |" in card
-    assert 'lorakit.load_adapter(model, "this/folder")' in card
+    assert "# LoRA adapter for `tiny-llama`" in card
+    assert 'lorakit.load_adapter(model, ".")' in card
     assert "PeftModel.from_pretrained" in card
+    assert "BASE stands for the folder or the hub id of the base model, `tiny-llama`." in card
 
 
 def test_the_card_says_task_data_and_every_runtime(adapted, tmp_path):
@@ -135,12 +139,42 @@ def test_the_card_says_task_data_and_every_runtime(adapted, tmp_path):
         ),
         *("- system prompt: `Be brief. Always.`", "--enable-lora --max-lora-rank 8 "),
         *(
-            "lorakit export this/folder --to gguf --model tiny-llama",
+            "lorakit export . --to gguf --model BASE",
             "llama-cli -m base.gguf --lora",
         ),
     ):
         assert part in card, part
     assert "someone" not in card, "a card is published, the paths of the machine are not"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "own"),
+    [
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        # A folder of this machine is another one elsewhere, and nobody else's business.
+        ("/home/someone/*mine*", "BASE", "BASE"),
+    ],
+)
+def test_other_programs_are_told_of_a_base_by_its_id(adapted, tmp_path, name, shown, own):
+    identity = replace(IDENTITY, name=name, revision="sha256:1" if own == "smollm2-135m" else None)
+    save_adapter(adapted, tmp_path / "a", identity=identity)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"AutoModelForCausalLM.from_pretrained({shown!r})" in card
+    assert f"vllm serve {shown} --enable-lora" in card
+    assert f"lorakit.load_model({own!r})" in card
+    assert f"lorakit export . --to gguf --model {own} --out" in card
+    assert "someone" not in card
+    if "mine" in name:
+        assert "# LoRA adapter for `*mine*`" in card
+    else:
+        assert f"base_model: '{shown}'" in card
+        config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == shown
+        assert config["revision"] is None
+    # What is written again of it says the same.
+    write_stored(tmp_path / "b", read_stored(tmp_path / "a"))
+    assert (tmp_path / "b" / "README.md").read_text() == card
 
 
 def test_a_card_promises_no_runtime_that_would_refuse(tmp_path):

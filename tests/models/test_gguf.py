@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 from families import tiny, tokenizer
 from lorakit.errors import ModelError
 from lorakit.models import gguf
-from lorakit.models.load import load_model
+from lorakit.models.load import empty_model, load_model
 
 _NAMES = {
     "input_layernorm": "attn_norm",
@@ -161,3 +161,30 @@ def test_the_table_of_known_schemes_is_a_subset_of_what_transformers_splits():
     as_gpt2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"}
     assert gguf._SPLIT_BY_TRANSFORMERS - as_gpt2 <= set(GGUF_PRE_TOKENIZER_SPLITS)
     assert not gguf._SINGLE_DIGITS & set(GGUF_PRE_TOKENIZER_SPLITS)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shapes_need_no_weights(original, monkeypatch, tied):
+    """`lorakit count` of a GGUF file reads its header: what is counted is what would be loaded."""
+    model, words, path = original
+    if tied:
+        model = tiny("llama", tie_word_embeddings=True)
+        monkeypatch.setattr(
+            GGUFWriter, "add_tensor", _without(GGUFWriter.add_tensor, "output.weight")
+        )
+    write(path, model, words, quantized=not tied)
+    monkeypatch.setattr(gguf, "read", lambda _: pytest.fail("the weights were unpacked"))
+    empty = empty_model(str(path))
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert sum(p.numel() for p in empty.parameters()) == sum(p.numel() for p in model.parameters())
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    assert {name: p.shape for name, p in empty.named_parameters()} == shapes
+    assert not gguf.converted(path).exists()
+
+
+def _without(add, left_out):
+    def adding(self, name, *arguments, **options):
+        if name != left_out:
+            add(self, name, *arguments, **options)
+
+    return adding

@@ -10,8 +10,8 @@ from lorakit.execution.runnable import Packed, Runnable
 from lorakit.forecast import HELD, MATMUL_SHARE, flops_per_token, forecast, shape_of
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.models import empty_model
-from lorakit.run import fitting
-from lorakit.run.fitting import estimate_run
+from lorakit.run import estimating
+from lorakit.run.estimating import estimate_run
 from lorakit.training import TrainSpec
 
 
@@ -102,7 +102,7 @@ def test_checkpointing_is_automatic_where_memory_would_run_out(monkeypatch):
     assert not plain.recompute
     assert not plain.note
     needed = plain.forecast.peak_memory_bytes
-    monkeypatch.setattr(fitting, "available_memory", lambda device: needed)
+    monkeypatch.setattr(estimating, "available_memory", lambda device: needed)
     tight = estimate_run(small, rows, TrainSpec(), steps=1, trainable=1000)
     assert tight.recompute
     assert tight.forecast.peak_memory_bytes < needed

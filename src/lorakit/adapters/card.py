@@ -1,14 +1,21 @@
 """README.md of an adapter folder: the model card, and how each runtime takes the adapter."""
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from lorakit.adapters.asking import asking_in
 from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.lora.spec import LoraSpec
+from lorakit.models.default import HUB_ID, NAME
 
 if TYPE_CHECKING:
     from lorakit.adapters.pairs import Pair
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_card(
@@ -22,20 +29,19 @@ def model_card(
     Of a run's configuration only what says what was trained is shown, and of paths only the name
     at the end: a card is published, the machine that it came from is not.
     """
-    base = base_name or "the base model"
-    known = provenance or {}
+    known, base = provenance or {}, _Base(base_name)
     front = ["---", "library_name: peft", "pipeline_tag: text-generation", "tags:", "- lora"]
     front += ["- lorakit"]
     if base_name:
-        front.insert(1, f"base_model: {_quoted(base_name)}")
+        front.insert(1, f"base_model: {_quoted(base.public)}")
     kinds = sorted({path.rsplit(".", 1)[-1] for path in pairs})
     lines = [
         *front,
         "---",
         "",
-        f"# LoRA adapter for {base}",
+        f"# LoRA adapter for {_code(base.public) if base_name else 'a base model'}",
         "",
-        f"- base model: {base}",
+        *([f"- base model: {base.words}"] if base_name else []),
         f"- rank {_span(p.rank for p in pairs.values())}, "
         f"alpha {_span(p.alpha for p in pairs.values())}, "
         f"scale {spec.variant.scale_formula}",
@@ -48,7 +54,7 @@ def model_card(
     if numbers:
         lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in numbers.items()]
-    lines += ["", "## Use", *_use(pairs, base_name)]
+    lines += ["", "## Use", *_use(pairs, base, known)]
     lines += ["", "`lorakit.json` says which base, data and configuration it came from."]
     return "\n".join(lines) + "\n"
 
@@ -79,23 +85,72 @@ def _data(known: Mapping[str, Any]) -> Iterator[str]:
         yield f"- SHA-256 of the rows: {known['data_sha256']}"
 
 
-def _use(pairs: "Mapping[str, Pair]", base_name: str | None) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Base:
+    """A base model by its recorded name, and how each program is told of it."""
+
+    name: str | None
+
+    @property
+    def public(self) -> str:
+        """Its id on the hub, or the last part of a folder's name."""
+        if self.name == NAME:
+            return HUB_ID
+        return self.name if self.on_hub and self.name else PurePath(self.name or "").name
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the name may be an id of the hub."""
+        return self.name == NAME or bool(_HUB_NAME.fullmatch(self.name or ""))
+
+    @property
+    def words(self) -> str:
+        """As the card says it."""
+        if self.name == NAME:
+            return (
+                f"{_code(HUB_ID)}, which lorakit has as `{NAME}`, out of a 4-bit GGUF file: the hub's "
+                "weights are not rounded so, and an answer may differ from lorakit's"
+            )
+        return _code(self.public)
+
+    @property
+    def given(self) -> str:
+        """What stands in a command; BASE for a folder, which is another one elsewhere."""
+        return self.public if self.on_hub else "BASE"
+
+    @property
+    def own(self) -> str:
+        """The same for lorakit, which has one model by a name of its own."""
+        return NAME if self.name == NAME else self.given
+
+
+def _use(pairs: "Mapping[str, Pair]", base: _Base, known: Mapping[str, Any]) -> Iterator[str]:
     """One section a runtime; a limit is said where this very adapter meets it."""
-    base = repr(base_name or "BASE")
+    # What lorakit recorded of the base, it finds again by itself.
+    model = "" if asking_in(known).get("model") else f" --model {shlex.quote(base.own)}"
+    yield from ("", "Run these lines in the adapter's folder.")
+    if not base.on_hub:
+        what = f", {_code(base.public)}" if base.public else ""
+        yield f"BASE stands for the folder or the hub id of the base model{what}."
     yield from (
         "",
         "With lorakit, which checks that the base is the right one:",
         "",
         "```python",
-        f"model, tokenizer = lorakit.load_model({base})",
-        'lorakit.load_adapter(model, "this/folder")',
+        "import lorakit",
+        "",
+        f"model, tokenizer = lorakit.load_model({base.own!r})",
+        'lorakit.load_adapter(model, ".")',
         "```",
         "",
         "With peft:",
         "",
         "```python",
-        f"model = AutoModelForCausalLM.from_pretrained({base})",
-        'model = PeftModel.from_pretrained(model, "this/folder")',
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({base.given!r})",
+        'model = PeftModel.from_pretrained(model, ".")',
         "```",
     )
     if dilated := [path for path, pair in pairs.items() if pair.dilated]:
@@ -113,9 +168,9 @@ def _use(pairs: "Mapping[str, Pair]", base_name: str | None) -> Iterator[str]:
             "With vLLM, at one rank and one scale for all modules:",
             "",
             "```",
-            "lorakit export this/folder --to vllm --out for-vllm",
-            f"vllm serve {base_name or 'BASE'} --enable-lora --max-lora-rank {rank} "
-            "--lora-modules name=for-vllm",
+            "lorakit export . --to vllm --out ../for-vllm",
+            f"vllm serve {shlex.quote(base.given)} --enable-lora --max-lora-rank {rank} "
+            "--lora-modules name=../for-vllm",
             "```",
         )
     yield from (
@@ -123,8 +178,8 @@ def _use(pairs: "Mapping[str, Pair]", base_name: str | None) -> Iterator[str]:
         "With llama.cpp, beside the base as a GGUF file:",
         "",
         "```",
-        f"lorakit export this/folder --to gguf --model {base_name or 'BASE'} --out adapter.gguf",
-        "llama-cli -m base.gguf --lora adapter.gguf",
+        f"lorakit export . --to gguf{model} --out ../adapter.gguf",
+        "llama-cli -m base.gguf --lora ../adapter.gguf",
         "```",
     )
 

@@ -272,7 +272,8 @@ def write_stored(
         digest = hash_of(partial / TENSORS)[1]
         write_record(partial, make_record(adapter.spec, digest, base, told))
         write_json(partial / CONFIG, config, sort_keys=True)
-        card = model_card(adapter.spec, pairs, adapter.config.base_name, told)
+        recorded = (base or {}).get("name") or adapter.config.base_name
+        card = model_card(adapter.spec, pairs, recorded, told)
         write_text(partial / "README.md", card)
 
     return write_folder(Path(folder), fill, overwrite=overwrite, what="adapter")

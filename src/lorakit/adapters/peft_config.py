@@ -14,6 +14,7 @@ from lorakit.files.pointers import pointer_problem
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
 from lorakit.lora.variants import peft_keys, variant_in
+from lorakit.models.default import HUB_ID, NAME
 
 CONFIG = "adapter_config.json"
 PEFT_VERSION = "0.21.2"  # the version whose format is written; peft is not needed for it
@@ -209,7 +210,7 @@ def write_config(
     written |= {
         "alpha_pattern": {key: _plain(alpha) for key, alpha in alpha_pattern.items()},
         "auto_mapping": config.auto_mapping,
-        "base_model_name_or_path": config.base_name,
+        "base_model_name_or_path": HUB_ID if config.base_name == NAME else config.base_name,
         "bias": "none",
         "ensure_weight_tying": False,
         # What peft sets for itself on GPT-2; one flag for all, so not beside other kinds.
@@ -226,7 +227,8 @@ def write_config(
         "qalora_group_size": 16,
         "r": spec.rank,
         "rank_pattern": rank_pattern,
-        "revision": config.revision,
+        # The built-in model's is the hash of a wheel, which peft would ask the hub for.
+        "revision": None if config.base_name == NAME else config.revision,
         "target_modules": named if isinstance(named, str) else list(named),
         "task_type": config.task_type,
         "use_dora": False,

@@ -20,6 +20,7 @@ from lorakit.adapters.peft_config import read_json
 from lorakit.errors import AdapterError, BaseMismatchError, ConfigError
 from lorakit.files.whole import write_json
 from lorakit.lora.spec import LoraSpec
+from lorakit.models import default
 from lorakit.models.fingerprint import identify
 from lorakit.models.load import source_of
 
@@ -181,7 +182,8 @@ def _model_name(name: str) -> str:
     parts = [part for part in name.replace("\\", "/").split("/") if part]
     if len(parts) > 2 and parts[-2] == "snapshots":
         parts = parts[-3].split("--")
-    return parts[-1].lower() if parts else ""
+    last = parts[-1].lower() if parts else ""
+    return default.NAME if last == default.HUB_ID.rpartition("/")[2].lower() else last
 
 
 def check_alike(one: Path, first: Record | None, other: Path, second: Record | None) -> None:

@@ -9,9 +9,11 @@ from rich.text import Text
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import show_prepared
-from lorakit.cli.show import console, say, styled
-from lorakit.config import load_config
-from lorakit.files.wording import count
+from lorakit.cli.show import console, duration, left_out, plan_table, say, styled
+from lorakit.config import RunConfig, load_config
+from lorakit.errors import ConfigError
+from lorakit.files.wording import count, size
+from lorakit.models.sources import has_weights
 from lorakit.run.present import require_present
 
 
@@ -19,7 +21,15 @@ def check(
     config: Annotated[
         Path | None, typer.Argument(help="A run file (YAML); a flag overrides its line.")
     ] = None,
-    rows: Annotated[int, typer.Option("--show", help="Number of training rows to show.")] = 3,
+    shown: Annotated[int, typer.Option("--show", help="Number of training rows to show.")] = 3,
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", help="Without --data: the number of training rows. [default: 1000]"),
+    ] = None,
+    row_tokens: Annotated[
+        int | None,
+        typer.Option("--row-tokens", help="Without --data: the tokens of a row. [default: 512]"),
+    ] = None,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -27,22 +37,57 @@ def check(
 
     `lorakit check --data rows.jsonl`
 
+    `lorakit check --model base-folder --rank 16 --rows 5000 --row-tokens 300`
+
     It prints how the rows are read, their lengths, a few rows with the supervised tokens coloured
     and what serving sends before each answer, the modules that would be adapted, and a forecast of
-    memory and time.
+    memory and time. Without `--data`, or where the weights of the model are not here, the forecast
+    is made from the model's configuration: would it fit, and how long would it take?
     """
     settings = load_config(config, flatten(flags))
     require_present(settings)
+    if not settings.together and (not settings.data.data or not has_weights(settings.model)):
+        _outline(settings, rows, row_tokens)
+        return
+    if rows is not None or row_tokens is not None:
+        raise ConfigError("--rows and --row-tokens stand for rows that --data names: give one")
     from lorakit.run.commands.training import prepare
 
     if not settings.together:
-        _show(prepare(settings), rows)
+        _show(prepare(settings), shown)
         return
     from lorakit.run.commands.together import jobs_of
 
     for job in jobs_of(settings):
         console.rule(job.name)
-        _show(prepare(job.config), rows)
+        _show(prepare(job.config), shown)
+
+
+def _outline(settings: RunConfig, rows: int | None, row_tokens: int | None) -> None:
+    """A run on a model of which only the configuration is read."""
+    from lorakit.run.commands.outlining import outline
+
+    found = outline(settings, rows=rows, row_tokens=row_tokens)
+    expected, dtype = found.estimate.forecast, str(found.dtype).removeprefix("torch.")
+    say([f"from the configuration of {settings.model.model}; no weight was read", *found.notes])
+    console.print(plan_table(found.plan))
+    fits = "it fits" if found.fits else "it does not fit"
+    say(
+        [
+            *left_out(found.plan),
+            f"base: {count(found.plan.total_parameters)} parameters, {size(found.weights_bytes)} "
+            f"in {dtype} on {found.device}",
+            f"trainable: {count(found.plan.trainable)} parameters "
+            f"({found.plan.trainable / found.plan.total_parameters:.2%})",
+            f"{found.steps} steps at learning rate {found.learning_rate:g}; {count(found.rows)} "
+            f"rows, {count(found.tokens)} tokens a pass",
+            f"forecast: {size(expected.peak_memory_bytes)} of memory, {duration(expected.seconds)} "
+            f"of training, {expected.flops_per_token / 1e6:,.0f} MFLOP a token at "
+            f"{expected.matmul_flops / 1e9:,.0f} GFLOP/s, measured here",
+            *([found.estimate.note] if found.estimate.note else []),
+            f"memory here: {size(found.available)}; {fits}",
+        ]
+    )
 
 
 def _show(ready: Any, rows: int) -> None:

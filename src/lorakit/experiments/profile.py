@@ -8,7 +8,7 @@ from lorakit.data import TokenTable
 from lorakit.experiments.opening import TrialContext, base_hash
 from lorakit.experiments.rates import RateRule
 from lorakit.forecast import ModelShape, flops_per_token, shape_of
-from lorakit.run.fitting import estimate_run
+from lorakit.run.estimating import estimate_run
 from lorakit.run.machine import machine, versions
 from lorakit.training import TrainSpec
 

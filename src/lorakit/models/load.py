@@ -5,20 +5,19 @@ before they are opened.
 """
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lorakit.errors import ModelError
 from lorakit.files.cache import Progress, no_progress
-from lorakit.models import default, files
+from lorakit.models import default, files, gguf
 from lorakit.models.devices import torch_device, torch_dtype
 from lorakit.models.quiet import quiet
-from lorakit.models.sources import Resolved, resolve
+from lorakit.models.sources import Resolved, check_named, resolve
 from lorakit.models.spec import ModelSpec, as_spec
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -91,7 +90,8 @@ def source_of(model: "nn.Module") -> ModelSpec | None:
 def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "PreTrainedModel":
     """The model on the meta device: shapes and names from the configuration, no weights, no bytes.
 
-    The built-in model's configuration is known without its download.
+    The built-in model's configuration is known without its download, and a GGUF file's is read from
+    its header.
 
     Raises:
         ModelError: as `load_model`, but weights need not be there.
@@ -100,8 +100,12 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     spec = as_spec(model, options)
+    path = Path(spec.model).expanduser()
     if spec.model == default.NAME:
         config: Any = LlamaConfig(**default.CONFIG)
+    elif path.is_file() and path.suffix.lower() == ".gguf" and not gguf.converted(path).is_dir():
+        check_named(spec)
+        config = gguf.read_config(path)  # the conversion would unpack every weight
     else:
         config = _config(resolve(spec, weights=False), spec)
     with torch.device("meta"), quiet():

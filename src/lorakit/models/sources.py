@@ -123,6 +123,22 @@ def find(spec: ModelSpec) -> Resolved | None:
     return None
 
 
+def has_weights(spec: ModelSpec) -> bool:
+    """Whether a model's weights are on this machine, or quickly brought; nothing is fetched.
+
+    The built-in model counts as here. A folder counts whatever its weights are stored as: `load_model`
+    says what is wrong with them.
+    """
+    path = Path(spec.model).expanduser()
+    if path.is_dir() and spec.model != default.NAME:
+        kinds = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
+        return any(any(path.glob(kind)) for kind in kinds)
+    if _is_hub_id(spec.model) and not path.is_file():
+        need("hub", f"{spec.model}: a model of the Hugging Face hub")
+        return _cached(spec.model, spec.revision or "main", weights=True) is not None
+    return True
+
+
 def _no_revision(spec: ModelSpec, what: str) -> None:
     if spec.revision is not None:
         raise ModelError(f"revision {spec.revision!r} has no meaning for {what} ({spec.model})")

@@ -1,17 +1,13 @@
 """Rows and a model in, trained parameters out: what the command and the notebook share."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorakit import forecast as forecasting
 from lorakit.data import Batch, TokenTable, order, total_steps
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
-from lorakit.files.wording import size
 from lorakit.lora.jobs import Jobs
-from lorakit.run.machine import available_memory
 from lorakit.tasks import CAUSAL_LM, Task
 from lorakit.training import (
     Checkpoints,
@@ -29,9 +25,6 @@ from lorakit.training import (
     held_out_loss,
 )
 
-# The forecast is good to about a tenth, and other programs want some memory too.
-MEMORY_SHARE = 0.85
-
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -48,84 +41,6 @@ def peak_rate(model: Any, steps: int, spec: TrainSpec, *, full: bool = False) ->
         return float(spec.learning_rate)
     text = model.config.get_text_config()
     return auto_learning_rate(text.hidden_size, steps, family=text.model_type, full=full)
-
-
-@dataclass(frozen=True)
-class RunEstimate:
-    """What a run needs before it starts, and whether it recomputes activations for it.
-
-    Attributes:
-        forecast: parameters, FLOPs, memory and time.
-        recompute: activation checkpointing, 'auto' resolved.
-        note: what the user should know of that, '' for nothing.
-    """
-
-    forecast: forecasting.Forecast
-    recompute: bool
-    note: str
-
-
-def estimate_run(
-    model: Any,
-    table: TokenTable,
-    spec: TrainSpec,
-    *,
-    steps: int,
-    trainable: int,
-    full: bool = False,
-) -> RunEstimate:
-    """Forecast the training of a model on these rows.
-
-    Args:
-        model: the base, or one with pairs attached.
-        table: the rows.
-        spec: the schedule.
-        steps: optimizer steps.
-        trainable: parameters of the adapter; all of the model's for full fine-tuning.
-        full: every parameter of the base is trained.
-    """
-    shape = forecasting.shape_of(model)
-    lengths = table.lengths
-    rows = min(spec.batch_size, len(lengths))
-    tokens_a_step = rows * float(lengths.mean())
-    # The largest step of a run lies about two standard deviations above the mean.
-    largest_step = tokens_a_step + 2 * math.sqrt(rows) * float(lengths.std())
-    kept = Runnable(model).elements_kept(lengths.tolist())
-    rate = forecasting.matmul_rate(shape, model.dtype, model.device)
-    elementwise = forecasting.elementwise_rate(shape, model.dtype, model.device)
-    bytes_rate = forecasting.memory_rate(model.device) if full else None
-
-    def made(recompute: bool) -> forecasting.Forecast:
-        return forecasting.forecast(
-            shape,
-            trainable,
-            lengths.tolist(),
-            table.loss_tokens,
-            epochs_tokens=int(steps * tokens_a_step),
-            batch_tokens=int(min(max(spec.batch_tokens, lengths.max()), largest_step)),
-            dtype=model.dtype,
-            rate=rate,
-            elementwise=elementwise,
-            elements_kept=kept,
-            recompute=recompute,
-            full=full,
-            steps=steps,
-            bytes_rate=bytes_rate,
-        )
-
-    if spec.activation_checkpointing != "auto":
-        return RunEstimate(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
-    plain, there = made(False), available_memory(model.device)
-    if plain.peak_memory_bytes <= MEMORY_SHARE * there:
-        return RunEstimate(plain, False, "")
-    less = made(True)
-    return RunEstimate(
-        less,
-        True,
-        f"activation checkpointing is on: without it {size(plain.peak_memory_bytes)} would be "
-        f"needed of {size(there)}, with it {size(less.peak_memory_bytes)}; fewer "
-        "--batch-tokens need less memory too",
-    )
 
 
 def fit_model(

@@ -13,7 +13,7 @@ from lorakit.execution.twins import twin_of
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan
 from lorakit.run.continuing import Parent
-from lorakit.run.fitting import RunEstimate
+from lorakit.run.estimating import RunEstimate
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.session import Session
 from lorakit.tasks import Comparison

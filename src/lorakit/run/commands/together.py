@@ -32,7 +32,8 @@ from lorakit.run.commands.training import (
     prepare_on,
     run_hash,
 )
-from lorakit.run.fitting import Report, RunEstimate, Work, estimate_run, fit_models
+from lorakit.run.estimating import RunEstimate, estimate_run
+from lorakit.run.fitting import Report, Work, fit_models
 from lorakit.run.machine import peak_memory
 from lorakit.run.prepared import Prepared
 from lorakit.run.session import open_base

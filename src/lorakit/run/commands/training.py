@@ -20,7 +20,8 @@ from lorakit.files.whole import write_json
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
-from lorakit.run.fitting import Report, estimate_run, fit_model, peak_rate, steps_of
+from lorakit.run.estimating import estimate_run
+from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.prepared import Prepared, end_notes, training_figures
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule

@@ -10,7 +10,8 @@ from lorakit.data import DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora import lora_layers
-from lorakit.run.fitting import Report, estimate_run, fit_model, peak_rate, steps_of
+from lorakit.run.estimating import estimate_run
+from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.training import FitResult, Observers, Schedule, TrainSpec
 
 

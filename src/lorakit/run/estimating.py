@@ -1,0 +1,138 @@
+"""What a run needs before it starts: the forecast of its model on its rows, on this machine."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorakit import forecast as forecasting
+from lorakit.data import TokenTable
+from lorakit.execution.runnable import Runnable
+from lorakit.files.wording import size
+from lorakit.run.machine import available_memory
+from lorakit.training import TrainSpec
+
+# The forecast is good to about a tenth, and other programs want some memory too.
+MEMORY_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run needs before it starts, and whether it recomputes activations for it.
+
+    Attributes:
+        forecast: parameters, FLOPs, memory and time.
+        recompute: activation checkpointing, 'auto' resolved.
+        note: what the user should know of that, '' for nothing.
+    """
+
+    forecast: forecasting.Forecast
+    recompute: bool
+    note: str
+
+
+def estimate_run(
+    model: Any,
+    table: TokenTable,
+    spec: TrainSpec,
+    *,
+    steps: int,
+    trainable: int,
+    full: bool = False,
+) -> RunEstimate:
+    """Forecast the training of a model on these rows.
+
+    Args:
+        model: the base, or one with pairs attached.
+        table: the rows.
+        spec: the schedule.
+        steps: optimizer steps.
+        trainable: parameters of the adapter; all of the model's for full fine-tuning.
+        full: every parameter of the base is trained.
+    """
+    lengths = table.lengths.tolist()
+    return estimate(
+        forecasting.shape_of(model),
+        lengths,
+        table.loss_tokens,
+        spec,
+        steps=steps,
+        trainable=trainable,
+        dtype=model.dtype,
+        device=model.device,
+        kept=Runnable(model).elements_kept(lengths),
+        full=full,
+    )
+
+
+def estimate(
+    shape: forecasting.ModelShape,
+    lengths: Sequence[int],
+    loss_tokens: int,
+    spec: TrainSpec,
+    *,
+    steps: int,
+    trainable: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: float | None,
+    full: bool = False,
+    measured_tokens: int = 1024,
+) -> RunEstimate:
+    """Forecast the training of a model of this shape on rows of these lengths.
+
+    Args:
+        shape: of the base.
+        lengths: tokens of each row.
+        loss_tokens: supervised tokens among them.
+        spec: the schedule.
+        steps: optimizer steps.
+        trainable: as for `estimate_run`.
+        dtype: of the base.
+        device: where it computes; its rates are measured.
+        kept: elements for the backward pass of each token, None where blocks do not run fused.
+        full: every parameter of the base is trained.
+        measured_tokens: of each product by which the rates are measured.
+    """
+    rows, mean = min(spec.batch_size, len(lengths)), statistics.fmean(lengths)
+    tokens_a_step = rows * mean
+    # The largest step of a run lies about two standard deviations above the mean.
+    largest_step = tokens_a_step + 2 * math.sqrt(rows) * statistics.pstdev(lengths, mean)
+    rate = forecasting.matmul_rate(shape, dtype, device, tokens=measured_tokens)
+    elementwise = forecasting.elementwise_rate(shape, dtype, device, tokens=measured_tokens)
+    bytes_rate = forecasting.memory_rate(device) if full else None
+
+    def made(recompute: bool) -> forecasting.Forecast:
+        return forecasting.forecast(
+            shape,
+            trainable,
+            lengths,
+            loss_tokens,
+            epochs_tokens=int(steps * tokens_a_step),
+            batch_tokens=int(min(max(spec.batch_tokens, max(lengths)), largest_step)),
+            dtype=dtype,
+            rate=rate,
+            elementwise=elementwise,
+            elements_kept=kept,
+            recompute=recompute,
+            full=full,
+            steps=steps,
+            bytes_rate=bytes_rate,
+        )
+
+    if spec.activation_checkpointing != "auto":
+        return RunEstimate(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
+    plain, there = made(False), available_memory(device)
+    if plain.peak_memory_bytes <= MEMORY_SHARE * there:
+        return RunEstimate(plain, False, "")
+    less = made(True)
+    return RunEstimate(
+        less,
+        True,
+        f"activation checkpointing is on: without it {size(plain.peak_memory_bytes)} would be "
+        f"needed of {size(there)}, with it {size(less.peak_memory_bytes)}; fewer "
+        "--batch-tokens need less memory too",
+    )
