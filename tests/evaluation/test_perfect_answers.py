@@ -134,7 +134,7 @@ OTHER = {"name": "find", "arguments": {"town": "Rome", "days": 3}}
             ),
             1.0,
             1.0,
-        ),  # 3.0 is 3 in JSON  # fmt: skip
+        ),  # 3.0 is 3 in JSON
         (as_text("", [CALL]), 0.0, 0.0),
         (as_text("", [CALL, CALL]), 0.0, 1.0),
         (as_text("", [CALL, OTHER, OTHER]), 0.0, 0.0),

@@ -30,7 +30,7 @@ from lorakit.experiments.measuring import (
     measure_rows,
     pace_of,
 )
-from lorakit.experiments.opening import TrialContext, open_trial, split_validation
+from lorakit.experiments.opening import TrialContext, answer_plan, open_trial, split_validation
 from lorakit.experiments.stamps import Sources
 from lorakit.run.fitting import fit_model
 from lorakit.run.folder import METRICS, MetricsFile
@@ -126,7 +126,9 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
     give_back_memory()
     report({"kind": "stage", "name": "answer"})
     examples = session.task.examples(context.data.eval_examples, request.asking.samples)
-    texts = session.task.predict(session, examples, request.asking.max_new_tokens)
+    plan = answer_plan(context, request.asking.max_new_tokens)
+    references = session.task.references(session, examples)
+    answers = session.task.predict(session, examples, plan.limit)
     weights, on_disk = save_trained(session, method, folder, context.config)
     if method.kind == "full":
         shutil.rmtree(weights)
@@ -146,8 +148,8 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
             tuple(general.tokens_S.tolist()),
         ),
         course=tuple(course.points),
-        answers=tuple(texts),
-        scores=session.task.measure(examples, texts, "auto") if texts else None,
+        answers=tuple(answer.scored for answer in answers),
+        scores=session.task.measure(references, answers, plan) if answers else None,
         notes=tuple(fitted.notes),
         measured=RunMeasured(
             peak_memory_bytes=peak,

@@ -17,7 +17,7 @@ from lorakit.evaluation.likelihood import per_token
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import measure_rows
-from lorakit.experiments.opening import open_trial, split_validation
+from lorakit.experiments.opening import answer_plan, open_trial, split_validation
 from lorakit.experiments.profile import estimate_step, profile_of
 from lorakit.experiments.stamps import Sources
 from lorakit.run.machine import peak_memory
@@ -85,13 +85,15 @@ def base(request: BaseRequest, sources: Sources, folder: Path, report: Report) -
     distributions.save(folder / REFERENCE)
     report({"kind": "stage", "name": "answer"})
     examples = session.task.examples(context.data.eval_examples, request.asking.samples)
-    texts = session.task.predict(session, examples, request.asking.max_new_tokens)
+    plan = answer_plan(context, request.asking.max_new_tokens)
+    references = session.task.references(session, examples)
+    answers = session.task.predict(session, examples, plan.limit)
     return BaseResult(
         held_out=held_out,
         prompts=tuple(example.question for example in examples),
-        references=tuple(str(example.answer).strip() for example in examples),
-        answers=tuple(texts),
-        scores=session.task.measure(examples, texts, "auto") if texts else None,
+        references=tuple(reference.scored for reference in references),
+        answers=tuple(answer.scored for answer in answers),
+        scores=session.task.measure(references, answers, plan) if answers else None,
         general=GeneralSummary(
             source=rows.source,
             rows=len(rows.table),

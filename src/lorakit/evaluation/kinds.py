@@ -128,5 +128,7 @@ def _is_label(row: Sequence[str]) -> bool:
 
 
 def _json_kind(references: References) -> str:
-    objects = {isinstance(structured.parse_json(r), dict) for row in references for r in row}
-    return {(True,): "object", (False,): "array"}.get(tuple(objects), "object or array")
+    objects = [isinstance(structured.parse_json(r), dict) for row in references for r in row]
+    if all(objects):
+        return "object"
+    return "object or array" if any(objects) else "array"

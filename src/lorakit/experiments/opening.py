@@ -8,6 +8,7 @@ test rows ───────── reported; a comparison chooses nothing by 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from lorakit.data.split import held_out
 from lorakit.errors import DataError
 from lorakit.experiments.stamps import Sources, Stamp
 from lorakit.run.session import Session, open_base
+from lorakit.tasks import AnswerPlan
 
 VALIDATION_SHARE, MOST_VALIDATION_ROWS = 0.1, 128
 
@@ -67,6 +69,26 @@ def open_trial(stamp: Stamp, sources: Sources) -> TrialContext:
         if before not in ("", now):
             raise DataError(f"the {what} changed while the trials were running: start them anew")
     return TrialContext(config, replace(session, template=data.template), data)
+
+
+def answer_plan(
+    context: TrialContext, limit: int | None, metrics: str | Sequence[str] = "auto"
+) -> AnswerPlan:
+    """How held-out prompts are asked and judged: the same in every trial, by all held-out answers.
+
+    Args:
+        context: of the trial.
+        limit: most new tokens of an answer; None by the longest one of the rows.
+        metrics: as of `lorakit.evaluation.score`.
+    """
+    data, session = context.data, context.session
+    return session.task.plan_answers(
+        data.eval_examples,
+        session,
+        (data.train, data.eval),
+        limit="auto" if limit is None else limit,
+        metrics=metrics,
+    )
 
 
 def base_hash(session: Session) -> str:

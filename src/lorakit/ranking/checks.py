@@ -113,7 +113,7 @@ def _score(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidat
         lab.adapter(candidate),
         str(spec.metric),
         samples,
-        config.output.max_new_tokens,
+        config.output.answer_limit,
     )
     _, result = lab.run(ANSWER, request, f"answers of rank {candidate.rank}")
     prompts = base.eval_tokens * min(1.0, samples / max(1, base.eval_rows))

@@ -17,7 +17,7 @@ from lorakit.errors import DivergedError
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import RowLosses, measure_rows, save_pairs, spread_rows
-from lorakit.experiments.opening import TrialContext, open_trial
+from lorakit.experiments.opening import TrialContext, answer_plan, open_trial
 from lorakit.experiments.stamps import Sources
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
@@ -168,10 +168,11 @@ def answer(request: AnswerRequest, sources: Sources, folder: Path, report: Repor
     report({"kind": "stage", "name": "answer"})
     examples = session.task.examples(context.data.eval_examples, request.samples)
     jobs.install(0)
-    texts = session.task.predict(session, examples, request.max_new_tokens)
-    scores = session.task.measure(examples, texts, request.metric)
-    tokens = sum(len(session.tokenizer.encode(text)) for text in texts)
-    return AnswerResult(scores, tuple(texts), tokens)
+    plan_ = answer_plan(context, request.max_new_tokens, request.metric)
+    answers = session.task.predict(session, examples, plan_.limit)
+    scores = session.task.measure(session.task.references(session, examples), answers, plan_)
+    tokens = sum(answer.tokens for answer in answers)
+    return AnswerResult(scores, tuple(answer.scored for answer in answers), tokens)
 
 
 def measure_job(context: TrialContext, jobs: Jobs, job: int, table: TokenTable) -> RowLosses:

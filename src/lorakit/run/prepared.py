@@ -105,8 +105,10 @@ def training_figures(
         "train_loss": fitted.train_loss,
         "eval_loss": fitted.eval_loss,
         "eval_loss_before": fitted.eval_loss_before,
-        "scores_before": scores.before,
-        "scores_after": scores.after,
+        "scores_before": scores.before.values if scores.before else {},
+        "scores_after": scores.after.values if scores.after else {},
+        "scores_change": {name: change.to_dict() for name, change in scores.changes.items()},
+        "headline": scores.after.headline.name if scores.after else None,
         "trainable_parameters": ready.plan.trainable,
         "total_parameters": ready.plan.total_parameters,
         "optimizer_state_bytes": fitted.state_bytes,
@@ -135,7 +137,14 @@ def training_figures(
             *data.notes,
             *([ready.estimate.note] if ready.estimate.note else []),
             *fitted.notes,
-            *([scores.left_out] if scores.left_out else []),
+            *scores.notes,
         ],
     }
     return result
+
+
+def recorded_scores(scores: Comparison) -> dict[str, Any]:
+    """What an adapter keeps of its scores: the values, and which of them to show first."""
+    if scores.after is None:
+        return {"scores": {}}
+    return {"scores": scores.after.values, "headline": scores.after.headline.name}

@@ -1,7 +1,7 @@
 """Causal language models: prompts and completions, judged by greedy answers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,6 +32,9 @@ from lorakit.models import ModelSpec, identify, load_model
 from lorakit.tasks.answers import Answer, AnswerReader, calls_tools
 from lorakit.tasks.task import AnswerPlan, Comparison, Session
 from lorakit.training import CausalLoss
+
+# Prompts too long for the limit that share what room the longest of them leaves.
+_TOGETHER = 16
 
 
 class CausalLM:
@@ -145,10 +148,8 @@ class CausalLM:
             for example in asked
         ]
         reader = AnswerReader(session.model, session.tokenizer, session.template)
-        room = [max(1, min(limit, session.context_length - len(prompt))) for prompt in prompts]
         answers: dict[int, Answer] = {}
-        for most in sorted(set(room)):
-            members = [i for i, each in enumerate(room) if each == most]
+        for members, most in _rooms([len(prompt) for prompt in prompts], limit, session):
             completions = generate(
                 session.model,
                 session.tokenizer,
@@ -169,12 +170,12 @@ class CausalLM:
         self, references: Sequence[Answer], predictions: Sequence[Answer], plan: AnswerPlan
     ) -> Scores:
         """Scores of answers against the references."""
-        texts = [[each.scored for each in answers] for answers in (predictions, references)]
+        given, wanted = ([each.scored for each in some] for some in (predictions, references))
         if plan.named and plan.chosen is not None:
-            scores = score(*texts, plan.chosen.names)
+            scores = score(given, wanted, plan.chosen.names)
         else:
-            chosen = plan.chosen or choose([(text,) for text in texts[1]])
-            scores = score_by(*texts, chosen)
+            chosen = plan.chosen or choose([(text,) for text in wanted])
+            scores = score_by(given, wanted, chosen)
         reached = sum(not answer.finished for answer in predictions)
         return replace(scores, limit=plan.limit, reached=reached)
 
@@ -233,6 +234,18 @@ def default_limit(longest: int | None) -> int:
     (16, 144, 128)
     """
     return 128 if longest is None else 16 * math.ceil((longest + max(8, longest / 4)) / 16)
+
+
+def _rooms(lengths: Sequence[int], limit: int, session: Session) -> Iterator[tuple[list[int], int]]:
+    """Prompts that are asked together, and how many new tokens the model has positions for."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    fitting = [i for i in order if lengths[i] + limit <= session.context_length]
+    if fitting:
+        yield sorted(fitting), limit
+    rest = order[len(fitting) :]
+    for first in range(0, len(rest), _TOGETHER):
+        some = rest[first : first + _TOGETHER]
+        yield some, max(1, session.context_length - lengths[some[-1]])
 
 
 def _texts(examples: Sequence[Example]) -> list[tuple[str]]:

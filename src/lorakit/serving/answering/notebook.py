@@ -97,7 +97,7 @@ def generate(
         if out is not None:
             raise ConfigError("generate: out is for the rows of data")
         given = {**sampling, **options}
-        return answer_prompts(model, prompts, tokenizer=tokenizer, adapter=adapter, **given)  # type: ignore[arg-type]
+        return answer_prompts(model, prompts, tokenizer=tokenizer, adapter=adapter, **given)
     if prompts is not None:
         raise ConfigError("generate: prompts and data are given: the rows of data are the prompts")
     spec = AnswerSpec(out=None if out is None else str(out), **_own(options))
