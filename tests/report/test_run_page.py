@@ -37,7 +37,7 @@ def test_whole_page(run_folder: Path) -> None:
         "1,043 real tokens/s",
         "71 % of this machine's matmul rate",
         "1.3 GB of 17.2 GB",
-        "+88.1",
+        "+0.881",
         "BLEU 0.015 0.400 +0.385 no clear change",
         "token F1 0.500 0.250 −0.250 worse",
         "3 min 32 s 40 steps in 3 min 10 s",

@@ -30,7 +30,7 @@ from lorakit.experiments.measuring import (
     measure_rows,
     pace_of,
 )
-from lorakit.experiments.opening import TrialContext, answer_plan, open_trial, split_validation
+from lorakit.experiments.opening import TrialContext, ask_held_out, open_trial, split_validation
 from lorakit.experiments.stamps import Sources
 from lorakit.run.fitting import fit_model
 from lorakit.run.folder import METRICS, MetricsFile
@@ -125,10 +125,7 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
     session.model.zero_grad(set_to_none=True)
     give_back_memory()
     report({"kind": "stage", "name": "answer"})
-    examples = session.task.examples(context.data.eval_examples, request.asking.samples)
-    plan = answer_plan(context, request.asking.max_new_tokens)
-    references = session.task.references(session, examples)
-    answers = session.task.predict(session, examples, plan.limit)
+    asked = ask_held_out(context, request.asking.samples, request.asking.max_new_tokens)
     weights, on_disk = save_trained(session, method, folder, context.config)
     if method.kind == "full":
         shutil.rmtree(weights)
@@ -148,8 +145,8 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
             tuple(general.tokens_S.tolist()),
         ),
         course=tuple(course.points),
-        answers=tuple(answer.scored for answer in answers),
-        scores=session.task.measure(references, answers, plan) if answers else None,
+        answers=asked.answers,
+        scores=asked.scores,
         notes=tuple(fitted.notes),
         measured=RunMeasured(
             peak_memory_bytes=peak,

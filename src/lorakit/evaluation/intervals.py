@@ -18,8 +18,6 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 _DRAWS = 2000
 _AT_ONCE = 1 << 22
-# A difference of fewer rows is never clear: a sign test of five cannot reach 5 %.
-FEWEST = 6
 
 
 def intervals(
@@ -64,20 +62,6 @@ def changes(
         if ours is not None and theirs is not None:
             found[metric.name] = _interval(metric.value - other.value, ours - theirs, metric.n)
     return found
-
-
-def verdict(change: Interval | None) -> str:
-    """'better', 'worse' or 'no clear change' of a score; '' where nothing is known.
-
-    A word stands only for a change whose whole interval lies on one side of 0, over six rows or more.
-    """
-    if change is None:
-        return ""
-    if change.n >= FEWEST and change.low > 0:
-        return "better"
-    if change.n >= FEWEST and change.high < 0:
-        return "worse"
-    return "no clear change"
 
 
 def _interval(value: float, drawn_B: Floats, n: int) -> Interval:

@@ -24,7 +24,7 @@ _THAI = "\u0e00"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenMetrics:
     """The metrics for some references, the one that fits best first, and a clause that says why.
 
     labels: the distinct references where they are few short labels; else ().
@@ -35,7 +35,7 @@ class Chosen:
     labels: tuple[str, ...] = ()
 
 
-def choose(references: References) -> Chosen:
+def choose(references: References) -> ChosenMetrics:
     """The metrics that fit the references, in the order in which they fit.
 
     - some call tools: call_match, call_names, exact_match
@@ -54,30 +54,30 @@ def choose(references: References) -> Chosen:
     kinds = [kind_of_row(row) for row in references]
     f1 = ("f1",) if _has_words(references) else ()
     if "calls" in kinds:
-        return Chosen(
+        return ChosenMetrics(
             ("call_match", "call_names", "exact_match"),
             f"{kinds.count('calls')} of {len(kinds)} references call tools",
         )
     if set(kinds) == {"json"}:
-        return Chosen(
+        return ChosenMetrics(
             ("field_accuracy", "json_match", "json_validity", "exact_match", *f1),
             f"every reference is a JSON {_json_kind(references)}",
         )
     if set(kinds) == {"worked"}:
-        return Chosen(
+        return ChosenMetrics(
             ("numeric_answer", "exact_match", *f1),
             f"every reference ends in '{text.ANSWER_MARK}' and a number",
         )
     if labels := _labels(references):
         apart = {tuple(text.normalize(label)) for label in labels}
         f1 = f1 if len(apart) == len(labels) else ()
-        return Chosen(
+        return ChosenMetrics(
             ("accuracy", "macro_f1", "exact_match", *f1),
             f"the {len(references)} references are {len(labels)} short labels",
             labels,
         )
     if set(kinds) == {"number"}:
-        return Chosen(("numeric_answer", "exact_match"), "every reference is a number")
+        return ChosenMetrics(("numeric_answer", "exact_match"), "every reference is a number")
     return _of_text(references, f1)
 
 
@@ -92,15 +92,15 @@ def kind_of_row(row: Sequence[str]) -> Kind:
     return "number" if all(text.is_number(reference) for reference in row) else "text"
 
 
-def _of_text(references: References, f1: tuple[str, ...]) -> Chosen:
+def _of_text(references: References, f1: tuple[str, ...]) -> ChosenMetrics:
     words = [len(row[0].split()) for row in references]
     characters = median(len(row[0].strip()) for row in references)
     if median(words) <= 1 and characters > _LONG_WORD and not _spaced(references):
-        return Chosen(("chrf", "exact_match"), "the references are text without spaces")
+        return ChosenMetrics(("chrf", "exact_match"), "the references are text without spaces")
     if median(words) <= _FEW_WORDS:
-        return Chosen(("exact_match", *f1, "chrf"), "the references are short answers")
+        return ChosenMetrics(("exact_match", *f1, "chrf"), "the references are short answers")
     bleu = ("bleu",) if median(words) >= _BLEU_WORDS else ()
-    return Chosen((*f1, "chrf", *bleu, "exact_match"), "the references are free text")
+    return ChosenMetrics((*f1, "chrf", *bleu, "exact_match"), "the references are free text")
 
 
 def _spaced(references: References) -> bool:

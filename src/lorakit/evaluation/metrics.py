@@ -7,7 +7,7 @@ from typing import Literal
 
 from lorakit.errors import ConfigError, DataError, did_you_mean
 from lorakit.evaluation import calls, labels, structured, text
-from lorakit.evaluation.kinds import Chosen, References, choose, kind_of_row
+from lorakit.evaluation.kinds import ChosenMetrics, References, choose, kind_of_row
 from lorakit.evaluation.scores import MetricScore, Scores
 from lorakit.extras import install, missing, need
 
@@ -104,7 +104,7 @@ def score(
 
 
 def score_by(
-    predictions: Sequence[str], references: Sequence[str | Sequence[str]], chosen: Chosen
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], chosen: ChosenMetrics
 ) -> Scores:
     """Score by metrics that were chosen on more references than these.
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorakit.adapters.measurements import score_name
-from lorakit.evaluation.bootstrap import Interval
-from lorakit.evaluation.intervals import verdict as change_word
 from lorakit.report.numbers import (
     DASH,
     count,
@@ -21,6 +19,8 @@ Result = Mapping[str, Any]
 
 # A relative change of the loss under this is no change worth a verb.
 _STILL = 0.005
+# A difference of fewer answers is never clear: a sign test of five cannot reach 5 %.
+_FEWEST = 6
 
 
 def score_value(name: str, value: Any) -> str:
@@ -45,15 +45,18 @@ def score_share(name: str, value: Any) -> float | None:
 def score_verdict(result: Result, name: str) -> str:
     """'better', 'worse' or 'no clear change' from before to after; '' where nothing can be told.
 
-    A word stands only for a change whose whole interval lies on one side of 0.
+    A word stands only for a change whose whole interval lies on one side of 0, over six answers or
+    more.
     """
     change = (result.get("scores_change") or {}).get(name)
     if not isinstance(change, Mapping):
         return ""
-    try:
-        return change_word(Interval(**change))
-    except TypeError:
+    low, high, n = (change.get(key) for key in ("low", "high", "n"))
+    if not (is_number(low) and is_number(high) and is_number(n)):
         return ""
+    if n >= _FEWEST and low > 0:
+        return "better"
+    return "worse" if n >= _FEWEST and high < 0 else "no clear change"
 
 
 def first_score(result: Result) -> str | None:

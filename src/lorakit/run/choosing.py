@@ -11,7 +11,7 @@ import numpy as np
 
 from lorakit.evaluation import bootstrap_mean
 from lorakit.execution.choices import ChoiceScores, read_choices
-from lorakit.tasks import Answer
+from lorakit.tasks import TaskAnswer
 
 MOST_CHOICES = 100
 """Labels beyond which nobody asks for all of them unless told to."""
@@ -27,7 +27,7 @@ def choices_of(text: str) -> tuple[str, ...]:
 
 
 def choice_figures(
-    choices: ChoiceScores | None, references: Sequence[Answer]
+    choices: ChoiceScores | None, references: Sequence[TaskAnswer]
 ) -> dict[str, Any] | None:
     """How often the right label is the likeliest, and how probable it is among all of them.
 

@@ -3,7 +3,7 @@
 A task is one file in this room and one line in `TASKS`. Tasks do not know each other.
 """
 
-from lorakit.tasks.answers import Answer
+from lorakit.tasks.answers import TaskAnswer
 from lorakit.tasks.causal_lm import CausalLM
 from lorakit.tasks.task import AnswerPlan, Comparison, Session, Task
 
@@ -11,4 +11,4 @@ CAUSAL_LM = CausalLM()
 TASKS: dict[str, Task] = {task.name: task for task in (CAUSAL_LM,)}
 """Every task by its name."""
 
-__all__ = ["CAUSAL_LM", "TASKS", "Answer", "AnswerPlan", "Comparison", "Session", "Task"]
+__all__ = ["CAUSAL_LM", "TASKS", "AnswerPlan", "Comparison", "Session", "Task", "TaskAnswer"]

@@ -20,7 +20,7 @@ from lorakit.execution.tools.reader import ToolReader
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskAnswer:
     """An answer, generated or of a row.
 
     Attributes:
@@ -49,12 +49,12 @@ class AnswerReader:
         self._tokenizer, self._template = tokenizer, template
         self._ends = frozenset(end_tokens(model, tokenizer, template))
 
-    def generated(self, example: Example, generation: Generation) -> Answer:
+    def generated(self, example: Example, generation: Generation) -> TaskAnswer:
         """What was generated for the example's prompt."""
         answer = self._read(example, generation.ids, generation.text)
         return replace(answer, finished=generation.finished)
 
-    def reference(self, example: Example) -> Answer:
+    def reference(self, example: Example) -> TaskAnswer:
         """What the template makes of the example's own answer."""
         ids = encode_answer(example, self._tokenizer, self._template)
         length = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
@@ -65,11 +65,11 @@ class AnswerReader:
         """How calls are written; None where no known form is."""
         return find_form(self._tokenizer, self._template)
 
-    def _read(self, example: Example, ids: Sequence[int], text: str) -> Answer:
+    def _read(self, example: Example, ids: Sequence[int], text: str) -> TaskAnswer:
         text = text.strip()
         said = content_of({"content": text}).said.strip() or text
         if not calls_tools(example) or self.form is None:
-            return Answer(text, said, tokens=len(ids))
+            return TaskAnswer(text, said, tokens=len(ids))
         shown = self._with_marks(ids, self.form)
         reader = ToolReader(self.form)
         parts = [*reader.feed(content_of({"content": shown}).said), *reader.finish()]
@@ -79,7 +79,7 @@ class AnswerReader:
             for part in parts
             if not isinstance(part, str)
         ]
-        return Answer(shown, as_text(content, calls) if calls else said, tokens=len(ids))
+        return TaskAnswer(shown, as_text(content, calls) if calls else said, tokens=len(ids))
 
     def _with_marks(self, ids: Sequence[int], form: ToolForm) -> str:
         """The text with the special tokens that mark calls, which decoding leaves out."""

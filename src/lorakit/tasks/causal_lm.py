@@ -22,14 +22,14 @@ from lorakit.data import (
 from lorakit.data.pieces import content_of
 from lorakit.data.table import longest_answer
 from lorakit.evaluation.intervals import changes
-from lorakit.evaluation.kinds import Chosen, choose
+from lorakit.evaluation.kinds import ChosenMetrics, choose
 from lorakit.evaluation.metrics import check_names, score, score_by
 from lorakit.evaluation.scores import Scores
 from lorakit.execution.choices import ChoiceScores, score_choices
 from lorakit.execution.generate import generate
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec, identify, load_model
-from lorakit.tasks.answers import Answer, AnswerReader, calls_tools
+from lorakit.tasks.answers import AnswerReader, TaskAnswer, calls_tools
 from lorakit.tasks.task import AnswerPlan, Comparison, Session
 from lorakit.training import CausalLoss
 
@@ -126,7 +126,9 @@ class CausalLM:
         if metrics != "auto":
             named = check_names(metrics)
             labels = choose(_texts(answered)).labels if answered else ()
-            return AnswerPlan(Chosen(named, "named by the caller", labels), True, limit, longest)
+            return AnswerPlan(
+                ChosenMetrics(named, "named by the caller", labels), True, limit, longest
+            )
         if not answered:
             return AnswerPlan(None, False, limit, longest)
         calling = [example for example in answered if calls_tools(example)]
@@ -135,7 +137,9 @@ class CausalLM:
         chosen = choose([*_texts(others), *((text,) for text in read)])
         return AnswerPlan(chosen, False, limit, longest)
 
-    def predict(self, session: Session, examples: Sequence[Example], limit: int) -> list[Answer]:
+    def predict(
+        self, session: Session, examples: Sequence[Example], limit: int
+    ) -> list[TaskAnswer]:
         """Greedy answers to the prompts of examples that have an answer.
 
         A prompt that leaves the model fewer positions than `limit` may use those.
@@ -148,7 +152,7 @@ class CausalLM:
             for example in asked
         ]
         reader = AnswerReader(session.model, session.tokenizer, session.template)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, TaskAnswer] = {}
         for members, most in _rooms([len(prompt) for prompt in prompts], limit, session):
             completions = generate(
                 session.model,
@@ -161,13 +165,13 @@ class CausalLM:
                 answers[i] = reader.generated(asked[i], completion)
         return [answers[i] for i in range(len(asked))]
 
-    def references(self, session: Session, examples: Sequence[Example]) -> list[Answer]:
+    def references(self, session: Session, examples: Sequence[Example]) -> list[TaskAnswer]:
         """What the template makes of the answers of examples that have one."""
         reader = AnswerReader(session.model, session.tokenizer, session.template)
         return [reader.reference(example) for example in self.examples(examples)]
 
     def measure(
-        self, references: Sequence[Answer], predictions: Sequence[Answer], plan: AnswerPlan
+        self, references: Sequence[TaskAnswer], predictions: Sequence[TaskAnswer], plan: AnswerPlan
     ) -> Scores:
         """Scores of answers against the references."""
         given, wanted = ([each.scored for each in some] for some in (predictions, references))
@@ -202,9 +206,9 @@ class CausalLM:
     def figures(
         self,
         examples: Sequence[Example],
-        references: Sequence[Answer],
-        before: Sequence[Answer],
-        after: Sequence[Answer],
+        references: Sequence[TaskAnswer],
+        before: Sequence[TaskAnswer],
+        after: Sequence[TaskAnswer],
         plan: AnswerPlan,
     ) -> Comparison:
         """Each prompt with its reference and both answers."""

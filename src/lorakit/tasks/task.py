@@ -7,13 +7,13 @@ from typing import Any, Literal, Protocol
 from lorakit.adapters import AdapterInfo
 from lorakit.data import Batch, Dataset, DataSpec, Example, RowCounts, Template, TokenTable
 from lorakit.evaluation.bootstrap import Interval
-from lorakit.evaluation.kinds import Chosen
+from lorakit.evaluation.kinds import ChosenMetrics
 from lorakit.evaluation.metrics import Scores
 from lorakit.execution.choices import ChoiceScores
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
-from lorakit.tasks.answers import Answer
+from lorakit.tasks.answers import TaskAnswer
 from lorakit.training import Loss
 
 
@@ -58,7 +58,7 @@ class AnswerPlan:
         longest: tokens of the longest reference, its end included; None where there is none.
     """
 
-    chosen: Chosen | None
+    chosen: ChosenMetrics | None
     named: bool
     limit: int
     longest: int | None = None
@@ -159,14 +159,14 @@ class Task(Protocol):
 
     def predict(
         self, session: Session, examples: Sequence[Example], limit: int
-    ) -> Sequence[Answer]:
+    ) -> Sequence[TaskAnswer]:
         """The model's answer to each of `examples(…)`; `limit`: most new tokens of one."""
 
-    def references(self, session: Session, examples: Sequence[Example]) -> Sequence[Answer]:
+    def references(self, session: Session, examples: Sequence[Example]) -> Sequence[TaskAnswer]:
         """What a perfect model would answer to each of `examples(…)`."""
 
     def measure(
-        self, references: Sequence[Answer], predictions: Sequence[Answer], plan: AnswerPlan
+        self, references: Sequence[TaskAnswer], predictions: Sequence[TaskAnswer], plan: AnswerPlan
     ) -> Scores:
         """The measures of predictions, the one that fits the task first."""
 
@@ -184,9 +184,9 @@ class Task(Protocol):
     def figures(
         self,
         examples: Sequence[Example],
-        references: Sequence[Answer],
-        before: Sequence[Answer],
-        after: Sequence[Answer],
+        references: Sequence[TaskAnswer],
+        before: Sequence[TaskAnswer],
+        after: Sequence[TaskAnswer],
         plan: AnswerPlan,
     ) -> Comparison:
         """Predictions before and after training side by side, both measured alike."""

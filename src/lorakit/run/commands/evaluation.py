@@ -27,7 +27,7 @@ from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.recorded import with_recorded
 from lorakit.run.recording import check_recording, record_measurement
 from lorakit.run.session import Session, open_adapted
-from lorakit.tasks import Answer, AnswerPlan
+from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.training import held_out_loss
 
 
@@ -79,30 +79,11 @@ def run_evaluation(
         force=force,
         progress=progress,
     )
-    task, device = session.task, session.model.device
-    table, examples, report = task.rows_to_measure(config.data, session)
-    batches = task.batches(table, range(len(table)), config.train.batch_tokens, device)
-    loss = held_out_loss(batches, task.loss(session.model))
+    table, examples, report = session.task.rows_to_measure(config.data, session)
     notes = measuring_notes(config.data.data) + length_notes(report, "rows", config.data.too_long)
     asked = _ask(session, config, examples, table, chosen, choices)
-    result = {
-        "model": session.identity.name,
-        "adapter": str(adapter) if adapter else None,
-        "eval_loss": loss,
-        "perplexity": math.exp(loss),
-        **asked.figures(),
-        "rows": len(table),
-        "tokens": table.tokens,
-        "loss_tokens": table.loss_tokens,
-        "peak_memory_bytes": peak_memory(device),
-        "seconds": time.perf_counter() - started,
-        "template": session.template.to_dict(),
-        "data_sha256": content_hash(examples),
-        "recorded": None,
-        "versions": versions(),
-        "machine": machine(device),
-        "notes": notes + asked.notes(),
-    }
+    result = _result(config, session, adapter, table, examples, asked, notes)
+    result["seconds"] = time.perf_counter() - started
     if record and adapter is not None:
         measured = Measurement.of_result(result, [str(source) for source in config.data.data])
         result["recorded"] = record_measurement(adapter, config.output.store, measured)
@@ -114,32 +95,62 @@ def run_evaluation(
     return result
 
 
+def _result(
+    config: RunConfig,
+    session: Session,
+    adapter: str | Path | None,
+    table: TokenTable,
+    examples: Sequence[Example],
+    asked: "_Asked",
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """The figures; docs/results.md has a line for each."""
+    task, device, scores = session.task, session.model.device, asked.scores
+    batches = task.batches(table, range(len(table)), config.train.batch_tokens, device)
+    loss = held_out_loss(batches, task.loss(session.model))
+    result: dict[str, Any] = {
+        "model": session.identity.name,
+        "adapter": str(adapter) if adapter else None,
+        "eval_loss": loss,
+        "perplexity": math.exp(loss),
+        "scores": {} if scores is None else scores.values,
+        "headline": None if scores is None else scores.headline.name,
+        "intervals": asked.intervals(),
+        "max_new_tokens": None if scores is None else scores.limit,
+        "answers_cut": 0 if scores is None else scores.reached,
+        "choices": choice_figures(asked.choices, asked.references),
+        "rows": len(table),
+        "tokens": table.tokens,
+        "loss_tokens": table.loss_tokens,
+        "peak_memory_bytes": peak_memory(device),
+        "seconds": None,  # known at the end
+        "template": session.template.to_dict(),
+        "data_sha256": content_hash(examples),
+        "recorded": None,
+        "versions": versions(),
+        "machine": machine(device),
+        "notes": [*notes, *asked.notes()],
+    }
+    return result
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What was asked of a model, and what came of it."""
 
     examples: Sequence[Example]
-    references: Sequence[Answer]
-    answers: Sequence[Answer]
+    references: Sequence[TaskAnswer]
+    answers: Sequence[TaskAnswer]
     plan: AnswerPlan
     scores: Scores | None
     choices: ChoiceScores | None
 
-    def figures(self) -> dict[str, Any]:
-        """The part of result.json that is about answers."""
-        scores = self.scores
-        spread = {}
-        if scores is not None:
-            texts = [[each.scored for each in some] for some in (self.answers, self.references)]
-            spread = intervals(scores, *texts)
-        return {
-            "scores": {} if scores is None else scores.values,
-            "headline": None if scores is None else scores.headline.name,
-            "intervals": {name: one.to_dict() for name, one in spread.items()},
-            "max_new_tokens": None if scores is None else scores.limit,
-            "answers_cut": 0 if scores is None else scores.reached,
-            "choices": choice_figures(self.choices, self.references),
-        }
+    def intervals(self) -> dict[str, Any]:
+        """Of each score that has one, by its name."""
+        if self.scores is None:
+            return {}
+        texts = [[each.scored for each in some] for some in (self.answers, self.references)]
+        return {name: one.to_dict() for name, one in intervals(self.scores, *texts).items()}
 
     def notes(self) -> list[str]:
         """Which measures were taken and why, and what the reader has to know of them."""
@@ -148,22 +159,24 @@ class _Asked:
         return [n for n in (self.scores.why, self.scores.left_out, self.scores.cut) if n]
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of answers.jsonl."""
+        """The lines of answers.jsonl; what was not asked is null."""
         rows = self.scores.headline.rows if self.scores is not None else None
-        probabilities = None if self.choices is None else self.choices.probabilities
+        likely = None if self.choices is None else self.choices.probabilities
         for i, (example, reference) in enumerate(zip(self.examples, self.references, strict=True)):
-            line: dict[str, Any] = {"prompt": example.question, "reference": reference.text}
-            if self.answers:
-                line |= {"answer": self.answers[i].text, "finished": self.answers[i].finished}
-            if rows is not None:
-                line["score"] = rows[i]
-            if self.choices is not None and probabilities is not None:
-                line["choice"] = self.choices.picked[i]
-                line["probability"] = float(probabilities[i].max())
-                line["probabilities"] = dict(
-                    zip(self.choices.choices, probabilities[i].tolist(), strict=True)
-                )
-            yield line | {"origin": example.origin}
+            p = {} if self.choices is None or likely is None else dict(
+                zip(self.choices.choices, likely[i].tolist(), strict=True)
+            )  # fmt: skip
+            yield {
+                "prompt": example.question,
+                "reference": reference.text,
+                "answer": self.answers[i].text if self.answers else None,
+                "finished": self.answers[i].finished if self.answers else None,
+                "score": None if rows is None else rows[i],
+                "choice": self.choices.picked[i] if self.choices else None,
+                "probability": max(p.values()) if p else None,
+                "probabilities": p or None,
+                "origin": example.origin,
+            }
 
 
 def _ask(
@@ -184,7 +197,7 @@ def _ask(
     plan = task.plan_answers(examples, session, (table,), limit=limit, metrics=named)
     wanted = tuple(choices) if choices or metrics == "none" else plan.labels
     references = task.references(session, answered) if metrics != "none" or wanted else []
-    answers: Sequence[Answer] = []
+    answers: Sequence[TaskAnswer] = []
     scores = None
     if metrics != "none" and answered:
         answers = task.predict(session, answered, plan.limit)

@@ -27,7 +27,7 @@ from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures
 from lorakit.run.session import Session, open_base, recorded_template
-from lorakit.tasks import Answer, AnswerPlan
+from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
@@ -140,8 +140,8 @@ class Asked:
 
     plan: AnswerPlan
     examples: Sequence[Example]
-    references: Sequence[Answer]
-    answers: Sequence[Answer]
+    references: Sequence[TaskAnswer]
+    answers: Sequence[TaskAnswer]
     choices: ChoiceScores | None = None
 
 
@@ -222,11 +222,14 @@ def finish(
         before.examples, before.references, before.answers, after, before.plan
     )
     write_json(folder / folders.SAMPLES, scores.samples)
-    figures = training_figures(ready, fitted, scores, command=command, started=started)
-    figures["choices_before"] = choice_figures(before.choices, before.references)
-    figures["choices_after"] = choice_figures(
-        likelihoods(session, before.examples, before.plan.labels, config), before.references
+    choices = tuple(
+        choice_figures(each, before.references)
+        for each in (
+            before.choices,
+            likelihoods(session, before.examples, before.plan.labels, config),
+        )
     )
+    figures = training_figures(ready, fitted, scores, choices, command=command, started=started)
     save_adapter(
         model,
         folder / "adapter",
