@@ -145,7 +145,7 @@ def headline(
         measured: recorded later, the newest last.
     """
     for one in reversed(measured):
-        if one.headline in one.scores:
+        if one.headline and one.headline in one.scores:
             low, high = one.intervals.get(one.headline, (None, None))
             return Headline(one.headline, one.scores[one.headline], low, high, one.rows, one.at)
     scores = scores_of(metrics, name)
