@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lorakit.adapters.store.default import STORE_HELP
 from lorakit.data.given import GivenRows
@@ -58,7 +58,13 @@ class OutputSpec:
             "and after training; 0 for none."
         },
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "The most tokens of a completion."})
+    max_new_tokens: int | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "help": "The most tokens of a completion. auto: by the longest reference answer, which "
+            "an adapter records; 128 where there is none."
+        },
+    )
     tensorboard: bool = field(
         default=False,
         metadata={"help": "Also write TensorBoard event files into the run folder."},
@@ -69,10 +75,15 @@ class OutputSpec:
     )
     store: str | None = field(default=None, metadata={"help": STORE_HELP})
 
+    @property
+    def answer_limit(self) -> int | None:
+        """`max_new_tokens` where it is a number; None where reference answers decide."""
+        return None if self.max_new_tokens == "auto" else self.max_new_tokens
+
     def __post_init__(self) -> None:
         if not self.out:
             raise ConfigError("out is empty: name a folder for the run")
-        if self.samples < 0 or self.max_new_tokens < 1:
+        if self.samples < 0 or (self.max_new_tokens != "auto" and self.max_new_tokens < 1):
             raise ConfigError("samples must be at least 0 and max_new_tokens at least 1")
 
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from lorakit.report import numbers
 from lorakit.report.answers import sample
-from lorakit.report.wording import score_change, score_value, second_verdict, verdict
+from lorakit.report.wording import (
+    first_score,
+    score_change,
+    score_value,
+    score_verdict,
+    second_verdict,
+    verdict,
+)
 
 NAN = float("nan")
 
@@ -81,9 +88,9 @@ def test_verdict(result: dict[str, Any], wanted: str) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "wanted"),
     [
-        ({"bleu": 10.0}, {"bleu": 4.0}, "BLEU fell from 10.0 to 4.0."),
-        ({"f1": 0.5}, {"f1": 0.5}, "Token F1 stayed at 50.0 %."),
-        ({}, {"f1": NAN, "accuracy": 0.5}, "Accuracy: 50.0 %."),
+        ({"bleu": 10.0}, {"bleu": 4.0}, "BLEU fell from 10 to 4."),
+        ({"f1": 0.5}, {"f1": 0.5}, "Token F1 stayed at 0.500."),
+        ({}, {"f1": NAN, "accuracy": 0.5}, "Accuracy: 0.500."),
         (None, None, ""),
     ],
 )
@@ -92,11 +99,39 @@ def test_second_verdict(before: Any, after: Any, wanted: str) -> None:
     assert said.replace("\u00a0", " ") == wanted
 
 
-def test_scores_keep_their_unit() -> None:
-    assert score_value("chrf", 0.5) == "0.5"
+def test_scores_have_one_scale() -> None:
+    assert score_value("chrf", 0.5) == score_value("accuracy", 0.5) == "0.500"
     assert score_value("my_metric", 12.5) == "12.5"
     assert score_change("my_metric", 0.5, 12.5) == "+12.0"
-    assert score_change("f1", 0.5, 0.75) == "+25.0"
+    assert score_change("f1", 0.5, 0.75) == "+0.250"
+
+
+def changed(low: float, high: float, n: int) -> dict[str, Any]:
+    spread = {"mean": (low + high) / 2, "low": low, "high": high, "level": 0.95, "n": n}
+    return {
+        "scores_before": {"f1": 0.5, "accuracy": 0.5},
+        "scores_after": {"f1": 0.9, "accuracy": 0.25},
+        "headline": "accuracy",
+        "scores_change": {"accuracy": {**spread, "resamples": 10}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("spread", "word", "said"),
+    [
+        ((-0.4, -0.1, 40), "worse", "Accuracy fell from 0.500 to 0.250."),
+        ((-0.4, 0.1, 40), "no clear change",
+         "Accuracy went from 0.500 to 0.250: no clear change over 40 answers."),
+        ((-0.4, -0.1, 4), "no clear change",
+         "Accuracy went from 0.500 to 0.250: no clear change over 4 answers."),
+    ],
+)  # fmt: skip
+def test_a_word_stands_for_what_is_beyond_the_interval(spread: Any, word: str, said: str) -> None:
+    result = changed(*spread)
+    assert score_verdict(result, "accuracy") == word
+    assert second_verdict(result) == said
+    assert score_verdict(result, "f1") == "", "of older runs nothing is known"
+    assert first_score(result) == "accuracy"
 
 
 def judged(reference: Any, answer: str, score: Any = None) -> tuple[str, str]:

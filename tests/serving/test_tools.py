@@ -7,7 +7,6 @@ from dataclasses import replace
 import openai
 import pytest
 from servers import SPEC, Running, serving
-from tool_templates import MARKS, NAMES, TEMPLATES, TOOLS, TWO, add_marks
 
 from families import tiny, tokenizer
 from lorakit.data import Template, encode_prompt
@@ -15,6 +14,7 @@ from lorakit.data.shapes import Example
 from lorakit.execution.tools.form import ToolForm, find_form
 from lorakit.execution.tools.reader import ToolReader
 from lorakit.execution.tools.values import ToolCall, end_of
+from tool_templates import MARKS, NAMES, TEMPLATES, TOOLS, TWO, add_marks
 
 ASK = [{"role": "user", "content": "where is it?"}]
 CALLS = [("find", {"town": "Oslo"}), ("count", {"n": 2})]

@@ -6,9 +6,9 @@ import openai
 import pytest
 from servers import fill_store
 from stand_in import vllm_serving
-from tool_templates import TEMPLATES, TOOLS, TWO, add_marks
 
 from families import tiny, tokenizer
+from tool_templates import TEMPLATES, TOOLS, TWO, add_marks
 
 ASK = [{"role": "user", "content": "where is it?"}]
 END = "\x01"  # the stand-in's tokens are bytes; this one ends an answer

@@ -51,7 +51,10 @@ def answer_file(
     if spec.choices and "max_new_tokens" in config.given:
         raise ConfigError("--max-new-tokens has no use with --choices: the labels are the answers")
     require_present(config, adapter)
+    from lorakit.run.answer_limit import most_tokens, with_answer_limit
     from lorakit.serving.answering.command import run_answering
+
+    config = with_answer_limit(config, adapter)
 
     try:
         with fetching() as progress, AnswerWatcher() as watcher:
@@ -75,7 +78,7 @@ def answer_file(
     if made.unfinished:
         lines.append(
             f"{made.unfinished:,} of {made.rows:,} answers reached the limit of "
-            f"{config.output.max_new_tokens} tokens, row {made.first_unfinished:,} first: they may be "
+            f"{most_tokens(config)} tokens, row {made.first_unfinished:,} first: they may be "
             "incomplete (--max-new-tokens raises it)"
         )
     if made.errors:

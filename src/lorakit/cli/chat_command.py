@@ -28,6 +28,8 @@ from lorakit.errors import DataError
 from lorakit.run.present import require_present
 
 BASE = "base"
+# New tokens of an answer in a conversation, where the user gives no other number.
+MOST = 512
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
@@ -110,7 +112,7 @@ def _one(
 
     def reply(message: str) -> None:
         completion = write_completion(
-            session, asked(message), config.output.max_new_tokens, dict(sampling)
+            session, asked(message), config.output.answer_limit or MOST, dict(sampling)
         )
         turns.append({"role": "user", "content": message})
         turns.append({"role": "assistant", "content": completion.strip()})
@@ -135,7 +137,7 @@ def _several(
             adapters,
             config.data,
             store=config.output.store,
-            most=config.output.max_new_tokens,
+            most=config.output.answer_limit or MOST,
             force=force,
             progress=progress,
             prompt_template=prompt_template,
@@ -187,4 +189,4 @@ def _converse(reply: Callable[[str], None], forget: Callable[[], None]) -> None:
                 say([str(error)])
 
 
-command = with_options(chat, OPTIONS, max_new_tokens=512)
+command = with_options(chat, OPTIONS, max_new_tokens=MOST)

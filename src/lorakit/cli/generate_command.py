@@ -139,6 +139,7 @@ def generate(
     config = load_config(None, flatten(flags))
     require_present(config, adapter)
     from lorakit.data import PromptForm
+    from lorakit.run.answer_limit import answer_limit
     from lorakit.run.recorded import with_recorded
     from lorakit.run.session import open_adapted
 
@@ -160,7 +161,7 @@ def generate(
     for number, example in enumerate(examples, 1):
         if len(texts) > 1:
             typer.echo(f"[{number}] {texts[number - 1]}")
-        write_completion(session, example, config.output.max_new_tokens, sampling)
+        write_completion(session, example, answer_limit(config, session.adapter), sampling)
 
 
 command = with_options(generate, OPTIONS, also=("answers", AnswerSpec))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorakit.adapters.measurements import score_name
 from lorakit.extras import no_page
 from lorakit.files.wording import count
 
@@ -90,13 +91,22 @@ def left_out(plan: "Plan") -> list[str]:
     ]
 
 
-def scores_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
-    """Scores side by side."""
+def scores_table(result: Mapping[str, Any]) -> Table:
+    """Scores before and after training side by side, the one that fits the task first.
+
+    Each is a share of the best possible; a word says where the change is larger than chance.
+    """
+    from lorakit.report.wording import score_verdict
+
     table = Table(box=None, pad_edge=False)
-    for name in ("", "before", "after"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", "before", "after", " "):
+        table.add_column(name, justify="right" if name.strip() else "left")
+    before, after = result["scores_before"], result["scores_after"]
     for name, value in after.items():
-        table.add_row(
-            name.replace("_", " "), f"{before.get(name, float('nan')):.3f}", f"{value:.3f}"
-        )
+        first = before.get(name, float("nan"))
+        table.add_row(score_name(name), f"{first:.3f}", f"{value:.3f}", score_verdict(result, name))
+    likely = [result.get(name) for name in ("choices_before", "choices_after")]
+    if all(likely):
+        shares = (f"{each['accuracy']:.3f}" for each in likely if each)
+        table.add_row("right label likeliest", *shares, "")
     return table

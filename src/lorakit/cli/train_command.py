@@ -122,7 +122,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
             )
         )
     if result["scores_after"]:
-        console.print(scores_table(result["scores_before"], result["scores_after"]))
+        console.print(scores_table(result))
     expected = result["forecast"]
     trained = sum(f.stat().st_size for f in (out / "adapter").iterdir())
     say(

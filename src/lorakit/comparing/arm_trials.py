@@ -30,7 +30,7 @@ from lorakit.experiments.measuring import (
     measure_rows,
     pace_of,
 )
-from lorakit.experiments.opening import TrialContext, open_trial, split_validation
+from lorakit.experiments.opening import TrialContext, ask_held_out, open_trial, split_validation
 from lorakit.experiments.stamps import Sources
 from lorakit.run.fitting import fit_model
 from lorakit.run.folder import METRICS, MetricsFile
@@ -125,8 +125,7 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
     session.model.zero_grad(set_to_none=True)
     give_back_memory()
     report({"kind": "stage", "name": "answer"})
-    examples = session.task.examples(context.data.eval_examples, request.asking.samples)
-    texts = session.task.predict(session, examples, request.asking.max_new_tokens)
+    asked = ask_held_out(context, request.asking.samples, request.asking.max_new_tokens)
     weights, on_disk = save_trained(session, method, folder, context.config)
     if method.kind == "full":
         shutil.rmtree(weights)
@@ -146,8 +145,8 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
             tuple(general.tokens_S.tolist()),
         ),
         course=tuple(course.points),
-        answers=tuple(texts),
-        scores=session.task.measure(examples, texts, "auto") if texts else None,
+        answers=asked.answers,
+        scores=asked.scores,
         notes=tuple(fitted.notes),
         measured=RunMeasured(
             peak_memory_bytes=peak,

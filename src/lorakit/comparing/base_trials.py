@@ -17,7 +17,7 @@ from lorakit.evaluation.likelihood import per_token
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import measure_rows
-from lorakit.experiments.opening import open_trial, split_validation
+from lorakit.experiments.opening import ask_held_out, open_trial, split_validation
 from lorakit.experiments.profile import estimate_step, profile_of
 from lorakit.experiments.stamps import Sources
 from lorakit.run.machine import peak_memory
@@ -74,7 +74,7 @@ def base(request: BaseRequest, sources: Sources, folder: Path, report: Report) -
         report: told of the stages.
     """
     context = open_trial(request.stamp, sources)
-    session, model = context.session, context.model
+    model = context.model
     tokens = context.config.train.batch_tokens
     report({"kind": "stage", "name": "general"})
     rows = general.rows(sources.general_data, context, request.general_tokens)
@@ -84,14 +84,13 @@ def base(request: BaseRequest, sources: Sources, folder: Path, report: Report) -
     held_out = measure_rows(model, context.data.eval, tokens)
     distributions.save(folder / REFERENCE)
     report({"kind": "stage", "name": "answer"})
-    examples = session.task.examples(context.data.eval_examples, request.asking.samples)
-    texts = session.task.predict(session, examples, request.asking.max_new_tokens)
+    asked = ask_held_out(context, request.asking.samples, request.asking.max_new_tokens)
     return BaseResult(
         held_out=held_out,
-        prompts=tuple(example.question for example in examples),
-        references=tuple(str(example.answer).strip() for example in examples),
-        answers=tuple(texts),
-        scores=session.task.measure(examples, texts, "auto") if texts else None,
+        prompts=asked.prompts,
+        references=asked.references,
+        answers=asked.answers,
+        scores=asked.scores,
         general=GeneralSummary(
             source=rows.source,
             rows=len(rows.table),

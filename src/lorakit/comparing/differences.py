@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from lorakit.comparing.protocol import ArmFindings
 from lorakit.comparing.trials import RunResult
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean, crossed_statistic
-from lorakit.evaluation.metrics import Scores, score
+from lorakit.evaluation.metrics import again
+from lorakit.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -103,7 +104,7 @@ def _of_set(
     def apart(seed: int, rows: NDArray[np.int64]) -> float:
         drawn_references = [references[i] for i in rows]
         texts = ([runs[seed].answers[i] for i in rows] for runs in (arm, against))
-        ours, theirs = (score(each, drawn_references, name).metrics[0].value for each in texts)
+        ours, theirs = (again(name, each, drawn_references) for each in texts)
         return ours - theirs
 
     return crossed_statistic(apart, len(arm), len(references), generator=_generator(), level=LEVEL)

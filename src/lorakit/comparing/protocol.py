@@ -126,7 +126,7 @@ def compare_arms(
     stamp = first_stamp(spec, config).of_contents(
         profile.profile.data_sha256, profile.profile.base_sha256
     )
-    asking = Asking(config.output.samples, config.output.max_new_tokens)
+    asking = Asking(config.output.samples, config.output.answer_limit)
     report({"kind": "phase", "name": "base", "trials": 1})
     base_trial = BASE.trial(
         BaseRequest(stamp, asking, profile.general_sha256, GENERAL_TOKENS), sources, "base"

@@ -217,10 +217,14 @@ def _headline(between: Sequence[Mapping[str, Any]]) -> str:
 
 def _notes(findings: CompareFindings, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [each.note for each in findings.profile.estimates if each.note]
+    base = findings.base.scores
+    notes += [f"base: {base.cut}"] if base is not None and base.cut else []
     for trained, arm in zip(findings.arms, arms, strict=True):
         if arm["rate_at_edge"]:
             notes.append(wording.rate_at_edge(arm["name"], arm["learning_rate"]))
         notes += sorted({note for run in trained.runs for note in run.result.notes})
+        scored = [run.result.scores for run in trained.runs]
+        notes += [f"{arm['name']}: {cut}" for cut in {s.cut for s in scored if s} if cut]
     if len(findings.seeds) == 1:
         notes.append(wording.ONE_SEED)
     return notes

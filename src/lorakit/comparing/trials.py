@@ -51,7 +51,7 @@ class Asking:
     """How many held-out prompts are answered, and how long an answer may be, in tokens."""
 
     samples: int
-    max_new_tokens: int
+    max_new_tokens: int | None
 
 
 @dataclass(frozen=True)

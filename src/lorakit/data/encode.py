@@ -122,7 +122,7 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) ->
         _only_prompts(example)
         segments = [TextSegment(example.prompt or "", False)]
     else:
-        messages = _messages(example, template)
+        messages = messages_of(example, template)
         stop = next(
             (i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"),
             len(messages),
@@ -194,7 +194,8 @@ def _only_prompts(example: Example) -> None:
         )
 
 
-def _messages(example: Example, template: Template) -> tuple[Message, ...]:
+def messages_of(example: Example, template: Template) -> tuple[Message, ...]:
+    """The example as a conversation, with the template's system text."""
     if example.messages is not None:
         return template.with_system(example.messages)
     messages: list[Message] = [{"role": "user", "content": example.prompt or ""}]
@@ -239,7 +240,7 @@ def _write_conversation(
     drop: Sequence[str],
     check: OmissionCheck,
 ) -> _WrittenExample:
-    messages = _messages(example, template)
+    messages = messages_of(example, template)
     conversation = Conversation(example, messages, tokenizer, template)
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     context = [i for i in answers if i == 0]

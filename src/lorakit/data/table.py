@@ -110,3 +110,14 @@ class TokenTable(Sequence[Encoded]):
     def loss_tokens(self) -> int:
         """The number of supervised tokens of all rows."""
         return int(self.weight_N.sum(dtype=np.int64))
+
+
+def longest_answer(table: TokenTable) -> int:
+    """Tokens of the longest run of supervised tokens within a row, its end token included; 0 for none.
+
+    A row of plain text is supervised as a whole, and is one such run.
+    """
+    weight_N = np.append(table.weight_N, np.uint8(0))
+    # A run ends where the mask does, and before each row: the first token of a row has weight 0.
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], weight_N]) != 0))
+    return int((edges[1::2] - edges[::2]).max(initial=0))

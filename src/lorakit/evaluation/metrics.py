@@ -1,88 +1,29 @@
 """`score`: predictions and references in, named scores out, with the choice explained."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from lorakit.errors import ConfigError, DataError, did_you_mean
-from lorakit.evaluation import labels, structured, text
+from lorakit.evaluation import calls, labels, structured, text
+from lorakit.evaluation.kinds import ChosenMetrics, References, choose, kind_of_row
+from lorakit.evaluation.scores import MetricScore, Scores
 from lorakit.extras import install, missing, need
 
-References = Sequence[Sequence[str]]
-Unit = Literal["share", "points"]
+__all__ = [
+    "METRICS",
+    "MetricScore",
+    "Scores",
+    "again",
+    "check_names",
+    "choose",
+    "score",
+    "score_by",
+]
 
-# A label is short, and a set of labels is one whose members return: on average twice or more.
-_LABEL_CHARACTERS = 64
-_LABEL_REPEATS = 2
-
-
-@dataclass(frozen=True)
-class MetricScore:
-    """One metric over n rows.
-
-    `value` lies in `range`; its `unit` is "share" (0 to 1) or "points" (0 to 100, as BLEU and
-    chrF are published). `rows` has one value a row in the same unit, for paired intervals, or
-    is None where rows have none; `mean_of_rows` says that `value` is exactly their mean.
-    Higher is better, always.
-    """
-
-    name: str
-    value: float
-    n: int
-    unit: Unit
-    rows: tuple[float, ...] | None
-    mean_of_rows: bool
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest value that are possible."""
-        return (0.0, 1.0) if self.unit == "share" else (0.0, 100.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "name": self.name,
-            "value": self.value,
-            "n": self.n,
-            "unit": self.unit,
-            "range": list(self.range),
-            "rows": None if self.rows is None else list(self.rows),
-            "mean_of_rows": self.mean_of_rows,
-        }
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Metrics over the same rows, the one that fits the references best first, and why these.
-
-    `left_out` says which metrics would fit as well and what they need; empty where there are none.
-    """
-
-    metrics: tuple[MetricScore, ...]
-    why: str
-    left_out: str = ""
-
-    def __getitem__(self, name: str) -> MetricScore:
-        for metric in self.metrics:
-            if metric.name == name:
-                return metric
-        raise KeyError(f"{name!r} was not scored; {did_you_mean(name, self.values)}")
-
-    def __iter__(self) -> Iterator[MetricScore]:
-        return iter(self.metrics)
-
-    def __len__(self) -> int:
-        return len(self.metrics)
-
-    @property
-    def values(self) -> dict[str, float]:
-        """Name -> value, in order, as in `result.json`."""
-        return {metric.name: metric.value for metric in self.metrics}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, row values included."""
-        return {"why": self.why, "metrics": [metric.to_dict() for metric in self.metrics]}
+# How far a sum of shares may be from 1 by rounding.
+_ROUNDING = 1e-9
 
 
 RowMetric = Callable[[str, Sequence[str]], float]
@@ -93,12 +34,13 @@ SetMetric = Callable[[Sequence[str], References], tuple[float, list[float] | Non
 class _Metric:
     """How a metric is computed, row by row or over the set, and what it needs.
 
-    `package`: the optional module that computes it.
+    `scale`: its best value as its own definition has it. `package`: the optional module that
+    computes it.
     """
 
     of_row: RowMetric | None = None
     of_set: SetMetric | None = None
-    unit: Unit = "share"
+    scale: float = 1.0
     needs: Literal["text", "json", "label", "number"] = "text"
     mean_of_rows: bool = True
     package: str | None = None
@@ -111,8 +53,8 @@ def _single(function: Callable[..., tuple[float, list[float] | None]]) -> SetMet
 _METRICS: dict[str, _Metric] = {
     "exact_match": _Metric(text.exact_match),
     "f1": _Metric(text.token_f1),
-    "bleu": _Metric(of_set=text.bleu, unit="points", mean_of_rows=False, package="sacrebleu"),
-    "chrf": _Metric(of_set=text.chrf, unit="points", mean_of_rows=False, package="sacrebleu"),
+    "bleu": _Metric(of_set=text.bleu, scale=100.0, mean_of_rows=False, package="sacrebleu"),
+    "chrf": _Metric(of_set=text.chrf, scale=100.0, mean_of_rows=False, package="sacrebleu"),
     "accuracy": _Metric(of_set=_single(labels.accuracy), needs="label"),
     "macro_f1": _Metric(
         of_set=_single(labels.macro_f1), needs="label", mean_of_rows=False, package="sklearn"
@@ -121,6 +63,8 @@ _METRICS: dict[str, _Metric] = {
     "json_match": _Metric(structured.json_match, needs="json"),
     "json_validity": _Metric(structured.json_validity),
     "numeric_answer": _Metric(text.numeric_answer, needs="number"),
+    "call_match": _Metric(calls.call_match),
+    "call_names": _Metric(calls.call_names),
 }
 
 METRICS: tuple[str, ...] = tuple(_METRICS)
@@ -135,13 +79,9 @@ def score(
     """Score predictions against references: one text, or several acceptable ones, a row.
 
     `metrics` is "auto", a name, or names out of `METRICS`. "auto" looks at the references
-    alone, never at the predictions, so that two models are always judged by the same metrics:
-
-    - all JSON objects: field_accuracy, json_match, json_validity, exact_match, f1
-    - all end in `#### number`: numeric_answer, exact_match, f1
-    - one short line a row, each distinct one twice or more on average: accuracy, macro_f1,
-      exact_match, f1
-    - any other text: f1, chrf, bleu, exact_match
+    alone, never at the predictions, so that two models are always judged by the same metrics; see
+    `lorakit.evaluation.kinds.choose`. It leaves out what has no meaning for these rows: a metric by
+    which the references themselves would not be the best possible answers.
 
     Where an optional package is not installed, "auto" leaves its metrics out, and says so in `left_out`.
 
@@ -151,13 +91,47 @@ def score(
     """
     rows = _check(predictions, references)
     if metrics == "auto":
-        fitting, why = choose(rows)
-        names, left_out = _computable(fitting)
-    else:
-        names, why, left_out = check_names(metrics), "named by the caller", ""
-        for name in names:
-            _need(name, _METRICS[name].needs, rows)
-    return Scores(tuple(_compute(name, predictions, rows) for name in names), why, left_out)
+        return score_by(predictions, references, choose(rows))
+    names = check_names(metrics)
+    for name in names:
+        _need(name, _METRICS[name].needs, rows)
+        if not _means_something(name, rows):
+            raise DataError(
+                f"{name} has no meaning for these references: they themselves, as answers, would not "
+                "get its best value, because they are too short. Leave it out"
+            )
+    return Scores(tuple(_compute(name, predictions, rows) for name in names), "named by the caller")
+
+
+def score_by(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], chosen: ChosenMetrics
+) -> Scores:
+    """Score by metrics that were chosen on more references than these.
+
+    Args:
+        predictions: a text a row.
+        references: one text, or several acceptable ones, a row.
+        chosen: from `choose`, on all references there are. What has no meaning for these rows is
+            left out.
+
+    Raises:
+        DataError: as `score`.
+    """
+    rows = _check(predictions, references)
+    names, left_out = _computable(chosen.names)
+    alone = len({row[0].strip() for row in rows}) < 2  # F1 of one class is accuracy by another name
+    meant = [
+        name
+        for name in names
+        if _fits(name, rows) and _means_something(name, rows) and not (alone and name == "macro_f1")
+    ]
+    scores = tuple(_compute(name, predictions, rows) for name in meant or ["exact_match"])
+    return Scores(scores, chosen.why, left_out)
+
+
+def again(name: str, predictions: Sequence[str], references: Sequence[str]) -> float:
+    """One metric's value on rows that were scored before, as a resampling draws them."""
+    return _compute(name, predictions, [(row,) for row in references]).value
 
 
 def check_names(metrics: str | Sequence[str]) -> tuple[str, ...]:
@@ -192,47 +166,27 @@ def _computable(names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     )
 
 
-def choose(references: References) -> tuple[tuple[str, ...], str]:
-    """The metrics that fit the references, and a clause that says why."""
-    if all(_is_json(row) for row in references):
-        return (
-            ("field_accuracy", "json_match", "json_validity", "exact_match", "f1"),
-            "every reference is a JSON object",
-        )
-    if all(_is_number(row) for row in references):
-        return (
-            ("numeric_answer", "exact_match", "f1"),
-            f"every reference ends in '{text.ANSWER_MARK}' and a number",
-        )
-    if all(_is_label(row) for row in references):
-        distinct = len({row[0].strip() for row in references})
-        if distinct >= 2 and distinct * _LABEL_REPEATS <= len(references):
-            return (
-                ("accuracy", "macro_f1", "exact_match", "f1"),
-                f"the {len(references)} references are {distinct} short labels",
-            )
-    return ("f1", "chrf", "bleu", "exact_match"), "the references are free text"
-
-
-def _is_json(row: Sequence[str]) -> bool:
-    return all(structured.parse_object(reference) is not None for reference in row)
-
-
-def _is_number(row: Sequence[str]) -> bool:
-    return all(text.ANSWER_MARK in r and text.final_number(r) is not None for r in row)
-
-
-def _is_label(row: Sequence[str]) -> bool:
-    label = row[0].strip()
-    return len(row) == 1 and 0 < len(label) <= _LABEL_CHARACTERS and "\n" not in label
-
-
 _NEEDS: dict[str, tuple[Callable[[Sequence[str]], bool], str]] = {
     "text": (lambda row: True, ""),
-    "json": (_is_json, "references that are JSON objects"),
+    "json": (lambda row: kind_of_row(row) == "json", "references that are JSON objects or arrays"),
     "label": (lambda row: len(row) == 1, "exactly one reference a row"),
-    "number": (_is_number, f"references that end in '{text.ANSWER_MARK}' and a number"),
+    "number": (
+        lambda row: all(text.final_number(reference) is not None for reference in row),
+        f"references that are a number, or end in '{text.ANSWER_MARK}' and a number",
+    ),
 }
+
+
+def _fits(name: str, references: References) -> bool:
+    return all(map(_NEEDS[_METRICS[name].needs][0], references))
+
+
+def _means_something(name: str, references: References) -> bool:
+    """Whether the references, as answers, have the best possible value; else none could have it."""
+    if _METRICS[name].package is None:
+        return True
+    perfect = _compute(name, [row[0] for row in references], references)
+    return perfect.value >= 1.0 - _ROUNDING
 
 
 def _need(name: str, need: str, references: References) -> None:
@@ -279,9 +233,9 @@ def _compute(name: str, predictions: Sequence[str], references: References) -> M
         value, rows = metric.of_set(predictions, references)
     return MetricScore(
         name=name,
-        value=value,
+        # sacrebleu's best value is 100.00000000000004.
+        value=min(1.0, value / metric.scale),
         n=len(predictions),
-        unit=metric.unit,
-        rows=None if rows is None else tuple(rows),
+        rows=None if rows is None else tuple(min(1.0, row / metric.scale) for row in rows),
         mean_of_rows=metric.mean_of_rows,
     )

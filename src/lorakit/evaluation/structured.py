@@ -1,6 +1,6 @@
-"""Scores of answers that are JSON objects: are they JSON, and which of their fields are right.
+"""Scores of answers that are JSON objects or arrays: are they JSON, and which of their fields are right.
 
-An object is flattened to its leaves, path -> value: `{"a": {"b": [1, 2]}}` has the leaves
+A value is flattened to its leaves, path -> value: `{"a": {"b": [1, 2]}}` has the leaves
 (a, b, 0) -> 1 and (a, b, 1) -> 2. An empty object or list is a leaf itself.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 Path = tuple[str | int, ...]
 
 
-def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that the whole text is (white space around it allowed), or None.
+def parse_json(text: str) -> dict[str, Any] | list[Any] | None:
+    """The JSON object or array that the whole text is (white space around it allowed), or None.
 
     Strict: NaN and Infinity, which Python's reader lets through, are not JSON (RFC 8259).
     """
@@ -20,6 +20,12 @@ def parse_object(text: str) -> dict[str, Any] | None:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict | list) else None
+
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """As `parse_json`; None for an array."""
+    value = parse_json(text)
     return value if isinstance(value, dict) else None
 
 
@@ -52,22 +58,34 @@ def _equal(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two JSON values are the same; the order of keys does not matter.
+
+    >>> same({"a": 1, "b": [True]}, {"b": [True], "a": 1.0}), same(True, 1)
+    (True, False)
+    """
+    first, second = leaves(a), leaves(b)
+    return first.keys() == second.keys() and all(_equal(v, second[k]) for k, v in first.items())
+
+
 def json_validity(prediction: str, references: Sequence[str]) -> float:
-    """1.0 where the prediction parses as one JSON object; the references do not matter."""
-    return float(parse_object(prediction) is not None)
+    """1.0 where the prediction parses as JSON of a reference's kind, an object or an array; else 0.0."""
+    value = parse_json(prediction)
+    wanted = {type(parse_json(reference)) for reference in references} - {type(None)}
+    return float(value is not None and (type(value) in wanted or not wanted))
 
 
 def field_accuracy(prediction: str, references: Sequence[str]) -> float:
     """Right leaves / (the reference's leaves + leaves that only the prediction has), in 0..1.
 
-    So a missing, a wrong and an invented field each cost one. A prediction that is no JSON
-    object scores 0; with several references the best one counts.
+    So a missing, a wrong and an invented field each cost one. A prediction that is neither a JSON
+    object nor an array scores 0; with several references the best one counts.
     """
-    predicted = parse_object(prediction)
+    predicted = parse_json(prediction)
     if predicted is None:
         return 0.0
     given = leaves(predicted)
-    return max(_share_right(given, leaves(parse_object(r))) for r in references)
+    return max(_share_right(given, leaves(parse_json(r))) for r in references)
 
 
 def _share_right(given: Mapping[Path, Any], wanted: Mapping[Path, Any]) -> float:

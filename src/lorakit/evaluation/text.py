@@ -18,6 +18,10 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # A sign counts only where no word or number stands before it: "10-5" holds 10 and 5.
 _NUMBER = re.compile(r"(?:(?<![\w.])[-+])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# Leading zeros mark a code and not a quantity, and 1,5 may be one and a half.
+_BARE_NUMBER = re.compile(
+    r"[$€£¥]?\s?[-+]?(?:(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?|\.\d+)\s?%?", re.ASCII
+)
 ANSWER_MARK = "####"
 
 
@@ -70,6 +74,15 @@ def final_number(text: str) -> Decimal | None:
     if not figures:
         return None
     return Decimal(str(figures[0] if mark else figures[-1]).replace(",", ""))
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is one number and nothing else, a currency or a percent sign aside.
+
+    >>> [is_number(text) for text in (" -1,200.5 ", "$3", "7 %", "7 apples", "1,5", "007")]
+    [True, True, True, False, False, False]
+    """
+    return bool(_BARE_NUMBER.fullmatch(text.strip()))
 
 
 def numeric_answer(prediction: str, references: Sequence[str]) -> float:

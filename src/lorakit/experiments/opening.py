@@ -8,6 +8,7 @@ test rows ───────── reported; a comparison chooses nothing by 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from lorakit.config import RunConfig, load_config
 from lorakit.data import Dataset, TokenTable, load_data
 from lorakit.data.split import held_out
 from lorakit.errors import DataError
+from lorakit.evaluation.scores import Scores
 from lorakit.experiments.stamps import Sources, Stamp
 from lorakit.run.session import Session, open_base
 
@@ -67,6 +69,55 @@ def open_trial(stamp: Stamp, sources: Sources) -> TrialContext:
         if before not in ("", now):
             raise DataError(f"the {what} changed while the trials were running: start them anew")
     return TrialContext(config, replace(session, template=data.template), data)
+
+
+@dataclass(frozen=True)
+class HeldOutAnswers:
+    """Answers of a model to held-out prompts.
+
+    Attributes:
+        prompts: as a person reads them.
+        references, answers: as they are scored, one a prompt.
+        tokens: of all answers.
+        scores: of the answers; None where nothing can be asked.
+    """
+
+    prompts: tuple[str, ...]
+    references: tuple[str, ...]
+    answers: tuple[str, ...]
+    tokens: int
+    scores: Scores | None
+
+
+def ask_held_out(
+    context: TrialContext, samples: int, limit: int | None, metrics: str | Sequence[str] = "auto"
+) -> HeldOutAnswers:
+    """Ask held-out prompts; how they are judged follows from all held-out answers, in every trial.
+
+    Args:
+        context: of the trial; its model answers as it is now.
+        samples: how many prompts.
+        limit: most new tokens of an answer; None by the longest one of the rows.
+        metrics: as of `lorakit.evaluation.score`.
+    """
+    data, session, task = context.data, context.session, context.session.task
+    plan = task.plan_answers(
+        data.eval_examples,
+        session,
+        (data.train, data.eval),
+        limit="auto" if limit is None else limit,
+        metrics=metrics,
+    )
+    examples = task.examples(data.eval_examples, samples)
+    references = task.references(session, examples)
+    answers = task.predict(session, examples, plan.limit)
+    return HeldOutAnswers(
+        tuple(example.question for example in examples),
+        tuple(reference.scored for reference in references),
+        tuple(answer.scored for answer in answers),
+        sum(answer.tokens for answer in answers),
+        task.measure(references, answers, plan) if answers else None,
+    )
 
 
 def base_hash(session: Session) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from lorakit.adapters.pairs import read_stored
 from lorakit.config import RunConfig
 from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
-from lorakit.evaluation.metrics import MetricScore
+from lorakit.evaluation.scores import Scores
 from lorakit.ranking.choose import Judge, generator
 from lorakit.ranking.lab import TrialLab
 from lorakit.ranking.pairs import spectra_of
@@ -29,13 +29,17 @@ from lorakit.ranking.trials import ANSWER, AnswerRequest, Candidate
 
 @dataclass(frozen=True)
 class Scored:
-    """What `--metric` says: scores of the ranks that were asked, their differences, and its choice."""
+    """What `--metric` says: scores of the ranks that were asked, their differences, and its choice.
+
+    `cut` is a sentence where answers were truncated at the limit.
+    """
 
     name: str
     scores: Mapping[int, float]
     gaps: Mapping[int, CrossedInterval]
     rank: int
     rank_by_loss: int
+    cut: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candi
     wanted = sorted({spec.ranks[0], *_beside(spec.ranks, candidate.rank), spec.ranks[-1]})
     candidates = [Candidate(rank, candidate.rate, candidate.seed) for rank in wanted]
     lab.train(candidates, lab.steps)
-    scores = {each.rank: _score(lab, spec, config, each) for each in candidates}
+    every = {each.rank: _scores(lab, spec, config, each) for each in candidates}
+    scores = {rank: each.headline for rank, each in every.items()}
+    cut = "; ".join(f"rank {rank}: {each.cut}" for rank, each in every.items() if each.cut)
     values = {rank: score.value for rank, score in scores.items()}
     best = max(values, key=lambda rank: (values[rank], -rank))
     gaps = {}
@@ -102,23 +108,23 @@ def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candi
             apart = np.array([score.rows]) - np.array([scores[best].rows])
             gaps[rank] = crossed_mean(apart, generator=generator(), level=2 * spec.level - 1)
     no_worse = [rank for rank, d in gaps.items() if d.high >= 0] + [best]
-    return Scored(str(spec.metric), values, gaps, min(no_worse), candidate.rank)
+    return Scored(str(spec.metric), values, gaps, min(no_worse), candidate.rank, cut)
 
 
-def _score(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidate) -> MetricScore:
-    """The score of a candidate's answers to held-out prompts."""
+def _scores(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidate) -> Scores:
+    """The scores of a candidate's answers to held-out prompts."""
     samples, base = config.output.samples, lab.profile.profile
     request = AnswerRequest(
         lab.stamp,
         lab.adapter(candidate),
         str(spec.metric),
         samples,
-        config.output.max_new_tokens,
+        config.output.answer_limit,
     )
     _, result = lab.run(ANSWER, request, f"answers of rank {candidate.rank}")
     prompts = base.eval_tokens * min(1.0, samples / max(1, base.eval_rows))
     lab.count_evaluation(candidate.rank, result.tokens + prompts)
-    return result.scores.metrics[0]
+    return result.scores
 
 
 def by_layer(

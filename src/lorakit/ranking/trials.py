@@ -189,7 +189,7 @@ class AnswerRequest:
     adapter: AdapterRef
     metric: str
     samples: int
-    max_new_tokens: int
+    max_new_tokens: int | None
 
 
 @dataclass(frozen=True)

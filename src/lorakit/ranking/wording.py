@@ -178,11 +178,13 @@ def scored(score: "Scored") -> str:
     """Whether score and loss agree."""
     values = ", ".join(f"{r}: {number(v, 3)}" for r, v in sorted(score.scores.items()))
     if score.rank == score.rank_by_loss:
-        return f"{score.name} agrees ({values})."
-    return (
-        f"{score.name} and the loss disagree: by the score it is rank {score.rank}, by "
-        f"the loss {score.rank_by_loss} ({values}). The score decides, as asked."
-    )
+        said = f"{score.name} agrees ({values})."
+    else:
+        said = (
+            f"{score.name} and the loss disagree: by the score it is rank {score.rank}, by "
+            f"the loss {score.rank_by_loss} ({values}). The score decides, as asked."
+        )
+    return f"{said} Note: {score.cut}." if score.cut else said
 
 
 def layered(by_layer: "Layered") -> str:

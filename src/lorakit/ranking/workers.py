@@ -13,11 +13,11 @@ from typing import Any
 
 from lorakit.adapters.pairs import read_stored
 from lorakit.data import TokenTable
-from lorakit.errors import DivergedError
+from lorakit.errors import DataError, DivergedError
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import RowLosses, measure_rows, save_pairs, spread_rows
-from lorakit.experiments.opening import TrialContext, open_trial
+from lorakit.experiments.opening import TrialContext, ask_held_out, open_trial
 from lorakit.experiments.stamps import Sources
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
@@ -161,17 +161,16 @@ def answer(request: AnswerRequest, sources: Sources, folder: Path, report: Repor
         report: told of the stage.
     """
     context = open_trial(request.stamp, sources)
-    model, session = context.model, context.session
+    model = context.model
     stored = read_stored(request.adapter.folder(folder.parent))
     jobs = Jobs(model, [plan(model, stored.spec)], [0])
     put_pairs(jobs, 0, stored)
     report({"kind": "stage", "name": "answer"})
-    examples = session.task.examples(context.data.eval_examples, request.samples)
     jobs.install(0)
-    texts = session.task.predict(session, examples, request.max_new_tokens)
-    scores = session.task.measure(examples, texts, request.metric)
-    tokens = sum(len(session.tokenizer.encode(text)) for text in texts)
-    return AnswerResult(scores, tuple(texts), tokens)
+    asked = ask_held_out(context, request.samples, request.max_new_tokens, request.metric)
+    if asked.scores is None:
+        raise DataError("metric: the held-out rows have no answers to score; leave it out")
+    return AnswerResult(asked.scores, asked.answers, asked.tokens)
 
 
 def measure_job(context: TrialContext, jobs: Jobs, job: int, table: TokenTable) -> RowLosses:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.adapters.measurements import score_name
 from lorakit.report.compare_read import CompareFiles
 from lorakit.report.numbers import (
     DASH,
@@ -18,7 +19,7 @@ from lorakit.report.numbers import (
 )
 from lorakit.report.read import Record
 from lorakit.report.run_tables import Tile
-from lorakit.report.wording import is_points, score_name, score_value
+from lorakit.report.wording import score_value
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ def tiles(files: CompareFiles, arm: Record) -> list[Tile]:
         ),
     ]  # fmt: skip
     for name, one in list(between["scores"].items())[:1]:
-        points = is_points(name)
-        change = signed(one["mean"] * (1 if points else 100))
-        ends = f"{signed(one['low'] * (1 if points else 100))} to {signed(one['high'] * (1 if points else 100))}"
+        change, ends = (
+            signed(one["mean"], 3),
+            f"{signed(one['low'], 3)} to {signed(one['high'], 3)}",
+        )
         title = score_name(name)
         result.append(
             Tile(
-                title[0].upper() + title[1:], change, "points",
+                title[0].upper() + title[1:], change, "",
                 f"{percent(one['level'], 0)} interval {ends}",
             )
         )  # fmt: skip
@@ -105,9 +107,9 @@ def _score_cell(files: CompareFiles, arm: Record, name: str) -> Cell:
     between = files.difference(arm["name"])
     if between is None or name not in between["scores"]:
         return Cell(value)
-    one, times = between["scores"][name], 1 if is_points(name) else 100
-    ends = f"{signed(one['low'] * times)} to {signed(one['high'] * times)}"
-    return Cell(value, f"{signed(one['mean'] * times)} ({ends})")
+    one = between["scores"][name]
+    ends = f"{signed(one['low'], 3)} to {signed(one['high'], 3)}"
+    return Cell(value, f"{signed(one['mean'], 3)} ({ends})")
 
 
 def cost(files: CompareFiles) -> tuple[list[str], list[list[Cell]]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorakit.adapters.measurements import score_name
 from lorakit.report.numbers import (
     DASH,
     count,
@@ -17,7 +18,13 @@ from lorakit.report.numbers import (
     size,
 )
 from lorakit.report.read import Record, RunFiles
-from lorakit.report.wording import score_change, score_name, score_share, score_value
+from lorakit.report.wording import (
+    first_score,
+    score_change,
+    score_share,
+    score_value,
+    score_verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,10 @@ def tiles(result: Record) -> list[Tile]:
     elif result.get("train_loss") is not None:
         tiles.append(Tile("Training loss", loss(result["train_loss"]), nats, "no rows held out"))
     before, after = result.get("scores_before") or {}, result.get("scores_after") or {}
-    for name, value in list(after.items())[:1]:
+    if (name := first_score(result)) is not None:
         note = f"{score_value(name, before[name])} before training" if name in before else ""
         title = score_name(name)
-        tiles.append(Tile(title[0].upper() + title[1:], score_value(name, value), "", note))
+        tiles.append(Tile(title[0].upper() + title[1:], score_value(name, after[name]), "", note))
     if result.get("seconds") is not None:
         steps, stepping = result.get("steps"), result.get("train_seconds")
         note = f"{count(steps)} steps" if is_number(steps) else ""
@@ -85,24 +92,18 @@ def scores(result: Record) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys([*after, *before]):
         old, new = before.get(name), after.get(name)
-        change = score_change(name, old, new)
         rows.append(
             {
                 "name": score_name(name),
                 "before": score_value(name, old),
                 "after": score_value(name, new),
-                "change": change,
-                "word": _word(change),
+                "change": score_change(name, old, new),
+                "word": score_verdict(result, name),
                 "from": score_share(name, old),
                 "to": score_share(name, new),
             }
         )
     return rows
-
-
-def _word(change: str) -> str:
-    """Higher is better for every score."""
-    return {"+": "better", "\u2212": "worse"}.get(change[0], "" if change == DASH else "same")
 
 
 def forecast(result: Record) -> list[tuple[str, str, str, str]]:

@@ -1,64 +1,70 @@
-"""A run's result in words: the verdict and the names of its scores."""
+"""A run's result in words: the verdict, and what its scores did."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from lorakit.report.numbers import count, duration, is_number, loss, number, percent, signed
+from lorakit.adapters.measurements import score_name
+from lorakit.report.numbers import (
+    DASH,
+    count,
+    duration,
+    is_number,
+    loss,
+    number,
+    percent,
+    signed,
+)
 
 Result = Mapping[str, Any]
 
-NAMES = {
-    "exact_match": "exact match",
-    "f1": "token F1",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "field_accuracy": "fields right",
-    "json_match": "whole object right",
-    "json_validity": "valid JSON",
-    "numeric_answer": "final number right",
-}
-_POINTS = {"bleu", "chrf"}  # 0..100, as they are published; every other score is a share
-
 # A relative change of the loss under this is no change worth a verb.
 _STILL = 0.005
-
-
-def score_name(name: str) -> str:
-    """A score's name for a reader."""
-    return NAMES.get(name, name.replace("_", " "))
-
-
-def is_points(name: str) -> bool:
-    """Whether a score is published on a scale of 0 to 100 rather than as a share."""
-    return name in _POINTS
-
-
-def _is_share(name: str, *values: float) -> bool:
-    return name not in _POINTS and all(0 <= value <= 1 for value in values)
+# A difference of fewer answers is never clear: a sign test of five cannot reach 5 %.
+_FEWEST = 6
 
 
 def score_value(name: str, value: Any) -> str:
-    """A score in its own unit: a share as percent, BLEU and chrF in points."""
-    if not is_number(value) or _is_share(name, value):
-        return percent(value)
-    return f"{value:.1f}" if name in _POINTS else number(value)
+    """A score as a share of the best possible, 0 to 1, on the scale that every command prints."""
+    if not is_number(value):
+        return DASH
+    return f"{value:.3f}" if 0 <= value <= 1 else number(value)
 
 
 def score_change(name: str, before: Any, after: Any) -> str:
-    """The difference: in percentage points for shares, else in the score's own points."""
+    """The difference of two scores, on the same scale."""
     if not (is_number(before) and is_number(after)):
         return signed(None)
-    return signed((after - before) * (100 if _is_share(name, before, after) else 1))
+    return signed(after - before, 3 if 0 <= before <= 1 and 0 <= after <= 1 else 1)
 
 
 def score_share(name: str, value: Any) -> float | None:
     """The score as a share of its range, for a picture; None where that makes no sense."""
-    if not is_number(value):
-        return None
-    share = value / 100 if name in _POINTS else float(value)
-    return share if 0 <= share <= 1 else None
+    return float(value) if is_number(value) and 0 <= value <= 1 else None
+
+
+def score_verdict(result: Result, name: str) -> str:
+    """'better', 'worse' or 'no clear change' from before to after; '' where nothing can be told.
+
+    A word stands only for a change whose whole interval lies on one side of 0, over six answers or
+    more.
+    """
+    change = (result.get("scores_change") or {}).get(name)
+    if not isinstance(change, Mapping):
+        return ""
+    low, high, n = (change.get(key) for key in ("low", "high", "n"))
+    if not (is_number(low) and is_number(high) and is_number(n)):
+        return ""
+    if n >= _FEWEST and low > 0:
+        return "better"
+    return "worse" if n >= _FEWEST and high < 0 else "no clear change"
+
+
+def first_score(result: Result) -> str | None:
+    """The score that leads the page: the one that fits the task, as the run says."""
+    after = result.get("scores_after") or {}
+    headline = result.get("headline")
+    names = [headline, *after] if headline in after else list(after)
+    return next((name for name in names if is_number(after.get(name))), None)
 
 
 def verdict(result: Result) -> str:
@@ -92,18 +98,22 @@ def verdict(result: Result) -> str:
 
 
 def second_verdict(result: Result) -> str:
-    """What the first score did, or nothing; the first is the one that fits the task."""
-    before, after = (result.get(key) or {} for key in ("scores_before", "scores_after"))
-    for name, value in after.items():
-        if not is_number(value):
-            continue
-        sentence = score_name(name)
-        sentence = sentence[0].upper() + sentence[1:]
-        old = before.get(name)
-        if not is_number(old):
-            return f"{sentence}: {score_value(name, value)}."
-        if score_value(name, old) == score_value(name, value):
-            return f"{sentence} stayed at {score_value(name, value)}."
-        verb = "rose" if value > old else "fell"
-        return f"{sentence} {verb} from {score_value(name, old)} to {score_value(name, value)}."
-    return ""
+    """What the score that fits the task did, or nothing."""
+    name = first_score(result)
+    if name is None:
+        return ""
+    old, new = (result.get(key) or {} for key in ("scores_before", "scores_after"))
+    before, after = old.get(name), score_value(name, new[name])
+    sentence = score_name(name)
+    sentence = sentence[0].upper() + sentence[1:]
+    if not is_number(before):
+        return f"{sentence}: {after}."
+    if score_value(name, before) == after:
+        return f"{sentence} stayed at {after}."
+    move = f"from {score_value(name, before)} to {after}"
+    word = score_verdict(result, name)
+    if word != "no clear change":
+        return f"{sentence} {'rose' if new[name] > before else 'fell'} {move}."
+    n = (result.get("scores_change") or {}).get(name, {}).get("n")
+    rows = f" over {count(n)} answers" if is_number(n) else ""
+    return f"{sentence} went {move}: no clear change{rows}."

@@ -1,6 +1,7 @@
 """A training run that could start, and the figures of one that has ended."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,13 @@ def end_notes(session: Session, data: Dataset, plan: Plan) -> list[str]:
 
 
 def training_figures(
-    ready: Prepared, fitted: FitResult, scores: Comparison, *, command: str, started: float
+    ready: Prepared,
+    fitted: FitResult,
+    scores: Comparison,
+    choices: Sequence[Mapping[str, Any] | None],
+    *,
+    command: str,
+    started: float,
 ) -> dict[str, Any]:
     """The figures of a finished run; docs/results.md has a line for each.
 
@@ -80,6 +87,7 @@ def training_figures(
         ready: what was trained.
         fitted: what the training came to.
         scores: of the sample answers.
+        choices: the likelihood of labels before and after; two times None without labels.
         command: how to repeat the run.
         started: of the whole, by `time.perf_counter`.
     """
@@ -105,8 +113,13 @@ def training_figures(
         "train_loss": fitted.train_loss,
         "eval_loss": fitted.eval_loss,
         "eval_loss_before": fitted.eval_loss_before,
-        "scores_before": scores.before,
-        "scores_after": scores.after,
+        "scores_before": scores.before.values if scores.before else {},
+        "scores_after": scores.after.values if scores.after else {},
+        "scores_change": {name: change.to_dict() for name, change in scores.changes.items()},
+        "headline": scores.after.headline.name if scores.after else None,
+        "choices_before": choices[0],
+        "choices_after": choices[1],
+        "max_new_tokens": scores.after.limit if scores.after else None,
         "trainable_parameters": ready.plan.trainable,
         "total_parameters": ready.plan.total_parameters,
         "optimizer_state_bytes": fitted.state_bytes,
@@ -135,7 +148,14 @@ def training_figures(
             *data.notes,
             *([ready.estimate.note] if ready.estimate.note else []),
             *fitted.notes,
-            *([scores.left_out] if scores.left_out else []),
+            *scores.notes,
         ],
     }
     return result
+
+
+def recorded_scores(scores: Comparison) -> dict[str, Any]:
+    """What an adapter keeps of its scores: the values, and which of them to show first."""
+    if scores.after is None:
+        return {"scores": {}}
+    return {"scores": scores.after.values, "headline": scores.after.headline.name}

@@ -14,20 +14,21 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from lorakit.adapters.asking import mapping_in
 from lorakit.adapters.folder import adapter_folder
 from lorakit.adapters.info import AdapterInfo, read_adapter
+from lorakit.adapters.measurements import Measurement, headline, read_measurements
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD, base_note, check_base, read_record
 from lorakit.adapters.store import Entry, Store, content_id
 from lorakit.adapters.store.contents import KEPT, signature
 from lorakit.adapters.store.references import check_name
-from lorakit.adapters.store.summary import numbers
+from lorakit.adapters.store.summary import headline_in, numbers
 from lorakit.data import PromptForm, Template
 from lorakit.errors import AdapterError, LorakitError, StoreError, did_you_mean
 from lorakit.lora.variant import Capability
@@ -100,7 +101,8 @@ class Card:
     """What a list of models says of one.
 
     `prompt` is how a prompt is made of what a client sends, where the adapter recorded a mapping:
-    its "template", the "columns" in it, and the "endpoints" that apply it.
+    its "template", the "columns" in it, and the "endpoints" that apply it. `headline` is the score
+    that fits its task best: "name", "value", "low", "high", "rows", and all of it as "text".
     """
 
     name: str
@@ -110,6 +112,7 @@ class Card:
     version: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     prompt: dict[str, Any] | None = None
+    headline: dict[str, Any] | None = None
 
 
 class Catalog:
@@ -172,6 +175,7 @@ class Catalog:
     def list(self) -> list[Card]:
         """The base and every adapter that a request can name without a version, sorted."""
         cards = {self.base: Card(self.base, "base")}
+        measured = self.store.measurements() if self.store is not None else {}
         for entry in self._entries():
             summary = entry.version.summary
             cards[entry.name] = Card(
@@ -182,6 +186,7 @@ class Catalog:
                 str(entry),
                 dict(summary.metrics),
                 self._asked(entry),
+                _headline(summary.metrics, summary.headline, measured.get(entry.version.id, ())),
             )
         for name, folder in self._folders.items():
             with contextlib.suppress(LorakitError):  # gone, or half written: asking for it says so
@@ -362,9 +367,19 @@ def find_folders(places: Sequence[str | Path]) -> tuple[dict[str, Path], list[st
 
 def _card(name: str, info: AdapterInfo) -> Card:
     ranks = (min(info.ranks.values()), max(info.ranks.values()))
-    metrics = numbers((info.provenance or {}).get("metrics"))
-    prompt = _prompt(info.provenance)
-    return Card(name, "adapter", ranks, info.trainable_parameters, None, metrics, prompt)
+    recorded = (info.provenance or {}).get("metrics")
+    metrics, prompt = numbers(recorded), _prompt(info.provenance)
+    measured = read_measurements(info.folder, content_id(info.folder))
+    shown = _headline(metrics, headline_in(recorded), measured)
+    return Card(name, "adapter", ranks, info.trainable_parameters, None, metrics, prompt, shown)
+
+
+def _headline(
+    metrics: Mapping[str, float], name: str, measured: Sequence[Measurement]
+) -> dict[str, Any] | None:
+    """The score that `lorakit adapters list` shows as well."""
+    shown = headline(metrics, name, measured)
+    return None if shown is None else {**asdict(shown), "text": str(shown)}
 
 
 def _prompt(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:

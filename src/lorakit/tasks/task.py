@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lorakit.adapters import AdapterInfo
 from lorakit.data import Batch, Dataset, DataSpec, Example, RowCounts, Template, TokenTable
+from lorakit.evaluation.bootstrap import Interval
+from lorakit.evaluation.kinds import ChosenMetrics
 from lorakit.evaluation.metrics import Scores
+from lorakit.execution.choices import ChoiceScores
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
+from lorakit.tasks.answers import TaskAnswer
 from lorakit.training import Loss
 
 
@@ -44,19 +48,43 @@ class Session:
 
 
 @dataclass(frozen=True)
+class AnswerPlan:
+    """How answers are asked for and judged, decided once from all reference answers that there are.
+
+    Attributes:
+        chosen: the measures, the one that fits the task first; None where nothing can be asked.
+        named: whether the user named them.
+        limit: most new tokens of an answer.
+        longest: tokens of the longest reference, its end included; None where there is none.
+    """
+
+    chosen: ChosenMetrics | None
+    named: bool
+    limit: int
+    longest: int | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The references where they are few short labels; else ()."""
+        return self.chosen.labels if self.chosen is not None else ()
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Measures of two sets of predictions for the same examples, and the predictions side by side.
 
     Attributes:
-        before, after: each measure by its name.
+        before, after: the measures; None where nothing was asked.
+        changes: of after - before, with its interval, for each measure that has one.
         samples: one mapping an example, as a page shows it.
-        left_out: which measures would fit as well and what they need; empty where there are none.
+        notes: what the reader has to know of the measures.
     """
 
-    before: dict[str, float]
-    after: dict[str, float]
+    before: Scores | None
+    after: Scores | None
+    changes: dict[str, Interval]
     samples: list[dict[str, Any]]
-    left_out: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -110,15 +138,55 @@ class Task(Protocol):
     def examples(self, rows: Sequence[Example], most: int | None = None) -> list[Example]:
         """Those that a prediction can be asked and judged for; up to `most`, spread evenly."""
 
-    def predict(self, session: Session, examples: Sequence[Example], limit: int) -> list[str]:
-        """The model's prediction for each of `examples(…)`; `limit`: most new tokens of one."""
+    def plan_answers(
+        self,
+        examples: Sequence[Example],
+        session: Session,
+        tables: Sequence[TokenTable],
+        *,
+        limit: int | Literal["auto"] = "auto",
+        metrics: str | Sequence[str] = "auto",
+    ) -> AnswerPlan:
+        """How answers are asked for and judged.
+
+        Args:
+            examples: all rows with reference answers, not those alone that will be asked.
+            session: of the model that is to answer.
+            tables: rows as tokens, whose longest answer the limit comes from.
+            limit: most new tokens of an answer; 'auto' by the lengths of the references.
+            metrics: names, or 'auto' by the references.
+        """
+
+    def predict(
+        self, session: Session, examples: Sequence[Example], limit: int
+    ) -> Sequence[TaskAnswer]:
+        """The model's answer to each of `examples(…)`; `limit`: most new tokens of one."""
+
+    def references(self, session: Session, examples: Sequence[Example]) -> Sequence[TaskAnswer]:
+        """What a perfect model would answer to each of `examples(…)`."""
 
     def measure(
-        self, examples: Sequence[Example], predictions: Sequence[str], metrics: Any = "auto"
+        self, references: Sequence[TaskAnswer], predictions: Sequence[TaskAnswer], plan: AnswerPlan
     ) -> Scores:
         """The measures of predictions, the one that fits the task first."""
 
+    def likelihoods(
+        self,
+        session: Session,
+        examples: Sequence[Example],
+        labels: Sequence[str],
+        *,
+        drop: Sequence[str] = (),
+        batch_tokens: int = 4096,
+    ) -> ChoiceScores:
+        """How likely the model finds each label as the answer to each of `examples(…)`."""
+
     def figures(
-        self, examples: Sequence[Example], before: Sequence[str], after: Sequence[str]
+        self,
+        examples: Sequence[Example],
+        references: Sequence[TaskAnswer],
+        before: Sequence[TaskAnswer],
+        after: Sequence[TaskAnswer],
+        plan: AnswerPlan,
     ) -> Comparison:
         """Predictions before and after training side by side, both measured alike."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lorakit.adapters.store.contents import content_id
     from lorakit.adapters.store.default import default_path
     from lorakit.adapters.store.records import Added, Entry, StoredFile, StoreEvent, Version
-    from lorakit.adapters.store.store import Store
+    from lorakit.adapters.store.store import Store, store_of
     from lorakit.adapters.store.summary import Summary
     from lorakit.adapters.store.upkeep import Collected, Fault, collect, verify
 
@@ -39,6 +39,7 @@ _HOMES = {
     "collect": "upkeep",
     "content_id": "contents",
     "default_path": "default",
+    "store_of": "store",
     "verify": "upkeep",
 }
 
@@ -55,6 +56,7 @@ __all__ = [
     "collect",
     "content_id",
     "default_path",
+    "store_of",
     "verify",
 ]
 

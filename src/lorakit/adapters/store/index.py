@@ -5,6 +5,7 @@
     names      name -> line; a name that was renamed away or removed stays, and is not `living`
     history    (line, number) -> version; a number is never given twice
     events     what happened, in order
+    measurements   scores of a version, recorded later; made with the first of them
 
 A change is one transaction under SQLite's write lock: after a kill at any instant it is there
 whole or not at all. The journal is a file beside (not WAL), which works on network file systems
@@ -19,6 +20,7 @@ from dataclasses import astuple
 from pathlib import Path
 from sqlite3 import Connection, Row
 
+from lorakit.adapters.measurements import Measurement
 from lorakit.adapters.store.records import StoredFile, Version
 from lorakit.adapters.store.summary import Summary
 from lorakit.errors import OutputError, StoreError
@@ -180,6 +182,39 @@ def put_event(
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
         (at, line, name, action, number, version, note),
     )
+
+
+def put_measurement(db: Connection, version: str, measured: Measurement) -> None:
+    """Keep scores of a version, unless the same are kept."""
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS measurements (version TEXT NOT NULL, at REAL NOT NULL, "
+        "content TEXT NOT NULL, UNIQUE (version, content))"
+    )
+    content = json.dumps(measured.to_dict(), sort_keys=True)
+    db.execute(
+        "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?)", (version, measured.at, content)
+    )
+
+
+def measurements_of(db: Connection) -> dict[str, tuple[Measurement, ...]]:
+    """The recorded scores of every version that has some, oldest first."""
+    found: dict[str, tuple[Measurement, ...]] = {}
+    if _has_measurements(db):
+        for row in db.execute("SELECT version, content FROM measurements ORDER BY at"):
+            one = Measurement.from_dict(json.loads(row["content"]))
+            found[row["version"]] = (*found.get(row["version"], ()), one)
+    return found
+
+
+def forget_measurements(db: Connection, version: str) -> None:
+    """Drop the recorded scores of a version."""
+    if _has_measurements(db):
+        db.execute("DELETE FROM measurements WHERE version = ?", (version,))
+
+
+def _has_measurements(db: Connection) -> bool:
+    found = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'measurements'").fetchone()
+    return found is not None
 
 
 def known_versions(db: Connection) -> set[str]:

@@ -83,12 +83,12 @@ class Lines:
         ).fetchone()
         return str(row["name"]) if row else None
 
-    def entries(self, line: NameLine) -> tuple[Entry, ...]:
-        """The versions that a line has, by number."""
+    def entries(self, line: NameLine, *, dropped: bool = False) -> tuple[Entry, ...]:
+        """The versions that a line has, by number; if asked, those that were removed of it too."""
         rows = self._db.execute(
             "SELECT number, versions.* FROM history JOIN versions ON versions.id = version "
-            "WHERE line = ? AND dropped IS NULL ORDER BY number",
-            (line.line,),
+            "WHERE line = ? AND (? OR dropped IS NULL) ORDER BY number",
+            (line.line, dropped),
         )
         return tuple(
             Entry(
@@ -100,13 +100,18 @@ class Lines:
             for row in rows
         )
 
-    def pick(self, line: NameLine, asked: StoreReference) -> Entry:
+    def pick(self, line: NameLine, asked: StoreReference, *, dropped: bool = False) -> Entry:
         """The version of a line that a reference means.
+
+        Args:
+            line: of the name.
+            asked: what was written.
+            dropped: whether a version that was removed may be meant.
 
         Raises:
             StoreError: there is none, or more than one.
         """
-        entries = self.entries(line)
+        entries = self.entries(line, dropped=dropped)
         if asked.number is not None:
             found = [entry for entry in entries if entry.number == asked.number]
             what = f"{line.name}@{asked.number}"
@@ -120,6 +125,13 @@ class Lines:
             return found[0]
         has = ", ".join(f"@{entry.number} ({entry.version.short})" for entry in entries[-8:])
         problem = "means several versions" if found else "is not in the store"
+        if not found and not dropped:
+            gone = {str(each.number) for each in self.entries(line, dropped=True)}
+            if str(asked.number) in gone:
+                raise StoreError(
+                    f"{what} was removed; `lorakit adapters rollback {line.name} --to "
+                    f"{asked.number}` brings it back while its content is there"
+                )
         raise StoreError(f"{what} {problem}; {line.name} has {has or 'none'}")
 
     def by_id(self, prefix: str) -> Entry:
@@ -178,10 +190,13 @@ class Lines:
         return self._again(name), "again" if row else "new"
 
     def aim(self, line: NameLine, number: int) -> None:
-        """Let a line point at one of its numbers; if it was removed, it is there again."""
+        """Let a line point at one of its numbers; what was removed of the two is there again."""
         self._db.execute(
             "UPDATE lines SET current = ?, next = max(next, ? + 1), removed = NULL WHERE line = ?",
             (number, number, line.line),
+        )
+        self._db.execute(
+            "UPDATE history SET dropped = NULL WHERE line = ? AND number = ?", (line.line, number)
         )
         self._db.execute("UPDATE names SET living = 1 WHERE name = ?", (line.name,))
 

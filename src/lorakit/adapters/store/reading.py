@@ -8,9 +8,10 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, TypeVar
 
+from lorakit.adapters.measurements import Measurement
 from lorakit.adapters.store.contents import Contents
 from lorakit.adapters.store.default import default_path
-from lorakit.adapters.store.index import Index, version_of
+from lorakit.adapters.store.index import Index, measurements_of, version_of
 from lorakit.adapters.store.lines import Lines, NameLine
 from lorakit.adapters.store.records import Entry, StoreEvent, Version
 from lorakit.adapters.store.references import check_name, parse
@@ -124,6 +125,13 @@ class StoreReader:
                     here = self._lines(db).with_file(tensors)
             found.append((parent, here))
         return tuple(found)
+
+    def measurements(self) -> Mapping[str, tuple[Measurement, ...]]:
+        """The scores that were recorded later, by version, oldest first."""
+        if not self.index.exists():
+            return {}
+        with self.index.read() as db:
+            return measurements_of(db)
 
     def version(self, id: str) -> Version | None:
         """The version with this whole id, if the store has it."""

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorakit.adapters.store.index import put_event, put_version
+from lorakit.adapters.measurements import FILE, Measurement, read_measurements
+from lorakit.adapters.store.index import INDEX, put_event, put_measurement, put_version
 from lorakit.adapters.store.reading import StoreReader
-from lorakit.adapters.store.records import Added, Entry
+from lorakit.adapters.store.records import Added, Entry, Version
 from lorakit.adapters.store.references import StoreReference, check_name, parse
 from lorakit.adapters.store.summary import Summary, summarise
 from lorakit.errors import LorakitError, StoreError
@@ -63,6 +64,7 @@ class Store(StoreReader):
         check_name(name)
         with self.contents.stage(Path(folder), self.index.write) as staged:
             summary = self._describe(staged.folder, Path(folder))
+            measured = read_measurements(Path(folder), staged.id)
             # An adapter that is added again mends a copy that was damaged in the store.
             damaged = self.contents.folder(staged.id).is_dir() and bool(
                 self.contents.faults(staged.id, staged.files)
@@ -71,18 +73,34 @@ class Store(StoreReader):
                 now = self.clock()
                 self.contents.keep(staged, damaged=damaged)
                 put_version(db, staged.id, now, staged.files, summary)
+                for one in measured:
+                    put_measurement(db, staged.id, one)
                 lines = self._lines(db)
                 line, how = lines.point(name, staged.id)
                 if how != "unchanged":
                     told = "; ".join(part for part in (note, _origin(summary)) if part)
                     put_event(db, now, line.line, name, "add", line.current, staged.id, told)
                 entry = lines.pick(line, StoreReference(name))
-        return Added(entry, how, staged.left_out)
+        return Added(entry, how, tuple(name for name in staged.left_out if name != FILE))
+
+    def record(self, id: str, measured: Measurement) -> Version:
+        """Keep scores with a version, whose content and id stay as they are.
+
+        Raises:
+            StoreError: the store has no version with this whole id.
+        """
+        version = self.version(id)
+        if version is None:
+            raise StoreError(f"the store {self.path} has no version {id}")
+        with self.index.write() as db:
+            put_measurement(db, id, measured)
+        return version
 
     def remove(self, reference: str) -> Entry:
         """Remove a name, or one of its versions; the content stays until `collect` takes it.
 
-        `rollback` brings a removed name back, as long as its content is there.
+        `rollback` brings a removed name back, and with `to` a removed version, as long as its
+        content is there.
 
         Returns:
             What was removed: what the name pointed at, or the one version.
@@ -103,9 +121,9 @@ class Store(StoreReader):
                 db.execute("UPDATE names SET living = 0 WHERE name = ?", (line.name,))
                 db.execute("UPDATE lines SET removed = ? WHERE line = ?", (now, line.line))
             elif entry.current:
-                raise StoreError(
-                    f"{line.name} points at {entry}: roll it back first, or remove {line.name}"
-                )
+                others = [one for one in lines.entries(line) if not one.current]
+                first = "roll it back first, or " if others else ""
+                raise StoreError(f"{line.name} points at {entry}: {first}remove {line.name}")
             else:
                 db.execute(
                     "UPDATE history SET dropped = ? WHERE line = ? AND number = ?",
@@ -150,12 +168,12 @@ class Store(StoreReader):
         return entry
 
     def rollback(self, name: str, to: str | int | None = None) -> Entry:
-        """Let a name point at an earlier version of its own, or bring a removed name back.
+        """Let a name point at an earlier version of its own, or bring back what was removed.
 
         Args:
             name: one that was removed comes back as it was, unless `to` says otherwise.
-            to: a number, or the first digits of an id; without it the version with the next lower
-                number.
+            to: a number, or the first digits of an id, also of a version that was removed; without
+                it the version with the next lower number.
 
         Raises:
             StoreError: there is no such name or version, or none before the current one.
@@ -165,7 +183,7 @@ class Store(StoreReader):
             lines = self._lines(db)
             line = lines.named(parse(name).name, removed=True)
             if to is not None:
-                entry = lines.pick(line, parse(f"{line.name}@{to}"))
+                entry = lines.pick(line, parse(f"{line.name}@{to}"), dropped=True)
             elif not line.living:
                 if not any(e.current for e in lines.entries(line)):
                     raise StoreError(f"{line.name} was removed, and its content was collected")
@@ -189,6 +207,15 @@ class Store(StoreReader):
             return self.describe(copy)
         except LorakitError as error:
             raise type(error)(str(error).replace(str(copy), str(source))) from error
+
+
+def store_of(folder: Path) -> Store | None:
+    """The store whose version lies in this folder; None for a folder elsewhere."""
+    real = folder.resolve()
+    root = real.parent.parent.parent
+    if real.parent.parent.name != "objects" or not (root / INDEX).is_file():
+        return None
+    return Store(root)
 
 
 def _origin(summary: Summary) -> str:

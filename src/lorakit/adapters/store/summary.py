@@ -22,6 +22,7 @@ class Summary:
         mapping: how the rows were mapped that it was trained on, by option; empty where their columns
             were recognised, None in entries from before it was kept.
         parents: what it was trained on from or combined of: names and hashes, as recorded.
+        headline: which score fits its rows best; '' where nothing says.
     """
 
     modules: int
@@ -33,6 +34,7 @@ class Summary:
     model: str | None = None
     parents: tuple[Mapping[str, Any], ...] = ()
     mapping: Mapping[str, str] | None = None
+    headline: str = ""
 
     @property
     def base_name(self) -> str:
@@ -71,6 +73,7 @@ def summarise(folder: Path) -> Summary:
         model=asking_in(recorded).get("model"),
         mapping=mapping_in(recorded),
         parents=tuple(p for p in recorded.get("parents") or () if isinstance(p, Mapping)),
+        headline=headline_in(recorded.get("metrics")),
     )
 
 
@@ -90,3 +93,9 @@ def numbers(metrics: Any, prefix: str = "") -> dict[str, float]:
             elif math.isfinite(value):
                 found[f"{prefix}{key}"] = float(value)
     return found
+
+
+def headline_in(metrics: Any) -> str:
+    """Which of the recorded scores fits the rows best; '' where nothing says."""
+    named = metrics.get("headline") if isinstance(metrics, Mapping) else None
+    return named if isinstance(named, str) else ""

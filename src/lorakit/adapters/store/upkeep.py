@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
 
-from lorakit.adapters.store.index import known_versions, put_event, version_of
+from lorakit.adapters.store.index import (
+    forget_measurements,
+    known_versions,
+    put_event,
+    version_of,
+)
 from lorakit.adapters.store.records import Version
 from lorakit.adapters.store.store import Store
 from lorakit.errors import LorakitError
@@ -162,5 +167,6 @@ def _forget(db: Connection, id: str, now: float) -> None:
     ).fetchall()
     for row in lines:
         put_event(db, now, row["line"], row["name"], "collect", row["number"], id)
+    forget_measurements(db, id)
     db.execute("DELETE FROM history WHERE version = ?", (id,))
     db.execute("DELETE FROM versions WHERE id = ?", (id,))

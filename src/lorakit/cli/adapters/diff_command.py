@@ -4,10 +4,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from lorakit.cli.adapters.common import Json, StoreFolder, write_json
-from lorakit.cli.show import console, say
+from lorakit.cli.adapters.common import Json, StoreFolder, write_columns, write_json
+from lorakit.cli.show import say
 from lorakit.run.named import find_adapter
 from lorakit.run.present import require_adapters
 
@@ -40,28 +39,25 @@ def diff(
     if json:
         write_json({"a": adapters[0].name, "b": adapters[1].name, **asdict(result)})
         return
-    facts = Table(box=None, pad_edge=False)
-    for name in ("", adapters[0].name, adapters[1].name):
-        facts.add_column(name, overflow="fold")
-    for name, values in {**result.facts, **result.metrics}.items():
-        facts.add_row(name.replace("_", " "), *map(_text, values))
-    console.print(facts)
+    facts = {**result.facts, **result.metrics}
+    rows = [(name.replace("_", " "), *map(_text, values)) for name, values in facts.items()]
+    write_columns([("", adapters[0].name, adapters[1].name), *rows])
     for paths, only in ((result.only_a, adapters[0].name), (result.only_b, adapters[1].name)):
         if paths:
             more = f" and {len(paths) - 1} more" if paths[1:] else ""
             say([f"only in {only}: {paths[0]}{more}"])
     say(f"not compared: {path}: {why}" for path, why in result.unlike.items())
-    table = Table(box=None, pad_edge=False, title="layers", title_justify="left")
-    for name in ("module", "norm a", "norm b", "norm a-b", "cosine", "overlap in", "overlap out"):
-        table.add_column(name, justify="left" if name == "module" else "right")
+    titles = ["module", "norm a", "norm b", "norm a-b", "cosine", "overlap in", "overlap out"]
+    table = [titles]
     ordered = sorted(result.layers, key=lambda layer: -layer.norm_difference)
     for one in ordered[:layers]:
         norms = (one.norm_a, one.norm_b, one.norm_difference)
         shares = (one.cosine, one.overlap_in, one.overlap_out)
         cells = ("-" if share is None else f"{share:.3f}" for share in shares)
-        table.add_row(one.path, *(f"{norm:.4g}" for norm in norms), *cells)
+        table.append([one.path, *(f"{norm:.4g}" for norm in norms), *cells])
     if result.layers:
-        console.print(table)
+        say(["layers"])
+        write_columns(table, right=range(1, 7))
     if len(ordered) > layers:
         say([f"and {len(ordered) - layers} more; --layers {len(ordered)} shows all"])
 

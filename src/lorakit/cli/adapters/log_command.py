@@ -3,11 +3,17 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from lorakit.adapters.store import Store
-from lorakit.cli.adapters.common import Json, StoreFolder, event_dict, when, write_json
-from lorakit.cli.show import console, say
+from lorakit.cli.adapters.common import (
+    Json,
+    StoreFolder,
+    event_dict,
+    when,
+    write_columns,
+    write_json,
+)
+from lorakit.cli.show import say
 
 
 def log(
@@ -31,14 +37,12 @@ def log(
     if not events:
         say([f"the history in {opened.path} is empty"])
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("when", "adapter", "what", "id", ""):
-        table.add_column(column)
+    rows = [("when", "adapter", "what", "id", "")]
     for event in events:
         number = f"@{event.number}" if event.number else ""
         id = (event.version or "")[:12]
-        table.add_row(when(event.at), event.name + number, event.action, id, event.note)
-    console.print(table)
+        rows.append((when(event.at), event.name + number, event.action, id, event.note))
+    write_columns(rows)
 
 
 command = log

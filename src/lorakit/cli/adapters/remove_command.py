@@ -19,7 +19,7 @@ def remove(
     `lorakit adapters remove invoices@1`
 
     The files stay until `lorakit adapters gc` deletes them; until then `rollback NAME` restores a
-    removed name.
+    removed name, and `rollback NAME --to 1` a removed version.
     """
     opened = Store(store)
     for adapter in adapters:
@@ -28,7 +28,8 @@ def remove(
             back = f"`lorakit adapters rollback {adapter}` restores it until gc deletes it"
             say([f"removed {adapter} (it was {entry}); {back}"])
         else:
-            say([f"removed {entry}"])
+            back = f"`lorakit adapters rollback {entry.name} --to {entry.number}`"
+            say([f"removed {entry}; {back} restores it and makes it current until gc deletes it"])
 
 
 command = remove

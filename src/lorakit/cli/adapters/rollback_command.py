@@ -16,13 +16,13 @@ def rollback(
         typer.Option(
             "--to",
             metavar="VERSION",
-            help="The version to make current: its number, or the first digits of its id. Default: "
-            "the one before the current version.",
+            help="The version to make current: its number, or the first digits of its id; also one "
+            "that was removed. Default: the one before the current version.",
         ),
     ] = None,
     store: StoreFolder = None,
 ) -> None:
-    """Make an earlier version of a name current, or restore a removed name. Example:
+    """Make an earlier version of a name current, or restore what was removed. Example:
 
     `lorakit adapters rollback invoices`
 

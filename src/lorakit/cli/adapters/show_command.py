@@ -1,24 +1,25 @@
 """`lorakit adapters show`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from lorakit.adapters.store import Store
+from lorakit.adapters.measurements import Measurement, score_name, scores_of
+from lorakit.adapters.store import Store, Summary
 from lorakit.adapters.store.records import Entry
 from lorakit.cli.adapters.common import (
     Json,
     StoreFolder,
+    best,
     entry_dict,
     ranks,
-    score,
     when,
+    write_columns,
     write_json,
 )
-from lorakit.cli.show import console, say
+from lorakit.cli.show import say
 from lorakit.files.wording import count, size
 
 
@@ -44,23 +45,20 @@ def show(
     stored = read_stored(entry.folder)
     largest = sizes(stored)
     record = (stored.record.provenance if stored.record else None) or {}
+    measured = opened.measurements().get(entry.version.id, ())
     if json:
-        content = entry_dict(entry) | {"called": list(opened.called(entry.version))}
+        content = entry_dict(entry, measured) | {"called": list(opened.called(entry.version))}
         write_json(content | {"layers": [asdict(one) for one in largest], "provenance": record})
         return
-    facts = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in described(entry, opened, record).items():
-        facts.add_row(Text(name, style="bold"), value)
-    console.print(facts)
-    table = Table(box=None, pad_edge=False, title="largest layers", title_justify="left")
-    for name in ("module", "norm of ΔW", "largest σ", "rank", "90 % of energy in", "scale"):
-        table.add_column(name, justify="left" if name == "module" else "right")
+    write_columns([*described(entry, opened, record, measured).items()])
+    rows = [("module", "norm of ΔW", "largest σ", "rank", "90 % of energy in", "scale")]
     for one in largest[:layers]:
-        measured = ("-", "-", "-")
+        figures = ("-", "-", "-")
         if one.norm is not None:
-            measured = (f"{one.norm:.4g}", f"{one.largest:.4g}", str(one.effective))
-        table.add_row(one.path, *measured[:2], str(one.rank), measured[2], f"{one.scale:g}")
-    console.print(table)
+            figures = (f"{one.norm:.4g}", f"{one.largest:.4g}", str(one.effective))
+        rows.append((one.path, *figures[:2], str(one.rank), figures[2], f"{one.scale:g}"))
+    say(["largest layers"])
+    write_columns(rows, right=range(1, 6))
     if len(largest) > layers:
         say([f"and {len(largest) - layers} more; --layers {len(largest)} shows all"])
 
@@ -68,7 +66,9 @@ def show(
 command = show
 
 
-def described(entry: Entry, store: Store, record: dict[str, Any]) -> dict[str, str]:
+def described(
+    entry: Entry, store: Store, record: dict[str, Any], measured: Sequence[Measurement]
+) -> dict[str, str]:
     """Facts about an adapter, named, as a person reads them."""
     version, summary = entry.version, entry.version.summary
     run = record.get("config") or {}
@@ -84,12 +84,39 @@ def described(entry: Entry, store: Store, record: dict[str, Any]) -> dict[str, s
         f"parameters, {size(version.size)}",
         "rows": f"{data} {(summary.data_sha256 or '')[:12]}".strip(),
         "template": str((record.get("template") or {}).get("kind") or ""),
-        "measured": score(summary.metrics),
+        "best measure": best(summary, measured),
+        "in training": _trained(summary),
+        **{f"recorded {when(one.at)}": _measured(one) for one in measured},
         "made by": str((record.get("method") or {}).get("how") or ""),
         "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
         "comes from": "; ".join(lineage(entry, store)),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _trained(summary: Summary) -> str:
+    """What the training itself measured, on a few samples."""
+    scores = scores_of(summary.metrics, summary.headline)
+    told = [f"loss {summary.metrics['eval_loss']:.4f}"] if "eval_loss" in summary.metrics else []
+    return ", ".join(
+        [*told, *(f"{score_name(name)} {value:.3f}" for name, value in scores.items())]
+    )
+
+
+def _measured(one: Measurement) -> str:
+    """Scores that were recorded later, with their intervals, and on which rows."""
+    told = []
+    for name, value in one.scores.items():
+        spread = one.intervals.get(name)
+        shown = "" if spread is None else f" ({spread[0]:.3f} to {spread[1]:.3f})"
+        told.append(f"{score_name(name)} {value:.3f}{shown}")
+    if one.choice_accuracy is not None:
+        told.append(f"right label likeliest {one.choice_accuracy:.3f}")
+    if one.eval_loss is not None:
+        told.append(f"loss {one.eval_loss:.4f}")
+    return (
+        f"{', '.join(told)}; {count(one.rows)} rows of {', '.join(one.data)} {one.data_sha256[:12]}"
+    )
 
 
 def lineage(entry: Entry, store: Store) -> list[str]:

@@ -4,22 +4,30 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.adapters.measurements import Measurement
 from lorakit.config import RunConfig
-from lorakit.data import Example, check_sources
+from lorakit.data import Example, TokenTable, check_sources
 from lorakit.data.notes import length_notes
 from lorakit.data.sources import measuring_notes
 from lorakit.errors import DataError
+from lorakit.evaluation.intervals import intervals
 from lorakit.evaluation.metrics import check_names
+from lorakit.evaluation.scores import Scores
+from lorakit.execution.choices import ChoiceScores
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.whole import write_json, write_text
 from lorakit.run import folder as folders
+from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.recorded import with_recorded
+from lorakit.run.recording import check_recording, record_measurement
 from lorakit.run.session import Session, open_adapted
+from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.training import held_out_loss
 
 
@@ -29,6 +37,8 @@ def run_evaluation(
     adapter: str | Path | None,
     metrics: str,
     out: Path | None,
+    choices: Sequence[str] = (),
+    record: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
     session: Session | None = None,
@@ -39,10 +49,13 @@ def run_evaluation(
         config: model, rows and limits; what was not given is taken from the adapter's record.
         adapter: a folder or a name in the store `config.output.store`, or None for the base.
         metrics: 'auto', 'none', or names with commas between.
+        out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
+        choices: labels whose likelihood as the answer is measured; where none are given and the
+            reference answers are few short labels, those.
+        record: keep the scores with the adapter.
         force: use the adapter although it was trained on another base.
         progress: told of a download of the built-in model.
         session: a model that is loaded already, in place of `config.model` and `adapter`.
-        out: folder for `result.json` and `answers.jsonl`, which must be empty; None writes none.
 
     Raises:
         InputError: something given cannot be used.
@@ -54,6 +67,8 @@ def run_evaluation(
     chosen = metrics if metrics in ("auto", "none") else check_names(metrics.split(","))
     if out is not None:
         folders.check_folder(out, resume=False)
+    if record:
+        check_recording(adapter)
     if session is None:
         config = with_recorded(config, adapter)
     session = session or open_adapted(
@@ -64,46 +79,140 @@ def run_evaluation(
         force=force,
         progress=progress,
     )
-    task, device = session.task, session.model.device
-    table, examples, report = task.rows_to_measure(config.data, session)
+    table, examples, report = session.task.rows_to_measure(config.data, session)
+    notes = measuring_notes(config.data.data) + length_notes(report, "rows", config.data.too_long)
+    asked = _ask(session, config, examples, table, chosen, choices)
+    result = _result(config, session, adapter, table, examples, asked, notes)
+    result["seconds"] = time.perf_counter() - started
+    if record and adapter is not None:
+        measured = Measurement.of_result(result, [str(source) for source in config.data.data])
+        result["recorded"] = record_measurement(adapter, config.output.store, measured)
+    if out is not None:
+        folders.make_folder(out)
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in asked.lines())
+        write_text(out / "answers.jsonl", "".join(lines))
+        write_json(out / folders.RESULT, result)
+    return result
+
+
+def _result(
+    config: RunConfig,
+    session: Session,
+    adapter: str | Path | None,
+    table: TokenTable,
+    examples: Sequence[Example],
+    asked: "_Asked",
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """The figures; docs/results.md has a line for each."""
+    task, device, scores = session.task, session.model.device, asked.scores
     batches = task.batches(table, range(len(table)), config.train.batch_tokens, device)
     loss = held_out_loss(batches, task.loss(session.model))
-    scores: dict[str, float] = {}
-    notes = measuring_notes(config.data.data) + length_notes(report, "rows", config.data.too_long)
-    answered = task.examples(examples)
-    predictions: list[str] = []
-    if metrics != "none" and answered:
-        predictions = task.predict(session, answered, config.output.max_new_tokens)
-        scored = task.measure(answered, predictions, chosen)
-        scores = {metric.name: metric.value for metric in scored.metrics}
-        notes += [scored.why, *([scored.left_out] if scored.left_out else [])]
-    result = {
+    result: dict[str, Any] = {
         "model": session.identity.name,
         "adapter": str(adapter) if adapter else None,
         "eval_loss": loss,
         "perplexity": math.exp(loss),
-        "scores": scores,
+        "scores": {} if scores is None else scores.values,
+        "headline": None if scores is None else scores.headline.name,
+        "intervals": asked.intervals(),
+        "max_new_tokens": None if scores is None else scores.limit,
+        "answers_cut": 0 if scores is None else scores.reached,
+        "choices": choice_figures(asked.choices, asked.references),
         "rows": len(table),
         "tokens": table.tokens,
         "loss_tokens": table.loss_tokens,
         "peak_memory_bytes": peak_memory(device),
-        "seconds": time.perf_counter() - started,
+        "seconds": None,  # known at the end
         "template": session.template.to_dict(),
         "data_sha256": content_hash(examples),
+        "recorded": None,
         "versions": versions(),
         "machine": machine(device),
-        "notes": notes,
+        "notes": [*notes, *asked.notes()],
     }
-    if out is not None:
-        folders.make_folder(out)
-        lines = (
-            {"prompt": e.question, "reference": e.answer, "answer": a, "origin": e.origin}
-            for e, a in zip(answered, predictions, strict=False)
-        )
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(out / "answers.jsonl", text)
-        write_json(out / folders.RESULT, result)
     return result
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked of a model, and what came of it."""
+
+    examples: Sequence[Example]
+    references: Sequence[TaskAnswer]
+    answers: Sequence[TaskAnswer]
+    plan: AnswerPlan
+    scores: Scores | None
+    choices: ChoiceScores | None
+
+    def intervals(self) -> dict[str, Any]:
+        """Of each score that has one, by its name."""
+        if self.scores is None:
+            return {}
+        texts = [[each.scored for each in some] for some in (self.answers, self.references)]
+        return {name: one.to_dict() for name, one in intervals(self.scores, *texts).items()}
+
+    def notes(self) -> list[str]:
+        """Which measures were taken and why, and what the reader has to know of them."""
+        if self.scores is None:
+            return []
+        return [n for n in (self.scores.why, self.scores.left_out, self.scores.cut) if n]
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of answers.jsonl; what was not asked is null."""
+        rows = self.scores.headline.rows if self.scores is not None else None
+        likely = None if self.choices is None else self.choices.probabilities
+        for i, (example, reference) in enumerate(zip(self.examples, self.references, strict=True)):
+            p = {} if self.choices is None or likely is None else dict(
+                zip(self.choices.choices, likely[i].tolist(), strict=True)
+            )  # fmt: skip
+            yield {
+                "prompt": example.question,
+                "reference": reference.text,
+                "answer": self.answers[i].text if self.answers else None,
+                "finished": self.answers[i].finished if self.answers else None,
+                "score": None if rows is None else rows[i],
+                "choice": self.choices.picked[i] if self.choices else None,
+                "probability": max(p.values()) if p else None,
+                "probabilities": p or None,
+                "origin": example.origin,
+            }
+
+
+def _ask(
+    session: Session,
+    config: RunConfig,
+    examples: Sequence[Example],
+    table: TokenTable,
+    metrics: str | tuple[str, ...],
+    choices: Sequence[str],
+) -> _Asked:
+    """Answers and the likelihood of labels, as far as they are wanted and there is an answer."""
+    task = session.task
+    answered = task.examples(examples)
+    if choices and not answered:
+        raise DataError("choices: the rows are plain text, which has no answers to choose")
+    named = "auto" if metrics == "none" else metrics
+    limit = config.output.max_new_tokens
+    plan = task.plan_answers(examples, session, (table,), limit=limit, metrics=named)
+    wanted = tuple(choices) if choices or metrics == "none" else plan.labels
+    references = task.references(session, answered) if metrics != "none" or wanted else []
+    answers: Sequence[TaskAnswer] = []
+    scores = None
+    if metrics != "none" and answered:
+        answers = task.predict(session, answered, plan.limit)
+        scores = task.measure(references, answers, plan)
+    likely = None
+    if wanted and answered and (choices or len(wanted) <= MOST_CHOICES):
+        likely = task.likelihoods(
+            session,
+            answered,
+            wanted,
+            drop=config.data.drop,
+            batch_tokens=config.train.batch_tokens,
+        )
+    kept = answered if references else []
+    return _Asked(kept, references, answers, plan, scores, likely)
 
 
 def content_hash(examples: Sequence[Example]) -> str:

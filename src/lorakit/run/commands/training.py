@@ -15,15 +15,20 @@ from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
 from lorakit.config import OutputSpec, RunConfig, TogetherSpec
 from lorakit.data import Dataset, Example, check_sources
+from lorakit.execution.choices import ChoiceScores
 from lorakit.extras import need
 from lorakit.files.whole import write_json
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
+from lorakit.run.answer_limit import RECORDED
+from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
-from lorakit.run.prepared import Prepared, end_notes, training_figures
+from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures
 from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.tasks import AnswerPlan, TaskAnswer
+from lorakit.tasks.causal_lm import default_limit
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule
 
 
@@ -123,17 +128,56 @@ def run_training(
 
 @dataclass(frozen=True)
 class Asked:
-    """Held-out prompts, and what was answered to them before training."""
+    """Held-out prompts, and what was answered to them before training.
 
+    Attributes:
+        plan: how they are asked and judged, by all held-out answers.
+        examples: those that are asked.
+        references: their own answers, as the template writes them.
+        answers: the model's.
+        choices: how likely each label was to it; None where the answers are no labels.
+    """
+
+    plan: AnswerPlan
     examples: Sequence[Example]
-    answers: Sequence[str]
+    references: Sequence[TaskAnswer]
+    answers: Sequence[TaskAnswer]
+    choices: ChoiceScores | None = None
 
 
 def ask_before(ready: Prepared) -> Asked:
     """The held-out prompts that the run will be shown by, and the model's answers as it is now."""
-    output, task = ready.config.output, ready.session.task
-    examples = task.examples(ready.data.eval_examples, output.samples)
-    return Asked(examples, task.predict(ready.session, examples, output.max_new_tokens))
+    config, session, data = ready.config, ready.session, ready.data
+    task = session.task
+    plan = task.plan_answers(
+        data.eval_examples,
+        session,
+        (data.train, data.eval),
+        limit=config.output.max_new_tokens,
+    )
+    examples = task.examples(data.eval_examples, config.output.samples)
+    return Asked(
+        plan,
+        examples,
+        task.references(session, examples),
+        task.predict(session, examples, plan.limit),
+        likelihoods(session, examples, plan.labels, config),
+    )
+
+
+def likelihoods(
+    session: Session, examples: Sequence[Example], labels: Sequence[str], config: RunConfig
+) -> ChoiceScores | None:
+    """How likely each label is to the model as it is now; None where there are no labels."""
+    if not labels or len(labels) > MOST_CHOICES or not examples:
+        return None
+    return session.task.likelihoods(
+        session,
+        examples,
+        labels,
+        drop=config.data.drop,
+        batch_tokens=config.train.batch_tokens,
+    )
 
 
 @contextmanager
@@ -173,10 +217,19 @@ def finish(
     """
     config, session, data = ready.config, ready.session, ready.data
     model, folder = session.model, Path(config.output.out)
-    after = session.task.predict(session, before.examples, config.output.max_new_tokens)
-    scores = session.task.figures(before.examples, before.answers, after)
+    after = session.task.predict(session, before.examples, before.plan.limit)
+    scores = session.task.figures(
+        before.examples, before.references, before.answers, after, before.plan
+    )
     write_json(folder / folders.SAMPLES, scores.samples)
-    figures = training_figures(ready, fitted, scores, command=command, started=started)
+    choices = tuple(
+        choice_figures(each, before.references)
+        for each in (
+            before.choices,
+            likelihoods(session, before.examples, before.plan.labels, config),
+        )
+    )
+    figures = training_figures(ready, fitted, scores, choices, command=command, started=started)
     save_adapter(
         model,
         folder / "adapter",
@@ -190,7 +243,8 @@ def finish(
             "metrics": {
                 name: figures[name] for name in ("train_loss", "eval_loss", "eval_loss_before")
             }
-            | {"scores": scores.after},
+            | recorded_scores(scores),
+            RECORDED: default_limit(before.plan.longest),
         }
         | ({"parents": [ready.parent.to_dict()]} if ready.parent else {}),
         overwrite=True,

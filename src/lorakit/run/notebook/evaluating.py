@@ -1,5 +1,6 @@
 """`lorakit.evaluate` for Python and notebooks."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lorakit.adapters.asking import MAPPING
 from lorakit.adapters.attached import attached_mapping
 from lorakit.data.given import as_source
 from lorakit.errors import ConfigError
+from lorakit.execution.choices import read_choices
 from lorakit.run.commands.evaluation import run_evaluation
 from lorakit.run.notebook.given import BASE, ROWS, Base, config_of, session_of
 
@@ -23,6 +25,8 @@ def evaluate(
     tokenizer: Any = None,
     adapter: str | Path | None = None,
     metrics: str = "auto",
+    choices: Sequence[str] = (),
+    record: bool = False,
     out: str | Path | None = None,
     force: bool = False,
     **options: Any,
@@ -43,6 +47,9 @@ def evaluate(
         tokenizer: of a loaded model.
         adapter: a folder or a name in the store, where `model` is not loaded yet.
         metrics: 'auto' (by the answers), 'none' (loss only), or names with commas between.
+        choices: labels whose likelihood as the answer is measured; by default the reference
+            answers, where they are few short labels.
+        record: keep the scores with the adapter.
         out: a folder for result.json and answers.jsonl, which must be empty; None writes none.
         force: use the adapter although it was trained on another base.
         **options: any option of `lorakit eval`, such as prompt, completion, max_rows. What the
@@ -68,6 +75,8 @@ def evaluate(
         config,
         adapter=adapter,
         metrics=metrics,
+        choices=read_choices(choices) if choices else (),
+        record=record,
         out=None if out is None else Path(out),
         force=force,
         session=session,

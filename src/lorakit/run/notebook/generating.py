@@ -10,6 +10,7 @@ from lorakit.adapters.attached import attached_mapping
 from lorakit.data import Example, PromptForm, encode_prompt
 from lorakit.errors import ConfigError
 from lorakit.execution.generate import generate as complete
+from lorakit.run.answer_limit import answer_limit
 from lorakit.run.notebook.given import BASE, Base, config_of, session_of
 from lorakit.run.recorded import with_recorded
 from lorakit.run.session import open_adapted
@@ -98,7 +99,7 @@ def generate(
         session.tokenizer,
         ids,
         template=session.template,
-        max_new_tokens=config.output.max_new_tokens,
+        max_new_tokens=answer_limit(config, session.adapter),
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

@@ -17,6 +17,7 @@ from lorakit.errors import (
 )
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.journal import Journal
+from lorakit.run.answer_limit import most_tokens, with_answer_limit
 from lorakit.run.recorded import with_recorded
 from lorakit.run.session import Session
 from lorakit.serving.answering import kept
@@ -99,13 +100,13 @@ def run_answering(
     for note in answering_notes(config.data.data):
         report({"kind": "note", "text": note})
     config = replace(config, data=replace(config.data, data=all_files(config.data.data)))
-    config = with_recorded(config, adapter)
+    config = with_answer_limit(with_recorded(config, adapter), adapter)
     asked = (
         open_asked(config, adapter, progress)
         if held is None
         else AskedModel(held[0], None, held[1])
     )
-    decoding = RowDecoding(config.output.max_new_tokens, temperature, top_p, top_k, seed or 0)
+    decoding = RowDecoding(most_tokens(config), temperature, top_p, top_k, seed or 0)
     rows = rows_of(config, asked, spec)
     output = OutputFile(config, spec)
     found = _survey(rows, output, spec, report)

@@ -11,6 +11,7 @@ from lorakit.config import RunConfig
 from lorakit.data import PromptForm
 from lorakit.errors import AdapterError, BaseMismatchError, ModelError
 from lorakit.files.cache import Progress
+from lorakit.run.answer_limit import most_tokens
 from lorakit.run.machine import machine, versions
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.session import Session, open_base, recorded_template
@@ -52,7 +53,7 @@ def open_asked(config: RunConfig, adapter: str | Path | None, progress: Progress
 
 def rows_of(config: RunConfig, asked: AskedModel, spec: AnswerSpec) -> AskedRows:
     """The rows of a configuration, to be read with this model's tokenizer."""
-    session, most = asked.session, config.output.max_new_tokens
+    session, most = asked.session, most_tokens(config)
     if spec.choices:
         ids = session.tokenizer(list(spec.choices), add_special_tokens=False)["input_ids"]
         most = max(map(len, ids)) + _ENDS

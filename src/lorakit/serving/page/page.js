@@ -59,8 +59,7 @@ async function models() {
     made("td", card.version || (card.kind === "base" ? "the base" : "a folder"), row);
     made("td", card.ranks ? [...new Set(card.ranks)].join("–") : "", row);
     made("td", card.parameters ? card.parameters.toLocaleString("en") : "", row);
-    const scores = Object.entries(card.metrics).slice(0, 4);
-    made("td", scores.map(([name, value]) => name + " " + Number(value.toPrecision(4))).join(", "), row);
+    made("td", card.headline ? card.headline.text : "", row);
     made("td", card.prompt ? card.prompt.template.replaceAll("\n", "⏎") : "", row);
     if (card.prompt && card.prompt.columns.length > 1) templates.set(model.id, card.prompt);
   });
