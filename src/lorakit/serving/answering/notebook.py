@@ -8,6 +8,8 @@ from typing import Any, overload
 
 from torch import nn
 
+from lorakit.adapters.asking import MAPPING
+from lorakit.adapters.attached import attached_mapping
 from lorakit.data.given import as_source
 from lorakit.errors import ConfigError
 from lorakit.lora import lora_layers
@@ -109,6 +111,9 @@ def generate(
         if adapter is not None:
             raise ConfigError("generate: attach the adapter with lorakit.load_adapter(model, …)")
         held = (session_of(model, tokenizer, config.data), _pairs_sha256(model))
+        if not {*MAPPING} & config.given:
+            mapping: dict[str, Any] = {name: attached_mapping(model).get(name) for name in MAPPING}
+            config = replace(config, data=replace(config.data, **mapping))
     return run_answering(config, adapter, spec, **sampling, held=held)
 
 
