@@ -102,6 +102,18 @@ def generate(
         return answer_prompts(model, prompts, tokenizer=tokenizer, adapter=adapter, **given)
     if prompts is not None:
         raise ConfigError("generate: prompts and data are given: the rows of data are the prompts")
+    return _answer_rows(model, data, out, tokenizer, adapter, sampling, options)
+
+
+def _answer_rows(
+    model: Base | None,
+    data: Any,
+    out: str | Path | None,
+    tokenizer: Any,
+    adapter: str | Path | None,
+    sampling: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> AnsweredFile | None:
     spec = AnswerSpec(out=None if out is None else str(out), **_own(options))
     given = {name: value for name, value in options.items() if name not in _OWN}
     config = config_of("generate", model, prompts_alone(given), (*_OPTIONS, *_OWN))
