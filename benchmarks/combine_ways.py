@@ -47,6 +47,9 @@ def make(data: Path, place: Path, intents: int, rows: int, held: int) -> None:
 
 
 def train(place: Path, name: str, steps: int) -> None:
+    if (place / f"run-{name}" / "config.yaml").exists():  # interrupted
+        lorakit(place, "train", "--resume", "--out", f"run-{name}")
+        return
     files = ["a", "b"] if name == "both" else [name]
     lorakit(
         place,

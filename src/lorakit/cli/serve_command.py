@@ -72,6 +72,7 @@ def serve(
     require_adapters((name for name in named if not Path(name).expanduser().is_dir()), store)
     from lorakit.serving import server
     from lorakit.serving.base import base_to_serve
+
     if base is None:
         model = base_to_serve(model, named, store)
 
