@@ -437,6 +437,7 @@ def test_a_folder_stands_for_all_its_rows(base):
         ({"out": "a.jsonl", "bad_rows": "stopp"}, ConfigError, "did you mean 'stop'"),
         ({"out": "a.jsonl", "answer_colum": "x"}, ConfigError, "answer_column"),
         ({"out": "a.jsonl", "keep_every": 0}, ConfigError, "keep_every"),
+        ({"out": "a.jsonl", "choices": "ab", "seed": 1}, ConfigError, "no use with choices"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(base, given, error, why):

@@ -92,6 +92,10 @@ def run_answering(
         LorakitError: the model failed at a row; the answers before it are kept.
     """
     began = time.perf_counter()
+    if spec.choices and (temperature or top_p < 1 or top_k or seed is not None):
+        raise ConfigError(
+            "temperature, top_p, top_k and seed have no use with choices: the likeliest label is the answer"
+        )
     out = _out(config, spec)
     place = kept.place_of(out)
     if _finished(out, place, spec):
