@@ -87,7 +87,10 @@ def test_ctrl_c_says_how_to_go_on(ask, table, monkeypatch):
         (("--data", "asked.csv"), "say where the answers go: --out"),
         (("--data", "asked.csv", "--out", "a.xlsx"), "'.xlsx' names no format"),
         (("--data", "askd.csv", "--out", "a.csv"), "did you mean 'asked.csv'?"),
-        (("--data", "asked.csv", "--out", "a.csv", "--bad-rows", "skip"), "must be 'stop' or 'mark'"),
+        (
+            ("--data", "asked.csv", "--out", "a.csv", "--bad-rows", "skip"),
+            "must be 'stop' or 'mark'",
+        ),
         (("--data", "asked.csv", "--out", "a.csv", "--choices", "a,a"), "names 'a' twice"),
         (("--data", "asked.csv", "--out", "a.csv", "--set", "x=1"), "--set is for a prompt"),
         (("--data", "asked.csv", "--out", "asked.csv", "--prompt", "{question}"), "exists"),
