@@ -264,13 +264,14 @@ def test_no_page_names_an_option_that_is_not_there():
     from lorakit.comparing.spec import CompareSpec
     from lorakit.config import options, options_of
     from lorakit.ranking.spec import RankSpec
+    from lorakit.serving.answering.spec import AnswerSpec
     from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
     own = {"--help", "--version"}
     for command in [*SOURCE.glob("cli/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         own |= set(re.findall(r'"(--[a-z-]+)[/"]', command.read_text(encoding="utf-8")))
     known = own | {option.flag for option in options()} | _OF_OTHERS
-    for spec in (CompareSpec, RankSpec, EngineSpec, HttpSpec, RuntimeSpec):
+    for spec in (AnswerSpec, CompareSpec, RankSpec, EngineSpec, HttpSpec, RuntimeSpec):
         known |= {option.flag for option in options_of(spec, "")}
     for page in PAGES:
         said = re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8"))

@@ -298,6 +298,27 @@ def test_rows_are_asked_as_the_adapter_was_trained(base):
         assert [line["answer"] for line in lines(f"{name}.jsonl")] == texts
 
 
+def test_a_model_that_is_held_is_asked_by_the_mapping_of_its_pairs(base):
+    rows = [{"question": f"say {word}"} for word in WORDS[:3]]
+    model, tokenizer = lorakit.load_model(str(base))
+    lorakit.attach(model, lorakit.LoraSpec(rank=2))
+    lorakit.train(
+        model,
+        tokenizer,
+        [{**row, "label": "x"} for row in rows * 4],
+        prompt="{question}!",
+        completion="{label}",
+        max_steps=1,
+        eval_share=0,
+    )
+    lorakit.generate(model, tokenizer=tokenizer, data=rows, out="a.jsonl", **SHORT)
+    prompts = [{"prompt": f"{row['question']}!"} for row in rows]
+    lorakit.generate(
+        model, tokenizer=tokenizer, data=prompts, prompt="{prompt}", out="b.jsonl", **SHORT
+    )
+    assert [a["answer"] for a in lines("a.jsonl")] == [b["answer"] for b in lines("b.jsonl")]
+
+
 BAD = [
     ({"id": 2}, "hold none of: prompt"),
     ({"id": 2, "prompt": None}, "rows.jsonl:2"),
@@ -416,6 +437,7 @@ def test_a_folder_stands_for_all_its_rows(base):
         ({"out": "a.jsonl", "bad_rows": "stopp"}, ConfigError, "did you mean 'stop'"),
         ({"out": "a.jsonl", "answer_colum": "x"}, ConfigError, "answer_column"),
         ({"out": "a.jsonl", "keep_every": 0}, ConfigError, "keep_every"),
+        ({"out": "a.jsonl", "choices": "ab", "seed": 1}, ConfigError, "no use with choices"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(base, given, error, why):

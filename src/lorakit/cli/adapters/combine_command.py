@@ -9,14 +9,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lorakit.adapters.specs import CombineSpec
+from lorakit.adapters.specs import WAYS, CombineSpec
 from lorakit.cli.adapters.fields import help_of
 from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say
 from lorakit.config import MODEL_OPTIONS, RunConfig, load_config
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, did_you_mean
 from lorakit.run.present import require_adapters, require_present
 from lorakit.run.weighted import parse_weighted
 
@@ -33,7 +33,8 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", help="Write the new adapter into this folder instead of the store."),
 ]
-OPTIONS = (*MODEL_OPTIONS, "data", "max_eval_rows", "max_new_tokens", "store")
+_MEASURING = ("max_eval_rows", "max_new_tokens")
+OPTIONS = (*MODEL_OPTIONS, "data", *_MEASURING, "store")
 
 
 def combine(
@@ -87,17 +88,25 @@ def combine(
     config = load_config(None, flatten(flags))
     store = config.output.store
     options = {"how": how, "rank": rank, "energy": energy, "density": density, "seed": seed}
+    measured = bool(config.data.data)
+    if how is not None and how not in WAYS:
+        raise ConfigError(f"how is {how!r}: {did_you_mean(how, WAYS)}")
+    if measured and len(config.data.data) != len(adapters):
+        raise ConfigError(
+            f"{len(adapters)} adapters and {len(config.data.data)} sources of rows: give one for each "
+            "adapter, in their order, such as --data a.csv,b.csv"
+        )
+    if not measured and (alone := sorted({*_MEASURING, *MODEL_OPTIONS} & set(flags))):
+        raise ConfigError(f"--{alone[0].replace('_', '-')} is for measuring: give --data as well")
+    chosen = how or "linear"
+    spec = None if measured else CombineSpec(chosen, rank, energy, density, seed)  # type: ignore[arg-type]
     require_adapters((parse_weighted(text)[0] for text in adapters), store)
-    if config.data.data:
+    if spec is None:
         require_present(config)
         from lorakit.run.commands.shaping import Output
 
         _best(config, adapters, options, Output(out, name, store), layer_weight or (), force=force)
         return
-    if alone := sorted({"max_eval_rows", "max_new_tokens", *MODEL_OPTIONS} & set(flags)):
-        raise ConfigError(f"--{alone[0].replace('_', '-')} is for measuring: give --data as well")
-    how = how or "linear"
-    spec = CombineSpec(how, rank, energy, density, seed)  # type: ignore[arg-type]
     from lorakit.run.commands.shaping import Output, run_combine
 
     combined, place = run_combine(
@@ -107,7 +116,7 @@ def combine(
         layer_weights=layer_weight or (),
         force=force,
     )
-    _say_made(combined, how, place)
+    _say_made(combined, chosen, place)
 
 
 def _say_made(combined: "Combined", how: str, place: str) -> None:

@@ -4,7 +4,6 @@ The rows of a task are read as its adapter was trained: by its mapping and its t
 is the one that the adapter was trained on, the rows are those that were held out of that training.
 """
 
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,45 +11,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.pairs import StoredAdapter, write_stored
 from lorakit.adapters.parents import Part
 from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
-from lorakit.data import read_rows
-from lorakit.data.given import GivenRows, Source
 from lorakit.errors import ConfigError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.lora import detach
-from lorakit.models import default
 from lorakit.run.commands.evaluation import run_evaluation
+from lorakit.run.commands.parent_rows import TaskRows, task_rows, train_line
 from lorakit.run.named import Found
-from lorakit.run.recorded import recorded_mapping, with_recorded
-from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.run.recorded import with_recorded
+from lorakit.run.session import Session, open_base
 
-ROWS = 200
-"""The most rows of a task that are measured, where no other number is given."""
 SUM, WEIGHTED = "sum", "weighted sum"
-
-
-@dataclass(frozen=True)
-class TaskRows:
-    """The rows that one parent's task is measured on.
-
-    Attributes:
-        name: of the adapter.
-        config: its base and mapping, and the rows in memory.
-        session: the base, with the template that the adapter was trained with.
-        rows: how many.
-        note: which rows these are, in a sentence.
-    """
-
-    name: str
-    config: RunConfig
-    session: Session
-    rows: int
-    note: str
 
 
 @dataclass(frozen=True)
@@ -154,7 +130,7 @@ def try_ways(
     config = replace(config, model=model, given=config.given | {"model"})
     base = open_base(config.model, progress=progress)
     tasks = [
-        _task_rows(config, base, adapter, rows)
+        task_rows(config, base, adapter, rows)
         for adapter, rows in zip(adapters, sources, strict=True)
     ]
     candidates = _candidates(parts, options)
@@ -209,63 +185,6 @@ def _candidates(
         given = {"dare_ties": seeded, "svd": cut}.get(how, {})
         ways[how] = (parts, CombineSpec(how, **given))
     return ways
-
-
-def _task_rows(config: RunConfig, base: Session, adapter: Found, source: Source) -> TaskRows:
-    """The rows of one parent's task: those that were held out of its training, where it says which."""
-    info = read_adapter(adapter.folder)
-    mapped = with_recorded(replace(config, data=replace(config.data, data=(source,))), adapter)
-    template = recorded_template(info, config.data) or base.template
-    session = replace(base, template=template)
-    most = config.data.max_eval_rows or ROWS
-    origins = _held_out(mapped, session, info, source)
-    rows = []
-    spec = mapped.data
-    for row in read_rows((*spec.data, *_eval_data(info)) if origins else spec.data):
-        if not origins or row.origin in origins:
-            rows.append(dict(row.fields))
-        if len(rows) == most:
-            break
-    held = GivenRows(rows, str(source))
-    what = (
-        f"held out when {adapter.name} was trained"
-        if origins
-        else f"not known to be what {adapter.name} was trained on, so none is held back"
-    )
-    note = f"{adapter.name}: {len(rows):,} rows of {source}, {what}"
-    settled = replace(mapped, data=replace(spec, data=(held,), max_rows=None, eval_data=()))
-    return TaskRows(adapter.name, settled, session, len(rows), note)
-
-
-def _eval_data(info: AdapterInfo) -> tuple[str, ...]:
-    """The files of held-out rows that a training recorded, where they are still there."""
-    recorded = _recorded(info).get("eval_data") or ()
-    return tuple(recorded) if all(Path(str(name)).exists() for name in recorded) else ()
-
-
-def _recorded(info: AdapterInfo) -> Mapping[str, Any]:
-    known = (info.provenance or {}).get("config")
-    return known if isinstance(known, Mapping) else {}
-
-
-def _held_out(
-    config: RunConfig, session: Session, info: AdapterInfo, source: Source
-) -> frozenset[str]:
-    """Where the rows come from that were held out of a training; empty where the rows are others."""
-    known, hashed = _recorded(info), (info.provenance or {}).get("data_sha256")
-    if not known or not hashed or not isinstance(source, str):
-        return frozenset()
-    names = ("eval_share", "max_rows", "max_eval_rows", "max_length", "too_long")
-    same = {name: known[name] for name in names if name in known}
-    spec = replace(
-        config.data, data=(source,), eval_data=_eval_data(info), drop=tuple(known.get("drop") or ())
-    )
-    data = session.task.rows(
-        replace(spec, **same), session, seed=int(known.get("seed", 0)), template=session.template
-    )
-    if data.data_sha256 != hashed:
-        return frozenset()
-    return frozenset(example.origin for example in data.eval_examples)
 
 
 def _measured(
@@ -328,37 +247,6 @@ def _notes(
         top = max(better, key=lambda one: one.rank)
         notes.append(f"{top.name} alone has a better mean than every combination")
     return tuple(notes)
-
-
-def train_line(infos: Sequence[AdapterInfo], sources: Sequence[Source]) -> str:
-    """The command that trains one adapter on the rows of all tasks; empty where none can.
-
-    Args:
-        infos: of the adapters.
-        sources: of their rows.
-    """
-    mappings = [recorded_mapping(info) for info in infos]
-    if any(mapping != mappings[0] for mapping in mappings):
-        return ""
-    if not all(isinstance(source, str) for source in sources):
-        return ""
-    known = _recorded(infos[0])
-    model = (infos[0].provenance or {}).get("asking", {}).get("model") or known.get("model")
-    words = ["lorakit", "train"]
-    if model and model != default.NAME:
-        words += ["--model", str(model)]
-    texts = [str(source) for source in sources]
-    if any("," in text for text in texts):
-        words += [word for text in texts for word in ("--data", text)]
-    else:
-        words += ["--data", ",".join(texts)]
-    for name, value in mappings[0].items():
-        words += [f"--{name}", value]
-    for name in ("system", "template"):
-        if (value := known.get(name)) and value != "auto":
-            words += [f"--{name}", str(value)]
-    ranks = [rank for info in infos for rank in info.ranks.values()]
-    return shlex.join([*words, "--rank", str(max(ranks)), "--out", "runs/both"])
 
 
 def with_scores(tried: Tried) -> Combined:

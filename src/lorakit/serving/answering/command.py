@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -92,6 +93,10 @@ def run_answering(
         LorakitError: the model failed at a row; the answers before it are kept.
     """
     began = time.perf_counter()
+    if spec.choices and (temperature or top_p < 1 or top_k or seed is not None):
+        raise ConfigError(
+            "temperature, top_p, top_k and seed have no use with choices: the likeliest label is the answer"
+        )
     out = _out(config, spec)
     place = kept.place_of(out)
     if _finished(out, place, spec):
@@ -114,8 +119,8 @@ def run_answering(
     if seed is None and temperature > 0:
         decoding = replace(decoding, seed=earlier.seed if earlier else secrets.randbits(32))
     answerer = open_answerer(asked, rows, decoding, spec, found, force=force, report=report)
-    begun = begun_of(asked, rows, decoding, spec, found, answerer)
-    with kept.open_journal(place) as journal:
+    with closing(answerer), kept.open_journal(place) as journal:
+        begun = begun_of(asked, rows, decoding, spec, found, answerer)
         if earlier is None:
             journal.append(begun.line())
         else:
@@ -205,24 +210,21 @@ def _answer_all(
 ) -> None:
     """Answer the rows from a place on, window by window, and keep each window's answers."""
     source, first = rows.asked(start), start
-    try:
-        while window := list(islice(source, spec.keep_every)):
-            good = [row for row in window if row.error is None]
+    while window := list(islice(source, spec.keep_every)):
+        good = [row for row in window if row.error is None]
 
-            def done(count: int, before: int = first) -> None:
-                report({"kind": "progress", "done": before + count})
+        def done(count: int, before: int = first) -> None:
+            report({"kind": "progress", "done": before + count})
 
-            made = iter(answerer.answers(good, first, done) if good else [])
-            answers = [
-                next(made) if row.error is None else RowAnswer(None, None, error=row.error)
-                for row in window
-            ]
-            _stop_at_failures(window, answers, spec)
-            kept.append(journal, first, answers)
-            first += len(window)
-            report({"kind": "progress", "done": first})
-    finally:
-        answerer.close()
+        made = iter(answerer.answers(good, first, done) if good else [])
+        answers = [
+            next(made) if row.error is None else RowAnswer(None, None, error=row.error)
+            for row in window
+        ]
+        _stop_at_failures(window, answers, spec)
+        kept.append(journal, first, answers)
+        first += len(window)
+        report({"kind": "progress", "done": first})
 
 
 def _stop_at_failures(window: list[AskedRow], answers: list[RowAnswer], spec: AnswerSpec) -> None:

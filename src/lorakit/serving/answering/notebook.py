@@ -8,9 +8,12 @@ from typing import Any, overload
 
 from torch import nn
 
+from lorakit.adapters.asking import MAPPING
+from lorakit.adapters.attached import attached_mapping
 from lorakit.data.given import as_source
 from lorakit.errors import ConfigError
 from lorakit.lora import lora_layers
+from lorakit.run.notebook.generating import Asked
 from lorakit.run.notebook.generating import generate as answer_prompts
 from lorakit.run.notebook.given import BASE, Base, config_of, session_of
 from lorakit.serving.answering.command import AnsweredFile, run_answering
@@ -24,16 +27,16 @@ _OWN = tuple(f.name for f in fields(AnswerSpec))
 
 
 @overload
-def generate(model: Base | None, prompts: str, **options: Any) -> str: ...
+def generate(model: Base | None, prompts: Asked, **options: Any) -> str: ...
 @overload
-def generate(model: Base | None, prompts: Sequence[str], **options: Any) -> list[str]: ...
+def generate(model: Base | None, prompts: Sequence[Asked], **options: Any) -> list[str]: ...
 @overload
 def generate(
     model: Base | None = None, *, data: Any, out: str | Path, **options: Any
 ) -> AnsweredFile | None: ...
 def generate(
     model: Base | None = None,
-    prompts: str | Sequence[str] | None = None,
+    prompts: Asked | Sequence[Asked] | None = None,
     *,
     data: Any = None,
     out: str | Path | None = None,
@@ -61,7 +64,8 @@ def generate(
     Args:
         model: a name, a folder or a `ModelSpec`; or a loaded model, with or without pairs. None: the
             base that the adapter was trained on.
-        prompts: a text, or several.
+        prompts: a text, or several. Where the adapter was trained with a prompt template, a text
+            takes the place of its one column; of several columns give a mapping by name.
         data: in place of prompts, rows: a file, a folder or a hub id; or a list of mappings, a
             datasets.Dataset, a pandas.DataFrame.
         out: with data, the file of answers: .jsonl, .csv, .tsv or .parquet.
@@ -73,7 +77,8 @@ def generate(
         seed: of the sampling.
         force: use the adapter although it was trained on another base.
         **options: revision, device, dtype, trust_remote_code, system, template, template_option,
-            max_new_tokens, store; with data also prompt, max_rows, resume, answer_column, choices,
+            max_new_tokens, store; for prompts also prompt_template (False sends the texts as they
+            are); for data also prompt, max_rows, resume, answer_column, choices,
             bad_rows; as on the command line.
 
     Returns:
@@ -100,6 +105,18 @@ def generate(
         return answer_prompts(model, prompts, tokenizer=tokenizer, adapter=adapter, **given)
     if prompts is not None:
         raise ConfigError("generate: prompts and data are given: the rows of data are the prompts")
+    return _answer_rows(model, data, out, tokenizer, adapter, sampling, options)
+
+
+def _answer_rows(
+    model: Base | None,
+    data: Any,
+    out: str | Path | None,
+    tokenizer: Any,
+    adapter: str | Path | None,
+    sampling: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> AnsweredFile | None:
     spec = AnswerSpec(out=None if out is None else str(out), **_own(options))
     given = {name: value for name, value in options.items() if name not in _OWN}
     config = config_of("generate", model, prompts_alone(given), (*_OPTIONS, *_OWN))
@@ -109,6 +126,9 @@ def generate(
         if adapter is not None:
             raise ConfigError("generate: attach the adapter with lorakit.load_adapter(model, …)")
         held = (session_of(model, tokenizer, config.data), _pairs_sha256(model))
+        if not {*MAPPING} & config.given:
+            mapping: dict[str, Any] = {name: attached_mapping(model).get(name) for name in MAPPING}
+            config = replace(config, data=replace(config.data, **mapping))
     return run_answering(config, adapter, spec, **sampling, held=held)
 
 
