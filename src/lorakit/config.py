@@ -147,7 +147,7 @@ MODEL_OPTIONS = ("model", "revision", "device", "dtype", "trust_remote_code", "i
 """Names of the options that say which base a command opens, and how."""
 ROW_OPTIONS = (
     *("prompt", "completion", "text", "system", "template", "template_option", "drop"),
-    *("max_length", "too_long", "max_rows"),
+    *("max_length", "too_long", "cut", "max_rows"),
 )
 """Names of the options that say how rows are read, wherever they lie."""
 

@@ -4,6 +4,7 @@
     ├── InputError            the user can mend it; the command line prints it and exits with 2
     │   ├── ConfigError       an unknown key or flag, a value out of range
     │   ├── DataError         a file or row that cannot be read or has no supervised token
+    │   │   └── ColumnError   a row has not the column that a mapping reads
     │   ├── ModelError        an unknown model, broken weights, remote code not allowed
     │   ├── TargetError       a target that matches nothing or cannot be adapted
     │   ├── AdapterError      a missing, extra or misshapen tensor; a foreign or pickled file
@@ -38,6 +39,10 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A file or a row cannot be read, or no token of it is supervised."""
+
+
+class ColumnError(DataError):
+    """A row has not the column that a mapping of rows reads."""
 
 
 class ModelError(InputError):

@@ -189,8 +189,9 @@ def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:
         )  # fmt: skip
     console.print(table)
     lines = [
+        *inspected.notes,
         f"rank {inspected.rank_of_90} for all modules keeps 90 % of the squared singular values, "
-        f"rank {inspected.rank_of_99} 99 %"
+        f"rank {inspected.rank_of_99} 99 %",
     ]
     for cut in inspected.cuts:
         loss = "" if cut.loss is None else f", held-out loss {cut.loss:.4f}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lorakit.data.cutting import cuts_prompts, shortened
 from lorakit.data.given import Source
 from lorakit.data.notes import (
     RowCounts,
@@ -74,6 +75,7 @@ def load_data(
     limit = _limit(spec, context_length)
     files, spec = training_notes(spec), by_split(spec)
     shape, first = _first(spec.data, spec)
+    _check_cut(spec, shape)
     template = template or resolve_template(spec, tokenizer, shape=shape)
     notes = [*files, shape_note(shape)]
     notes += template_notes(template, shape, first, tokenizer, spec)
@@ -83,7 +85,7 @@ def load_data(
     if spec.max_rows is not None and train.row_counts.read == spec.max_rows:
         notes.append(f"Read the first {spec.max_rows:,} training rows (max_rows).")
     notes += turn_notes(train.row_counts, "training rows")
-    notes += length_notes(train.row_counts, "training rows", spec.too_long)
+    notes += length_notes(train.row_counts, "training rows", spec.too_long, spec.cut)
     if spec.eval_data:
         eval_shape, _ = _first(spec.eval_data, spec)
         if eval_shape.description != shape.description:
@@ -91,8 +93,8 @@ def load_data(
         rows = list(_examples(spec.eval_data, eval_shape, spec.max_eval_rows))
         held = encode_rows(iter(rows), tokenizer, template, limit, spec, seed, embeddings)
         notes += turn_notes(held.row_counts, "held-out rows")
-        notes += length_notes(held.row_counts, "held-out rows", spec.too_long)
-        eval_examples = tuple(rows[i] for i in np.unique(held.index))
+        notes += length_notes(held.row_counts, "held-out rows", spec.too_long, spec.cut)
+        eval_examples: tuple[Example, ...] = tuple(rows[i] for i in np.unique(held.index))
     else:
         out = held_out(train.keys, spec.eval_share, spec.max_eval_rows)
         held, train = _take(train, np.flatnonzero(out)), _take(train, np.flatnonzero(~out))
@@ -100,6 +102,7 @@ def load_data(
         again = _examples(spec.data, shape, max(indices, default=-1) + 1)
         eval_examples = tuple(e for i, e in enumerate(again) if i in indices)
         notes.append(split_note(len(train.table), len(held.table), spec, seed, train.row_counts))
+    eval_examples = _as_read(eval_examples, tokenizer, template, limit, spec)
     notes += repeat_notes(train.table, held.table)
     return Dataset(
         train=train.table,
@@ -135,11 +138,15 @@ def load_rows(
     """
     sources = measured(sources)
     shape, _ = _first(sources, spec)
+    _check_cut(spec, shape)
     rows = list(_examples(sources, shape, limit))
     encoded = encode_rows(
         iter(rows), tokenizer, template, _limit(spec, context_length), spec, 0, embeddings
     )
-    return encoded.table, tuple(rows[i] for i in np.unique(encoded.index)), encoded.row_counts
+    counts = replace(encoded.row_counts, reading=shape_note(shape))
+    used = tuple(rows[i] for i in np.unique(encoded.index))
+    used = _as_read(used, tokenizer, template, _limit(spec, context_length), spec)
+    return encoded.table, used, counts
 
 
 def examples_at(spec: DataSpec, shape: Shape, origins: Collection[str]) -> dict[str, Example]:
@@ -155,6 +162,27 @@ def examples_at(spec: DataSpec, shape: Shape, origins: Collection[str]) -> dict[
             if len(found) == len(origins):
                 break
     return found
+
+
+def _check_cut(spec: DataSpec, shape: Shape) -> None:
+    if shape.kind == "text" and cuts_prompts(spec):
+        raise ConfigError(
+            f"cut is {spec.cut!r}, and rows of text have no prompt: leave it out, which cuts their ends"
+        )
+
+
+def _as_read(
+    examples: tuple[Example, ...],
+    tokenizer: Tokenizer,
+    template: Template,
+    limit: int | None,
+    spec: DataSpec,
+) -> tuple[Example, ...]:
+    """The examples with the prompts that their tokens have, where prompts are cut."""
+    if not cuts_prompts(spec):
+        return examples
+    fitting = (shortened(each, tokenizer, template, limit, spec) for each in examples)
+    return tuple(pair[0] for pair in fitting if pair is not None)
 
 
 def _hash(train: EncodedRows, held: EncodedRows) -> str:

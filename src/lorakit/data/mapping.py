@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from lorakit.data.row import Row
-from lorakit.errors import ConfigError, DataError, did_you_mean
+from lorakit.errors import ColumnError, ConfigError, DataError, did_you_mean
 
 # What a shell leaves of a newline or a tab, a literal brace, a field, or a brace that is neither.
 _PIECES = re.compile(
@@ -139,7 +139,7 @@ def _look_up(row: Row, path: str, mapper: Mapper) -> Any:
                     return value
                 continue
             names, what = [], "key"
-        raise DataError(
+        raise ColumnError(
             f"{row.origin}: {at} has no {what} {key!r}, which {mapper.option} "
             f"{mapper.template!r} reads; {did_you_mean(key, names)}"
         )

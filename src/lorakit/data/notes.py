@@ -20,7 +20,8 @@ class RowCounts:
     out because their answer is empty. split: conversations that became several sequences,
     `sequences` in all; each sequence then counts as a row of its own, but for `read`. context: rows
     whose first message is an answer, which is read and not learnt. dropped_parts: (kind, rows) of
-    what the template leaves out. Where a share of the training rows is held out, both kinds are
+    what the template leaves out. cut_tokens: how many tokens truncating took away, and cut_answers how
+    many of them were supervised. reading: how their columns were read, as a sentence. Where a share of the training rows is held out, both kinds are
     read in one pass, and their counts differ in `kept` alone.
     """
 
@@ -36,6 +37,9 @@ class RowCounts:
     sequences: int = 0
     context: int = 0
     dropped_parts: tuple[tuple[str, int], ...] = ()
+    cut_tokens: int = 0
+    cut_answers: int = 0
+    reading: str = ""
 
 
 def shape_note(shape: Shape, kind: str = "") -> str:
@@ -107,8 +111,8 @@ def turn_notes(counts: RowCounts, rows: str) -> list[str]:
     return notes
 
 
-def length_notes(counts: RowCounts, rows: str, too_long: str) -> list[str]:
-    """How many rows were dropped or truncated."""
+def length_notes(counts: RowCounts, rows: str, too_long: str, cut: str = "end") -> list[str]:
+    """How many rows were dropped or truncated, and what was cut of them."""
     if not counts.too_long:
         return []
     actions = []
@@ -119,10 +123,24 @@ def length_notes(counts: RowCounts, rows: str, too_long: str) -> list[str]:
     why = ""
     if too_long == "cut" and counts.dropped:
         why = " (truncated, they would hold nothing of their answers)"
-    return [
+        if cut != "end":
+            why = " (without their prompts they are too long as well)"
+    notes = [
         f"{counts.too_long:,} of {counts.read:,} {rows} are longer than {counts.limit:,} tokens "
         f"(the longest has {counts.longest:,}): {' and '.join(actions)}{why}."
     ]
+    if counts.truncated and cut == "end":
+        notes.append(
+            f"{counts.cut_tokens:,} tokens were cut off the ends of these rows, "
+            f"{counts.cut_answers:,} of them of answers (--cut prompt-middle keeps every answer whole)."
+        )
+    elif counts.truncated:
+        where = "beginning" if cut == "prompt-start" else "middle"
+        notes.append(
+            f"{counts.cut_tokens:,} tokens were cut out of the {where} of their prompts; every answer "
+            "is whole."
+        )
+    return notes
 
 
 def split_note(train: int, held: int, spec: DataSpec, seed: int, counts: RowCounts) -> str:

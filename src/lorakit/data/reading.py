@@ -2,13 +2,15 @@
 
 import hashlib
 from array import array
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorakit.data.cutting import cuts_prompts, excess, shortened
 from lorakit.data.encode import EncodedExample, encode_examples
 from lorakit.data.notes import RowCounts
 from lorakit.data.shapes import Example
@@ -17,6 +19,9 @@ from lorakit.data.split import prompt_key
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.data.template import Template, Tokenizer
 from lorakit.errors import DataError
+
+Shorter = Callable[[Example], EncodedExample | None]
+"""An example -> its tokens with a shorter prompt; None where that is no help."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,11 @@ def encode_rows(
                 _check_embedded(sequence, tokenizer, embeddings)
             yield row
 
-    table = TokenTable.build(reading.kept(checked()))
+    def shorter(example: Example) -> EncodedExample | None:
+        fitting = shortened(example, tokenizer, template, limit, spec)
+        return None if fitting is None else fitting[1]
+
+    table = TokenTable.build(reading.kept(checked(), shorter if cuts_prompts(spec) else None))
     reading.refuse(len(table))
     index = np.frombuffer(reading.index, np.int64)
     return EncodedRows(
@@ -78,10 +87,14 @@ class _Reading:
     def __init__(self, limit: int | None, spec: DataSpec, seed: int) -> None:
         self.limit, self.spec, self.seed = limit, spec, seed
         self.digests, self.keys, self.index = bytearray(), array("Q"), array("q")
-        self.counts = dict.fromkeys(
+        self.counts: dict[str, Any] = dict.fromkeys(
             ("read", "too_long", "dropped", "truncated", "longest"), 0
-        ) | dict.fromkeys(("empty", "split", "sequences", "context"), 0)
+        ) | dict.fromkeys(
+            ("empty", "split", "sequences", "context", "cut_tokens", "cut_answers"), 0
+        )
         self.parts = Counter[str]()
+        # Examples that are being encoded, a chunk of them: those too long are encoded again.
+        self.examples = deque[Example]()
         self.first_long: tuple[str, int] | None = None
 
     def hashed(self, examples: Iterator[Example]) -> Iterator[Example]:
@@ -89,12 +102,19 @@ class _Reading:
         for example in examples:
             self.digests.extend(hashlib.blake2b(example.canonical(), digest_size=16).digest())
             self.keys.append(prompt_key(example, self.seed))
+            if cuts_prompts(self.spec):
+                self.examples.append(example)
             yield example
 
-    def kept(self, rows: Iterator[EncodedExample]) -> Iterator[Encoded]:
-        """The sequences that are used, those too long truncated or left out."""
+    def kept(self, rows: Iterator[EncodedExample], shorter: Shorter | None) -> Iterator[Encoded]:
+        """The sequences that are used, those too long truncated or left out.
+
+        shorter: gives an example with a shorter prompt, where prompts are cut.
+        """
         counts = self.counts
         for i, row in enumerate(rows):
+            if shorter is not None:
+                row = self._with_shorter_prompt(row, self.examples.popleft(), shorter)
             counts["read"] += 1
             counts["context"] += bool(row.context)
             counts["empty"] += not row.sequences
@@ -107,6 +127,20 @@ class _Reading:
                     self.index.append(i)
                     yield fitting
 
+    def _with_shorter_prompt(
+        self, row: EncodedExample, example: Example, shorter: Shorter
+    ) -> EncodedExample:
+        """The row as it is where it fits or nothing helps, else with a shorter prompt."""
+        if not excess(row, self.limit) or (fitting := shorter(example)) is None:
+            return row
+        counts, lengths = self.counts, [len(sequence) for sequence in row.sequences]
+        counts["longest"] = max(counts["longest"], *lengths)
+        long = sum(length > (self.limit or length) for length in lengths)
+        counts["too_long"] += long
+        counts["truncated"] += long
+        counts["cut_tokens"] += sum(lengths) - sum(map(len, fitting.sequences))
+        return fitting
+
     def _fitting(self, row: Encoded) -> Encoded | None:
         """The sequence, cut to the limit; None where it is to be left out."""
         counts = self.counts
@@ -115,12 +149,17 @@ class _Reading:
             return row
         counts["too_long"] += 1
         self.first_long = self.first_long or (row.origin, len(row))
-        row = Encoded(row.ids[: self.limit], row.weight[: self.limit], row.origin)
-        if self.spec.too_long == "drop" or not row.weight.any():
+        if self.spec.too_long == "drop" or self.spec.cut != "end":
+            counts["dropped"] += 1
+            return None
+        cut = Encoded(row.ids[: self.limit], row.weight[: self.limit], row.origin)
+        if not cut.weight.any():
             counts["dropped"] += 1
             return None
         counts["truncated"] += 1
-        return row
+        counts["cut_tokens"] += len(row) - len(cut)
+        counts["cut_answers"] += int(row.weight.sum()) - int(cut.weight.sum())
+        return cut
 
     def refuse(self, used: int) -> None:
         """Raise where rows are too long for the settings, or none is left."""
@@ -132,7 +171,7 @@ class _Reading:
                 f"(max_length, or what the model can read); {counts['too_long']:,} of "
                 f"{counts['read']:,} rows are longer, the longest has {counts['longest']:,}. Give a "
                 "larger --max-length, or --too-long drop to leave them out, or --too-long cut to "
-                "truncate them"
+                "truncate them (--cut prompt-middle keeps every answer whole)"
             )
         if counts["read"] and counts["empty"] == counts["read"]:
             raise DataError(

@@ -8,6 +8,7 @@ from lorakit.data.given import GivenRows, Source
 from lorakit.errors import ConfigError, did_you_mean
 
 TooLong = Literal["error", "drop", "cut"]
+Cut = Literal["end", "prompt-start", "prompt-middle"]
 
 DROPPABLE = {
     "thinking": "the thinking",
@@ -118,8 +119,16 @@ class DataSpec:
         default="error",
         metadata={
             "help": "What happens to a row of more than max_length tokens: error (the run stops "
-            "and says how many there are), drop (they are left out), or cut (they are truncated: "
-            "the beginning is kept)."
+            "and says how many there are), drop (they are left out), or cut (they are truncated: see "
+            "cut)."
+        },
+    )
+    cut: Cut = field(
+        default="end",
+        metadata={
+            "help": "What too_long cut takes away: end (the end of the row, its answer first), "
+            "prompt-start or prompt-middle (the beginning or the middle of the prompt, so that every "
+            "answer stays whole)."
         },
     )
     max_rows: int | None = field(
@@ -163,6 +172,13 @@ class DataSpec:
         if self.too_long not in get_args(TooLong):
             known = did_you_mean(str(self.too_long), get_args(TooLong))
             raise ConfigError(f"too_long is {self.too_long!r}; {known}")
+        if self.cut not in get_args(Cut):
+            raise ConfigError(f"cut is {self.cut!r}; {did_you_mean(str(self.cut), get_args(Cut))}")
+        if self.cut != "end" and self.too_long != "cut":
+            raise ConfigError(
+                f"cut {self.cut!r} says what is cut of rows that are too long, and too_long is "
+                f"{self.too_long!r}: give --too-long cut as well"
+            )
         for name in self.drop:
             if name not in DROPPABLE:
                 raise ConfigError(f"drop names {name!r}; {did_you_mean(name, DROPPABLE)}")

@@ -17,6 +17,7 @@ from lorakit.adapters.shrink import shrink
 from lorakit.adapters.specs import ShrinkSpec
 from lorakit.config import RunConfig
 from lorakit.data import load_rows
+from lorakit.data.notes import length_notes
 from lorakit.experiments.measuring import measure_rows
 from lorakit.extras import no_page
 from lorakit.files.cache import Progress, no_progress
@@ -28,7 +29,7 @@ from lorakit.ranking.trials import EVALUATION_TOKENS
 from lorakit.report.rank_figures import spectra_figures
 from lorakit.run import folder as folders
 from lorakit.run.named import find_adapter
-from lorakit.run.recorded import with_recorded
+from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import open_base, recorded_template
 
 NOT_SAID = (
@@ -69,6 +70,7 @@ class Inspected:
     base_loss: float | None
     rank_of_90: int
     rank_of_99: int
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -125,12 +127,13 @@ def run_inspect(
     highest = max(pair.rank for pair in stored.pairs.values())
     ranks = [2**i for i in range(highest.bit_length()) if 2**i < highest] + [highest]
     losses: dict[int, float] = {}
-    base_loss = None
+    base_loss, notes = None, tuple[str, ...]()
     if config.data.data:
-        config = with_recorded(config, named)
-        base_loss, losses = _losses(
-            config, stored, ranks, name=named.name, force=force, progress=progress
-        )
+        given, config = config, with_recorded(config, named)
+        with reading_rows(given, config, named):
+            base_loss, losses, notes = _losses(
+                config, stored, ranks, name=named.name, force=force, progress=progress
+            )
     total = sum(value**2 for values in spectra.values() for value in values)
     inspected = Inspected(
         named.name,
@@ -148,6 +151,7 @@ def run_inspect(
         base_loss,
         rank_for_energy(spectra, 0.9),
         rank_for_energy(spectra, 0.99),
+        notes,
     )
     if out is not None:
         folders.make_folder(out)
@@ -176,15 +180,15 @@ def _losses(
     name: str,
     force: bool,
     progress: Progress,
-) -> tuple[float, dict[int, float]]:
-    """Held-out loss of the base, and of every cut."""
+) -> tuple[float, dict[int, float], tuple[str, ...]]:
+    """Held-out loss of the base, and of every cut; and how the rows were read."""
     from lorakit.adapters.provenance import check_base
 
     session = open_base(config.model, config.data, progress=progress)
     if not force:
         check_base(stored.source, stored.record, session.identity, name=name)
     template = recorded_template(stored.info, config.data) or session.template
-    table, _, _ = load_rows(
+    table, _, counts = load_rows(
         config.data.data,
         config.data,
         session.tokenizer,
@@ -210,4 +214,5 @@ def _losses(
         put_pairs(jobs, job, shrink(stored, ShrinkSpec(rank=rank)).adapter)
         jobs.install(job)
         losses[rank] = measure_rows(model, table, tokens).loss
-    return base, losses
+    notes = (counts.reading, *length_notes(counts, "rows", config.data.too_long, config.data.cut))
+    return base, losses, notes

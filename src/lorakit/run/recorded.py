@@ -7,7 +7,8 @@ An option that the user gave always wins. The number format and the device are n
 belong to the machine. Nor is trust_remote_code: an adapter that came from elsewhere runs no code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lorakit.adapters import AdapterInfo, read_adapter
 from lorakit.adapters.asking import MAPPING, asking_in, mapping_in
 from lorakit.config import RunConfig
 from lorakit.data import PromptForm
-from lorakit.errors import AdapterError
+from lorakit.errors import AdapterError, ColumnError
 from lorakit.models import default
 from lorakit.models.sources import find
 from lorakit.models.spec import ModelSpec
@@ -60,6 +61,30 @@ def with_recorded(
         if not model and (own := recorded_base(config.model, found.name, info, base=base)):
             config, model = replace(config, model=own), True
     return config
+
+
+@contextmanager
+def reading_rows(given: RunConfig, used: RunConfig, adapter: Asked | None) -> Iterator[None]:
+    """Say of a column that rows have not that an adapter's record asked for it.
+
+    Args:
+        given: the configuration before `with_recorded`.
+        used: the one after it.
+        adapter: whose record it was.
+
+    Raises:
+        ColumnError: as inside, with what to do about it.
+    """
+    try:
+        yield
+    except ColumnError as error:
+        if given.data == used.data:
+            raise
+        name = adapter.name if isinstance(adapter, Found) else adapter
+        raise ColumnError(
+            f"{error} This mapping is the one that {name} was trained with: say how these rows are "
+            "read with --prompt and --completion"
+        ) from None
 
 
 def recorded_mapping(info: AdapterInfo) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def shrink(
     before, after = result.parameters
     lines = [
         *result.made.notes,
+        *result.notes,
         f"{span}: {count(after)} parameters instead of {count(before)}",
         f"energy kept: {1 - result.made.overall**2:.4%} of the squared singular values",
     ]

@@ -24,7 +24,7 @@ from lorakit.files.whole import write_json, write_text
 from lorakit.run import folder as folders
 from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.machine import machine, peak_memory, versions
-from lorakit.run.recorded import with_recorded
+from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.recording import check_recording, record_measurement
 from lorakit.run.session import Session, open_adapted
 from lorakit.tasks import AnswerPlan, TaskAnswer
@@ -67,6 +67,7 @@ def run_evaluation(
     chosen = metrics if metrics in ("auto", "none") else check_names(metrics.split(","))
     if out is not None:
         folders.check_folder(out, resume=False)
+    given = config
     if record:
         check_recording(adapter)
     if session is None:
@@ -79,8 +80,10 @@ def run_evaluation(
         force=force,
         progress=progress,
     )
-    table, examples, report = session.task.rows_to_measure(config.data, session)
-    notes = measuring_notes(config.data.data) + length_notes(report, "rows", config.data.too_long)
+    with reading_rows(given, config, adapter):
+        table, examples, report = session.task.rows_to_measure(config.data, session)
+    notes = [*measuring_notes(config.data.data), report.reading]
+    notes += length_notes(report, "rows", config.data.too_long, config.data.cut)
     asked = _ask(session, config, examples, table, chosen, choices)
     result = _result(config, session, adapter, table, examples, asked, notes)
     result["seconds"] = time.perf_counter() - started

@@ -26,7 +26,7 @@ from lorakit.run.commands.evaluation import run_evaluation
 from lorakit.run.commands.trying import Told, Tried, try_ways, with_scores
 from lorakit.run.folder import check_folder
 from lorakit.run.named import Found, find_adapter
-from lorakit.run.recorded import with_recorded
+from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.weighted import parse_weighted
 
 
@@ -199,12 +199,14 @@ class Shrunk:
         parameters: before and after.
         losses: held-out nats per token before and after; None where there were no rows.
         place: where it is.
+        notes: how the rows were read and measured, one sentence each.
     """
 
     made: Combined
     parameters: tuple[int, int]
     losses: tuple[float, float] | None
     place: str
+    notes: tuple[str, ...] = ()
 
 
 def run_shrink(
@@ -233,21 +235,21 @@ def run_shrink(
     found = find_adapter(adapter, output.store)
     folder, before = found.folder, read_stored(found.folder)
     made = shrink(before, spec, name=found.name)
-    losses = None
+    losses, notes = None, ()
     if config.data.data:
-        config = with_recorded(config, found)
-        with tempfile.TemporaryDirectory() as place:
+        given, config = config, with_recorded(config, found)
+        with tempfile.TemporaryDirectory() as place, reading_rows(given, config, found):
             smaller = write_stored(Path(place) / "adapter", made.adapter)
             first, second = (
                 run_evaluation(
                     config, adapter=one, metrics="none", out=None, force=force, progress=progress
-                )["eval_loss"]
+                )
                 for one in (folder, smaller)
             )
-        losses = (float(first), float(second))
+        losses, notes = (first["eval_loss"], second["eval_loss"]), tuple(first["notes"])
         made = replace(made, adapter=_with_losses(made.adapter, losses))
     counts = tuple(a.info.trainable_parameters for a in (before, made.adapter))
-    return Shrunk(made, (counts[0], counts[1]), losses, output.keep(made.adapter))
+    return Shrunk(made, (counts[0], counts[1]), losses, output.keep(made.adapter), notes)
 
 
 def _patterns(texts: Sequence[str], names: Sequence[str]) -> Mapping[str, dict[str, float]]:

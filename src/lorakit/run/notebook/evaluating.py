@@ -7,13 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.adapters.asking import MAPPING
-from lorakit.adapters.attached import attached_mapping
 from lorakit.data.given import as_source
 from lorakit.errors import ConfigError
 from lorakit.execution.choices import read_choices
 from lorakit.run.commands.evaluation import run_evaluation
-from lorakit.run.notebook.given import BASE, ROWS, Base, config_of, session_of
+from lorakit.run.notebook.given import BASE, ROWS, Base, config_of, session_of, with_attached
 
 _OPTIONS = (*BASE, *ROWS, "batch_tokens", "max_new_tokens", "store")
 
@@ -68,9 +66,7 @@ def evaluate(
         if adapter is not None:
             raise ConfigError("evaluate: attach the adapter with lorakit.load_adapter(model, …)")
         session = session_of(model, tokenizer, config.data)
-        if not {*MAPPING} & config.given:
-            mapping: dict[str, Any] = {name: attached_mapping(model).get(name) for name in MAPPING}
-            config = replace(config, data=replace(config.data, **mapping))
+        config = with_attached(config, model)
     return run_evaluation(
         config,
         adapter=adapter,

@@ -3,13 +3,15 @@
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lorakit.adapters import save_adapter
-from lorakit.adapters.attached import attached_template, loaded_info
+from lorakit.adapters.asking import MAPPING
+from lorakit.adapters.attached import attached_mapping, attached_template, loaded_info
 from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, RunConfig, load_config
 from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.errors import ConfigError, did_you_mean
@@ -83,6 +85,18 @@ def session_of(model: nn.Module, tokenizer: Any, data: DataSpec) -> Session:
         template = recorded_template(info, data)
     template = template or resolve_template(data, tokenizer)
     return Session(model, tokenizer, identity, template, CAUSAL_LM)
+
+
+def with_attached(config: RunConfig, model: nn.Module) -> RunConfig:
+    """The configuration with the mapping of rows that a model's pairs were trained with.
+
+    What was given stays, as in `lorakit.run.recorded.with_recorded`.
+    """
+    known = attached_mapping(model)
+    mapping: dict[str, Any] = {name: known[name] for name in MAPPING if known.get(name)}
+    if not mapping or not config.given.isdisjoint(MAPPING):
+        return config
+    return replace(config, data=replace(config.data, **mapping))
 
 
 @contextmanager

@@ -8,14 +8,12 @@ from typing import Any, overload
 
 from torch import nn
 
-from lorakit.adapters.asking import MAPPING
-from lorakit.adapters.attached import attached_mapping
 from lorakit.data.given import as_source
 from lorakit.errors import ConfigError
 from lorakit.lora import lora_layers
 from lorakit.run.notebook.generating import Asked
 from lorakit.run.notebook.generating import generate as answer_prompts
-from lorakit.run.notebook.given import BASE, Base, config_of, session_of
+from lorakit.run.notebook.given import BASE, Base, config_of, session_of, with_attached
 from lorakit.serving.answering.command import AnsweredFile, run_answering
 from lorakit.serving.answering.spec import AnswerSpec, prompts_alone
 
@@ -126,9 +124,7 @@ def _answer_rows(
         if adapter is not None:
             raise ConfigError("generate: attach the adapter with lorakit.load_adapter(model, …)")
         held = (session_of(model, tokenizer, config.data), _pairs_sha256(model))
-        if not {*MAPPING} & config.given:
-            mapping: dict[str, Any] = {name: attached_mapping(model).get(name) for name in MAPPING}
-            config = replace(config, data=replace(config.data, **mapping))
+        config = with_attached(config, model)
     return run_answering(config, adapter, spec, **sampling, held=held)
 
 
