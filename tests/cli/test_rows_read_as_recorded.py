@@ -5,6 +5,8 @@ import json
 import pytest
 
 from families import tiny, tokenizer
+from lorakit.config import load_config
+from lorakit.run.commands.training import run_training
 
 ROWS = [{"question": f"say {n}", "kind": "ab"[n % 2], "n": n} for n in range(12)]
 
@@ -14,25 +16,37 @@ def lines(file, rows):
     return file
 
 
-@pytest.fixture
-def adapter(lorakit, model_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAKIT_STORE", str(tmp_path / "store"))
-    rows = lines(tmp_path / "rows.jsonl", ROWS)
-    done = lorakit(
-        *("train", "--model", model_folder, "--data", rows, "--prompt", r"{question}\n"),
-        *("--completion", "{kind}", "--system", "Be brief.", "--out", tmp_path / "run"),
-        *("--max-steps", 1, "--samples", 0, "--rank", 2, "--save-as", "kinds"),
-    )
-    assert done.code == 0, done.err
-    assert r"Rows are mapped: prompt '{question}\n', completion '{kind}'" in done.out
-    return rows
-
-
 SAID = r"Rows are mapped: prompt '{question}\n', completion '{kind}'"
 
 
+@pytest.fixture(scope="module")
+def trained(model_folder, tmp_path_factory):
+    """A store with the adapter 'kinds', and the rows that it was trained on."""
+    root = tmp_path_factory.mktemp("recorded")
+    mapping = {"prompt": r"{question}\n", "completion": "{kind}", "system": "Be brief."}
+    rows = lines(root / "rows.jsonl", ROWS)
+    options = {
+        "model": str(model_folder),
+        "data": (str(rows),),
+        "out": str(root / "run"),
+        "rank": 2,
+    }
+    options |= {"max_steps": 1, "samples": 0, "save_as": "kinds", "store": str(root / "store")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAKIT_CACHE", str(root / "cache"))
+        run_training(load_config(None, {**options, **mapping}))
+    return root
+
+
+@pytest.fixture
+def adapter(trained, monkeypatch):
+    monkeypatch.setenv("LORAKIT_STORE", str(trained / "store"))
+    monkeypatch.setenv("LORAKIT_CACHE", str(trained / "cache"))
+    return trained / "rows.jsonl"
+
+
 def test_eval_measures_what_was_trained(lorakit, adapter, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "eval"
     done = lorakit("eval", "--adapter", "kinds", "--data", adapter, "--out", out)
     assert done.code == 0, done.err
@@ -85,12 +99,18 @@ def test_rows_of_another_form_name_the_record_and_the_way_out(lorakit, adapter, 
 
 
 def test_merge_and_export_take_the_recorded_base(lorakit, adapter, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
     done = lorakit("merge", "--adapter", "kinds", "--out", tmp_path / "merged")
     assert done.code == 0, done.err
     assert (tmp_path / "merged" / "config.json").is_file()
+    note = r"prompts were trained as '{question}\n'"
+    assert note in done.out
     done = lorakit("export", "kinds", "--to", "vllm", "--out", tmp_path / "vllm")
     assert done.code == 0, done.err
+    assert note in done.out
+    done = lorakit("export", "kinds", "--to", "gguf", "--out", tmp_path / "kinds.gguf")
+    assert done.code == 0, done.err
+    assert note in done.out
 
 
 def test_another_base_that_is_named_is_still_refused(lorakit, adapter, tmp_path, model_folder):

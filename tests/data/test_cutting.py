@@ -51,7 +51,10 @@ def test_a_raw_prompt_by_hand(tmp_path, plain, cut, first, third):
     ]
     assert [len(row) for row in data.train] == [20, 8, 20]
     notes = " ".join(data.notes)
-    assert "2 of 3 training rows are longer than 20 tokens (the longest has 66): 2 were truncated" in notes
+    assert (
+        "2 of 3 training rows are longer than 20 tokens (the longest has 66): 2 were truncated"
+        in notes
+    )
     where = "beginning" if cut == "prompt-start" else "middle"
     assert f"70 tokens were cut out of the {where} of their prompts; every answer is whole" in notes
 
@@ -60,7 +63,9 @@ def test_the_end_is_cut_by_default_and_says_what_it_costs(tmp_path, plain):
     rows = [{"prompt": "0123456789", "completion": "abcdefghij"}, ROWS[1]]
     data = load(write(tmp_path, rows), plain, "end", 12)
     assert texts(data, plain)[0] == ("0123456789", "ab")
-    assert "9 tokens were cut off the ends of these rows, 9 of them of answers" in " ".join(data.notes)
+    assert "9 tokens were cut off the ends of these rows, 9 of them of answers" in " ".join(
+        data.notes
+    )
 
 
 def test_what_the_chat_template_writes_stays(tmp_path, chatml):

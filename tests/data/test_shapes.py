@@ -1,12 +1,14 @@
 """Which columns mean what, and what is said when they do not fit."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit.data import DataSpec, Row, read_rows, recognise
+from lorakit.data import DataSpec, Row, load_data, read_rows, recognise
+from lorakit.data.columns import suggest, suggest_prompt
 from lorakit.errors import ConfigError, DataError
 
 
@@ -217,3 +219,54 @@ def test_a_column_that_is_not_there(prompt, says):
 def test_a_mapping_that_cannot_be_read(prompt, says):
     with pytest.raises(ConfigError, match=says):
         mapped(prompt, question="q")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"{text}\n", "q\n"),
+        (r"Q:\t{text}\nA:", "Q:\tq\nA:"),
+        ("{text}\n", "q\n"),
+        (r"{text}\\n", r"q\n"),
+        (r"a\\tb {text}", r"a\tb q"),
+        (r"C:\dir {text}", r"C:\dir q"),
+        (r"{{\n}}{text}", "{\n}q"),
+    ],
+)
+def test_newlines_and_tabs_are_what_a_shell_leaves_of_them(typed, meant):
+    found = example(DataSpec(prompt=typed, completion=typed), text="q")
+    assert (found.prompt, found.completion) == (meant, meant)
+    assert example(DataSpec(text=typed), text="q").text == meant
+
+
+def test_a_backslash_in_a_row_is_the_rows_own():
+    assert example(DataSpec(prompt=r"{text}\n", completion="{text}"), text=r"a\nb").prompt == (
+        "a\\nb\n"
+    )
+
+
+def test_the_note_about_a_missing_newline_knows_both(tmp_path, plain):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"q": "why", "a": "so"}\n' * 4)
+
+    def notes(prompt):
+        spec = DataSpec(data=(str(file),), prompt=prompt, completion="{a}", eval_share=0)
+        return " ".join(load_data(spec, plain).notes)
+
+    for prompt in (r"{q}\n", "{q}\n", r"{q}\t", "{q} "):
+        assert "No white space" not in notes(prompt)
+    for prompt in (r"{q}\\n", "{q}"):
+        assert "No white space" in notes(prompt)
+    assert r"prompt '{q}\n'" in notes(r"{q}\n")
+
+
+NAMES = st.sampled_from(
+    ["text", "label", "question", "answer", "input", "output", "source", "target", "id", "en", "Q"]
+)
+
+
+@given(st.dictionaries(NAMES, st.sampled_from(["x", 1, None, ["a"], {"en": "a", "de": "b"}])))
+def test_advice_never_names_a_column_twice(fields):
+    for advice in (suggest(fields), suggest_prompt(fields)):
+        named = re.findall(r"\{([^{}]*)\}", advice)
+        assert len(named) == len(set(named))

@@ -62,8 +62,8 @@ def template_notes(
         if prompt and not prompt[-1:].isspace() and not answer[:1].isspace():
             notes.append(
                 "No white space separates the prompt from its answer "
-                f"(…{prompt[-12:]!r} {answer[:12]!r}…): end the prompt with a newline to separate "
-                "them."
+                f"(…{prompt[-12:]!r} {answer[:12]!r}…): end the prompt with a newline (\\n) to "
+                "separate them."
             )
         return notes
     notes = [f"Prompts are written by the chat template {template.sha256[:12]}."]

@@ -7,6 +7,7 @@ from lorakit.adapters import AdapterInfo
 from lorakit.data import Template
 from lorakit.data.ends import end_of_turn
 from lorakit.models import ModelSpec, load_tokenizer
+from lorakit.run.recorded import prompt_form
 from lorakit.run.session import recorded_template
 
 
@@ -21,6 +22,22 @@ class RecordedChat:
 
     template: Template
     ends: tuple[int, ...]
+
+
+def prompt_notes(adapters: Sequence[AdapterInfo]) -> tuple[str, ...]:
+    """What whoever asks a merged or exported model has to know of its prompts, in sentences.
+
+    A chat template has no place for a mapping of columns, and other programs know of none: they send
+    what they are sent.
+    """
+    forms = dict.fromkeys(prompt_form(info).written for info in adapters)
+    written = [repr(form) for form in forms if form]
+    if not written:
+        return ()
+    return (
+        f"prompts were trained as {' and '.join(written)}: no file says so to other programs, so write "
+        "them in this way yourself (lorakit serve, generate and chat do it by the adapter's record)",
+    )
 
 
 def recorded_chat(

@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from lorakit.models import empty_model, identify, identify_settings, load_tokeni
 from lorakit.run.commands.merging import run_merge
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.recorded import with_recorded
-from lorakit.run.recorded_chat import RecordedChat, recorded_chat
+from lorakit.run.recorded_chat import RecordedChat, prompt_notes, recorded_chat
 
 Form = Literal["peft", "vllm", "gguf", "gguf-merged", "ollama"]
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
@@ -101,9 +101,9 @@ def run_export(
     if form == "peft":
         return Exported(write_stored(out, stored), stored.notes)
     if form == "vllm":
-        return _vllm(config, stored, out)
+        return _with_prompts(_vllm(config, stored, out), stored)
     if form == "gguf":
-        return _gguf(config, stored, out, kind, force, found.name)
+        return _with_prompts(_gguf(config, stored, out, kind, force, found.name), stored)
     ask = _Whole(config, found, stored, kind, quantize, force, progress)
     return ask.ollama(out) if form == "ollama" else ask.gguf(out)
 
@@ -124,6 +124,10 @@ def run_lint(
     found = find_adapter(adapter, config.output.store)
     base = GgufBase.of(empty_model(config.model).config) if with_base else None
     return found.name, lint(found.folder, base)
+
+
+def _with_prompts(exported: Exported, stored: StoredAdapter) -> Exported:
+    return replace(exported, sentences=(*exported.sentences, *prompt_notes([stored.info])))
 
 
 def _vllm(config: RunConfig, stored: StoredAdapter, out: Path) -> Exported:

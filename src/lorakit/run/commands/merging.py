@@ -51,7 +51,7 @@ from lorakit.models.weights import OtherNamesError, find, tensors_of
 from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.recorded import with_recorded
-from lorakit.run.recorded_chat import RecordedChat, recorded_chat
+from lorakit.run.recorded_chat import RecordedChat, prompt_notes, recorded_chat
 
 Certify = Literal["auto", "weights", "logits"]
 
@@ -94,6 +94,7 @@ def run_merge(
             check_base(part.adapter.source, part.adapter.record, identity, name=part.name)
     told = [(p, base_note(p.adapter.config.base_name, p.adapter.record, identity)) for p in parts]
     notes = tuple(f"{part.name}: {note}" for part, note in told if note)
+    notes += prompt_notes([part.adapter.info for part in parts])
     made_of = {"base": identity.to_dict(), "adapters": [_named(part) for part in parts]}
     kept = None if dtype == "base" else getattr(torch, dtype)
     adapter = _one(parts, force)
