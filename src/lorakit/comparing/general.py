@@ -89,4 +89,5 @@ def _users(
         limit=MOST_ROWS,
         context_length=session.context_length,
         embeddings=session.embeddings,
+        texts_alone=True,
     )

@@ -126,18 +126,20 @@ def load_rows(
     limit: int | None = None,
     context_length: int | None = None,
     embeddings: int | None = None,
+    texts_alone: bool = False,
 ) -> tuple[TokenTable, tuple[Example, ...], RowCounts]:
     """Rows to measure on, without any split: tokens, examples, and counts.
 
     A conversation may be several rows of tokens; it is one example.
 
-    limit: take the first N rows. Mapping, max_length and too_long are those of `spec`.
+    limit: take the first N rows. texts_alone: rows of text are meant as texts, whatever stands beside
+    them. Mapping, max_length and too_long are those of `spec`.
 
     Raises:
         DataError, ConfigError: as `load_data`.
     """
     sources = measured(sources)
-    shape, _ = _first(sources, spec)
+    shape, _ = _first(sources, spec, texts_alone=texts_alone)
     _check_cut(spec, shape)
     rows = list(_examples(sources, shape, limit))
     encoded = encode_rows(
@@ -198,10 +200,12 @@ def _limit(spec: DataSpec, context_length: int | None) -> int | None:
     return spec.max_length or context_length
 
 
-def _first(sources: Sequence[Source], spec: DataSpec) -> tuple[Shape, Example]:
+def _first(
+    sources: Sequence[Source], spec: DataSpec, *, texts_alone: bool = False
+) -> tuple[Shape, Example]:
     row = next(read_rows(sources))
     shape = recognise(row, spec)
-    if shape.kind == "text" and shape.text is None:
+    if shape.kind == "text" and shape.text is None and not texts_alone:
         for source in sources:
             refuse_two_readings(read_rows([source], min(LOOKED_AT, spec.max_rows or LOOKED_AT)))
     return shape, shape.example(row)
