@@ -7,9 +7,10 @@ import torch
 from families import FAMILIES, NOT_PACKABLE, tiny, tokenizer
 from lorakit.data import DataSpec, Example, Template, encode_prompt, resolve_template
 from lorakit.data.encode import encode
+from lorakit.data.template import chat_template
 from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.answer_probs import answer_log_probs, answered
-from lorakit.execution.choices import ChoiceScores, read_choices, score_choices
+from lorakit.execution.choices import ChoiceScores, choice_rows, read_choices, score_choices
 from lorakit.execution.facts import facts_of
 from lorakit.lora import LoraSpec, attach, plan
 
@@ -87,6 +88,24 @@ def test_the_same_whether_a_row_has_an_answer_of_its_own_or_none():
     own = score_choices(model, words, template, asked("a", answer="x"), LABELS)
     none = score_choices(model, words, template, [Example("f:1", prompt="a")], LABELS)
     assert np.array_equal(own.log_p_RC, none.log_p_RC)
+
+
+def test_rows_are_those_that_training_writes_for_every_label():
+    words = tokenizer()
+    template = resolve_template(DataSpec(), words)
+    # A template that writes a long question's answer otherwise, which no other row's tells.
+    odd = chat_template(
+        words.chat_template.replace("{{ m['content'] }}", "{% if m['role'] == 'assistant' and "
+        "messages[0]['content'] | length > 9 %}So: {% endif %}{{ m['content'] }}")
+    )  # fmt: skip
+    for way in (template, odd):
+        rows = asked("short", "a long question", "brief", answer=" card ")
+        groups = choice_rows(rows, LABELS, words, way)
+        for row, group in zip(rows, groups, strict=True):
+            for label, made in zip(LABELS, group, strict=True):
+                alone = encode(Example("f", prompt=row.prompt, completion=f" {label}"), words, way)
+                assert made.ids.tolist() == alone.ids.tolist()
+                assert made.weight.tolist() == alone.weight.tolist()
 
 
 def test_of_a_conversation_the_last_answer_alone_counts():

@@ -110,18 +110,49 @@ def choice_rows(
     Raises:
         DataError: as `lorakit.data.encode`.
     """
-    asked = [
-        _answering(example, _space(example, lead) + choice)
-        for example in examples
-        for choice in choices
-    ]
     prompts = [len(encode_prompt(example, tokenizer, template)) for example in examples]
-    written = encode_examples(asked, tokenizer, template, drop=drop)
-    rows = [
-        _last_answer(made.sequences[-1], prompts[number // len(choices)])
-        for number, made in enumerate(written)
-    ]
-    return [rows[i : i + len(choices)] for i in range(0, len(rows), len(choices))]
+
+    def written(which: Sequence[int], labels: Sequence[str]) -> list[Encoded]:
+        """Of each of these examples one row for each label."""
+        asked = [
+            _answering(examples[i], _space(examples[i], lead) + c) for i in which for c in labels
+        ]
+        made = encode_examples(asked, tokenizer, template, drop=drop)
+        lengths = [prompts[i] for i in which for _ in labels]
+        return [
+            _last_answer(one.sequences[-1], length)
+            for one, length in zip(made, lengths, strict=True)
+        ]
+
+    every = range(len(examples))
+    if template.kind == "raw" or len(choices) < 2 or len(examples) < 2:
+        rows = written(every, choices)
+        return [rows[i : i + len(choices)] for i in range(0, len(rows), len(choices))]
+    # After a chat template's header an answer is written the same whatever was asked. One label of
+    # each row shows whether that holds; if so, the others are those of the first row.
+    known = [_tail(row, prompts[0]) for row in written([0], choices)]
+    firsts = written(every, choices[:1])
+    groups = []
+    for i, first in enumerate(firsts):
+        if not _equal(_tail(first, prompts[i]), known[0]):
+            groups.append(written([i], choices))
+            continue
+        head = Encoded(first.ids[: prompts[i]], first.weight[: prompts[i]], first.origin)
+        groups.append([first, *(_joined(head, tail) for tail in known[1:])])
+    return groups
+
+
+def _tail(row: Encoded, prompt: int) -> Encoded:
+    return Encoded(row.ids[prompt:], row.weight[prompt:], row.origin)
+
+
+def _equal(one: Encoded, other: Encoded) -> bool:
+    return np.array_equal(one.ids, other.ids) and np.array_equal(one.weight, other.weight)
+
+
+def _joined(head: Encoded, tail: Encoded) -> Encoded:
+    ids, weight = np.concatenate([head.ids, tail.ids]), np.concatenate([head.weight, tail.weight])
+    return Encoded(ids, weight, head.origin)
 
 
 def _space(example: Example, lead: str) -> str:

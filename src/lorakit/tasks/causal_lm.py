@@ -220,9 +220,9 @@ class CausalLM:
             for e, r, b, a in zip(answered, references, before, after, strict=True)
         ]
         both = [self.measure(references, answers, plan) for answers in (before, after)]
-        for name, scores in zip(("before", "after"), both, strict=True):
+        for name, scores in zip(("before_score", "after_score"), both, strict=True):
             for sample, value in zip(samples, scores.headline.rows or (), strict=False):
-                sample[f"{name}_score"] = value
+                sample[name] = value
         texts = [[each.scored for each in answers] for answers in (before, after, references)]
         apart = changes((both[0], texts[0]), (both[1], texts[1]), texts[2])
         notes = [both[1].left_out, *_cut(both[0], "before training"), *_cut(both[1], "after it")]

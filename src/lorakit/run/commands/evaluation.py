@@ -85,17 +85,17 @@ def run_evaluation(
     notes = [*measuring_notes(config.data.data), report.reading]
     notes += length_notes(report, "rows", config.data.too_long, config.data.cut)
     asked = _ask(session, config, examples, table, chosen, choices)
-    result = _result(config, session, adapter, table, examples, asked, notes)
-    result["seconds"] = time.perf_counter() - started
+    figures = _result(config, session, adapter, table, examples, asked, notes)
+    figures["seconds"] = time.perf_counter() - started
     if record and adapter is not None:
-        measured = Measurement.of_result(result, [str(source) for source in config.data.data])
-        result["recorded"] = record_measurement(adapter, config.output.store, measured)
+        measured = Measurement.of_result(figures, [str(source) for source in config.data.data])
+        figures["recorded"] = record_measurement(adapter, config.output.store, measured)
     if out is not None:
         folders.make_folder(out)
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in asked.lines())
         write_text(out / "answers.jsonl", "".join(lines))
-        write_json(out / folders.RESULT, result)
-    return result
+        write_json(out / folders.RESULT, figures)
+    return figures
 
 
 def _result(
