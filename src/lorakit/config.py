@@ -143,6 +143,8 @@ class RunConfig:
         }
 
 
+RECORDED_BASE = {"model": "the base that the adapter records, else smollm2-135m"}
+"""What the help of a command that takes an adapter says of its model's default."""
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
 """Names of the options that say which base a command opens, and how."""
 ROW_OPTIONS = (

@@ -23,7 +23,7 @@ from lorakit.cli.generate_command import (
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say, styled
-from lorakit.config import RunConfig, load_config
+from lorakit.config import RECORDED_BASE, RunConfig, load_config
 from lorakit.errors import DataError
 from lorakit.run.present import require_present
 
@@ -189,4 +189,4 @@ def _converse(reply: Callable[[str], None], forget: Callable[[], None]) -> None:
                 say([str(error)])
 
 
-command = with_options(chat, OPTIONS, max_new_tokens=MOST)
+command = with_options(chat, OPTIONS, shown=RECORDED_BASE, max_new_tokens=MOST)

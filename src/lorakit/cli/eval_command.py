@@ -12,7 +12,7 @@ from lorakit.cli.generate_command import Adapter, Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, duration, say
-from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, load_config
+from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, ROW_OPTIONS, load_config
 from lorakit.run.present import require_present
 
 OPTIONS = (
@@ -109,4 +109,4 @@ def _interval(spread: Mapping[str, Any] | None) -> str:
     return f"{spread['low']:.3f} to {spread['high']:.3f}"
 
 
-command = with_options(evaluate, OPTIONS)
+command = with_options(evaluate, OPTIONS, shown=RECORDED_BASE)

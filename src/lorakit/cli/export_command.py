@@ -10,7 +10,7 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
-from lorakit.config import load_config
+from lorakit.config import RECORDED_BASE, load_config
 from lorakit.errors import ConfigError
 from lorakit.run.present import require_present
 
@@ -108,7 +108,7 @@ def export(
     say([*exported.sentences, f"{to}: {exported.path}"])
 
 
-command = with_options(export, OPTIONS)
+command = with_options(export, OPTIONS, shown=RECORDED_BASE)
 
 
 def _lint(name: str, findings: Any) -> list[str]:

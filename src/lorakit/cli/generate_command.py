@@ -8,7 +8,7 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.config import MODEL_OPTIONS, load_config, options_of
+from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, load_config, options_of
 from lorakit.errors import ConfigError, DataError
 from lorakit.run.present import require_present
 from lorakit.serving.answering.spec import AnswerSpec
@@ -164,7 +164,7 @@ def generate(
         write_completion(session, example, answer_limit(config, session.adapter), sampling)
 
 
-command = with_options(generate, OPTIONS, also=("answers", AnswerSpec))
+command = with_options(generate, OPTIONS, also=("answers", AnswerSpec), shown=RECORDED_BASE)
 
 
 def asked_as(form: "PromptForm") -> list[str]:

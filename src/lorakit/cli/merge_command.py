@@ -10,7 +10,7 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
-from lorakit.config import RunConfig, load_config
+from lorakit.config import RECORDED_BASE, RunConfig, load_config
 from lorakit.errors import ConfigError
 from lorakit.run.present import require_adapters, require_present
 from lorakit.run.weighted import parse_weighted
@@ -99,7 +99,7 @@ def merge(
     say([*certificate.sentences(), f"merged model: {out}"])
 
 
-command = with_options(merge, OPTIONS)
+command = with_options(merge, OPTIONS, shown=RECORDED_BASE)
 
 
 def _undo(config: RunConfig, merged: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, say
-from lorakit.config import MODEL_OPTIONS, RunConfig, load_config
+from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, RunConfig, load_config
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.run.present import require_adapters, require_present
 from lorakit.run.weighted import parse_weighted
@@ -200,4 +200,4 @@ def tried_table(tried: "Tried") -> Table:
     return table
 
 
-command = with_options(combine, OPTIONS)
+command = with_options(combine, OPTIONS, shown=RECORDED_BASE)

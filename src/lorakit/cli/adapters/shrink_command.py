@@ -12,7 +12,7 @@ from lorakit.cli.generate_command import Force
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
-from lorakit.config import MODEL_OPTIONS, ROW_OPTIONS, load_config
+from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, ROW_OPTIONS, load_config
 from lorakit.files.wording import count
 from lorakit.run.present import require_present
 
@@ -80,4 +80,4 @@ def shrink(
     say([*lines, f"shrunk: {result.place}"])
 
 
-command = with_options(shrink, OPTIONS)
+command = with_options(shrink, OPTIONS, shown=RECORDED_BASE)

@@ -1,4 +1,7 @@
-"""`lorakit export`: an adapter -> what another runtime loads."""
+"""`lorakit export`: an adapter -> what another runtime loads.
+
+Longer than 300 lines: every form is a few lines of the same few steps.
+"""
 
 import json
 import math
@@ -100,10 +103,12 @@ def run_export(
     config = with_recorded(config, found, base=opens)
     if form == "peft":
         return Exported(write_stored(out, stored), stored.notes)
-    if form == "vllm":
-        return _with_prompts(_vllm(config, stored, out), stored)
-    if form == "gguf":
-        return _with_prompts(_gguf(config, stored, out, kind, force, found.name), stored)
+    if form in ("vllm", "gguf"):
+        gguf = form == "gguf"
+        made = (
+            _gguf(config, found, stored, out, kind, force) if gguf else _vllm(config, stored, out)
+        )
+        return replace(made, sentences=(*made.sentences, *prompt_notes([stored.info])))
     ask = _Whole(config, found, stored, kind, quantize, force, progress)
     return ask.ollama(out) if form == "ollama" else ask.gguf(out)
 
@@ -126,10 +131,6 @@ def run_lint(
     return found.name, lint(found.folder, base)
 
 
-def _with_prompts(exported: Exported, stored: StoredAdapter) -> Exported:
-    return replace(exported, sentences=(*exported.sentences, *prompt_notes([stored.info])))
-
-
 def _vllm(config: RunConfig, stored: StoredAdapter, out: Path) -> Exported:
     safe = vllm_safe(stored)
     notes = (*stored.notes, _changed(stored, safe))
@@ -147,17 +148,22 @@ def _vllm(config: RunConfig, stored: StoredAdapter, out: Path) -> Exported:
 
 
 def _gguf(
-    config: RunConfig, stored: StoredAdapter, out: Path, kind: Kind | None, force: bool, name: str
+    config: RunConfig,
+    found: Found,
+    stored: StoredAdapter,
+    out: Path,
+    kind: Kind | None,
+    force: bool,
 ) -> Exported:
     """An adapter file. Of the base its configuration is needed, and its tokenizer for the template."""
     notes = [*stored.notes]
     if not force and stored.record is not None and stored.record.base is not None:
         if any(resolve(config.model, weights=False).folder.glob("*.safetensors")):
-            check_base(stored.source, stored.record, identify(config.model), name=name)
+            check_base(stored.source, stored.record, identify(config.model), name=found.name)
         else:
             trained_on = str(stored.record.base.get("weights_sha256"))
             settings = identify_settings(config.model, weights_sha256=trained_on)
-            check_base(stored.source, stored.record, settings, name=name)
+            check_base(stored.source, stored.record, settings, name=found.name)
             notes.append(
                 "the base's weights are not here: its tokenizer and template were compared"
             )

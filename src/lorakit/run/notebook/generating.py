@@ -74,9 +74,7 @@ def generate(
     config = config_of("generate", model, options, _OPTIONS)
     single = isinstance(prompts, str | Mapping)
     asked: list[Any] = [prompts] if single else list(prompts)
-    if not asked or not all(
-        isinstance(one, Mapping) or (isinstance(one, str) and one.strip()) for one in asked
-    ):
+    if not asked or not all(map(_is_asked, asked)):
         raise ConfigError("generate: a prompt is empty or no text: give a text, or a list of texts")
     if isinstance(model, nn.Module):
         if adapter is not None:
@@ -109,13 +107,13 @@ def generate(
     return answers[0] if single else answers
 
 
+def _is_asked(one: Any) -> bool:
+    return isinstance(one, Mapping) or (isinstance(one, str) and bool(one.strip()))
+
+
 def _example(form: PromptForm, asked: Asked, number: int) -> Example:
-    origin, hint = (
-        f"prompt {number}",
-        " as a mapping; prompt_template=False sends the text as it is",
-    )
-    return (
-        form.filled(asked, origin)
-        if isinstance(asked, Mapping)
-        else form.typed(asked, origin, hint)
-    )
+    origin = f"prompt {number}"
+    if isinstance(asked, Mapping):
+        return form.filled(asked, origin)
+    hint = " as a mapping; prompt_template=False sends the text as it is"
+    return form.typed(asked, origin, hint)
