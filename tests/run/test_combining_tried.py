@@ -11,7 +11,8 @@ import lorakit
 from families import saved
 from lorakit.adapters.pairs import read_stored
 from lorakit.cli.main import run
-from lorakit.errors import ConfigError
+from lorakit.errors import BaseMismatchError, ConfigError
+from lorakit.run.commands import trying
 
 WORDS = ("lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet")
 MAPPED = ("--prompt", r"{question}\n", "--completion", "{answer}")
@@ -153,6 +154,17 @@ def test_tasks_that_are_mapped_in_different_ways_have_no_such_line(place, capfd)
     said = capfd.readouterr().out
     assert "lorakit train" not in said
     assert "into one file with the columns prompt and completion" in said
+
+
+def test_adapters_of_different_bases_are_refused_before_anything_is_measured(place, monkeypatch):
+    saved(place / "other", "qwen2")
+    model, _ = lorakit.load_model("other")
+    lorakit.attach(model, lorakit.LoraSpec(rank=2))
+    identity = lorakit.models.identify(lorakit.ModelSpec("other"))
+    lorakit.save_adapter(model, place / "foreign", identity=identity)
+    monkeypatch.setattr(trying, "open_base", lambda *_, **__: pytest.fail("the base was opened"))
+    with pytest.raises(BaseMismatchError):
+        lorakit.combine(["a", "foreign"], data=DATA, out="never")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.pairs import StoredAdapter, write_stored
-from lorakit.adapters.parents import Part
+from lorakit.adapters.parents import Part, common_config
 from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
 from lorakit.errors import ConfigError
@@ -125,6 +125,9 @@ def try_ways(
             f"{len(adapters)} adapters and {len(sources)} sources of rows: give one for each adapter, in "
             "their order, such as --data a.csv,b.csv"
         )
+    common_config(
+        parts, force=force
+    )  # adapters of different bases are refused before anything long
     # The base is that of all; how rows are read is each adapter's own.
     model = with_recorded(config, adapters).model
     config = replace(config, model=model, given=config.given | {"model"})
