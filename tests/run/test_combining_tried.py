@@ -157,10 +157,10 @@ def test_tasks_that_are_mapped_in_different_ways_have_no_such_line(place, capfd)
 
 
 def test_adapters_of_different_bases_are_refused_before_anything_is_measured(place, monkeypatch):
-    saved(place / "other", "qwen2")
-    model, _ = lorakit.load_model("other")
+    saved(place / "another-base", "qwen2")
+    model, _ = lorakit.load_model("another-base")
     lorakit.attach(model, lorakit.LoraSpec(rank=2))
-    identity = lorakit.models.identify(lorakit.ModelSpec("other"))
+    identity = lorakit.models.identify(lorakit.ModelSpec("another-base"))
     lorakit.save_adapter(model, place / "foreign", identity=identity)
     monkeypatch.setattr(trying, "open_base", lambda *_, **__: pytest.fail("the base was opened"))
     with pytest.raises(BaseMismatchError):
