@@ -11,7 +11,8 @@ import lorakit
 from families import saved
 from lorakit.adapters.pairs import read_stored
 from lorakit.cli.main import run
-from lorakit.errors import ConfigError
+from lorakit.errors import BaseMismatchError, ConfigError
+from lorakit.run.commands import trying
 
 WORDS = ("lamp", "desk", "river", "stone", "cloud", "paper", "window", "garden", "copper", "violet")
 MAPPED = ("--prompt", r"{question}\n", "--completion", "{answer}")
@@ -97,6 +98,33 @@ def test_the_adapter_that_is_kept_has_the_figures_that_were_shown(place, tried):
     assert record["tasks"][1]["loss"] == best.losses[1]
 
 
+def way(name, *by_row):
+    means = tuple(sum(rows) / len(rows) for rows in by_row)
+    return trying.TriedWay(
+        name, ("exact_match",) * len(by_row), means, (1.0,) * len(by_row), by_row
+    )
+
+
+def test_what_the_rows_cannot_tell_is_said():
+    """Paired by row: of 40 rows one more that is right is chance, and 20 more are not."""
+    half = (1.0,) * 20 + (0.0,) * 20
+    near, far = (1.0, *half[:-1]), (1.0,) * 40
+    (said,) = trying._told_apart(way("ties", half, near), [way("dare", half, half)])
+    assert said.startswith("ties and the next, dare, differ by 0.01")
+    assert said.endswith("cannot tell which of them is better")
+    others = [way("sum", half, half), way("dare", (0.0,) * 40, half)]
+    (said,) = trying._told_apart(way("ties", half, far), others)
+    assert said.startswith("ties and the next, sum, differ by 0.250")
+    assert "cannot tell" not in said
+
+
+def test_each_task_counts_the_same_however_many_rows_it_has():
+    (said,) = trying._told_apart(
+        way("ties", (1.0,) * 10, (0.0,) * 90), [way("dare", (0.0,) * 10, (0.0,) * 90)]
+    )
+    assert "differ by 0.500" in said
+
+
 def test_a_way_that_is_named_is_kept_and_measured(place):
     made = lorakit.combine(["a", "b"], data=DATA, out="cut", how="svd", rank=3, **SHORT)
     assert made.chosen == "svd"
@@ -153,6 +181,17 @@ def test_tasks_that_are_mapped_in_different_ways_have_no_such_line(place, capfd)
     said = capfd.readouterr().out
     assert "lorakit train" not in said
     assert "into one file with the columns prompt and completion" in said
+
+
+def test_adapters_of_different_bases_are_refused_before_anything_is_measured(place, monkeypatch):
+    saved(place / "another-base", "qwen2")
+    model, _ = lorakit.load_model("another-base")
+    lorakit.attach(model, lorakit.LoraSpec(rank=2))
+    identity = lorakit.models.identify(lorakit.ModelSpec("another-base"))
+    lorakit.save_adapter(model, place / "foreign", identity=identity)
+    monkeypatch.setattr(trying, "open_base", lambda *_, **__: pytest.fail("the base was opened"))
+    with pytest.raises(BaseMismatchError):
+        lorakit.combine(["a", "foreign"], data=DATA, out="never")
 
 
 @pytest.mark.parametrize(

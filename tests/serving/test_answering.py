@@ -319,6 +319,30 @@ def test_a_model_that_is_held_is_asked_by_the_mapping_of_its_pairs(base):
     assert [a["answer"] for a in lines("a.jsonl")] == [b["answer"] for b in lines("b.jsonl")]
 
 
+@pytest.mark.parametrize(("chat", "completion"), [(True, "{label}"), (False, " {label}")])
+def test_eval_and_generate_give_the_same_answers_and_probabilities(tmp_path, chat, completion):
+    """The rows of `eval` have references, those of `generate` have none: what is asked is the same."""
+    place = saved(tmp_path / "own", chat=chat)
+    model, _ = lorakit.load_model(str(place))
+    lorakit.attach(model, lorakit.LoraSpec(rank=2))
+    asking = {"model": str(place), "prompt": r"Q: {question}\nA:", "completion": completion}
+    identity = lorakit.models.identify(lorakit.ModelSpec(str(place)))
+    folder = lorakit.save_adapter(
+        model, "own-adapter", identity=identity, provenance={"asking": asking}
+    )
+    rows = [{"question": f"say {word}", "label": word} for word in WORDS[:6]]
+    labels = list(WORDS[:3])
+    lorakit.evaluate(None, rows, adapter=folder, choices=labels, out="eval", **SHORT)
+    measured = lines("eval/answers.jsonl")
+    bare = [{"question": row["question"]} for row in rows]
+    lorakit.generate(adapter=folder, data=bare, out="a.jsonl", **SHORT)
+    assert [a["answer"] for a in lines("a.jsonl")] == [m["answer"] for m in measured]
+    lorakit.generate(adapter=folder, data=bare, out="c.jsonl", choices=labels)
+    for line, m in zip(lines("c.jsonl"), measured, strict=True):
+        assert line["answer"] == m["choice"]
+        assert line["answer_probabilities"] == pytest.approx(m["probabilities"], rel=1e-3)
+
+
 BAD = [
     ({"id": 2}, "hold none of: prompt"),
     ({"id": 2, "prompt": None}, "rows.jsonl:2"),

@@ -13,12 +13,13 @@ from typing import Any
 from lorakit.adapters import AdapterInfo, read_adapter
 from lorakit.adapters.asking import asking_in
 from lorakit.config import RunConfig
-from lorakit.data import read_rows
+from lorakit.data import Example, TokenTable, read_rows
 from lorakit.data.given import GivenRows, Source
 from lorakit.models import default
 from lorakit.run.named import Found
 from lorakit.run.recorded import recorded_mapping, with_recorded
 from lorakit.run.session import Session, recorded_template
+from lorakit.tasks import AnswerPlan, TaskAnswer
 
 ROWS = 200
 """The most rows of a task that are measured, where no other number is given."""
@@ -30,15 +31,23 @@ class TaskRows:
 
     Attributes:
         name: of the adapter.
-        config: its base and mapping, and the rows in memory.
         session: the base, with the template that the adapter was trained with.
+        table: the rows as tokens.
+        examples: those that have an answer to compare with.
+        references: their answers.
+        plan: the measures that fit them, and how long answers may be.
+        batch_tokens: of one pass.
         rows: how many.
         note: which rows these are, in a sentence.
     """
 
     name: str
-    config: RunConfig
     session: Session
+    table: TokenTable
+    examples: Sequence[Example]
+    references: Sequence[TaskAnswer]
+    plan: AnswerPlan
+    batch_tokens: int
     rows: int
     note: str
 
@@ -65,8 +74,17 @@ def task_rows(config: RunConfig, base: Session, adapter: Found, source: Source) 
         else f"not known to be what {adapter.name} was trained on, so none is held back"
     )
     note = f"{adapter.name}: {len(rows):,} rows of {source}, {what}"
-    settled = replace(mapped, data=replace(spec, data=(held,), max_rows=None, eval_data=()))
-    return TaskRows(adapter.name, settled, session, len(rows), note)
+    settled = replace(spec, data=(held,), max_rows=None, eval_data=())
+    task = session.task
+    table, examples, _ = task.rows_to_measure(settled, session)
+    answered = task.examples(examples)
+    plan = task.plan_answers(examples, session, (table,), limit=config.output.max_new_tokens)
+    return TaskRows(
+        *(adapter.name, session, table, answered, task.references(session, answered), plan),
+        batch_tokens=config.train.batch_tokens,
+        rows=len(rows),
+        note=note,
+    )
 
 
 def _eval_data(info: AdapterInfo) -> tuple[str, ...]:

@@ -11,20 +11,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.pairs import StoredAdapter, write_stored
-from lorakit.adapters.parents import Part
+from lorakit.adapters.parents import Part, common_config
 from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
 from lorakit.errors import ConfigError
+from lorakit.evaluation.bootstrap import bootstrap_mean
+from lorakit.evaluation.metrics import MetricScore
 from lorakit.files.cache import Progress, no_progress
 from lorakit.lora import detach
-from lorakit.run.commands.evaluation import run_evaluation
 from lorakit.run.commands.parent_rows import TaskRows, task_rows, train_line
 from lorakit.run.named import Found
 from lorakit.run.recorded import with_recorded
 from lorakit.run.session import Session, open_base
+from lorakit.training import held_out_loss
 
 SUM, WEIGHTED = "sum", "weighted sum"
 
@@ -36,14 +40,17 @@ class TriedWay:
     Attributes:
         name: sum, weighted sum, ties, dare; or an adapter's name.
         measures: which measure `scores` holds, for each task.
-        scores: for each task the measure that fits it first; None where it has no answers.
+        scores: for each task the measure that fits it first, from 0 to 1; None where it has no
+            answers.
         losses: for each task held-out nats per token.
+        by_row: for each task the score of every row; empty where the measure has none by row.
     """
 
     name: str
     measures: tuple[str, ...]
     scores: tuple[float | None, ...]
     losses: tuple[float, ...]
+    by_row: tuple[tuple[float, ...], ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -125,6 +132,9 @@ def try_ways(
             f"{len(adapters)} adapters and {len(sources)} sources of rows: give one for each adapter, in "
             "their order, such as --data a.csv,b.csv"
         )
+    common_config(
+        parts, force=force
+    )  # adapters of different bases are refused before anything long
     # The base is that of all; how rows are read is each adapter's own.
     model = with_recorded(config, adapters).model
     config = replace(config, model=model, given=config.given | {"model"})
@@ -153,7 +163,7 @@ def try_ways(
         tuple(ways),
         best,
         tuple(task.rows for task in tasks),
-        _notes(tasks, alone, best, candidates),
+        _notes(tasks, alone, ways, best, candidates),
         train_line([read_adapter(a.folder) for a in adapters], sources),
         made[chosen],
         chosen,
@@ -192,21 +202,30 @@ def _measured(
 ) -> TriedWay:
     load_adapter(base.model, folder, identity=base.identity, force=force)
     try:
-        results = [
-            run_evaluation(
-                task.config, adapter=None, metrics="auto", out=None, session=task.session
-            )
-            for task in tasks
-        ]
+        found = [_of_task(task) for task in tasks]
     finally:
         detach(base.model)
-    headlines = [_headline(result) for result in results]
+    scores = [score for score, _ in found]
     return TriedWay(
         name,
-        tuple(measure for measure, _ in headlines),
-        tuple(score for _, score in headlines),
-        tuple(float(result["eval_loss"]) for result in results),
+        tuple("" if score is None else score.name for score in scores),
+        tuple(None if score is None else score.value for score in scores),
+        tuple(loss for _, loss in found),
+        tuple(() if score is None else score.rows or () for score in scores),
     )
+
+
+def _of_task(task: TaskRows) -> tuple[MetricScore | None, float]:
+    """The measure that fits a task first, and the held-out loss, of the model as it is now."""
+    session, kind = task.session, task.session.task
+    batches = kind.batches(
+        task.table, range(len(task.table)), task.batch_tokens, session.model.device
+    )
+    loss = held_out_loss(batches, kind.loss(session.model))
+    if not task.examples:
+        return None, loss
+    answers = kind.predict(session, task.examples, task.plan.limit)
+    return kind.measure(task.references, answers, task.plan).headline, loss
 
 
 def _measured_adapter(
@@ -217,16 +236,10 @@ def _measured_adapter(
         return _measured(name, folder, base, tasks, force=force)
 
 
-def _headline(result: Mapping[str, Any]) -> tuple[str, float | None]:
-    """The measure that fits the task first, on a scale from 0 to 1."""
-    scores = result["scores"]
-    name = result.get("headline") or next(iter(scores), None)
-    return ("", None) if name is None else (str(name), float(scores[name]))
-
-
 def _notes(
     tasks: Sequence[TaskRows],
     alone: Sequence[TriedWay],
+    ways: Sequence[TriedWay],
     best: TriedWay,
     candidates: Mapping[str, tuple[Sequence[Part], CombineSpec]],
 ) -> tuple[str, ...]:
@@ -237,16 +250,32 @@ def _notes(
     notes.append(
         f"ties keeps {spec.share:g} of the elements, dare {dare.share:g}; both are cut to {cut}"
     )
-    rows, mean = sum(task.rows for task in tasks), best.mean
-    if mean is not None:
-        # The standard error of a difference of two shares, each of so many rows, unpaired.
-        may = 1.96 * (2 * max(mean * (1 - mean), 1 / rows) / rows) ** 0.5
-        notes.append(f"of {rows:,} rows in all: differences of less than {may:.2f} may be chance")
+    notes += _told_apart(best, [way for way in ways if way is not best])
     better = [one for one in alone if one.rank > best.rank]
     if better:
         top = max(better, key=lambda one: one.rank)
         notes.append(f"{top.name} alone has a better mean than every combination")
     return tuple(notes)
+
+
+def _told_apart(best: TriedWay, others: Sequence[TriedWay]) -> list[str]:
+    """Whether the rows can tell the best from the next, by an interval paired by row."""
+    second = max(others, key=lambda way: way.rank)
+    pairs = list(zip(best.by_row, second.by_row, strict=True))
+    if not pairs or not all(len(a) == len(b) > 1 for a, b in pairs):
+        return []
+    generator = np.random.default_rng(0)
+    # The mean over tasks: each task counts the same, however many rows it has.
+    total = sum(len(a) for a, _ in pairs)
+    weighted = [(np.array(a) - np.array(b)) * total / (len(a) * len(pairs)) for a, b in pairs]
+    spread = bootstrap_mean(np.concatenate(weighted), generator=generator)
+    said = (
+        f"{best.name} and the next, {second.name}, differ by {spread.mean:.3f} (95 % interval "
+        f"{spread.low:+.3f} to {spread.high:+.3f}, paired by row)"
+    )
+    if spread.covers(0.0):
+        said += ": these rows cannot tell which of them is better"
+    return [said]
 
 
 def with_scores(tried: Tried) -> Combined:

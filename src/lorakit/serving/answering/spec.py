@@ -80,6 +80,8 @@ class AnswerSpec:
             raise ConfigError(f"bad_rows is {self.bad_rows!r}; {known}")
         if not self.answer_column.strip():
             raise ConfigError("answer_column is empty: name the column of answers")
+        if not all(isinstance(c, str) and c.strip() for c in self.choices):
+            raise ConfigError(f"choices holds an empty label: {list(self.choices)}")
         if len(self.choices) == 1:
             raise ConfigError(f"choices names one label, {self.choices[0]!r}: give at least two")
         if len(set(self.choices)) < len(self.choices):
