@@ -172,7 +172,7 @@ def _worded(option: str, value: str) -> str:
         "1",
         "yes",
         "unsloth",
-        "VALUE",
+        "value",
     ):
         return "on"
     if option == "device" and value.isdecimal():

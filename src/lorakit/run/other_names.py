@@ -324,9 +324,9 @@ def option_meant(name: str, known: Collection[str]) -> str | None:
     for option in (asked, asked.removeprefix("lora_"), asked.removeprefix("training_args_")):
         if option in known:
             return option
-    for option, others in OPTIONS.items():
-        if asked in others and option in known:
-            return option
+    meant = [option for option, others in OPTIONS.items() if asked in others]
+    if meant:  # no other one is, however near its name
+        return next((option for option in meant if option in known), None)
     near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
     return near[0] if near else None
 
