@@ -368,6 +368,8 @@ def unknown_keys(values: Mapping[str, Any], known: Collection[str], source: str)
         elif name in VALUES and VALUES[name][0] in known:
             option, fixed = VALUES[name]
             lines.append(f"{start}did you mean {option!r}? Write\n{option}: {fixed}")
+        elif meant is None and (own := [o for o, others in OPTIONS.items() if name in others]):
+            lines.append(f"{start}lorakit calls it {own[0]!r}, and that has no place here")
         elif meant is None or isinstance(value, Mapping):
             lines.append(start + did_you_mean(str(key), known))
         else:
