@@ -198,7 +198,7 @@ def test_another_store_is_named(said, runs, work):
 def test_a_search(said, runs, work):
     text = said(
         *("rank", "--data", "the rows.jsonl", *BASE, "--out", "runs/a search", "--max-rank", 4),
-        *("--max-new-tokens", 2, "--samples", 1, "--batch-size", 4, "--probe-steps", 2),
+        *("--eval-data", "the rows.jsonl", "--batch-size", 4),
     )
     found = [(line, None) for line in printed(text)] + of_folder(work / "runs" / "a search")
     shutil.rmtree(work / "runs" / "a search-again", ignore_errors=True)
@@ -209,7 +209,7 @@ def test_a_search(said, runs, work):
 def test_a_comparison(said, runs, work):
     text = said(
         *("compare", "--data", "the rows.jsonl", *BASE, "--out", "runs/two arms", "--ranks", 2),
-        *("--seeds", 1, "--rates", 1, "--evaluations", 1, "--samples", 1, "--max-steps", 2),
+        *("--seeds", 1, "--rates", 1, "--evaluations", 1, "--samples", 1, "--batch-size", 8),
     )
     found = [(line, None) for line in printed(text)] + of_folder(work / "runs" / "two arms")
     assert any("'runs/two arms/config.yaml'" in line for line in runs(found))

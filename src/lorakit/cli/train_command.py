@@ -105,7 +105,7 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
     for job in result["jobs"]:
         if not job["diverged"]:
             write_report(out / job["folder"])
-    summarise_jobs(result, out)
+    summarise_jobs(result, out, config.data.prompt)
     return result
 
 
