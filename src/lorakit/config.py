@@ -15,9 +15,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lorakit.adapters.store.default import STORE_HELP
 from lorakit.data.given import GivenRows
 from lorakit.data.spec import DataSpec
-from lorakit.errors import ConfigError, did_you_mean
+from lorakit.errors import ConfigError
 from lorakit.lora.spec import LoraSpec
 from lorakit.models.spec import ModelSpec
+from lorakit.run.other_names import unknown_keys
 from lorakit.training.spec import TrainSpec
 
 
@@ -250,13 +251,9 @@ def parse(known: Mapping[str, Option], values: Mapping[str, Any], source: str) -
     Raises:
         ConfigError: a name is unknown (the nearest is named), or a value is not of its kind.
     """
-    parsed = {}
-    for name, value in values.items():
-        option = known.get(str(name))
-        if option is None:
-            raise ConfigError(f"{source}: unknown key {name!r}; {did_you_mean(str(name), known)}")
-        parsed[option.name] = _parsed(option, value, source)
-    return parsed
+    if unknown := {name: value for name, value in values.items() if str(name) not in known}:
+        raise ConfigError(unknown_keys(unknown, known, source))
+    return {str(name): _parsed(known[str(name)], value, source) for name, value in values.items()}
 
 
 def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:

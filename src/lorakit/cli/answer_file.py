@@ -1,6 +1,5 @@
 """`lorakit generate --data`: options, bars and the last lines."""
 
-import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from lorakit.cli.show import duration, say, warn
 from lorakit.cli.spec_options import read_spec
 from lorakit.config import load_config, options_of
 from lorakit.errors import ConfigError, InterruptedRunError
+from lorakit.files.wording import command_line
 from lorakit.run.present import require_present
 from lorakit.serving.answering.spec import AnswerSpec, prompts_alone
 
@@ -69,7 +69,7 @@ def answer_file(
         again = list(sys.argv[1:])
         again += [] if "--resume" in again else ["--resume"]
         raise InterruptedRunError(
-            f"interrupted; what was answered is kept. Continue with: {shlex.join(['lorakit', *again])}"
+            f"interrupted; what was answered is kept. Continue with: {command_line(*again)}"
         ) from None
     if made is None:
         say([f"{spec.out} is finished: nothing to do"])

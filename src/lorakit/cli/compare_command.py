@@ -1,7 +1,5 @@
 """`lorakit compare`."""
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +13,8 @@ from lorakit.cli.show import console, duration, report_line, say
 from lorakit.comparing.spec import FORM, CompareSettings
 from lorakit.errors import InterruptedRunError
 from lorakit.extras import need
-from lorakit.files.wording import count, size
-from lorakit.run.folder import CONFIG
+from lorakit.files.wording import command_line, count, size
+from lorakit.run.folder import CONFIG, repeating
 from lorakit.run.present import require_present, require_run_folder
 
 
@@ -81,12 +79,11 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> CompareSettings:
 def _run(given: CompareSettings, watcher: CompareWatcher) -> dict[str, Any]:
     from lorakit.comparing.command import run_compare
 
-    command = shlex.join(["lorakit", *sys.argv[1:]])
+    command = repeating("compare", given.config.output.out)
     try:
         return run_compare(given, command=command, report=watcher)
     except KeyboardInterrupt:
-        out = given.config.output.out
-        again = shlex.join(["lorakit", "compare", "--resume", "--out", out])
+        again = command_line("compare", "--resume", "--out", given.config.output.out)
         raise InterruptedRunError(
             f"interrupted; finished trials are kept. Continue with: {again}"
         ) from None

@@ -44,7 +44,7 @@ def demo(
             "A support desk wants each customer's message as a JSON ticket. The built-in model "
             "(SmolLM2-135M-Instruct) cannot do it. lorakit trains an adapter on this machine, with "
             "under 2 % of the model's parameters, and shows the same messages before and after.",
-            title="lorakit demo",
+            title="the demo",
         )
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,5 +1,6 @@
 """`lorakit export`."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from lorakit.cli.progress import fetching
 from lorakit.cli.show import say
 from lorakit.config import RECORDED_BASE, load_config
 from lorakit.errors import ConfigError
+from lorakit.files.wording import command_line
 from lorakit.run.present import require_present
 
 Kind = Annotated[
@@ -87,7 +89,10 @@ def export(
         require_present(config, adapter)
         from lorakit.run.commands.exporting import run_lint
 
-        say(_lint(*run_lint(config, adapter=adapter, with_base="model" in flags)))
+        lines = _lint(
+            *run_lint(config, adapter=adapter, with_base="model" in flags), adapter, flags
+        )
+        say(lines)
         return
     if to is None or out is None:
         raise ConfigError("give --to (the runtime) and --out (where to write)")
@@ -111,9 +116,15 @@ def export(
 command = with_options(export, OPTIONS, shown=RECORDED_BASE)
 
 
-def _lint(name: str, findings: Any) -> list[str]:
+def _lint(name: str, findings: Any, adapter: str, flags: Mapping[str, Any]) -> list[str]:
     from lorakit.adapters.export.lint import RUNTIMES
 
     affected = {finding.runtime for finding in findings}
     lines = [f"{runtime} takes {name} as it is" for runtime in RUNTIMES if runtime not in affected]
+    store = ["--store", flags["store"]] if "store" in flags else []
+    short = re.sub(r"\W+", "-", Path(name).name)
+    for runtime, form in (("vllm", "vllm"), ("llama.cpp", "gguf")):
+        if any(f.runtime == runtime and "folds it" in f.why for f in findings):
+            line = command_line("export", adapter, *store, "--to", form, "--out", f"{short}-{form}")
+            lines.append(f"for {runtime}: {line}")
     return [*map(str, findings), *lines]

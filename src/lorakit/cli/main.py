@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from lorakit.cli.mistakes import check_command, mended
 from lorakit.cli.show import errors, show_error
 from lorakit.errors import InputError, InterruptedRunError, LorakitError
 from lorakit.run.limits import limit_caches
@@ -66,7 +67,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code: 0, 2 for bad input, 130 for Ctrl-C, else 1."""
     try:
-        build(arguments)(args=arguments, prog_name="lorakit", standalone_mode=True)
+        app = build(arguments)
+        app(args=_checked(arguments, app), prog_name="lorakit", standalone_mode=True)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
     except LorakitError as error:
@@ -86,6 +88,24 @@ def run(arguments: list[str]) -> int:
         )
         return EXIT_INPUT
     return 0
+
+
+def _checked(arguments: list[str], app: Any) -> list[str]:
+    """The words, once every name in them is known.
+
+    Raises:
+        ConfigError: one is not; the message has the line that works.
+    """
+    names = {**dict.fromkeys(COMMANDS), **{group: inner for group, (_, inner) in GROUPS.items()}}
+    check_command(arguments, names)
+    path: list[str] = []
+    inner = app
+    while len(path) < len(arguments) and arguments[len(path)] in getattr(inner, "commands", {}):
+        path.append(arguments[len(path)])
+        inner = inner.commands[path[-1]]
+    if not path or hasattr(inner, "commands"):
+        return arguments
+    return [*path, *mended(path, arguments[len(path) :], inner.params)]
 
 
 def build(arguments: list[str]) -> Any:

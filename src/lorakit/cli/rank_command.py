@@ -1,7 +1,5 @@
 """`lorakit rank`."""
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,15 +8,16 @@ import typer
 from rich.table import Table
 
 from lorakit.cli.options import flatten, with_options
+from lorakit.cli.printed import asking
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import console, duration, report_line, say
 from lorakit.cli.trial_progress import TrialWatcher
 from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.extras import need, no_page
-from lorakit.files.wording import count, size
+from lorakit.files.wording import command_line, count, size
 from lorakit.ranking.spec import FORM, RankSettings
-from lorakit.run.folder import CONFIG
+from lorakit.run.folder import CONFIG, repeating
 from lorakit.run.present import require_present, require_run_folder
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def rank(
     require_present(search.config)
     with RankWatcher() as watcher:
         result = _run(search, watcher)
-    summarise(result, Path(search.config.output.out))
+    summarise(result, Path(search.config.output.out), search.config.data.prompt)
 
 
 command = with_options(
@@ -95,11 +94,11 @@ def resolve(path: Path | None, flags: Mapping[str, Any]) -> RankSettings:
 def _run(search: RankSettings, watcher: "RankWatcher") -> dict[str, Any]:
     from lorakit.ranking.command import run_rank
 
-    command = shlex.join(["lorakit", *sys.argv[1:]])
+    command = repeating("rank", search.config.output.out)
     try:
         return run_rank(search, command=command, report=watcher)
     except KeyboardInterrupt:
-        again = shlex.join(["lorakit", "rank", "--resume", "--out", search.config.output.out])
+        again = command_line("rank", "--resume", "--out", search.config.output.out)
         raise InterruptedRunError(
             f"interrupted; finished trials are kept. Continue with: {again}"
         ) from None
@@ -137,8 +136,8 @@ def _show_profile(ranks: "RankProfile") -> None:
     )
 
 
-def summarise(result: Mapping[str, Any], out: Path) -> None:
-    """Print the answer and its evidence."""
+def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -> None:
+    """Print the answer and its evidence; `prompt` is the mapping by which rows became prompts."""
     console.print()
     say([result["words"]])
     table = Table(box=None, pad_edge=False)
@@ -163,6 +162,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
             *(f"note: {note}" for note in result["notes"]),
             f"adapter: {out / 'adapter'}, rank {result['recommended_rank']}",
             report_line(out),
+            f"try it:  {asking(out / 'adapter', prompt)}",
         ]
     )
 

@@ -14,6 +14,7 @@ from rich.progress import (
 from rich.table import Table
 
 from lorakit.cli.bars import Bars
+from lorakit.cli.printed import asking
 from lorakit.cli.progress import STAGES
 from lorakit.cli.show import console, duration, say
 from lorakit.extras import no_page
@@ -77,8 +78,8 @@ class TogetherWatcher(Bars):
         )
 
 
-def summarise_jobs(result: Mapping[str, Any], out: Path) -> None:
-    """Print the jobs side by side."""
+def summarise_jobs(result: Mapping[str, Any], out: Path, prompt: str | None = None) -> None:
+    """Print the jobs side by side; `prompt` is the mapping by which rows became prompts."""
     table = Table(box=None, pad_edge=False)
     for name in ("", "rank", "parameters", "steps", "loss before", "held-out loss"):
         table.add_column(name, justify="right" if name else "left")
@@ -103,5 +104,10 @@ def summarise_jobs(result: Mapping[str, Any], out: Path) -> None:
             f"{size(result['peak_memory_bytes'])} of memory",
             f"adapters: {out}/NAME/adapter" + ("" if why else ", with a report.html beside each"),
             *([f"note: {why}"] if why else []),
+            *(
+                f"try {job['name']}:  {asking(out / job['folder'] / 'adapter', prompt)}"
+                for job in result["jobs"]
+                if not job["diverged"]
+            ),
         ]
     )

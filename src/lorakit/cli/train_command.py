@@ -1,8 +1,6 @@
 """`lorakit train`."""
 
-import shlex
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from lorakit.cli.options import flatten, with_options
+from lorakit.cli.printed import asking
 from lorakit.cli.progress import TrainingWatcher
 from lorakit.cli.show import console, duration, report_line, say, scores_table, styled
 from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
-from lorakit.files.wording import count, size
-from lorakit.run.folder import CONFIG
+from lorakit.files.wording import command_line, count, size
+from lorakit.run.folder import CONFIG, repeating
 from lorakit.run.present import require_present, require_run_folder
 
 
@@ -52,8 +51,8 @@ def train(
     adapter; all of them are trained concurrently on one base. Ctrl-C stops after the current step
     and saves; `--resume` continues.
     """
-    command = shlex.join(["lorakit", *sys.argv[1:]])
     settings = resolve(config, flatten(flags))
+    command = repeating("train", settings.output.out)
     require_run_folder(settings)
     if settings.together:
         start_together(settings, command)
@@ -83,10 +82,10 @@ def start_training(config: RunConfig, command: str) -> dict[str, Any]:
         try:
             result = run_training(config, report=watcher, should_stop=stop.is_set, command=command)
         except InterruptedRunError as error:
-            again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
+            again = command_line("train", "--resume", "--out", out)
             raise InterruptedRunError(f"{error}; it is saved. Continue with: {again}") from None
     write_report(out)
-    summarise(result, out)
+    summarise(result, out, config.data.prompt)
     return result
 
 
@@ -101,17 +100,17 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
         try:
             result = run_together(config, report=watcher, should_stop=stop.is_set, command=command)
         except InterruptedRunError as error:
-            again = shlex.join(["lorakit", "train", "--resume", "--out", str(out)])
+            again = command_line("train", "--resume", "--out", out)
             raise InterruptedRunError(f"{error}; it is saved. Continue with: {again}") from None
     for job in result["jobs"]:
         if not job["diverged"]:
             write_report(out / job["folder"])
-    summarise_jobs(result, out)
+    summarise_jobs(result, out, config.data.prompt)
     return result
 
 
-def summarise(result: Mapping[str, Any], out: Path) -> None:
-    """Print a run's figures."""
+def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -> None:
+    """Print a run's figures; `prompt` is the mapping by which its rows became prompts."""
     if result["eval_loss"] is not None:
         before = result["eval_loss_before"]
         console.print(
@@ -136,7 +135,7 @@ def summarise(result: Mapping[str, Any], out: Path) -> None:
             f"adapter: {out / 'adapter'} ({size(trained)})",
             *([f"stored:  {result['saved_as']}"] if result["saved_as"] else []),
             report_line(out),
-            f"try it:  lorakit generate --adapter {out / 'adapter'} 'your prompt'",
+            f"try it:  {asking(out / 'adapter', prompt)}",
             *(
                 f"note: {note}"
                 for note in result["notes"]

@@ -1,6 +1,7 @@
 """A source's name -> files of rows; a file, compressed or not -> lines of text."""
 
 import bz2
+import glob
 import gzip
 import io
 import zlib
@@ -21,6 +22,8 @@ from lorakit.data.given import GivenRows, Source
 from lorakit.errors import DataError, did_you_mean
 from lorakit.extras import need
 from lorakit.files.pointers import pointer_problem
+
+_GLOB = frozenset("*?[")
 
 
 def files_of(source: str) -> list[DataFile] | None:
@@ -51,6 +54,8 @@ def files_of(source: str) -> list[DataFile] | None:
         return _checked([file])
     if path.is_symlink():
         raise DataError(f"{source}: {pointer_problem(path)}")
+    if _GLOB.intersection(source):
+        return _checked(_matching(source))
     if (
         kind_of(path)
         or path.is_absolute()
@@ -61,6 +66,23 @@ def files_of(source: str) -> list[DataFile] | None:
     if "/" in source and path.parent.is_dir():
         raise DataError(f"{source}: no such file or folder; {nearest_file(path)}")
     return None
+
+
+def _matching(pattern: str) -> list[DataFile]:
+    """The files that a quoted pattern such as 'data/*.jsonl' names, sorted.
+
+    Raises:
+        DataError: there is none, or one is of no known format.
+    """
+    paths = [Path(p) for p in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
+    files = []
+    for path in (path for path in paths if path.is_file()):
+        if (file := kind_of(path)) is None:
+            raise DataError(f"{pattern}: {path}: {unknown_format(path)}")
+        files.append(file)
+    if not files:
+        raise DataError(f"{pattern}: no file here matches this pattern")
+    return files
 
 
 def _checked(files: Sequence[DataFile]) -> list[DataFile]:

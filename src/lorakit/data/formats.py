@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from lorakit.errors import DataError
@@ -42,11 +43,16 @@ _CONTENTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x04", "a pickle, which may run code", "write the rows as JSON lines"),
     (b"\x80\x05", "a pickle, which may run code", "write the rows as JSON lines"),
 )
+_SAVE_SHEET = (
+    "save the sheet as CSV (UTF-8), for example soffice --convert-to "
+    "'csv:Text - txt - csv (StarCalc):44,34,76' FILE"
+)
+_SAVE_TEXT = "save its text, for example soffice --convert-to txt:Text FILE"
 # Endings that are no format of rows -> what to do.
 _OTHER_ENDINGS = {
-    ".xlsx": "save the sheet as CSV (UTF-8)",
-    ".xls": "save the sheet as CSV (UTF-8)",
-    ".ods": "save the sheet as CSV (UTF-8)",
+    ".xlsx": _SAVE_SHEET,
+    ".xls": _SAVE_SHEET,
+    ".ods": _SAVE_SHEET,
     ".zip": "unpack it and give the file or folder in it",
     ".tar": "unpack it and give the file or folder in it",
     ".tgz": "unpack it and give the file or folder in it",
@@ -54,6 +60,20 @@ _OTHER_ENDINGS = {
     ".7z": "unpack it and give the file or folder in it",
     ".md": "rename it to .txt to train on its text",
     ".text": "rename it to .txt to train on its text",
+    ".docx": _SAVE_TEXT,
+    ".doc": _SAVE_TEXT,
+    ".odt": _SAVE_TEXT,
+    ".rtf": _SAVE_TEXT,
+    ".pdf": "write its text into a .txt file, for example with pdftotext",
+    ".html": "write its text into a .txt file",
+    ".htm": "write its text into a .txt file",
+    ".epub": "write its text into a .txt file",
+    ".numbers": "export the sheet as CSV (UTF-8)",
+    ".gsheet": "download the sheet as CSV",
+    ".parq": "rename it to .parquet",
+    ".sqlite": "write the rows of a query as CSV or JSON lines",
+    ".db": "write the rows of a query as CSV or JSON lines",
+    ".xml": "write the rows as JSON lines",
     ".pkl": "write the rows as JSON lines",
     ".pickle": "write the rows as JSON lines",
     ".yaml": "write the rows as JSON lines",
@@ -96,6 +116,7 @@ def unknown_format(path: Path) -> str:
     advice = _OTHER_ENDINGS.get(inner.suffix.lower()) or _OTHER_ENDINGS.get(path.suffix.lower())
     what = f"{path.suffix!r}" if path.suffix else "of a name without an ending"
     said = f"the format {what} is not known; "
+    advice = advice and advice.replace("FILE", quote(str(path)))
     return said + (f"{advice}; " if advice else "") + known_formats()
 
 

@@ -33,7 +33,10 @@ def why(error: Exception, text: str = "") -> str:
     if not isinstance(error, json.JSONDecodeError):
         return f"broken JSON: {error or type(error).__name__}"
     hint = _hint(error, text)
-    return f"broken JSON: {error.msg} at column {error.colno}" + (f". {hint}" if hint else "")
+    # A line is read without the spaces before it, and its columns are counted with them.
+    before = len(text) - len(text.lstrip(SPACE)) if error.doc == text.strip(SPACE) else 0
+    column = error.colno + before
+    return f"broken JSON: {error.msg} at column {column}" + (f". {hint}" if hint else "")
 
 
 def _hint(error: json.JSONDecodeError, text: str) -> str:

@@ -1,6 +1,8 @@
 """The columns of a file's first row -> the shape of its rows: prompt, answer, conversation or text."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
 
 from lorakit.data.around import SYSTEMS, like_messages
 from lorakit.data.columns import CONVERSATIONS, ROLE_KEYS, given, is_message, listed, suggest, worse
@@ -51,9 +53,12 @@ def recognise(row: Row, spec: DataSpec) -> Shape:
 
 
 def _no_header(row: Row) -> str:
+    names, file = ",".join(_NAMES[: len(row.fields)]), Path(row.file)
+    named = file.with_name(f"{file.stem}-named{file.suffix}")
+    line = f"(echo {names}; cat {quote(str(file))}) > {quote(str(named))}"
     return (
         ". The names come from the first line of the file: if that is a row already, put a line with "
-        f"{len(row.fields)} names before it, such as {','.join(_NAMES[: len(row.fields)])}"
+        f"{len(row.fields)} names before it, such as {names}: {line}"
     )
 
 

@@ -15,7 +15,8 @@ from lorakit.config import (
     plain,
     read_yaml,
 )
-from lorakit.errors import ConfigError, did_you_mean
+from lorakit.errors import ConfigError
+from lorakit.run.other_names import unknown_keys
 
 Spec = TypeVar("Spec")
 
@@ -67,8 +68,7 @@ class Form(Generic[Spec]):
                 raise ConfigError(
                     f"{source}: {name} is decided by {self.decided_by}, or has no place in it"
                 )
-            known = did_you_mean(str(name), [*own, *self.options])
-            raise ConfigError(f"{source}: unknown key {name!r}; {known}")
+            raise ConfigError(unknown_keys({name: rest[name]}, [*own, *self.options], source))
         spec = self.spec(**parse(own, {n: v for n, v in values.items() if n in own}, source))
         return Settings(load_config(None, {**self.defaults, **rest}), spec, self)
 

@@ -1,5 +1,7 @@
 """How sizes, counts and times are worded for people: decimal units, the same everywhere."""
 
+import shlex
+
 
 def size(number: float) -> str:
     """Bytes in decimal units, as disks and graphics cards are sold.
@@ -20,3 +22,12 @@ def count(number: float) -> str:
     '1,234,567'
     """
     return f"{number:,.0f}"
+
+
+def command_line(*words: object) -> str:
+    """A command of lorakit as it can be pasted into a shell: every word quoted where that is needed.
+
+    >>> command_line("generate", "--adapter", "my runs/a", "it's")
+    "lorakit generate --adapter 'my runs/a' 'it'\"'\"'s'"
+    """
+    return shlex.join(["lorakit", *map(str, words)])

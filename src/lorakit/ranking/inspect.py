@@ -35,7 +35,7 @@ from lorakit.run.session import open_base, recorded_template
 NOT_SAID = (
     "This says what it would cost to shrink this adapter. It does not say which rank the task "
     "needs: trained at a low rank from the start, an adapter is often as good where the cut of a "
-    "high one is not. `lorakit rank --data …` finds that out."
+    "high one is not. A search finds that out: `lorakit rank --help`."
 )
 
 

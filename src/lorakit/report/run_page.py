@@ -11,6 +11,7 @@ from lorakit.report.numbers import is_number
 from lorakit.report.read import Record, RunFiles, read_run
 from lorakit.report.run_figures import run_figures
 from lorakit.report.wording import second_verdict, verdict
+from lorakit.run.folder import repeating
 
 
 def write_report(run_folder: str | Path) -> Path | None:
@@ -46,7 +47,7 @@ def write_report(run_folder: str | Path) -> Path | None:
         forecast=tables.forecast(result),
         facts=tables.facts(result),
         layers=tables.layers(result.get("layers") or ()),
-        command=_command(result, run),
+        command=_command(result, run, folder),
         config=run.config.strip(),
         versions=tables.pairs(result.get("versions")),
         machine=tables.pairs(result.get("machine")),
@@ -61,8 +62,8 @@ def _title(result: Record, name: str) -> str:
     return f"{model}, LoRA of rank {rank}" if is_number(rank) else str(model)
 
 
-def _command(result: Record, run: RunFiles) -> str:
+def _command(result: Record, run: RunFiles, folder: Path) -> str:
     command = result.get("command")
     if isinstance(command, list | tuple):
         return shlex.join(map(str, command))
-    return str(command) if command else "lorakit train config.yaml" if run.config else ""
+    return str(command) if command else repeating("train", folder) if run.config else ""

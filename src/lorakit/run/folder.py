@@ -7,6 +7,7 @@ from typing import Any
 
 from lorakit.errors import OutputError
 from lorakit.files.whole import is_stage, write_text
+from lorakit.files.wording import command_line
 
 CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
 
@@ -114,3 +115,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return events
+
+
+def repeating(command: str, out: str | Path) -> str:
+    """The command that does a run again, into another folder.
+
+    >>> repeating("train", "runs/a b")
+    "lorakit train 'runs/a b/config.yaml' --out 'runs/a b-again'"
+    """
+    return command_line(command, Path(out) / CONFIG, "--out", f"{Path(out)}-again")

@@ -29,8 +29,8 @@ from lorakit.lora.variants import peft_keys, variant_in
 Runtime = Literal["lorakit", "vllm", "llama.cpp"]
 RUNTIMES: tuple[Runtime, ...] = ("lorakit", "vllm", "llama.cpp")
 _FOLD = {
-    "vllm": "lorakit export ADAPTER --to vllm folds it",
-    "llama.cpp": "lorakit export ADAPTER --to gguf folds it",
+    "vllm": "`lorakit export` --to vllm folds it",
+    "llama.cpp": "`lorakit export` --to gguf folds it",
 }
 _CONVERT = "save it from peft with path_initial_model_for_weight_conversion"
 _NOT_IN_VLLM = (
@@ -48,7 +48,7 @@ _PASSED_OVER = ("arrow_config", "kasa_config")
 # In llama.cpp's converter the tensors of these fit no weight of the base.
 _NOT_IN_LLAMA_CPP = ("layer_replication", "use_bdlora", "use_qalora")
 _PAIR = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-_MERGE = "lorakit merge makes a model of it"
+_MERGE = "`lorakit merge` makes a model of it"
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -31,6 +31,11 @@ def iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
+def store_words(store: Path | None) -> list[object]:
+    """The option of a printed command that names the store of the one that prints it."""
+    return [] if store is None else ["--store", store]
+
+
 def write_json(content: Any) -> None:
     """JSON on standard output: an object indented, a list with one element a line."""
     if not isinstance(content, list):

@@ -50,7 +50,7 @@ def list_adapters(
     if json:
         write_json([entry_dict(entry, measured.get(entry.version.id, ())) for entry in entries])
     elif not entries:
-        say([f"no adapters in {opened.path}; `lorakit adapters add FOLDER NAME` adds one"])
+        say([f"no adapters in {opened.path}; `lorakit adapters add --help` says how one is added"])
     else:
         write_columns(adapters_table(entries, measured, wide=wide), right=(4, 5) if wide else ())
 

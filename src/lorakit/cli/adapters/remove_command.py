@@ -6,8 +6,9 @@ import typer
 
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import parse
-from lorakit.cli.adapters.common import StoreFolder
+from lorakit.cli.adapters.common import StoreFolder, store_words
 from lorakit.cli.show import say
+from lorakit.files.wording import command_line
 
 
 def remove(
@@ -25,7 +26,8 @@ def remove(
     for adapter in adapters:
         entry = opened.remove(adapter)
         if parse(adapter).bare:
-            back = f"`lorakit adapters rollback {adapter}` restores it until gc deletes it"
+            line = command_line("adapters", "rollback", adapter, *store_words(store))
+            back = f"`{line}` restores it until gc deletes it"
             say([f"removed {adapter} (it was {entry}); {back}"])
         else:
             back = f"`lorakit adapters rollback {entry.name} --to {entry.number}`"

@@ -58,7 +58,7 @@ class Exports:
             hint = (
                 f"give --slot-rank {needed}"
                 if needed
-                else "truncate it to a lower rank (lorakit adapters shrink), or merge it"
+                else "truncate it to a lower rank (`lorakit adapters shrink`), or merge it"
             )
             raise AdapterError(
                 f"{name} has rank {highest}, and vLLM was started for ranks up to {self.rank}: "
