@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from servers import serving
-from tool_templates import TEMPLATES
 
 from families import tiny, tokenizer
 from lorakit.cli.main import run
@@ -19,6 +18,7 @@ from lorakit.serving import engine as engines
 from lorakit.serving.spec import EngineSpec
 from lorakit.tasks import causal_lm
 from random_files import KINDS, small_file
+from tool_templates import TEMPLATES
 
 SEED, NEW = 7, 96
 SPEC = EngineSpec(max_prompt=1024, max_output=NEW, slots=2, slot_rank=4, max_running=4)
