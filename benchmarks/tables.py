@@ -18,6 +18,7 @@ from pathlib import Path
 
 import bench
 import compare_examples
+import go_on_table
 import rank_regret_table
 from bench import Line, gigabytes, median, newest, table
 
@@ -396,6 +397,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
         by_machine, "startup.jsonl", lambda lines: f"{startup(lines)}\n\n{origin(newest(lines))}"
     ),
     "compare": compare_examples.table,
+    "go_on": partial(of_file, "go_on.jsonl", partial(_with_origin, go_on_table.table)),
     "short_speed": partial(of_file, "train_speed.jsonl", short_speed),
     "short_serving": partial(of_file, "serve.jsonl", serving),
     "short_compare": short_compare,

@@ -31,7 +31,8 @@ class StartSpec:
         metadata={
             "name": "from",
             "help": "Continue training this adapter: a folder, or a name in the store. Its rank, "
-            "alpha and targets are used.",
+            "alpha and targets are used, and its optimizer's moments where it has them; with "
+            "learning_rate auto a short probe finds the rate.",
         },
     )
 
@@ -72,7 +73,11 @@ class OutputSpec:
     )
     save_as: str | None = field(
         default=None,
-        metadata={"help": "Also put the adapter into the store, as a new version of this name."},
+        metadata={
+            "help": "Also put the adapter into the store, as a new version of this name; "
+            "the current one only if it is no worse than what it was trained from. A run's own "
+            "config.yaml leaves it out."
+        },
     )
     store: str | None = field(default=None, metadata={"help": STORE_HELP})
 
@@ -110,6 +115,16 @@ class TogetherSpec:
         },
     )
 
+    task_options: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "name": "task_option",
+            "help": "An option of one task: NAME.OPTION=VALUE, such as mails.eval_data=held.jsonl or "
+            "mails.prompt='{subject}'; repeat the flag for another. Options about rows, from, "
+            "epochs, max_steps and learning_rate. Default: none.",
+        },
+    )
+
     def __post_init__(self) -> None:
         if any(rank < 1 for rank in self.ranks):
             raise ConfigError(f"ranks must be whole numbers of at least 1; they are {self.ranks}")
@@ -124,7 +139,8 @@ class TogetherSpec:
 class RunConfig:
     """A whole run: one frozen spec for each room.
 
-    `given` are the names of the options that a file or a flag has set, be it to their default.
+    `given` are the names of the options that a file or a flag has set, be it to their default;
+    `notes` say what of a file was left out.
     """
 
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -135,6 +151,16 @@ class RunConfig:
     together: TogetherSpec = field(default_factory=TogetherSpec)
     output: OutputSpec = field(default_factory=OutputSpec)
     given: frozenset[str] = field(default=frozenset(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def to_repeat(self) -> dict[str, Any]:
+        """All options by name, but those that write outside the run folder: a run's config.yaml."""
+        return {name: value for name, value in self.to_flat().items() if name not in OUTSIDE}
+
+    def outside(self) -> dict[str, Any]:
+        """The options that write outside the run folder, where they are set."""
+        flat = self.to_flat()
+        return {name: flat[name] for name in OUTSIDE if flat[name] is not None}
 
     def to_flat(self) -> dict[str, Any]:
         """All options by name, complete, as plain values for YAML and JSON."""
@@ -146,6 +172,11 @@ class RunConfig:
 
 RECORDED_BASE = {"model": "the base that the adapter records, else smollm2-135m"}
 """What the help of a command that takes an adapter says of its model's default."""
+OUTSIDE = ("save_as",)
+"""Names of the options that write outside the run folder: repeating a recorded run leaves them out."""
+RESUME = "resume.yaml"
+"""The file in a run folder that keeps them for --resume."""
+_RECORDED = ("metrics.jsonl", "result.json", "checkpoints", RESUME)
 MODEL_OPTIONS = ("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
 """Names of the options that say which base a command opens, and how."""
 ROW_OPTIONS = (
@@ -185,7 +216,7 @@ def options() -> tuple[Option, ...]:
     result: list[Option] = []
     for section in fields(RunConfig):
         spec = section.type
-        if section.name == "given":
+        if section.name in ("given", "notes"):
             continue
         assert isinstance(spec, type)
         result += options_of(spec, section.name)
@@ -215,13 +246,35 @@ def options_of(spec: type, section: str) -> tuple[Option, ...]:
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """The configuration in a YAML file, with `flags` (by option name) over it.
 
+    Of a file that a run has recorded, what writes outside the run folder is taken where that run
+    is resumed, and left out with a note where it is repeated.
+
     Raises:
         ConfigError: the file cannot be read, a key is unknown (the nearest is named), or a value
             is not of its kind.
     """
-    from_file = read_yaml(path) if path is not None else {}
-    config = _apply(RunConfig(), from_file, str(path))
+    from_file = dict(read_yaml(path)) if path is not None else {}
+    notes = list[str]()
+    if path is not None and _is_recorded(path):
+        kept = path.parent / RESUME
+        outside = dict(read_yaml(kept)) if kept.is_file() else {}
+        outside |= {n: from_file.pop(n) for n in OUTSIDE if from_file.get(n) is not None}
+        if flags.get("resume") and Path(str(flags.get("out", path.parent))) == path.parent:
+            from_file |= outside
+        else:
+            notes += [
+                f"{name}: {value} of {path} is not repeated, so that it replaces no version; "
+                f"--{name.replace('_', '-')} NAME stores this run's adapter"
+                for name, value in outside.items()
+                if name not in flags
+            ]
+    config = _apply(replace(RunConfig(), notes=tuple(notes)), from_file, str(path))
     return _apply(config, flags, "the command line")
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether a run has written this file, as what lies beside it tells."""
+    return path.name == "config.yaml" and any((path.parent / n).exists() for n in _RECORDED)
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
@@ -254,6 +307,15 @@ def parse(known: Mapping[str, Option], values: Mapping[str, Any], source: str) -
     if unknown := {name: value for name, value in values.items() if str(name) not in known}:
         raise ConfigError(unknown_keys(unknown, known, source))
     return {str(name): _parsed(known[str(name)], value, source) for name, value in values.items()}
+
+
+def changed(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    """A configuration with other values of some options, checked as those of a file are.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is not of its kind.
+    """
+    return _apply(config, values, source)
 
 
 def _apply(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
@@ -297,6 +359,9 @@ def read_mapping(option: Option, text: str, source: str = "the command line") ->
 
     name, equals, value = text.partition("=")
     try:
+        if equals and option.name == "task_option" and "{" not in name:
+            # A value of another option, read as its own flag would read it.
+            return {name.strip(): value}
         if equals and name.strip().isidentifier():
             return {name.strip(): yaml.safe_load(value)}
         pairs = yaml.safe_load(text)
@@ -305,9 +370,15 @@ def read_mapping(option: Option, text: str, source: str = "the command line") ->
     if not isinstance(pairs, Mapping):
         raise ConfigError(
             f"{source}: {option.flag} {text!r}: write NAME=VALUE, for example "
-            f"{option.flag} {'enable_thinking=false' if 'template' in option.name else 'q_proj=4'}"
+            f"{option.flag} {_EXAMPLES.get(option.name, 'q_proj=4')}"
         )
     return pairs
+
+
+_EXAMPLES = {
+    "template_option": "enable_thinking=false",
+    "task_option": "mails.eval_data=held.jsonl",
+}
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -78,6 +78,31 @@ class TestNames:
         with pytest.raises(StoreError, match=r"there is no adapter 'a': the store .* is empty"):
             store.resolve("a")
 
+    def test_kept_beside_the_current_one(self, store, add, tmp_path):
+        first = add("invoices", "one")
+
+        def beside(content, name="invoices"):
+            folder = make_folder(tmp_path / "beside" / content, content)
+            return store.add(folder, name, current=False)
+
+        second = beside("two")
+        assert (str(second.entry), second.how, second.entry.current) == (
+            "invoices@2",
+            "beside",
+            False,
+        )
+        assert listed(store) == {"invoices": "invoices@1"}
+        assert "not current: invoices stays @1" in store.log("invoices")[-1].note
+        again, own = beside("two"), beside("one")
+        assert (str(again.entry), again.how) == ("invoices@2", "beside")
+        assert (str(own.entry), own.how, own.entry.current) == (str(first), "unchanged", True)
+        assert str(add("invoices", "three")) == "invoices@3"
+        assert str(store.rollback("invoices", 2)) == "invoices@2"
+        with pytest.raises(StoreError, match="no adapter 'letters'"):
+            beside("four", "letters")
+        assert listed(store) == {"invoices": "invoices@2"}
+        assert verify(store) == []
+
     def test_added_and_found_again(self, store, add):
         first, second = add("invoices", "one"), add("invoices", "two")
         assert (str(first), str(second)) == ("invoices@1", "invoices@2")

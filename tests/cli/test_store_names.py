@@ -30,10 +30,11 @@ def refused(outcome, *parts: str) -> None:
 
 
 @pytest.fixture
-def first(train, tmp_path) -> Path:
-    """A run whose adapter is invoices@1."""
+def first(train, rows_file, tmp_path) -> Path:
+    """A run whose adapter is invoices@1, measured on the rows that it learns."""
     out = tmp_path / "first"
     flags = ("--save-as", "invoices", "--max-steps", 12, "--learning-rate", 0.01)
+    flags = (*flags, "--eval-data", rows_file)
     outcome = train(*flags, out=out)
     assert outcome.code == 0, outcome.err
     assert "invoices@1" in outcome.out
@@ -94,9 +95,10 @@ def test_a_changed_byte_of_any_stored_file_is_refused(first, store, lorakit, mod
 
 
 class TestFrom:
-    def test_it_goes_on_where_the_parent_ended(self, first, train, tmp_path, store):
+    def test_it_goes_on_where_the_parent_ended(self, first, train, rows_file, tmp_path, store):
         second = tmp_path / "second"
         flags = ("--max-steps", 12, "--learning-rate", 0.01, "--save-as", "invoices")
+        flags = (*flags, "--eval-data", rows_file)
         outcome = train("--from", "invoices", *flags, out=second)
         assert outcome.code == 0, outcome.err
         before, after = result(first), result(second)
@@ -160,8 +162,9 @@ class TestFrom:
         )
         assert not (tmp_path / "second").exists()
 
+    @pytest.mark.parametrize("asked", [3, 15])  # within the probe of the rate, and after it
     def test_interrupted_and_resumed_to_the_same_bits(
-        self, first, model_folder, rows_file, tmp_path
+        self, first, model_folder, rows_file, tmp_path, asked
     ):
         parent = tmp_path / "parent"
         shutil.copytree(first / "adapter", parent)
@@ -176,7 +179,7 @@ class TestFrom:
 
         def stop():
             seen.append(1)
-            return len(seen) >= 3
+            return len(seen) >= asked
 
         with pytest.raises(InterruptedRunError):
             run_training(config(tmp_path / "cut"), should_stop=stop)
@@ -185,8 +188,10 @@ class TestFrom:
         run_training(config(tmp_path / "cut", resume=True))
         files = [tmp_path / run / "adapter/adapter_model.safetensors" for run in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes()
+        seen.clear()
+        asked = 15
         with pytest.raises(InterruptedRunError):
-            run_training(config(tmp_path / "cut2"), should_stop=lambda: True)
+            run_training(config(tmp_path / "cut2"), should_stop=stop)
         parent = tmp_path / "whole" / "adapter"
         with pytest.raises(OutputError, match="was made with other data, model or settings"):
             run_training(config(tmp_path / "cut2", resume=True))

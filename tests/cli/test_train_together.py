@@ -72,6 +72,61 @@ def test_tasks_by_name_or_file_with_ranks(together, rows_file, tmp_path):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+def test_tasks_have_rows_templates_and_parents_of_their_own(
+    together, lorakit, rows_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LORAKIT_STORE", str(tmp_path / "store"))
+    held = tmp_path / "held.jsonl"
+    held.write_text(rows_file.read_text())
+    table = tmp_path / "table.csv"
+    lines = (f"{word},{word.upper()}\n" for word in ("lamp", "desk", "river", "stone", "cloud"))
+    table.write_text("question,answer\n" + "".join(lines))
+    rank = ("--rank", 3, "--learning-rate", 0.01)
+    parent = together(*rank, "--eval-data", held, "--save-as", "mine", out="parent")
+    assert parent.code == 0, parent.err
+    own = (
+        *("first.eval_data=" + str(held), "first.from=mine"),
+        *("table.prompt={question}: ", "table.completion={answer}", "table.eval_share=0.4"),
+    )
+    flags = [part for option in own for part in ("--task-option", option)]
+    outcome = together("--tasks", f"first={rows_file},table={table}", *flags, data=False)
+    assert outcome.code == 0, outcome.err
+    out = tmp_path / "many"
+    first, other = (json.loads((out / n / "result.json").read_text()) for n in ("first", "table"))
+    assert (first["rank"], first["eval_rows"]) == (3, 10)
+    assert first["parent"]["name"] == "mine@1"
+    assert first["against_parent"]["parent_rows"]["rows"] == 10
+    assert first["eval_loss"] <= first["eval_loss_before"]
+    before = json.loads((tmp_path / "parent" / "result.json").read_text())
+    assert first["eval_loss_before"] == pytest.approx(before["eval_loss"], rel=1e-5)
+    assert (other["eval_rows"], other["parent"]) == (2, None)
+    sample = json.loads((out / "table" / "samples.json").read_text())[0]
+    assert sample["prompt"].rstrip().endswith(":")
+    # One page for both, and each alone by its own config.yaml.
+    page = (out / "report.html").read_text()
+    for name in ("first", "table"):
+        assert f'id="job-{name}"' in page
+        assert f'href="{name}/report.html"' in page
+    assert "<script" not in page
+    assert page.count("<svg") >= 4
+    again = lorakit("train", out / "first" / "config.yaml", "--out", tmp_path / "alone")
+    assert again.code == 0, again.err
+    same(tensors(out / "first"), tensors(tmp_path / "alone"))
+
+
+def test_options_of_tasks_in_a_run_file(lorakit, model_folder, rows_file, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: {model_folder}\nmax_steps: 2\nsamples: 0\nbatch_size: 4\n"
+        f"tasks: [a={rows_file}, b={rows_file}]\n"
+        f"task_option:\n  a: {{eval_share: 0.5, max_steps: 3}}\n  b.eval_data: {rows_file}\n"
+    )
+    outcome = lorakit("train", file, "--out", tmp_path / "many")
+    assert outcome.code == 0, outcome.err
+    jobs = json.loads((tmp_path / "many" / "result.json").read_text())["jobs"]
+    assert [(job["steps"], job["eval_rows"]) for job in jobs] == [(3, 5), (2, 10)]
+
+
 def test_a_finished_one_resumes_to_the_same(together, lorakit, tmp_path):
     assert together("--ranks", "1,2").code == 0
     before = tensors(tmp_path / "many" / "r2")
@@ -97,7 +152,15 @@ def test_bad_input_is_one_message(together, rows_file, tmp_path):
         (("--tasks", f"a={rows_file}", "--eval-data", rows_file), False, "one task's rows"),
         (("--tasks", "a b=x.jsonl"), False, "write NAME=SOURCE"),
         (("--ranks", "2,400"), True, "rank 400 is above"),
-        (("--ranks", "2", "--from", tmp_path), True, "several adapters at once start anew"),
+        (("--ranks", "2", "--from", tmp_path), True, "is no adapter"),
+        (("--tasks", f"a={rows_file}", "--task-option", "b.prompt=x"), False, "no such task"),
+        (
+            ("--tasks", f"a={rows_file}", "--task-option", "a.evaldata=x"),
+            False,
+            "did you mean 'eval_data'",
+        ),
+        (("--tasks", f"a={rows_file}", "--task-option", "a.seed=1"), False, "no such option"),
+        (("--ranks", "2", "--task-option", "a.prompt=x"), True, "there are no tasks"),
     ):
         outcome = together(*flags, out="bad", data=data)
         assert outcome.code == 2, outcome.out + outcome.err

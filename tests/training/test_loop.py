@@ -165,6 +165,70 @@ def test_the_best_parameters_are_kept_and_patience_ends_the_run():
     assert torch.equal(trained(model), kept[1])
 
 
+@pytest.mark.parametrize("losses", [[1.0, 5.0, 6.0, 7.0], [2.0, 2.0, 2.0, 2.0]])
+def test_what_was_there_before_is_a_candidate(losses):
+    model, waiting = adapted(), iter(losses)
+    before = trained(model).clone()
+    spec = TrainSpec(warmup=0.0, eval_every=1, patience=3)
+    result = run(model, spec=spec, evaluate=lambda: next(waiting))
+    assert (result.best_step, result.eval_loss) == (0, losses[0])
+    assert result.stopped_early
+    assert torch.equal(trained(model), before)
+
+
+def test_moments_go_on_where_they_ended():
+    """Six steps at once, and three and three with the moments between, against three and three without."""
+    spec = TrainSpec(warmup=0.0, clip=0.0, schedule="constant", keep="last")
+
+    def steps(model, count, first=0, moments=None, losses=None):
+        table = rows()
+        return fit(
+            model,
+            lambda step: micro_batches(table, [(first + step) % 8, (first + step + 3) % 8], 10_000),
+            Schedule(count, 0.01, spec),
+            loss=lambda batch, *, training: nll(model, batch),
+            moments=moments,
+            keep_moments=True,
+        )
+
+    whole, parts, anew = adapted(), adapted(), adapted()
+    steps(whole, 6)
+    half = steps(parts, 3)
+    assert half.moments is not None
+    assert (half.moments.steps, half.moments.learning_rate) == (3, 0.01)
+    end = steps(parts, 3, first=3, moments=half.moments)
+    assert end.moments is not None
+    assert end.moments.steps == 6
+    steps(anew, 3)
+    steps(anew, 3, first=3)
+    apart = [float((trained(m) - trained(whole)).norm()) for m in (parts, anew)]
+    assert apart[0] < 0.01 * apart[1]  # moments are kept in bfloat16
+
+
+def test_moments_are_those_of_the_step_that_was_kept(tmp_path):
+    spec = TrainSpec(warmup=0.0, eval_every=1, checkpoint_every=1)
+
+    def kept(model, until, losses, resume=False):
+        waiting, table = iter(losses), rows()
+        return fit(
+            model,
+            lambda step: micro_batches(table, range(8), 10_000),
+            Schedule(5, 0.05, spec, until=until),
+            loss=lambda batch, *, training: nll(model, batch),
+            observers=Observers(evaluate=lambda: next(waiting)),
+            checkpoints=Checkpoints(tmp_path / "run", "", resume),
+            keep_moments=True,
+        )
+
+    first = kept(adapted(), 2, [9.0, 5.0, 4.0]).moments
+    later = kept(adapted(), None, [6.0, 7.0, 8.0], resume=True).moments  # none of them is better
+    assert first is not None
+    assert later is not None
+    assert (first.steps, later.steps) == (2, 2)
+    for ours, theirs in zip(first.of.values(), later.of.values(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(tmp_path):
     calls = []
 

@@ -11,11 +11,13 @@ from torch import nn
 
 from lorakit.adapters.asking import mapping_in
 from lorakit.adapters.info import AdapterInfo
+from lorakit.adapters.moments import StoredMoments, read_moments
 from lorakit.lora import lora_layers
 
 _loaded: WeakKeyDictionary[nn.Module, AdapterInfo] = WeakKeyDictionary()
 _mappings: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
 _templates: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
+_moments: WeakKeyDictionary[nn.Module, StoredMoments] = WeakKeyDictionary()
 
 
 def remember_loaded(model: nn.Module, info: AdapterInfo) -> None:
@@ -53,6 +55,31 @@ def attached_mapping(model: nn.Module) -> Mapping[str, Any]:
         return {}
     info = _loaded.get(_first(model))
     return _mappings.get(_first(model), mapping_in(info.provenance if info else None))
+
+
+def remember_moments(model: nn.Module, moments: StoredMoments | None) -> None:
+    """Keep what AdamW remembers of the pairs; None where they were made another way."""
+    if moments is None:
+        _moments.pop(_first(model), None)
+    else:
+        _moments[_first(model)] = moments
+
+
+def trained_moments(model: nn.Module) -> StoredMoments | None:
+    """AdamW's moments of the pairs, where they were trained in this process."""
+    return _moments.get(_first(model)) if lora_layers(model) else None
+
+
+def attached_moments(model: nn.Module) -> tuple[StoredMoments | None, str]:
+    """AdamW's moments of the pairs, of training here or in the folder that they were loaded from.
+
+    Returns:
+        The moments, and why a file that is there cannot be used, '' for no such reason.
+    """
+    known, info = trained_moments(model), loaded_info(model)
+    if known is not None or info is None:
+        return known, ""
+    return read_moments(info.folder, lora_layers(model), info.tensors_sha256)
 
 
 def _first(model: nn.Module) -> nn.Module:

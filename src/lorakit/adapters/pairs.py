@@ -16,6 +16,7 @@ from lorakit.adapters.card import model_card
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.foreign_names import own_names
 from lorakit.adapters.info import AdapterInfo, describe, pair_kinds
+from lorakit.adapters.moments import StoredMoments, write_moments
 from lorakit.adapters.names import check_pair, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
@@ -231,18 +232,19 @@ def write_stored(
     adapter: StoredAdapter,
     *,
     provenance: Mapping[str, Any] | None = None,
+    moments: StoredMoments | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an adapter as a folder that peft loads.
 
-    The folder holds adapter_model.safetensors (A and B in their own dtype),
-    adapter_config.json, README.md and lorakit.json. It is written beside its place, flushed and
-    renamed.
+    The folder holds adapter_model.safetensors (A and B in their own dtype), adapter_config.json,
+    README.md and lorakit.json. It is written beside its place, flushed and renamed.
 
     Args:
         folder: where; missing or empty, unless `overwrite`.
         adapter: ranks and alphas are those of its pairs; its record names the base.
         provenance: what to record in JSON's types; None keeps what the adapter's record has.
+        moments: AdamW's, for going on.
         overwrite: replace what is there, once the new folder is whole.
 
     Returns:
@@ -271,6 +273,7 @@ def write_stored(
         write_tensors(partial / TENSORS, tensors)
         digest = hash_of(partial / TENSORS)[1]
         write_record(partial, make_record(adapter.spec, digest, base, told))
+        write_moments(partial, moments, digest)
         write_json(partial / CONFIG, config, sort_keys=True)
         recorded = (base or {}).get("name") or adapter.config.base_name
         card = model_card(adapter.spec, pairs, recorded, told)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from lorakit.adapters.asking import asking_of
-from lorakit.adapters.attached import attached_mapping, attached_template
+from lorakit.adapters.attached import attached_mapping, attached_template, trained_moments
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, known_identity, make_record
@@ -30,8 +30,9 @@ def save_adapter(
     """Write the pairs of a model as an adapter folder that peft loads.
 
     The folder holds adapter_model.safetensors (A and B in their own dtype, float32 over any
-    base below float64), adapter_config.json, README.md and lorakit.json. It is written beside
-    its place, flushed and renamed.
+    base below float64), adapter_config.json, README.md and lorakit.json; and AdamW's moments where
+    the pairs were trained here, in optimizer.safetensors. It is written beside its place, flushed
+    and renamed.
 
     Args:
         model: with pairs attached.
@@ -87,7 +88,7 @@ def save_adapter(
         provenance = {**(provenance or {}), "asking": known}
     record = make_record(spec, "", base, provenance)
     adapter = StoredAdapter(Path(folder), config, record, pairs)
-    return write_stored(folder, adapter, overwrite=overwrite)
+    return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)
 
 
 def _base_modules(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:

@@ -56,7 +56,7 @@ def check(
     if not settings.together:
         _show(prepare(settings), shown)
         return
-    from lorakit.run.commands.together import jobs_of
+    from lorakit.run.jobs import jobs_of
 
     for job in jobs_of(settings):
         console.rule(job.name)

@@ -22,6 +22,7 @@ from lorakit.files.wording import count, size
 STAGES = {
     "load": "loading the model and the rows",
     "train": "training",
+    "probe": "looking for a learning rate from the adapter's state",
     "save": "saving",
     "before": "generating before training",
     "after": "generating after training",
@@ -66,6 +67,8 @@ class TrainingWatcher(Bars):
             case "resume":
                 self._progress.console.print(f"  resumed after step {event['step']}")
                 self._update(completed=event["step"])
+            case "probe":
+                self._progress.console.print(f"  {probe_line(event)}", markup=False)
             case "note":
                 warn(event["text"])
 
@@ -77,6 +80,13 @@ class TrainingWatcher(Bars):
     def _update(self, **fields: Any) -> None:
         if self._task is not None:
             self._progress.update(self._task, **fields)
+
+
+def probe_line(event: Mapping[str, Any]) -> str:
+    """One try of a probe of learning rates."""
+    loss = event["loss"]
+    outcome = "diverged" if loss is None else f"held-out loss {loss:.4f}"
+    return f"rate {event['learning_rate']:g}, {event['steps']} steps: {outcome}"
 
 
 @contextmanager
@@ -120,8 +130,7 @@ def show_prepared(prepared: Any) -> None:
     dtype = str(model.dtype).removeprefix("torch.")
     say(
         [
-            f"{prepared.steps} steps at learning rate {prepared.learning_rate:g}, base in {dtype} "
-            f"on {model.device}",
+            f"{prepared.steps} steps at {_rate(prepared)}, base in {dtype} on {model.device}",
             f"forecast: {size(forecast.peak_memory_bytes)} of memory, "
             f"{duration(forecast.seconds)} of training, "
             f"{forecast.flops_per_token / 1e6:,.0f} MFLOP a token at "
@@ -129,3 +138,9 @@ def show_prepared(prepared: Any) -> None:
             *([prepared.estimate.note] if prepared.estimate.note else []),
         ]
     )
+
+
+def _rate(prepared: Any) -> str:
+    if prepared.parent is not None and prepared.config.train.learning_rate == "auto":
+        return "a learning rate that a probe will find"
+    return f"learning rate {prepared.learning_rate:g}"

@@ -110,3 +110,8 @@ def scores_table(result: Mapping[str, Any]) -> Table:
         shares = (f"{each['accuracy']:.3f}" for each in likely if each)
         table.add_row("right label likeliest", *shares, "")
     return table
+
+
+def is_of_end(note: str) -> bool:
+    """Whether a run's note says what became of its adapter beside what it was trained from."""
+    return note.startswith(("no step was better", "the result", "stored as", "not stored"))

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from lorakit.cli.bars import Bars
 from lorakit.cli.printed import asking
-from lorakit.cli.progress import STAGES
-from lorakit.cli.show import console, duration, say
+from lorakit.cli.progress import STAGES, probe_line
+from lorakit.cli.show import console, duration, is_of_end, say
 from lorakit.extras import no_page
 from lorakit.files.wording import count, size
 
@@ -51,6 +51,10 @@ class TogetherWatcher(Bars):
                 self._progress.console.print(
                     f"  {event['job']}, step {event['step']}: held-out loss {event['loss']:.4f}"
                 )
+            case "probe":
+                say([f"{event['job']}: {probe_line(event)}"])
+            case "note":
+                say([f"{event['job']}: {event['text']}"])
             case "resume":
                 self._progress.update(self._bars[event["job"]], completed=event["step"])
 
@@ -100,9 +104,15 @@ def summarise_jobs(result: Mapping[str, Any], out: Path, prompt: str | None = No
     say(
         [
             *(f"{job['name']}: {job['diverged']}" for job in result["jobs"] if job["diverged"]),
+            *(
+                f"{job['name']}: {note}"
+                for job in result["jobs"]
+                for note in job.get("notes") or ()
+                if is_of_end(note)
+            ),
             f"{duration(result['train_seconds'])} of training for all, "
             f"{size(result['peak_memory_bytes'])} of memory",
-            f"adapters: {out}/NAME/adapter" + ("" if why else ", with a report.html beside each"),
+            f"adapters: {out}/NAME/adapter" + ("" if why else f"; report: {out / 'report.html'}"),
             *([f"note: {why}"] if why else []),
             *(
                 f"try {job['name']}:  {asking(out / job['folder'] / 'adapter', prompt)}"

@@ -13,7 +13,16 @@ import typer
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.printed import asking
 from lorakit.cli.progress import TrainingWatcher
-from lorakit.cli.show import console, duration, report_line, say, scores_table, styled
+from lorakit.cli.show import (
+    console,
+    duration,
+    is_of_end,
+    report_line,
+    say,
+    scores_table,
+    styled,
+    warn,
+)
 from lorakit.config import RunConfig, load_config
 from lorakit.errors import InterruptedRunError
 from lorakit.files.wording import command_line, count, size
@@ -46,13 +55,18 @@ def train(
 
     `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --out runs/tasks`
 
+    `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --task-option mails.eval_data=held.jsonl --out runs/more`
+
     The run folder then holds `adapter/` (in peft's format), `report.html`, `result.json`,
     `metrics.jsonl` and `config.yaml`. With `--ranks` or `--tasks` it holds such a folder for each
-    adapter; all of them are trained concurrently on one base. Ctrl-C stops after the current step
-    and saves; `--resume` continues.
+    adapter and one page for all; they are trained concurrently on one base. Ctrl-C stops after the
+    current step and saves; `--resume` continues. A result that is no better than what it was trained
+    from never becomes the current version of a name by itself.
     """
     settings = resolve(config, flatten(flags))
     command = repeating("train", settings.output.out)
+    for note in settings.notes:
+        warn(note)
     require_run_folder(settings)
     if settings.together:
         start_together(settings, command)
@@ -92,7 +106,7 @@ def start_training(config: RunConfig, command: str) -> dict[str, Any]:
 def start_together(config: RunConfig, command: str) -> dict[str, Any]:
     """Train several adapters concurrently, write the report of each, and print the results."""
     from lorakit.cli.together_progress import TogetherWatcher, summarise_jobs
-    from lorakit.report import write_report
+    from lorakit.report import write_report, write_together_report
     from lorakit.run.commands.together import run_together
 
     out = Path(config.output.out)
@@ -105,6 +119,7 @@ def start_together(config: RunConfig, command: str) -> dict[str, Any]:
     for job in result["jobs"]:
         if not job["diverged"]:
             write_report(out / job["folder"])
+    write_together_report(out)
     summarise_jobs(result, out, config.data.prompt)
     return result
 
@@ -133,13 +148,13 @@ def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -
             f"{result['real_tokens_per_second']:,.0f} real tokens/s, "
             f"{result['fraction_of_limit']:.0%} of the rate that this machine's matmuls allow",
             f"adapter: {out / 'adapter'} ({size(trained)})",
-            *([f"stored:  {result['saved_as']}"] if result["saved_as"] else []),
+            *([f"stored:  {result['saved_as']}"] if result["current"] else []),
             report_line(out),
             f"try it:  {asking(out / 'adapter', prompt)}",
             *(
                 f"note: {note}"
                 for note in result["notes"]
-                if "reached" in note or "not scored" in note
+                if "reached" in note or "not scored" in note or is_of_end(note)
             ),
         ]
     )

@@ -32,8 +32,12 @@ def _any(points: plots.Points) -> bool:
     return any(math.isfinite(value) for value in points[1])
 
 
-def run_figures(run: RunFiles, folder: Path) -> dict[str, Figure]:
-    """The figures that the run's lines allow, by name; each is a PNG in `folder` as well."""
+def run_figures(run: RunFiles, folder: Path, of: str = "") -> dict[str, Figure]:
+    """The figures that the run's lines allow, by name; each is a PNG in `folder` as well.
+
+    `of` sets them apart from other runs' on the same page.
+    """
+    own = f"{of}-" if of else ""
     figures: dict[str, Figure] = {}
     train, held_out = _points(run.train, "loss"), _points(run.held_out, "loss")
     if _any(train):
@@ -44,9 +48,9 @@ def run_figures(run: RunFiles, folder: Path) -> dict[str, Figure]:
         description = f"{_said(train, 'Training loss')} {_said(held_out, 'Held-out loss')}".strip()
         write_png(wide, folder / "learning_curve.png")
         figures["learning_curve"] = Figure(
-            svg(wide, "curve", "Learning curve", description),
+            svg(wide, f"{own}curve", "Learning curve", description),
             caption,
-            svg(narrow, "curve-narrow", "Learning curve", description),
+            svg(narrow, f"{own}curve-narrow", "Learning curve", description),
         )
     rates, norms = _points(run.train, "learning_rate"), _points(run.train, "grad_norm")
     if _any(rates) or _any(norms):

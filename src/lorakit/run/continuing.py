@@ -1,20 +1,27 @@
-"""`lorakit train --from`: an adapter to go on from, and what the result says of it."""
+"""`lorakit train --from`: an adapter to go on from, its moments, and the rate to go on with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
+from lorakit.adapters.attached import attached_moments, remember_moments
 from lorakit.adapters.load import fit_stored
+from lorakit.adapters.moments import StoredMoments, named_tensors, read_moments
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.store import content_id
 from lorakit.config import RunConfig
+from lorakit.data import TokenTable
 from lorakit.errors import ConfigError, TargetError
-from lorakit.lora import Plan, attach, detach, lora_layers, plan
+from lorakit.lora import LoraLayer, Plan, attach, detach, lora_layers, plan
+from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
+from lorakit.run.rate_probe import ProbedRate, probe_rate
 from lorakit.run.session import Session
+from lorakit.tasks import Task
+from lorakit.training import FitResult, Moments, Schedule, TrainSpec
 
 # Options that mean something together: what is adapted, with which rank, at which scale. A start
 # has no meaning for A and B that are there; dropout alone may be another than the parent's.
@@ -24,6 +31,8 @@ _TOGETHER = (
     ("alpha", "alpha_pattern", "rslora"),
     ("init",),
 )
+# Without moments the first steps move every element by the whole rate, whatever its gradient.
+_WARMUP_STEPS, _WARMUP_SHARE = 10, 0.25
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,11 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
     return own
 
 
-def attach_parent(session: Session, parent: Parent, made: Plan) -> None:
-    """Put the parent's A and B beside the session's model, ready to train.
+def attach_parent(session: Session, parent: Parent, made: Plan) -> str:
+    """Put the parent's A and B beside the session's model, ready to train, and its moments.
+
+    Returns:
+        Why the moments that lie in its folder cannot be used, '' for no such reason.
 
     Raises:
         AdapterError, BaseMismatchError: see `lorakit.adapters.load_adapter`.
@@ -129,6 +141,136 @@ def attach_parent(session: Session, parent: Parent, made: Plan) -> None:
     for path, layer in lora_layers(session.model).items():
         for name, tensor in layer.tensors.items():
             tensor.data.copy_(kept[path][name])
+    layers = lora_layers(session.model)
+    moments, why = read_moments(parent.found.folder, layers, parent.info.tensors_sha256)
+    remember_moments(session.model, moments)
+    return why
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a run goes on from pairs that are trained already.
+
+    Attributes:
+        schedule: with the rate and the warm-up to go on with.
+        moments: AdamW's, of the parent; None where it has none.
+        probed: how the rate was found; None where it was given.
+        notes: sentences for the user.
+    """
+
+    schedule: Schedule
+    moments: Moments | None
+    probed: ProbedRate | None
+    notes: tuple[str, ...]
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak."""
+        return self.schedule.learning_rate
+
+
+def go_on(
+    model: Any,
+    train: TokenTable,
+    judged: Sequence[TokenTable],
+    steps: int,
+    spec: TrainSpec,
+    *,
+    task: Task,
+    recompute: bool = False,
+    full: bool = False,
+    probed: ProbedRate | None = None,
+    lost: str = "",
+    should_stop: Callable[[], bool] = lambda: False,
+    report: Report = lambda event: None,
+) -> Beginning:
+    """Settle rate, warm-up and moments of a run from the pairs that a model has.
+
+    A learning rate that is given is taken, with the warm-up that is given. With 'auto' a probe
+    finds it, and where there are no moments the warm-up takes ten steps, or a quarter of them.
+
+    Args:
+        model: with the pairs to go on from.
+        train: the run's rows.
+        judged: tables of held-out rows for the probe.
+        steps: of the run.
+        spec: as it was asked for.
+        task: what is trained for.
+        recompute: activation checkpointing.
+        full: every parameter of the base is trained.
+        probed: what an interrupted run's probe found; it is not repeated.
+        lost: why the moments in the parent's folder cannot be used, of `attach_parent`.
+        should_stop: asked between the probe's steps.
+        report: told of each try.
+
+    Raises:
+        DivergedError, InterruptedRunError: see `probe_rate`.
+    """
+    moments, why = moments_of(model)
+    why = why or lost
+    notes = [f"the moments of the optimizer begin anew: {why}"] if why else []
+    rule = peak_rate(model, steps, spec, full=full)
+    if spec.learning_rate != "auto":
+        return Beginning(Schedule(steps, rule, spec), moments, None, tuple(notes))
+    if moments is None:
+        share = min(_WARMUP_SHARE, _WARMUP_STEPS / steps)
+        spec = replace(spec, warmup=max(spec.warmup, share))
+    if probed is None:
+        probed = probe_rate(
+            model,
+            train,
+            judged,
+            rule,
+            steps,
+            spec,
+            task=task,
+            recompute=recompute,
+            moments=moments,
+            should_stop=should_stop,
+            report=report,
+        )
+    schedule = Schedule(steps, probed.learning_rate, spec)
+    return Beginning(schedule, moments, probed, (*notes, probed.note))
+
+
+def moments_of(model: nn.Module) -> tuple[Moments | None, str]:
+    """AdamW's moments of a model's pairs by parameter; and why a file of them cannot be used."""
+    stored, why = attached_moments(model)
+    return (None, why) if stored is None else (for_layers(stored, lora_layers(model)), why)
+
+
+def for_layers(stored: StoredMoments, layers: Mapping[str, LoraLayer]) -> Moments:
+    """Moments by the parameters of these pairs."""
+    of = {_parameter(tensor): stored.of[name] for name, tensor in named_tensors(layers).items()}
+    return Moments(stored.steps, stored.learning_rate, of)
+
+
+def remember(model: nn.Module, fitted: FitResult) -> None:
+    """Keep what AdamW remembers of the pairs that a run has left, for saving and for going on."""
+    moments, layers = fitted.moments, lora_layers(model)
+    if not layers:
+        return
+    if moments is None or moments.steps == 0:
+        remember_moments(model, None)
+        return
+    of = {
+        name: moments.of[_parameter(tensor)]
+        for name, tensor in named_tensors(layers).items()
+        if _parameter(tensor) in moments.of
+    }
+    whole = len(of) == len(named_tensors(layers))
+    kept = StoredMoments(moments.steps, moments.learning_rate, of) if whole else None
+    remember_moments(model, kept)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether a model's pairs change anything: B is zero in pairs that were only just attached."""
+    return any(bool(layer.B.detach().any()) for layer in lora_layers(model).values())
+
+
+def _parameter(tensor: Any) -> nn.Parameter:
+    assert isinstance(tensor, nn.Parameter)
+    return tensor
 
 
 def _said(value: Any) -> str:

@@ -15,6 +15,7 @@ from lorakit.training import (
     FitResult,
     JointLoss,
     Loss,
+    Moments,
     Observers,
     Schedule,
     TrainSpec,
@@ -53,6 +54,9 @@ def fit_model(
     task: Task = CAUSAL_LM,
     observers: Observers | None = None,
     checkpoints: Checkpoints | None = None,
+    moments: Moments | None = None,
+    keep_moments: bool = False,
+    evaluated: bool = True,
 ) -> FitResult:
     """Train whatever in the model needs a gradient, on these rows; see `lorakit.training.fit`.
 
@@ -67,9 +71,12 @@ def fit_model(
         task: what it is trained for.
         observers: who looks.
         checkpoints: where the run is kept.
+        moments: AdamW's, of the run that this one goes on from.
+        keep_moments: give back the moments of the parameters that are kept.
+        evaluated: whether the held-out rows are measured at all.
     """
     loss, observers = task.loss(model, recompute=recompute), observers or Observers()
-    if observers.evaluate is None:
+    if evaluated and observers.evaluate is None:
         evaluate = _evaluation(task, model, held_out, schedule.spec, loss)
         observers = replace(observers, evaluate=evaluate)
     try:
@@ -80,6 +87,8 @@ def fit_model(
             loss=loss,
             observers=observers,
             checkpoints=checkpoints,
+            moments=moments,
+            keep_moments=keep_moments,
         )
     finally:
         Runnable(model).rest()
@@ -94,6 +103,7 @@ class Work:
     schedule: Schedule
     observers: Observers = field(default_factory=Observers)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    moments: Moments | None = None
 
 
 def fit_models(
@@ -137,6 +147,8 @@ def fit_models(
             replace(work.observers, evaluate=evaluate),
             work.checkpoints,
             guard=guard_of(jobs, job),
+            moments=work.moments,
+            keep_moments=True,
         )
 
     try:

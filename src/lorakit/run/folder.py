@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorakit.config import RESUME
 from lorakit.errors import OutputError
 from lorakit.files.whole import is_stage, write_text
 from lorakit.files.wording import command_line
 
 CONFIG, METRICS, RESULT, SAMPLES = "config.yaml", "metrics.jsonl", "result.json", "samples.json"
+PROBE = "probe.json"
 
 
 def check_folder(path: Path, *, resume: bool) -> None:
@@ -52,7 +54,28 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
+def write_recorded(folder: Path, repeat: Mapping[str, Any], outside: Mapping[str, Any]) -> None:
+    """config.yaml, which repeats a run; what writes outside the run folder is kept apart from it.
+
+    Args:
+        folder: of the run.
+        repeat: every option but those that write outside.
+        outside: these, where they are set: resuming the run takes them, repeating it does not.
+    """
+    import yaml
+
+    text = yaml.safe_dump(dict(repeat), sort_keys=False, allow_unicode=True)
+    if outside:
+        text = _LEFT_OUT + text
+        write_yaml(folder / RESUME, outside)
+    write_text(folder / CONFIG, text)
+
+
 _COMMENT = "# "
+_LEFT_OUT = """\
+# save_as is not repeated, so that no version in the store is replaced by accident:
+# add --save-as NAME to store the adapter of another run.
+"""
 
 
 def write_config(folder: Path, content: Mapping[str, Any], command: str) -> None:

@@ -99,11 +99,14 @@ def training_figures(
         "model": session.identity.name,
         "adapter": str(Path(config.output.out) / "adapter"),
         "saved_as": None,  # known once the adapter is written
+        "current": False,  # likewise
         "parent": ready.parent.to_dict() if ready.parent else None,
         "rank": config.lora.rank,
         "alpha": config.lora.alpha,
         "targets": list(config.lora.targets),
         "learning_rate": ready.learning_rate,
+        "probe": None,  # of a parent, see `lorakit.run.beginning`
+        "against_parent": None,  # likewise
         "seed": spec.seed,
         "rows": len(data.train),
         "eval_rows": len(data.eval),
@@ -144,14 +147,20 @@ def training_figures(
             }
             for target in ready.plan.targets
         ],
-        "notes": [
-            *data.notes,
-            *([ready.estimate.note] if ready.estimate.note else []),
-            *fitted.notes,
-            *scores.notes,
-        ],
+        "notes": _notes(ready, fitted, scores),
     }
     return result
+
+
+def _notes(ready: Prepared, fitted: FitResult, scores: Comparison) -> list[str]:
+    """What was decided or noticed on the way, one sentence each."""
+    data = ready.data
+    return [
+        *data.notes,
+        *([ready.estimate.note] if ready.estimate.note else []),
+        *fitted.notes,
+        *scores.notes,
+    ]
 
 
 def recorded_scores(scores: Comparison) -> dict[str, Any]:

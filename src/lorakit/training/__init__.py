@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from lorakit.training.loop import fit
     from lorakit.training.loss import CausalLoss, Loss, held_out_loss
     from lorakit.training.optimizer import auto_learning_rate, learning_rate_at
-    from lorakit.training.schedule import Checkpoints, Event, FitResult, Observers, Schedule
+    from lorakit.training.schedule import (
+        Checkpoints,
+        Event,
+        FitResult,
+        Moments,
+        Observers,
+        Schedule,
+    )
     from lorakit.training.spec import TrainSpec
 
 _HOMES = {
@@ -23,6 +30,7 @@ _HOMES = {
     "FitResult": "schedule",
     "JointLoss": "joint",
     "Loss": "loss",
+    "Moments": "schedule",
     "Observers": "schedule",
     "Schedule": "schedule",
     "TrainSpec": "spec",
@@ -43,6 +51,7 @@ __all__ = [
     "FitResult",
     "JointLoss",
     "Loss",
+    "Moments",
     "Observers",
     "Schedule",
     "TrainSpec",

@@ -15,10 +15,16 @@ from torch import Tensor, nn
 from lorakit.data.batches import Batch
 from lorakit.errors import DivergedError, InterruptedRunError
 from lorakit.files.whole import write_json
-from lorakit.training.checkpoint import Progress, flat_copy, load_checkpoint, save_checkpoint
+from lorakit.training.checkpoint import (
+    Progress,
+    flat_copy,
+    load_checkpoint,
+    narrow_copy,
+    save_checkpoint,
+)
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.optimizer import FlatAdamW, learning_rate_at
-from lorakit.training.schedule import Checkpoints, FitResult, Observers, Schedule
+from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 MakeGuard = Callable[[Callable[[nn.Parameter], Tensor]], FirstStepGuard]
 
@@ -37,6 +43,8 @@ class Course:
         checkpoints: where it is kept.
         guard: makes what looks at the model around the first step, given what the optimizer moves
             of a parameter; None for no guard.
+        moments: AdamW's, of the run that this one goes on from; None where there are none.
+        keep_moments: give back the moments of the parameters that are kept.
     """
 
     def __init__(
@@ -47,14 +55,23 @@ class Course:
         observers: Observers = _NOBODY,
         checkpoints: Checkpoints = _NOWHERE,
         guard: MakeGuard | None = None,
+        *,
+        moments: Moments | None = None,
+        keep_moments: bool = False,
     ) -> None:
         self.schedule, self._observers, self._checkpoints = schedule, observers, checkpoints
         self._batches_of, self._spec = batches_of, schedule.spec
         self._optimizer = FlatAdamW(parameters, schedule.spec)
+        if moments is not None:
+            self._optimizer.take_moments(moments.steps, moments.of)
+        self._steps_before = self._optimizer.steps
         self._progress, self._notes = Progress(), list[str]()
         # A copy of everything trained: none is made where none will be wanted.
         self._keeps_best = observers.evaluate is not None and schedule.spec.keep == "best"
-        self._best = flat_copy(self._optimizer.flat) if self._keeps_best else None
+        self._keeps_moments = keep_moments
+        self._best: Tensor | None = None
+        self._best_moments: tuple[Tensor, Tensor] | None = None
+        self._remember_best()
         self._stopped_early = False
         self._make_guard = guard
         self._guard: FirstStepGuard | None = None
@@ -71,10 +88,14 @@ class Course:
         if saved:
             self._progress, state, self._best = saved
             self._optimizer.load_state(state)
+            if self._best_moments is not None:
+                self._best_moments = state["best_exp_avg"], state["best_exp_avg_sq"]
             self._stopped_early = self._is_stale()
             observers.report({"kind": "resume", "step": self._progress.step})
         elif observers.evaluate:
             self._progress.before = observers.evaluate()
+            # What was there before is a candidate: a run may end no worse than it began.
+            self._progress.best_loss, self._progress.best_step = self._progress.before, 0
             observers.report({"kind": "eval", "step": 0, "loss": self._progress.before})
         if self._progress.step == 0 and self._make_guard is not None:
             self._guard = self._make_guard(self._optimizer.master_of)
@@ -153,7 +174,7 @@ class Course:
             held_out = progress.last_loss = evaluate()
             if progress.best_loss is None or held_out < progress.best_loss:
                 progress.best_loss, progress.best_step, progress.stale = held_out, progress.step, 0
-                self._best = flat_copy(self._optimizer.flat) if self._keeps_best else None
+                self._remember_best()
             else:
                 progress.stale += 1
                 self._stopped_early = self._is_stale()
@@ -166,16 +187,27 @@ class Course:
                 f"interrupted after step {progress.step} of {self.schedule.steps}"
             )
 
+    def _remember_best(self) -> None:
+        if not self._keeps_best:
+            return
+        self._best = flat_copy(self._optimizer.flat)
+        if self._keeps_moments:
+            first, second = self._optimizer.moments()
+            self._best_moments = narrow_copy(first), narrow_copy(second)
+
     def _is_stale(self) -> bool:
         patience = self._spec.patience
         return patience is not None and self._progress.stale >= patience
 
     def _save(self) -> None:
         if self._checkpoints.place:
+            state = self._optimizer.state()
+            if self._best_moments is not None:
+                state["best_exp_avg"], state["best_exp_avg_sq"] = self._best_moments
             path = save_checkpoint(
                 self._checkpoints.place,
                 self._progress,
-                self._optimizer.state(),
+                state,
                 self._best,
                 run=self._checkpoints.run,
             )
@@ -185,8 +217,9 @@ class Course:
 
     def finish(self) -> FitResult:
         """Leave the parameters that the spec keeps, and say what the run came to."""
-        progress = self._progress
-        if self._best is not None and progress.best_step is not None:
+        progress, best = self._progress, self._progress.best_step
+        kept = progress.step if best is None or not self._keeps_best else best
+        if self._best is not None and best is not None:
             with torch.no_grad():
                 self._optimizer.flat.copy_(self._best)
         recent = progress.recent
@@ -195,13 +228,23 @@ class Course:
             train_loss=sum(n for n, _ in recent) / max(1, sum(c for _, c in recent)),
             eval_loss=progress.best_loss if self._keeps_best else progress.last_loss,
             eval_loss_before=progress.before,
-            best_step=(progress.best_step if self._keeps_best else None) or progress.step,
+            best_step=kept,
             stopped_early=self._stopped_early,
             tokens=progress.tokens,
             seconds=progress.seconds,
             state_bytes=self._optimizer.state_bytes,
             notes=tuple(self._notes),
+            moments=self._kept_moments(kept) if self._keeps_moments else None,
         )
+
+    def _kept_moments(self, kept: int) -> Moments:
+        flat = self._best_moments
+        if flat is None:
+            first, second = self._optimizer.moments()
+            flat = narrow_copy(first), narrow_copy(second)
+        steps = self._steps_before + kept
+        rate = self.schedule.learning_rate
+        return Moments(steps, rate, self._optimizer.by_parameter(flat))
 
 
 def _diverged(

@@ -15,7 +15,7 @@ from lorakit.data.batches import Batch
 from lorakit.training.course import Course
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import Loss
-from lorakit.training.schedule import Checkpoints, FitResult, Observers, Schedule
+from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 
 def fit(
@@ -26,6 +26,8 @@ def fit(
     loss: Loss,
     observers: Observers | None = None,
     checkpoints: Checkpoints | None = None,
+    moments: Moments | None = None,
+    keep_moments: bool = False,
 ) -> FitResult:
     """Train the model's trainable parameters and leave those that the spec keeps in it.
 
@@ -36,6 +38,8 @@ def fit(
         loss: gives (nll_sum in nats, supervised tokens) of a batch by this model.
         observers: held-out loss, reports, and whether to stop.
         checkpoints: where the run is kept, and whether to go on from there.
+        moments: AdamW's, of the run that this one goes on from.
+        keep_moments: give back the moments of the parameters that are kept.
 
     Raises:
         DivergedError: a loss or gradient is not finite (the batch is saved, the parameters are
@@ -49,6 +53,8 @@ def fit(
         observers or Observers(),
         checkpoints or Checkpoints(),
         guard=partial(FirstStepGuard, model),
+        moments=moments,
+        keep_moments=keep_moments,
     )
     course.begin()
     while not course.over:

@@ -12,7 +12,7 @@ master copy and 8 of the moments, against 4 + 4 + 8.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +127,38 @@ class FlatAdamW:
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer moves of one parameter, in its shape: itself or its master copy."""
         return self.master[self._spans[parameter]].view(parameter.shape)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the moments remember, those before this run included."""
+        return int(self._step)
+
+    @torch.no_grad()
+    def take_moments(self, steps: int, of: Mapping[nn.Parameter, tuple[Tensor, Tensor]]) -> None:
+        """Go on from the moments of another run; a parameter that is not named keeps zeros.
+
+        Args:
+            steps: that they were gathered in.
+            of: both moments, in the parameter's shape.
+        """
+        self._step.fill_(steps)
+        for parameter, moments in of.items():
+            for ours, theirs in zip(self._moments, moments, strict=True):
+                ours[self._spans[parameter]].copy_(theirs.reshape(-1))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """(n,) both moments as they are now, in the order of `flat`."""
+        return self._moments
+
+    def by_parameter(
+        self, moments: tuple[Tensor, Tensor]
+    ) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
+        """Flat moments, cut into the parameters' own."""
+        first, second = moments
+        return {
+            parameter: (first[part].view(parameter.shape), second[part].view(parameter.shape))
+            for parameter, part in self._spans.items()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on: parameters, both moments, the step count."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from lorakit.training.spec import TrainSpec
 
 Event = Mapping[str, Any]
@@ -42,6 +44,21 @@ class Schedule:
     def checkpoint_every(self) -> int:
         """Steps between two checkpoints."""
         return self.spec.checkpoint_every or self.eval_every
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What AdamW remembers of trained parameters: a run that has it goes on as if it had never ended.
+
+    Attributes:
+        steps: that were taken, for the correction of the moments' bias.
+        learning_rate: the peak that they were taken at.
+        of: of each parameter both moments, in its shape.
+    """
+
+    steps: int
+    learning_rate: float
+    of: Mapping[nn.Parameter, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -88,11 +105,12 @@ class FitResult:
         train_loss: mean over the last tenth of the steps, nats per supervised token.
         eval_loss: of the parameters kept (`TrainSpec.keep`), None without held-out rows.
         eval_loss_before: before the first step.
-        best_step: the step whose parameters were kept.
+        best_step: the step whose parameters were kept; 0 for those that were there before.
         stopped_early: whether patience ran out.
         tokens, seconds: real tokens trained on, and the time of the steps alone.
         state_bytes: of the optimizer's moments, and of a master copy where there is one.
         notes: what the user should know.
+        moments: of the parameters kept, where they were asked for; on the CPU.
     """
 
     steps: int
@@ -105,3 +123,4 @@ class FitResult:
     seconds: float
     state_bytes: int
     notes: tuple[str, ...] = field(default=())
+    moments: Moments | None = field(default=None, repr=False, compare=False)

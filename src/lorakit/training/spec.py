@@ -23,7 +23,7 @@ class TrainSpec:
         metadata={
             "help": "The peak learning rate, a number between 0 and 10; or auto: ten times the "
             "usual rate of full fine-tuning for a model of this width, fifteen times in runs of "
-            "under 100 steps."
+            "under 100 steps. With from, auto is what a probe finds."
         },
     )
     epochs: float = field(
@@ -82,7 +82,7 @@ class TrainSpec:
         default="best",
         metadata={
             "help": "Which parameters the adapter holds: best (those with the lowest held-out loss "
-            "at an evaluation) or last (those of the last step)."
+            "at an evaluation, the one before the first step included) or last (those of the last step)."
         },
     )
     patience: int | None = field(

@@ -161,23 +161,53 @@ class Lines:
         ).fetchone()
         return version_of(row, self._objects) if row else None
 
-    def point(self, name: str, version: str) -> tuple[NameLine, str]:
+    def point(self, name: str, version: str) -> tuple[NameLine, int, str]:
         """Let a name point at a version that is recorded.
 
         Returns:
-            The line, and "new", "again" or "unchanged", see `Added`.
+            The line, the version's number, and "new", "again" or "unchanged", see `Added`.
         """
         line = self.find(name)
         if line is None or (not line.living and self.current_name(line) is not None):
             # A name whose adapter was renamed away starts anew, above the numbers it had.
-            return self._begin(name, line.next if line else 1, version), "new"
+            begun = self._begin(name, line.next if line else 1, version)
+            return begun, begun.current, "new"
+        known = self._number(line, version)
+        if known == line.current and line.living:
+            return line, known, "unchanged"
+        number = self._put(line, version, known)
+        self.aim(line, number)
+        return self._again(name), number, "new" if known is None else "again"
+
+    def beside(self, name: str, version: str) -> tuple[NameLine, int, str]:
+        """Record a version under a name that goes on pointing at another one.
+
+        Returns:
+            As `point`; "beside" is a version that the name does not point at.
+
+        Raises:
+            StoreError: there is no such name, so that nothing could stay current.
+        """
+        line = self.named(name)
+        known = self._number(line, version)
+        if known == line.current:
+            return line, known, "unchanged"
+        number = self._put(line, version, known)
+        self._db.execute(
+            "UPDATE lines SET next = max(next, ? + 1) WHERE line = ?", (number, line.line)
+        )
+        return self._again(name), number, "beside"
+
+    def _number(self, line: NameLine, version: str) -> int | None:
         row = self._db.execute(
             "SELECT number FROM history WHERE line = ? AND version = ?", (line.line, version)
         ).fetchone()
-        if row and row["number"] == line.current and line.living:
-            return line, "unchanged"
-        number = row["number"] if row else line.next
-        if row:
+        return int(row["number"]) if row else None
+
+    def _put(self, line: NameLine, version: str, known: int | None) -> int:
+        """A version's number in a line: the one that it has had, or the next."""
+        number = line.next if known is None else known
+        if known is not None:
             self._db.execute(
                 "UPDATE history SET dropped = NULL WHERE line = ? AND number = ?",
                 (line.line, number),
@@ -186,8 +216,7 @@ class Lines:
             self._db.execute(
                 "INSERT INTO history VALUES (?, ?, ?, NULL)", (line.line, number, version)
             )
-        self.aim(line, number)
-        return self._again(name), "again" if row else "new"
+        return number
 
     def aim(self, line: NameLine, number: int) -> None:
         """Let a line point at one of its numbers; what was removed of the two is there again."""

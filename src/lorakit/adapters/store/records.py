@@ -109,7 +109,8 @@ class Added:
     Attributes:
         entry: where it is now.
         how: "new" (a new version of the name), "again" (an earlier version of the name, which now
-            points at it again) or "unchanged" (the name pointed at it already).
+            points at it again), "unchanged" (the name pointed at it already) or "beside" (a version
+            of the name, which goes on pointing at another one).
         left_out: files of the folder that are no part of an adapter and were not kept.
     """
 

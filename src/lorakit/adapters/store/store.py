@@ -45,7 +45,7 @@ class Store(StoreReader):
         self.describe = describe
         self.clock = clock
 
-    def add(self, folder: str | Path, name: str, *, note: str = "") -> Added:
+    def add(self, folder: str | Path, name: str, *, note: str = "", current: bool = True) -> Added:
         """Keep a copy of an adapter folder, and let a name point at it.
 
         A name that was removed comes back with its history. Content that the name has had before
@@ -55,9 +55,11 @@ class Store(StoreReader):
             folder: in peft's format; read while it is copied, and not needed afterwards.
             name: a new one, or one whose history it goes on.
             note: kept in the log, beside what the adapter was trained on from.
+            current: whether the name shall point at it; without, it is kept as a further version
+                beside the current one, and `rollback` can make it current.
 
         Raises:
-            StoreError: the name is none.
+            StoreError: the name is none; or it points at nothing that could stay current.
             AdapterError: the folder is no whole adapter; nothing was added.
             OutputError: the store cannot be written.
         """
@@ -76,11 +78,15 @@ class Store(StoreReader):
                 for one in measured:
                     put_measurement(db, staged.id, one)
                 lines = self._lines(db)
-                line, how = lines.point(name, staged.id)
+                if current:
+                    line, number, how = lines.point(name, staged.id)
+                else:
+                    line, number, how = lines.beside(name, staged.id)
                 if how != "unchanged":
-                    told = "; ".join(part for part in (note, _origin(summary)) if part)
-                    put_event(db, now, line.line, name, "add", line.current, staged.id, told)
-                entry = lines.pick(line, StoreReference(name))
+                    more = "" if current else f"not current: {name} stays @{line.current}"
+                    told = "; ".join(part for part in (note, _origin(summary), more) if part)
+                    put_event(db, now, line.line, name, "add", number, staged.id, told)
+                entry = lines.pick(line, StoreReference(name, number=number))
         return Added(entry, how, tuple(name for name in staged.left_out if name != FILE))
 
     def record(self, id: str, measured: Measurement) -> Version:

@@ -4,6 +4,7 @@ RUN/
   config.yaml      every option of the whole
   NAME/            one folder a job, each like that of a run of its own
   result.json      the jobs side by side
+  report.html      one page for all of them
 
 A job's own config.yaml repeats it alone, with the same numbers but for rounding.
 """
@@ -16,12 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorakit.config import RunConfig, TogetherSpec
-from lorakit.errors import ConfigError, DivergedError
+from torch import Tensor
+
+from lorakit.adapters.attached import attached_moments
+from lorakit.adapters.moments import StoredMoments
+from lorakit.config import RunConfig
+from lorakit.errors import DivergedError
 from lorakit.files.whole import write_json
-from lorakit.lora import LoraSpec
+from lorakit.lora import LoraLayer, detach, lora_layers
 from lorakit.lora.jobs import Jobs
 from lorakit.run import folder as folders
+from lorakit.run.beginning import Begins, begin, run_hash
 from lorakit.run.commands.training import (
     Asked,
     ask_before,
@@ -30,83 +36,15 @@ from lorakit.run.commands.training import (
     finish,
     metrics_of,
     prepare_on,
-    run_hash,
 )
+from lorakit.run.continuing import attach_parent, find_parent, for_layers
 from lorakit.run.estimating import RunEstimate, estimate_run
 from lorakit.run.fitting import Report, Work, fit_models
+from lorakit.run.jobs import Job, jobs_of
 from lorakit.run.machine import peak_memory
 from lorakit.run.prepared import Prepared
 from lorakit.run.session import open_base
-from lorakit.training import Checkpoints, FitResult, Observers, Schedule
-
-
-@dataclass(frozen=True)
-class Job:
-    """One of the runs: its name, which is its folder's, and the run that it is alone."""
-
-    name: str
-    task: str
-    config: RunConfig
-
-
-def jobs_of(config: RunConfig) -> tuple[Job, ...]:
-    """Every task with every rank.
-
-    Raises:
-        ConfigError: the options contradict each other, or two tasks have one name.
-    """
-    asked, out = config.together, Path(config.output.out)
-    if config.start.parent is not None:
-        raise ConfigError("from: several adapters at once start anew; train one to go on from it")
-    if asked.tasks and config.data.data:
-        raise ConfigError("data and tasks both name rows: give --data, or --tasks NAME=SOURCE")
-    if asked.tasks and config.data.eval_data:
-        raise ConfigError(
-            "eval_data holds one task's rows: leave it out, so that every task holds out a share "
-            "of its own (--eval-share)"
-        )
-    # A config.yaml gives every option, the default rank among them.
-    if asked.ranks and "rank" in config.given and config.lora.rank != LoraSpec().rank:
-        raise ConfigError("rank and ranks are both given: leave --rank out")
-    if asked.ranks and config.lora.rank_pattern:
-        raise ConfigError("rank_pattern fixes what ranks would vary: leave one of them out")
-    tasks = [_task(text) for text in asked.tasks] or [("", "")]
-    names = [name for name, _ in tasks]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"two tasks are called {twice!r}: write NAME=SOURCE with other names")
-    made = []
-    for name, source in tasks:
-        for rank in asked.ranks or (config.lora.rank,):
-            parts = [name] if name else []
-            parts += [f"r{rank}"] if asked.ranks else []
-            called = "-".join(parts)
-            save_as = config.output.save_as
-            own = replace(
-                config,
-                data=replace(config.data, data=(source,)) if source else config.data,
-                lora=replace(config.lora, rank=rank),
-                together=TogetherSpec(),
-                output=replace(
-                    config.output,
-                    out=str(out / called),
-                    save_as=f"{save_as}-{called}" if save_as else None,
-                ),
-            )
-            made.append(Job(called, name, own))
-    return tuple(made)
-
-
-def _task(text: str) -> tuple[str, str]:
-    """Name and source of 'NAME=SOURCE' or of a file."""
-    name, equals, source = text.partition("=")
-    if not equals:
-        name, source = Path(text).name.split(".")[0], text
-    if not source or not name.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(
-            f"task {text!r}: write NAME=SOURCE, the name of letters, digits, '-' and '_'"
-        )
-    return name, source
+from lorakit.training import Checkpoints, FitResult, Observers
 
 
 def run_together(
@@ -140,20 +78,21 @@ def run_together(
     base = open_base(
         first.model, first.data, progress=lambda *at: report({"kind": "progress", "at": at})
     )
-    ready = [prepare_on(base, job.config) for job in jobs]
+    ready = [prepare_on(base, job.config, find_parent(job.config)) for job in jobs]
     expected = _estimate(ready)
     report({"kind": "jobs", "jobs": jobs, "prepared": ready, "estimate": expected})
-    folders.make_folder(folder)
     if not config.output.resume:
-        folders.write_yaml(folder / folders.CONFIG, config.to_flat())
+        _record(config, ready)
     report({"kind": "stage", "name": "before"})
-    before = _before(jobs, ready)
+    starts = _starts(jobs, ready, report, should_stop)
     pairs = Jobs(base.model, [r.plan for r in ready], [r.config.train.seed for r in ready])
+    for at, start in enumerate(starts):
+        start.install(pairs.layers[at])
     report({"kind": "stage", "name": "train"})
     with ExitStack() as stack:
         works = [
-            _work(job, each, stack, report, should_stop)
-            for job, each in zip(jobs, ready, strict=True)
+            _work(job, each, start, pairs.layers[at], stack, report, should_stop)
+            for at, (job, each, start) in enumerate(zip(jobs, ready, starts, strict=True))
         ]
         fitted = fit_models(
             pairs,
@@ -162,15 +101,10 @@ def run_together(
             recompute=expected.recompute,
         )
     report({"kind": "stage", "name": "after"})
-    told = []
-    for at, (job, each, how) in enumerate(zip(jobs, ready, fitted, strict=True)):
-        described: dict[str, Any] = {"name": job.name, "task": job.task, "folder": job.name}
-        if isinstance(how, FitResult):
-            pairs.install(at)
-            made = finish(each, how, before[at], command=command, started=started)
-            told.append(described | {name: made[name] for name in _SHOWN} | {"diverged": ""})
-        else:
-            told.append(described | {"diverged": str(how)})
+    told = [
+        _ended(job, each, start, how, partial(pairs.install, at), command, started)
+        for at, (job, each, start, how) in enumerate(zip(jobs, ready, starts, fitted, strict=True))
+    ]
     if all(one["diverged"] for one in told):
         raise DivergedError(f"every job diverged; {told[0]['name']}: {told[0]['diverged']}")
     seconds = sum(how.seconds for how in fitted if isinstance(how, FitResult))
@@ -188,9 +122,47 @@ def run_together(
     return result
 
 
+def _record(config: RunConfig, ready: list[Prepared]) -> None:
+    """config.yaml of the whole, and of each job alone."""
+    whole = Path(config.output.out)
+    folders.make_folder(whole)
+    folders.write_recorded(whole, config.to_repeat(), config.outside())
+    for each in ready:
+        folder = Path(each.config.output.out)
+        folders.make_folder(folder)
+        folders.write_recorded(folder, each.config.to_repeat(), {})
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one job begins with.
+
+    Attributes:
+        before: what is answered before training, by the base or by the parent.
+        begins: schedule, and how a parent is gone on from.
+        pairs: the parent's A and B by path; None for a fresh run.
+        moments: AdamW's, of the parent.
+    """
+
+    before: Asked
+    begins: Begins
+    pairs: Mapping[str, Mapping[str, Tensor]] | None = None
+    moments: StoredMoments | None = None
+
+    def install(self, layers: Mapping[str, LoraLayer]) -> None:
+        """Put the parent's A and B into a job's own layers."""
+        if self.pairs is None:
+            return
+        for path, layer in layers.items():
+            for name, tensor in layer.tensors.items():
+                tensor.data.copy_(self.pairs[path][name])
+
+
 def _work(
     job: Job,
     ready: Prepared,
+    start: Start,
+    layers: Mapping[str, LoraLayer],
     stack: ExitStack,
     report: Report,
     should_stop: Callable[[], bool],
@@ -198,22 +170,40 @@ def _work(
     """What one job is given; its metrics file stays open as long as `stack`."""
     folder = Path(job.config.output.out)
     folders.make_folder(folder)
-    folders.write_yaml(folder / folders.CONFIG, job.config.to_flat())
     reported = stack.enter_context(metrics_of(ready, partial(_named, report, job.name)))
-    run = run_hash(ready.config, ready.session, ready.data)
+    run = run_hash(ready.config, ready.session, ready.data, ready.parent)
     return Work(
         ready.data.train,
         ready.data.eval,
-        Schedule(ready.steps, ready.learning_rate, ready.config.train),
+        start.begins.schedule,
         Observers(report=reported, should_stop=should_stop),
         Checkpoints(folder, run, job.config.output.resume),
+        for_layers(start.moments, layers) if start.moments else None,
     )
+
+
+def _ended(
+    job: Job,
+    ready: Prepared,
+    start: Start,
+    how: FitResult | DivergedError,
+    install: Callable[[], None],
+    command: str,
+    started: float,
+) -> dict[str, Any]:
+    """Measure, save and describe one job; `install` puts its pairs into the model."""
+    described: dict[str, Any] = {"name": job.name, "task": job.task, "folder": job.name}
+    if not isinstance(how, FitResult):
+        return described | {"diverged": str(how)}
+    install()
+    made = finish(ready, start.begins, how, start.before, command=command, started=started)
+    return described | {name: made[name] for name in _SHOWN} | {"diverged": ""}
 
 
 _SHOWN = (
     *("rank", "learning_rate", "rows", "eval_rows", "steps", "best_step", "train_loss"),
     *("eval_loss", "eval_loss_before", "scores_before", "scores_after", "trainable_parameters"),
-    *("tokens", "saved_as", "adapter"),
+    *("tokens", "saved_as", "current", "adapter", "notes"),
 )
 
 
@@ -230,13 +220,34 @@ def _estimate(ready: list[Prepared]) -> RunEstimate:
     )
 
 
-def _before(jobs: tuple[Job, ...], ready: list[Prepared]) -> list[Asked]:
-    """The base's answers, once a task."""
-    found: dict[str, Asked] = {}
+def _starts(
+    jobs: tuple[Job, ...],
+    ready: list[Prepared],
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> list[Start]:
+    """Each job's start; what the base answers is asked once a task."""
+    of_base: dict[str, Asked] = {}
+    starts = []
     for job, each in zip(jobs, ready, strict=True):
-        if job.task not in found:
-            found[job.task] = ask_before(each)
-    return [found[job.task] for job in jobs]
+        named = partial(_named, report, job.name)
+        if each.parent is not None:
+            model = each.session.model
+            lost = attach_parent(each.session, each.parent, each.plan)
+            before = ask_before(each)
+            begins = begin(each, named, should_stop, lost)
+            moments, _ = attached_moments(model)
+            pairs = {
+                path: {name: tensor.detach().clone() for name, tensor in layer.tensors.items()}
+                for path, layer in lora_layers(model).items()
+            }
+            detach(model)
+            starts.append(Start(before, begins, pairs, moments))
+            continue
+        if job.task not in of_base:
+            of_base[job.task] = ask_before(each)
+        starts.append(Start(of_base[job.task], begin(each, named, should_stop)))
+    return starts
 
 
 def _named(report: Report, name: str, event: Mapping[str, Any]) -> None:

@@ -1,11 +1,9 @@
 """`lorakit train`: a configuration -> a trained adapter and all that a run leaves behind."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,16 @@ from lorakit.adapters import save_adapter
 from lorakit.adapters.asking import asking_of
 from lorakit.adapters.store import Store
 from lorakit.adapters.store.references import check_name
-from lorakit.config import OutputSpec, RunConfig, TogetherSpec
-from lorakit.data import Dataset, Example, check_sources
+from lorakit.config import RunConfig
+from lorakit.data import Example, check_sources
 from lorakit.execution.choices import ChoiceScores
 from lorakit.extras import need
 from lorakit.files.whole import write_json
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
+from lorakit.run.against_parent import store_result
 from lorakit.run.answer_limit import RECORDED
+from lorakit.run.beginning import Begins, begin, outcome_of, run_hash
 from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.estimating import estimate_run
@@ -29,7 +29,7 @@ from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
-from lorakit.training import Checkpoints, FitResult, Observers, Schedule
+from lorakit.training import Checkpoints, FitResult, Observers
 
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
@@ -95,11 +95,10 @@ def run_training(
     config, session, data = ready.config, ready.session, ready.data
     model, spec = session.model, config.train
     report({"kind": "prepared", "prepared": ready})
-    if ready.parent is not None:
-        attach_parent(session, ready.parent, ready.plan)
+    lost = attach_parent(session, ready.parent, ready.plan) if ready.parent else ""
     folders.make_folder(folder)
     if not config.output.resume:
-        folders.write_yaml(folder / folders.CONFIG, config.to_flat())
+        folders.write_recorded(folder, config.to_repeat(), config.outside())
 
     # What the base itself answers, or the adapter that the run goes on from.
     report({"kind": "stage", "name": "before"})
@@ -107,23 +106,26 @@ def run_training(
 
     if ready.parent is None:
         attach(model, ready.plan, seed=spec.seed)
+    begins = begin(ready, report, should_stop, lost)
     report({"kind": "stage", "name": "train", "steps": ready.steps})
     with metrics_of(ready, report) as tell:
         fitted = fit_model(
             model,
             data.train,
             data.eval,
-            Schedule(ready.steps, ready.learning_rate, spec),
+            begins.schedule,
             recompute=ready.estimate.recompute,
             task=session.task,
             observers=Observers(report=tell, should_stop=should_stop),
             checkpoints=Checkpoints(
                 folder, run_hash(config, session, data, ready.parent), config.output.resume
             ),
+            moments=begins.moments,
+            keep_moments=True,
         )
 
     report({"kind": "stage", "name": "after"})
-    return finish(ready, fitted, before, command=command, started=started)
+    return finish(ready, begins, fitted, before, command=command, started=started)
 
 
 @dataclass(frozen=True)
@@ -201,12 +203,19 @@ def metrics_of(ready: Prepared, report: Report) -> Iterator[Report]:
 
 
 def finish(
-    ready: Prepared, fitted: FitResult, before: Asked, *, command: str, started: float
+    ready: Prepared,
+    begins: Begins,
+    fitted: FitResult,
+    before: Asked,
+    *,
+    command: str,
+    started: float,
 ) -> dict[str, Any]:
     """Measure, save and describe a run whose trained pairs are in the model.
 
     Args:
         ready: what was trained.
+        begins: what it began with.
         fitted: what the training came to.
         before: of `ask_before`.
         command: how to repeat the run.
@@ -230,6 +239,9 @@ def finish(
         )
     )
     figures = training_figures(ready, fitted, scores, choices, command=command, started=started)
+    outcome, more = outcome_of(ready, begins, fitted)
+    figures |= more
+    figures["notes"] += [*begins.notes, *outcome.notes()]
     save_adapter(
         model,
         folder / "adapter",
@@ -249,9 +261,9 @@ def finish(
         | ({"parents": [ready.parent.to_dict()]} if ready.parent else {}),
         overwrite=True,
     )
-    if config.output.save_as is not None:
-        added = Store(config.output.store).add(folder / "adapter", config.output.save_as)
-        figures["saved_as"] = str(added.entry)
+    stored = store_result(config.output, folder / "adapter", outcome)
+    figures["saved_as"], figures["current"] = stored.saved_as, stored.current
+    figures["notes"] += [stored.note] if stored.note else []
     write_json(folder / folders.RESULT, figures)
     return figures
 
@@ -277,17 +289,3 @@ def check_store(config: RunConfig) -> None:
     if config.output.save_as is not None:
         check_name(config.output.save_as)
         Store(config.output.store).index.exists()
-
-
-def run_hash(
-    config: RunConfig, session: Session, data: Dataset, parent: Parent | None = None
-) -> str:
-    """Hash of what the numbers of a run depend on: a checkpoint of another run is refused."""
-    flat = config.to_flat()
-    # Rows and parent count by their content, wherever they lie.
-    concurrent = tuple(f.name for f in fields(TogetherSpec))
-    for name in ("data", "eval_data", "from", *concurrent, *(f.name for f in fields(OutputSpec))):
-        flat.pop(name)
-    parts = [flat, session.identity.to_dict(), data.data_sha256, str(session.model.dtype)]
-    parts += [parent.content] if parent else []
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

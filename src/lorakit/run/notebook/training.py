@@ -4,14 +4,24 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lorakit.adapters.asking import MAPPING
-from lorakit.adapters.attached import remember_mapping, remember_template
+from lorakit.adapters.attached import loaded_info, remember_mapping, remember_template
 from lorakit.config import load_config
-from lorakit.data import DataSpec, load_data
+from lorakit.data import Dataset, DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora import lora_layers
+from lorakit.run.against_parent import (
+    ParentRows,
+    against,
+    measured,
+    parent_rows,
+    table_loss,
+)
+from lorakit.run.continuing import go_on, is_trained, remember
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.session import recorded_template
+from lorakit.tasks import CAUSAL_LM
 from lorakit.training import FitResult, Observers, Schedule, TrainSpec
 
 
@@ -25,6 +35,10 @@ def train(
     **options: Any,
 ) -> FitResult:
     """Train the adapter that is attached to a model, on rows in a file or in memory.
+
+    Pairs that are trained already (loaded, or trained before) are gone on from as by `lorakit train
+    --from`: with their moments, at a rate that a probe finds, and their state before the first step
+    is the result where no step is better.
 
     >>> import lorakit
     >>> model, tokenizer = lorakit.load_model("tiny-model")
@@ -79,13 +93,82 @@ def train(
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
         remember_mapping(model, {name: getattr(config.data, name) for name in MAPPING})
-    return fit_model(
+    if is_trained(model):
+        return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
+    return _begin(model, rows, steps, config.train, expected.recompute, report)
+
+
+def _begin(
+    model: Any, rows: Dataset, steps: int, spec: TrainSpec, recompute: bool, report: Report
+) -> FitResult:
+    """Train fresh pairs, or whatever needs a gradient."""
+    rate = peak_rate(model, steps, spec, full=not lora_layers(model))
+    fitted = fit_model(
         model,
         rows.train,
         rows.eval,
-        Schedule(
-            steps, peak_rate(model, steps, config.train, full=not lora_layers(model)), config.train
-        ),
-        recompute=expected.recompute,
+        Schedule(steps, rate, spec),
+        recompute=recompute,
         observers=Observers(report=report),
+        keep_moments=bool(lora_layers(model)),
+    )
+    remember(model, fitted)
+    outcome = against(None, fitted, len(rows.eval), None)
+    return replace(fitted, notes=(*fitted.notes, *outcome.notes()))
+
+
+def _go_on(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    steps: int,
+    spec: TrainSpec,
+    recompute: bool,
+    report: Report,
+) -> FitResult:
+    """Train pairs that are trained already."""
+    own = _parents(model, tokenizer)
+    begins = go_on(
+        model,
+        rows.train,
+        [table for table in (rows.eval, own.table) if table is not None],
+        steps,
+        spec,
+        task=CAUSAL_LM,
+        recompute=recompute,
+        report=report,
+    )
+    before = table_loss(model, own.table, spec)
+    fitted = fit_model(
+        model,
+        rows.train,
+        rows.eval,
+        begins.schedule,
+        recompute=recompute,
+        observers=Observers(report=report),
+        moments=begins.moments,
+        keep_moments=True,
+    )
+    remember(model, fitted)
+    parents = measured(own.table, before, table_loss(model, own.table, spec))
+    parent = "the adapter it went on from"
+    outcome = against(parent, fitted, len(rows.eval), parents, own.why_not)
+    return replace(fitted, notes=(*begins.notes, *fitted.notes, *outcome.notes()))
+
+
+def _parents(model: Any, tokenizer: Any) -> ParentRows:
+    """The held-out rows of the adapter that was loaded, where it records them."""
+    info = loaded_info(model)
+    if info is None:
+        return ParentRows(None)
+    return parent_rows(
+        info,
+        lambda config: load_data(
+            config.data,
+            tokenizer,
+            seed=config.train.seed,
+            context_length=int(model.config.get_text_config().max_position_embeddings),
+            embeddings=int(model.get_input_embeddings().weight.shape[0]),
+            template=recorded_template(info, None),
+        ),
     )
