@@ -14,8 +14,12 @@ from lorakit.adapters.measurements import (
     read_measurements,
 )
 from lorakit.adapters.store import Store, collect, content_id, store_of, verify
+from lorakit.cli.adapters.common import cells
 from lorakit.cli.main import run
+from lorakit.data import Template
 from lorakit.errors import AdapterError, StoreError
+from lorakit.models.fingerprint import BaseIdentity
+from lorakit.serving.catalog import Catalog
 
 
 def measured(value=0.875, at=1_700_000_000.0, name="accuracy", **more):
@@ -187,3 +191,17 @@ def test_the_only_version_is_not_to_be_rolled_back(store, folders):
     store.add(folders.make(), "a")
     with pytest.raises(StoreError, match=r"a points at a@1: remove a$"):
         store.remove("a@1")
+
+
+def test_the_list_of_models_has_the_headline_of_the_list_of_adapters(store, folders):
+    entry = store.add(folders.make(), "invoices").entry
+    beside = folders.make(seed=2)
+    add_measurement(beside, content_id(beside), measured(0.25))
+    base = BaseIdentity("base", None, entry.version.summary.base.get("weights_sha256"), "", "")
+    catalog = Catalog("base", base, Template("raw"), None, store=store, folders={"beside": beside})
+    assert next(card.headline for card in catalog.list()) is None
+    store.record(entry.version.id, measured())
+    told = {card.name: card.headline for card in catalog.list()}
+    assert told["invoices"]["text"] == "accuracy 0.875"
+    assert told["invoices"]["text"] == cells(entry, store.measurements()[entry.version.id])[3]
+    assert told["beside"]["value"] == 0.25
