@@ -169,3 +169,20 @@ def test_a_foreign_adapter_names_its_base(place, base):
     assert named(None) == "smollm2-135m"
     with pytest.raises(AdapterError, match="nobody/knows-this"):
         named("nobody/knows-this")
+
+
+def test_a_run_that_goes_on_reads_rows_and_opens_the_base_as_its_parent(adapters, base, place):
+    def go_on(name, rows, **options):
+        file = place / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        flags = {"from": "intents", "data": (str(file),), "out": str(place / name)}
+        return prepare(load_config(None, {**flags, "max_steps": 1, **options}))
+
+    ready = go_on("more", ROWS)
+    assert ready.config.model.model == str(base)
+    assert (ready.config.data.prompt, ready.config.data.completion) == (r"{text}\n", "{intent}")
+    assert ready.session.template.system == "Be brief."
+    with pytest.raises(DataError, match=r"no column 'text'.*intents@1 was trained with"):
+        go_on("others", [{"prompt": "a", "completion": "b"}] * 4)
+    own = go_on("own", PAIRS, prompt="{name}", completion="{answer}")
+    assert own.config.data.prompt == "{name}"

@@ -53,7 +53,7 @@ def with_recorded(
     for adapter in several:
         if model and mapping:
             break
-        found = find_adapter(adapter, config.output.store, hashed=False)
+        found = find_adapter(adapter, config.output.store)
         info = read_adapter(found.folder)
         recorded = recorded_mapping(info)
         if not mapping and recorded:

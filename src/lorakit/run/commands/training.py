@@ -26,6 +26,7 @@ from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures
+from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
@@ -36,6 +37,8 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
     check_needs(config)
     parent = find_parent(config)
+    if parent is not None:
+        config = replace(config, model=with_recorded(config, parent.found).model)
     session = open_base(
         config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
     )
@@ -44,12 +47,15 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
 
 def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None) -> Prepared:
     """`prepare` on a base that is loaded already."""
-    data = session.task.rows(
-        config.data,
-        session,
-        seed=config.train.seed,
-        template=recorded_template(parent.info, config.data) if parent else None,
-    )
+    given, found = config, parent.found if parent else None
+    config = with_recorded(config, found, base=False)
+    with reading_rows(given, config, found):
+        data = session.task.rows(
+            config.data,
+            session,
+            seed=config.train.seed,
+            template=recorded_template(parent.info, config.data) if parent else None,
+        )
     session = replace(session, template=data.template)
     if parent is None:
         chosen = plan(session.model, config.lora)
