@@ -7,10 +7,16 @@ same model folder, number format, rows (the demo's, made here), rank and batch. 
 before the process is started until its first step is on record: the first line of a step in
 lorakit's metrics.jsonl, a printed line in the script. `lorakit --help` is timed until it ends. One
 round before those that count brings files into the machine's memory.
+
+    python benchmarks/startup.py --quick --out benchmarks/results/quick.jsonl
+
+times until help, usage errors and missing files are answered, which need no model.
 """
 
 import argparse
 import json
+import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,11 +29,36 @@ import tables
 
 TRL_SCRIPT = Path(__file__).parent / "trl_loop.py"
 LORAKIT = Path(sys.executable).with_name("lorakit")
+# Commands that are answered before torch is imported, each with its exit code.
+QUICK = (
+    (("--help",), 0),
+    (("train", "--help"), 0),
+    (("adapters", "combine", "--help"), 0),
+    (("trian",), 2),
+    (("train", "--lr", "1e-4"), 2),
+    (("train", "--rank", "eight"), 2),
+    (("train", "--data", "missing.jsonl"), 2),
+    (("train", "--model", "./missing"), 2),
+    (("generate", "--adapter", "missing", "hello"), 2),
+)
 STEP = '"kind": "train"'
 POLL_SECONDS = 0.005
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="that count")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows of the step")
+    parser.add_argument("--out", type=Path, help="JSONL file to append to")
+    parser.add_argument("--quick", action="store_true", help="only what needs no model")
+    options = parser.parse_args()
+    if options.quick:
+        lines = quick(options.rounds)
+        bench.append(options.out, lines)
+        print(tables.quick(lines))
+        return
     import torch
 
     from lorakit.data import write_tickets
@@ -35,13 +66,6 @@ def main() -> None:
     from lorakit.models.devices import torch_dtype
     from lorakit.models.sources import resolve
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="that count")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows of the step")
-    parser.add_argument("--out", type=Path, help="JSONL file to append to")
-    options = parser.parse_args()
     model = str(resolve(ModelSpec()).folder)
     dtype = str(torch_dtype(ModelSpec())).removeprefix("torch.")
     same = bench.session() | bench.surroundings(torch.device("cpu"), "trl")
@@ -77,6 +101,34 @@ def main() -> None:
                     lines.append(line)
     bench.append(options.out, lines)
     print(tables.startup(lines))
+
+
+def quick(rounds: int) -> list[bench.Line]:
+    """Every command of `QUICK`, in turns, after one turn that does not count."""
+    import torch
+
+    same = bench.session() | bench.surroundings(torch.device("cpu"))
+    lines: list[bench.Line] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for turn in range(rounds + 1):
+            for words, code in QUICK:
+                line = same | {"what": shlex.join(("lorakit", *words))}
+                started, before = time.perf_counter(), processor_seconds()
+                process = subprocess.run([LORAKIT, *words], cwd=scratch, capture_output=True)
+                line["seconds"] = time.perf_counter() - started
+                line["processor_seconds"] = processor_seconds() - before
+                if process.returncode != code:
+                    raise SystemExit(f"{line['what']} ended with {process.returncode}")
+                bench.note(f"{turn}/{rounds} {line['what']}: {line['seconds']:.2f} s")
+                if turn:
+                    lines.append(line)
+    return lines
+
+
+def processor_seconds() -> float:
+    """What ended processes of this one took of the processor: other work beside them does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def timed(command: list[str], out: Path, record: Path | None = None) -> bench.Line:

@@ -264,6 +264,17 @@ def startup(lines: Sequence[Line]) -> str:
     return table(("command", "to the end of the first step", "of which the step"), rows)
 
 
+def quick(lines: Sequence[Line]) -> str:
+    """benchmarks/startup.py --quick: medians of the newest command."""
+    lines = newest(lines)
+    rows = []
+    for what in dict.fromkeys(line["what"] for line in lines):
+        runs = [line for line in lines if line["what"] == what]
+        seconds, processor = (median(runs, name) for name in ("seconds", "processor_seconds"))
+        rows.append((f"`{what}`", f"{seconds:.2f} s", f"{processor:.2f} s"))
+    return table(("command", "until it is answered", "of the processor"), rows)
+
+
 def short_speed(lines: Sequence[Line]) -> str:
     """README's table: lorakit beside the fastest measured way of each peer."""
     head = (
@@ -395,6 +406,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     ),
     "startup": partial(
         by_machine, "startup.jsonl", lambda lines: f"{startup(lines)}\n\n{origin(newest(lines))}"
+    ),
+    "quick": partial(
+        by_machine, "quick.jsonl", lambda lines: f"{quick(lines)}\n\n{origin(newest(lines))}"
     ),
     "compare": compare_examples.table,
     "go_on": partial(of_file, "go_on.jsonl", partial(_with_origin, go_on_table.table)),

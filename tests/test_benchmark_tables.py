@@ -150,6 +150,14 @@ def test_starting_up_is_the_median_of_the_last_command():
     ]
 
 
+def test_what_is_answered_at_once_is_the_median_of_the_last_command():
+    def took(seconds, date="2"):
+        return {"what": "lorakit trian", "seconds": seconds, "processor_seconds": 0.2, "date": date}
+
+    lines = [took(9.0, date="1"), took(0.2), took(0.25), took(0.9)]
+    assert cells(tables.quick(lines)) == [["`lorakit trian`", "0.25 s", "0.20 s"]]
+
+
 def test_machines_do_not_mix_and_the_last_measured_comes_first():
     lines = [
         run("lorakit", [9.0, 1.0], date=date) | {"machine": {"cpu": cpu}}
