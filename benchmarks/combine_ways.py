@@ -46,14 +46,14 @@ def make(data: Path, place: Path, intents: int, rows: int, held: int) -> None:
                 writer.writerows(rows_of(data / "banking77" / f"{split}.csv", own, most))
 
 
-def train(place: Path, name: str, steps: int) -> None:
+def train(place: Path, name: str, steps: int, model: str) -> None:
     if (place / f"run-{name}" / "config.yaml").exists():  # interrupted
         lorakit(place, "train", "--resume", "--out", f"run-{name}")
         return
     files = ["a", "b"] if name == "both" else [name]
     lorakit(
         place,
-        *("train", "--data", ",".join(f"{f}.csv" for f in files)),
+        *("train", "--model", model, "--data", ",".join(f"{f}.csv" for f in files)),
         *("--eval-data", ",".join(f"{f}-held.csv" for f in files)),
         *("--prompt", PROMPT, "--completion", COMPLETION, "--rank", 8, "--max-steps", steps),
         *("--batch-size", 8, "--eval-every", 30, "--samples", 0, "--out", f"run-{name}"),
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--place", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--intents", type=int, default=6)
     parser.add_argument("--rows", type=int, default=360)
     parser.add_argument("--held", type=int, default=60)
@@ -78,16 +79,16 @@ def main() -> None:
         began = time.perf_counter()
         if part in ("a", "b", "both"):
             if not (place / f"run-{part}" / "adapter").exists():
-                train(place, part, options.steps)
+                train(place, part, options.steps, options.model)
         elif part == "combine":
             combine(place)
         else:
             measure_both(place)
         print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
     if (place / "combined.json").exists() and (place / "both.json").exists():
-        told = {name: getattr(options, name) for name in ("intents", "rows", "held", "steps")} | {
-            n: json.loads((place / f"{n}.json").read_text()) for n in ("combined", "both")
-        }
+        told = {
+            name: getattr(options, name) for name in ("model", "intents", "rows", "held", "steps")
+        } | {n: json.loads((place / f"{n}.json").read_text()) for n in ("combined", "both")}
         print(json.dumps(told, indent=2))
         if options.out is not None:
             with options.out.open("a") as file:
