@@ -1,6 +1,7 @@
 """`lorakit train --ranks` and `--tasks`: several adapters, each like that of a run of its own."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -125,6 +126,14 @@ def test_options_of_tasks_in_a_run_file(lorakit, model_folder, rows_file, tmp_pa
     assert outcome.code == 0, outcome.err
     jobs = json.loads((tmp_path / "many" / "result.json").read_text())["jobs"]
     assert [(job["steps"], job["eval_rows"]) for job in jobs] == [(3, 5), (2, 10)]
+
+
+def test_answers_at_the_limit_are_said_of_every_job(together):
+    done = together("--ranks", "1,2", "--max-new-tokens", 1)
+    assert done.code == 0, done.err
+    for name in ("r1", "r2"):
+        said = rf"note: {name}: before training, 1 of 1 answers reached the limit of 1 tokens"
+        assert re.search(said, done.out), done.out[-1500:]
 
 
 def test_a_finished_one_resumes_to_the_same(together, lorakit, tmp_path):

@@ -114,6 +114,7 @@ def summarise_jobs(result: Mapping[str, Any], out: Path, prompt: str | None = No
             f"{size(result['peak_memory_bytes'])} of memory",
             f"adapters: {out}/NAME/adapter" + ("" if why else f"; report: {out / 'report.html'}"),
             *([f"note: {why}"] if why else []),
+            *(f"note: {note}" for note in result["notes"] if "answers reached the limit" in note),
             *(
                 f"try {job['name']}:  {asking(out / job['folder'] / 'adapter', prompt)}"
                 for job in result["jobs"]

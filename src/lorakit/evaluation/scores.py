@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from lorakit.errors import did_you_mean
 
+REACHED = "answers reached the limit"
+"""What every sentence about truncated answers says."""
+
 
 @dataclass(frozen=True)
 class MetricScore:
@@ -89,8 +92,8 @@ class Scores:
             return ""
         answers = self.metrics[0].n if self.metrics else self.reached
         return (
-            f"{self.reached} of {answers} answers reached the limit of {self.limit} tokens and were "
-            "scored as far as they go"
+            f"{self.reached} of {answers} {REACHED} of {self.limit} tokens and were scored as far as "
+            "they go"
         )
 
     @property

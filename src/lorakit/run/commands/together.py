@@ -10,7 +10,7 @@ A job's own config.yaml repeats it alone, with the same numbers but for rounding
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from lorakit.adapters.attached import attached_moments
 from lorakit.adapters.moments import StoredMoments
 from lorakit.config import RunConfig
 from lorakit.errors import DivergedError
+from lorakit.evaluation.scores import REACHED
 from lorakit.files.whole import write_json
 from lorakit.lora import LoraLayer, detach, lora_layers
 from lorakit.lora.jobs import Jobs
@@ -116,7 +117,7 @@ def run_together(
         "peak_memory_bytes": peak_memory(base.model.device),
         "seconds": time.perf_counter() - started,
         "forecast": expected.forecast.to_dict(),
-        "notes": [expected.note] if expected.note else [],
+        "notes": [*([expected.note] if expected.note else []), *_cut(told)],
     }
     write_json(folder / folders.RESULT, result)
     return result
@@ -198,6 +199,16 @@ def _ended(
     install()
     made = finish(ready, start.begins, how, start.before, command=command, started=started)
     return described | {name: made[name] for name in _SHOWN} | {"diverged": ""}
+
+
+def _cut(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each job what is to be said of answers that reached their limit."""
+    return [
+        f"{job['name']}: {note}"
+        for job in jobs
+        for note in job.get("notes") or ()
+        if REACHED in note
+    ]
 
 
 _SHOWN = (
