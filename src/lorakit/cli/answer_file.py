@@ -6,7 +6,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,7 +18,7 @@ from rich.progress import (
 
 from lorakit.cli.options import flatten
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import duration, say, warn
+from lorakit.cli.show import duration, errors, say, warn
 from lorakit.cli.spec_options import read_spec
 from lorakit.config import load_config, options_of
 from lorakit.errors import ConfigError, InterruptedRunError
@@ -94,17 +93,16 @@ class AnswerWatcher:
     """Bars on standard error: rows read, answered, written."""
 
     def __init__(self) -> None:
-        terminal = Console(stderr=True)
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
             TimeRemainingColumn(compact=True),
-            console=terminal,
+            console=errors,
             transient=True,
-            disable=not terminal.is_terminal,
+            disable=not errors.is_terminal,
         )
         self._task: TaskID | None = None
         self._skipped = 0

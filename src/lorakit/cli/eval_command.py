@@ -66,10 +66,9 @@ def evaluate(
     from 0 to 1. Answers that are labels are also judged by the likelihood of each label, which is
     fair to a base that answers in sentences.
     """
-    from lorakit.run.choosing import choices_of
-
     config = load_config(None, flatten(flags))
     require_present(config, adapter)
+    from lorakit.run.choosing import choices_of
     from lorakit.run.commands.evaluation import run_evaluation
 
     with fetching() as progress:
