@@ -161,7 +161,7 @@ def test_bad_input_is_one_message(together, rows_file, tmp_path):
         (("--tasks", f"a={rows_file}", "--eval-data", rows_file), False, "one task's rows"),
         (("--tasks", "a b=x.jsonl"), False, "write NAME=SOURCE"),
         (("--ranks", "2,400"), True, "rank 400 is above"),
-        (("--ranks", "2", "--from", tmp_path), True, "is no adapter"),
+        (("--ranks", "2", "--from", tmp_path), True, "has its rank already"),
         (("--tasks", f"a={rows_file}", "--task-option", "b.prompt=x"), False, "no such task"),
         (
             ("--tasks", f"a={rows_file}", "--task-option", "a.evaldata=x"),

@@ -55,7 +55,7 @@ def train(
 
     `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --out runs/tasks`
 
-    `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --task-option mails.eval_data=held.jsonl --out runs/more`
+    `lorakit train --tasks mails=mails.jsonl,notes=notes.csv --task-option mails.eval_data=held_out.jsonl --out runs/more`
 
     The run folder then holds `adapter/` (in peft's format), `report.html`, `result.json`,
     `metrics.jsonl` and `config.yaml`. With `--ranks` or `--tasks` it holds such a folder for each
