@@ -132,7 +132,7 @@ def table() -> str:
                 f"| {between['fewer_parameters']:.1%} "
                 f"| {between['measured']['peak_memory_bytes_share']:.2f} "
                 f"| {between['measured']['seconds_per_step_share']:.2f} "
-                f"| {between['verdict']['kind']} |"
+                f"| {between['verdict']['word']} |"
             )
     head = (
         "| rows | arm | loss, full | loss, LoRA | difference (95 % interval) | answers, full / LoRA "

@@ -349,7 +349,7 @@ def short_compare() -> str:
                     f"{1 - between['fewer_parameters']:.3f} ×",
                     f"{cost['peak_memory_bytes_share']:.2f} ×",
                     f"{cost['seconds_per_step_share']:.2f} ×",
-                    between["verdict"]["kind"],
+                    between["verdict"]["word"],
                 )
             )
     return table(head, rows)

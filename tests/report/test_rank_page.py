@@ -33,6 +33,7 @@ def folder(tmp_path_factory) -> Path:
         "dtype": "float32",
         "max_rank": 4,
         "max_steps": 8,
+        "allow_short": True,
         "rates": 2,
         "batch_size": 4,
         "eval_share": 0.3,
