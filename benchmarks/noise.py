@@ -129,14 +129,19 @@ def options(base: str, folder: Path, seed: int, rows: Sequence[tuple[str, str]])
 
 
 def compared(
-    base: str, folder: Path, seed: int, rows: Sequence[tuple[str, str]], arms: Any = None, **more: Any
+    base: str,
+    folder: Path,
+    seed: int,
+    rows: Sequence[tuple[str, str]],
+    arms: Any = None,
+    **more: Any,
 ) -> list[bench.Line]:
     from lorakit.comparing import command
     from lorakit.comparing.spec import FORM
     from lorakit.experiments import in_process
 
     given = options(base, folder, seed, rows) | {
-        "budget": "15 steps", "rates": 1, "seeds": 3, "evaluations": 1, "ranks": (4,),
+        "budget": "8 steps", "rates": 1, "seeds": 3, "evaluations": 1, "ranks": (4,),
     }  # fmt: skip
     general = write(folder / "general.jsonl", easy(random.Random(seed + 5000), 24))
     with mock.patch.object(command, "write_compare_report"):
@@ -210,9 +215,7 @@ def ranked(
         made = command.run_rank(
             FORM.read(None, given | more), runner=lambda root, tell: in_process(root, report=tell)
         )
-    return [
-        line(f"rank {rank}", gap["mean"], gap["verdict"]) for rank, gap in made["gaps"].items()
-    ]
+    return [line(f"rank {rank}", gap["mean"], gap["verdict"]) for rank, gap in made["gaps"].items()]
 
 
 def of_one_rank(train: Callable[..., Any]) -> Callable[..., Any]:

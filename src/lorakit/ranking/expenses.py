@@ -82,13 +82,17 @@ def too_short(spec: RankSpec, config: RunConfig, profile: RankProfile) -> tuple[
     # What is held out is not trained on.
     left = rows if not few or share > 0.5 else rows + held - math.ceil(share * (rows + held)) - 1
     an_epoch = max(1, math.ceil(min(left, rows) / config.train.batch_size))
-    if profile.steps < least or (few and config.train.max_steps is None and an_epoch * config.train.epochs < least):
+    if profile.steps < least or (
+        few and config.train.max_steps is None and an_epoch * config.train.epochs < least
+    ):
         if config.train.max_steps is not None:
             found.append(f"--max-steps {least}")
         else:
             epochs = math.ceil(least / an_epoch)
             more = (least - 1) * config.train.batch_size + 1
-            found.append(f"--epochs {epochs} ({epochs * an_epoch} steps), or {more:,} training rows")
+            found.append(
+                f"--epochs {epochs} ({epochs * an_epoch} steps), or {more:,} training rows"
+            )
     if few:
         way = f"--eval-share {share:g}" if share <= 0.5 else "more rows"
         found.append(f"{way}, or --eval-data with {LEAST_ROWS} rows at least")
