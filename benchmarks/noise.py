@@ -2,7 +2,7 @@
 
     python benchmarks/noise.py --out benchmarks/results/noise.jsonl     # 50 seeds of each, about 20 minutes
     python benchmarks/noise.py --try                                    # 2 seeds, nothing kept
-    python benchmarks/noise.py --write                                  # the table in docs/rank.md
+    python benchmarks/tables.py --write                                 # the table in docs/rank.md
 
 The whole protocols, in this process, on a model of two layers with random weights. Every repetition draws
 rows and seeds anew.
@@ -35,7 +35,6 @@ import bench
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "noise.jsonl"
 WORDS = ("better", "worse", "equal", "cannot be told")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -47,14 +46,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50, help="repetitions of each")
     parser.add_argument("--only", default=",".join(CASES), help="which, commas between")
     parser.add_argument("--try", action="store_true", dest="tries", help="2 seeds, nothing kept")
-    parser.add_argument("--write", action="store_true", help="only the table in docs/rank.md")
-    parser.add_argument("--out", type=Path, help=f"JSONL file to append to, such as {RESULTS.name}")
+    parser.add_argument("--out", type=Path, help="JSONL file to append to")
     given = parser.parse_args()
-    if given.write:
-        import tables
-
-        tables.write()
-        return
     cases = bench.pick(parser, given.only, CASES)
     sys.path.insert(0, str(ROOT / "tests"))
     known = bench.read(given.out) if given.out else []
