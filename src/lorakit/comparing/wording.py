@@ -55,6 +55,7 @@ def quality(verdict: Verdict, difference: Mapping[str, Any], gain_kept: float | 
         difference: "mean" and, where there is an interval, "low", "high" and "level".
         gain_kept: share of the reference's gain that the arm has; None where nothing was gained.
 
+    >>> from lorakit.evaluation.crossed import CrossedInterval
     >>> d = CrossedInterval(0.0123, 0.004, 0.0209, 0.95, 3, 200, 0.9, 1000)
     >>> from lorakit.evaluation.verdict import judge
     >>> quality(judge(d, 0.01), d.to_dict(), 0.9754).replace("\u00a0", " ")
@@ -131,6 +132,7 @@ def forgetting(
         verdict: on their difference.
         ratio: the ends of the interval of their ratio, where it has ends.
 
+    >>> from lorakit.evaluation.crossed import CrossedInterval
     >>> d = CrossedInterval(-0.2, -0.25, -0.15, 0.95, 3, 40, 0.9, 1000)
     >>> means = {"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}}
     >>> forgetting(*means, Verdict("better", d, 0.03, True), (0.28, 0.4)).replace("\u00a0", " ")

@@ -31,21 +31,9 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtri, stdtr
 
-from lorakit.evaluation.crossed import (
-    CrossedInterval,
-    crossed_mean,
-    standard_error,
-    with_seed_noise,
-)
-from lorakit.evaluation.verdict import (
-    LEAST_ROWS,
-    LEVEL,
-    UNKNOWN,
-    Verdict,
-    Word,
-    judge,
-    share_of_level,
-)
+from lorakit.evaluation import crossed, verdict
+from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
+from lorakit.evaluation.verdict import Verdict, Word
 from lorakit.experiments.measuring import RowLosses
 from lorakit.ranking.spec import Undecided
 
@@ -56,7 +44,7 @@ Kind = Literal["lowest", "needed", "unsaturated"]
 # shares of the loss the estimate says more about their luck than about the task, and more than a
 # hundredth of the loss is not to be given away unasked.
 LEAST_SHARE, MOST_SHARE = 0.001, 0.01
-NOT_JUDGED = Verdict(UNKNOWN, None, None)
+NOT_JUDGED = Verdict(verdict.UNKNOWN, None, None)
 
 
 @dataclass(frozen=True)
@@ -178,15 +166,15 @@ class Judge:
         rows, loss = len(rank.nats), reference.loss
         margin = self.tolerance.margin * loss
         d = None
-        if rows >= LEAST_ROWS:
-            level = share_of_level(LEVEL, self.looks)
+        if rows >= verdict.LEAST_ROWS:
+            level = verdict.share_of_level(verdict.LEVEL, self.looks)
             variance, degrees = (
                 2 * self.tolerance.seed_deviation(loss) ** 2,
                 self.tolerance.runs - 1,
             )
             over_rows = paired_interval(rank, reference, level)
-            d = with_seed_noise(over_rows, variance, degrees)
-        verdict = judge(
+            d = crossed.with_seed_noise(over_rows, variance, degrees)
+        told = verdict.judge(
             d,
             margin,
             least_seeds=1,
@@ -196,14 +184,14 @@ class Judge:
             more_rows="more held-out rows (--eval-data or a larger --eval-share)",
         )
         if d is None or self.refused:
-            return verdict, None
-        error = standard_error(over_rows) ** 2
+            return told, None
+        error = crossed.standard_error(over_rows) ** 2
         total = error + variance
         tau = self.tolerance.nats(loss)
         if total <= 0:
-            return verdict, float(d.mean <= tau)
+            return told, float(d.mean <= tau)
         nu = total**2 / (error**2 / (rows - 1) + variance**2 / degrees)
-        return verdict, float(stdtr(nu, (tau - d.mean) / math.sqrt(total)))
+        return told, float(stdtr(nu, (tau - d.mean) / math.sqrt(total)))
 
 
 def paired_difference(rank: RowLosses, reference: RowLosses, level: float) -> CrossedInterval:
