@@ -5,9 +5,18 @@ import pytest
 
 from lorakit.errors import ConfigError
 from lorakit.evaluation.crossed import CrossedInterval
+from lorakit.evaluation.verdict import Verdict
 from lorakit.experiments.measuring import RowLosses
 from lorakit.ranking import wording
-from lorakit.ranking.checks import allot
+from lorakit.ranking.checks import (
+    Grid,
+    GridPoint,
+    Layered,
+    Scored,
+    Verified,
+    _beside_best,
+    allot,
+)
 from lorakit.ranking.choose import (
     Gap,
     Judge,
@@ -256,6 +265,61 @@ def test_when_the_rate_matters_more_than_the_rank():
     loud = LossTolerance(0.005, 0.05, 3, from_user=True)
     assert rate_effect(tried(losses), loud, alike) is None
     assert rate_effect(RateChoice(1e-3, 4, 5), quiet, alike) is None
+
+
+def told(word, low, high, *, beyond=False, needs=()):
+    d = CrossedInterval((low + high) / 2, low, high, 0.95, 1, 100, 0.5, 1000)
+    return Verdict(word, d, 0.005, beyond, needs)
+
+
+EQUAL, WORSE = told("equal", -0.001, 0.002), told("worse", 0.01, 0.03, beyond=True)
+UNTOLD = told("cannot be told", -0.1, 0.2, needs=("more rows",))
+
+
+def test_checks_say_what_their_verdicts_allow():
+    def layered(verdict):
+        return wording.layered(Layered({}, "", verdict.difference, 1.0, verdict, wins=False))
+
+    assert "ranks by layer and that with one rank are equal within the margin" in layered(EQUAL)
+    assert "cannot be told" in layered(UNTOLD)
+    assert layered(UNTOLD).endswith("It is not recommended.")
+
+    def verified(verdict, best=4):
+        return wording.verified(Verified(1000, 2, {}, {}, best, verdict, None))
+
+    assert "Rank 2 and rank 4 are equal within the margin of 0.005" in verified(EQUAL)
+    assert "Rank 2 is worse, by more than the margin, than rank 4" in verified(WORSE)
+    assert "Whether rank 2 is better or worse than rank 4 cannot be told" in verified(UNTOLD)
+    assert "To tell, give more rows." in verified(UNTOLD)
+    assert "rank 2 has the lowest loss of its neighbours" in verified(None, best=2)
+
+    def grid(verdict):
+        return wording.grid(Grid((), {"rank": 8, "rate": 0.01}, 0.004, 0.0, 0.0, verdict))
+
+    assert "The choice is worse, by more than the margin, than rank 8 at rate 0.01" in grid(WORSE)
+    assert "Whether the choice is better or worse than rank 8" in grid(UNTOLD)
+    assert "has the lowest loss" in grid(None)
+
+    scored = wording.scored(Scored("exact_match", {1: 0.5, 8: 0.75}, {}, 8, 1))
+    assert "by the loss 1 (1: 0.5, 8: 0.75)" in scored
+    assert "cannot be told" in scored
+
+
+def test_the_grid_is_judged_by_the_noise_of_all_its_points():
+    """Twelve points with two seeds each are twelve degrees of freedom, and the best of them was picked."""
+    judge = Judge(LossTolerance(0.005, 0.002, 3, from_user=True))
+    points = [GridPoint(rank, 0.1, (1.0, 1.002)) for rank in (1, 2, 4, 8, 16, 32)]
+    near, far = GridPoint(64, 0.1, (1.0005, 1.0025)), GridPoint(64, 0.1, (1.1, 1.102))
+    words = [
+        _beside_best(judge, [*points, ours], ours, points[0], 0.0014).word for ours in (near, far)
+    ]
+    assert words == ["cannot be told", "worse"]
+    once = GridPoint(64, 0.1, (1.1,)), GridPoint(1, 0.1, (1.0,))
+    verdict = _beside_best(judge, once, *once, 0.0)
+    assert (verdict.word, verdict.needs) == (
+        "cannot be told",
+        ("more --grid-seeds (one says nothing of others)",),
+    )
 
 
 class TestSpec:
