@@ -195,5 +195,5 @@ def test_several_arms_share_the_risk_of_one_word():
 def test_the_margins_are_named():
     spec = CompareSpec(margin=0.02, cost_margin=0.1)
     text = margins(spec.margins).replace("\u00a0", " ")
-    for words in ("2.0 % of what", "5 points", "forgetting 10.0 %", "memory and time 10.0 %"):
+    for words in ("2.0 % of what", "scores 0.05", "forgetting 10.0 %", "memory and time 10.0 %"):
         assert words in text

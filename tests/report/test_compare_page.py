@@ -74,7 +74,7 @@ def test_sections_figures_and_what_they_say(folder):
 def test_margins_and_words_are_on_it(folder):
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     result = json.loads((folder / "result.json").read_text())
-    assert "scores 5 points" in page.text.replace("\u00a0", " ")
+    assert "scores 0.05" in page.text.replace("\u00a0", " ")
     for between in result["differences"]:
         verdict = between["verdict"]
         assert f"{between['arm']}: {verdict['word']}" in page.text

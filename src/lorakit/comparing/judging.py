@@ -161,13 +161,12 @@ def _scores(
     """Every metric: the difference and the verdict."""
     runs, others = ([run.result for run in each.runs] for each in (trained, against))
     intervals = apart.score_differences(runs, others, findings.base.references, level)
-    units = apart.scores(runs)
     return {
         name: d.to_dict()
         | {
             "verdict": judge(
                 d,
-                spec.score_margin * (100 if units[name]["unit"] == "points" else 1),
+                spec.score_margin,
                 lower_is_better=False,
                 more_seeds=_SEEDS,
                 more_rows=_ANSWERS,

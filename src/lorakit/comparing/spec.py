@@ -93,8 +93,8 @@ class CompareSpec:
     score_margin: float = field(
         default=0.05,
         metadata={
-            "help": "The margin within which two scores of answers count as equal, as a share of "
-            "their range: 0.05 is five points."
+            "help": "The margin within which two scores of answers, which lie between 0 and 1, count as "
+            "equal."
         },
     )
     forgetting_margin: float = field(

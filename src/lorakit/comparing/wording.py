@@ -180,7 +180,7 @@ def margins(margins: Mapping[str, float]) -> str:
     """
     return (
         f"margins, within which two arms count as equal: held-out loss {percent(margins['loss'])} of "
-        f"what the reference gains over the base; scores {number(100 * margins['scores'], 3)} points; "
+        f"what the reference gains over the base; scores {number(margins['scores'], 3)}; "
         f"forgetting {percent(margins['forgetting'])} of the reference's; memory and time "
         f"{percent(margins['costs'])}"
     )

@@ -172,7 +172,9 @@ def _checks(spec: RankSpec, config: RunConfig, profile: RankProfile, whole: floa
     if spec.metric is not None:
         base, parameters = profile.profile, profile.parameters(profile.highest)
         samples = min(config.output.samples, base.eval_rows)
-        tokens = samples * (config.output.max_new_tokens + base.eval_tokens / base.eval_rows)
+        # Where reference answers decide the limit, it is that of the longest: taken as two mean rows.
+        limit = config.output.answer_limit or 2 * base.eval_mean_length
+        tokens = samples * (limit + base.eval_tokens / base.eval_rows)
         cost += 5 * (run + base.evaluation_flops(parameters, tokens) / profile.run_flops)
     if spec.per_layer:
         cost += 3 * run

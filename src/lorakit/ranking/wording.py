@@ -224,7 +224,9 @@ def scored(score: "Scored") -> str:
             f"By {score.name} it is rank {score.rank}, by the loss {score.rank_by_loss} ({values}). The "
             "score decides, as asked."
         )
-    said = f"{chosen} Each rank was trained once: whether another seed would score so cannot be told."
+    said = (
+        f"{chosen} Each rank was trained once: whether another seed would score so cannot be told."
+    )
     return f"{said} Note: {score.cut}." if score.cut else said
 
 

@@ -56,8 +56,8 @@ def tiles(files: CompareFiles, arm: Record) -> list[Tile]:
         title = score_name(name)
         result.append(
             Tile(
-                title[0].upper() + title[1:], _points(one["mean"]), "",
-                f"{one['verdict']['word']}; {interval(one, _points)}",
+                title[0].upper() + title[1:], _scored(one["mean"]), "",
+                f"{one['verdict']['word']}; {interval(one, _scored)}",
             )
         )  # fmt: skip
     words = {name: each["word"] for name, each in shares["verdicts"].items()}
@@ -108,7 +108,7 @@ def _score_cell(files: CompareFiles, arm: Record, name: str) -> Cell:
     if between is None or name not in between["scores"]:
         return Cell(value)
     one = between["scores"][name]
-    return Cell(value, _aside(one, _points, one["verdict"]["word"]))
+    return Cell(value, _aside(one, _scored, one["verdict"]["word"]))
 
 
 def interval(d: Record, show: Callable[[float], str]) -> str:
@@ -125,7 +125,7 @@ def _aside(d: Record, show: Callable[[float], str], word: str) -> str:
     return f"{show(d['mean'])} ({show(d['low'])} to {show(d['high'])}): {word}"
 
 
-def _points(value: float) -> str:
+def _scored(value: float) -> str:
     """How a difference of a score is shown: on the scores' scale of 0 to 1, with its sign."""
     return signed(value, 3)
 
@@ -267,7 +267,7 @@ def margins(margins: Mapping[str, float]) -> str:
     """The margins that were named before the comparison."""
     return (
         f"loss {percent(margins['loss'])} of the reference's gain, scores "
-        f"{number(100 * margins['scores'], 3)} points, forgetting {percent(margins['forgetting'])} of "
+        f"{number(margins['scores'], 3)}, forgetting {percent(margins['forgetting'])} of "
         f"the reference's, memory and time {percent(margins['costs'])}"
     )
 
