@@ -18,8 +18,8 @@ from pathlib import Path
 
 import bench
 import compare_examples
-import noise
 import go_on_table
+import noise
 import rank_regret_table
 from bench import Line, gigabytes, median, newest, table
 
