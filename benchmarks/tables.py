@@ -19,6 +19,7 @@ from pathlib import Path
 import bench
 import compare_examples
 import go_on_table
+import noise
 import rank_regret_table
 from bench import Line, gigabytes, median, newest, table
 
@@ -340,7 +341,7 @@ def short_compare() -> str:
         length = made["tokens_per_step"] / made["protocol"]["batch_size"]
         for between in made["differences"]:
             arm, full = arms[between["arm"]], arms[between["against"]]
-            loss, cost = between["loss"], between["measured"]
+            (loss, word), cost = compare_examples.judged(made, between), between["measured"]
             rows.append(
                 (
                     f"[{name}](docs/examples/compare-{name}.html) ({length:.0f} tokens)",
@@ -349,7 +350,7 @@ def short_compare() -> str:
                     f"{1 - between['fewer_parameters']:.3f} ×",
                     f"{cost['peak_memory_bytes_share']:.2f} ×",
                     f"{cost['seconds_per_step_share']:.2f} ×",
-                    between["verdict"]["kind"],
+                    word,
                 )
             )
     return table(head, rows)
@@ -415,6 +416,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "short_speed": partial(of_file, "train_speed.jsonl", short_speed),
     "short_serving": partial(of_file, "serve.jsonl", serving),
     "short_compare": short_compare,
+    "noise": partial(of_file, "noise.jsonl", noise.table),
     "short_ranks": partial(of_file, "rank_regret.jsonl", short_ranks),
 }
 

@@ -1,5 +1,6 @@
 """The documents' measured figures against the result files, and the tables against worked examples."""
 
+import noise
 import pytest
 import rank_regret_table
 import tables
@@ -212,3 +213,40 @@ def test_regret_is_of_the_grids_mean_at_the_rank_and_of_the_adapter_itself():
     assert rank_regret_table.by_seed(rank_regret_table.rows(lines)) == ""
     first = rank_regret_table.tables(lines)
     assert all(part in rank_regret_table.tables([*lines, again]) for part in first.split("\n\n"))
+
+
+def test_a_word_is_wrong_of_equals_the_wrong_way_round_or_of_what_differs_by_more_than_the_margin():
+    def said(mean, word):
+        return {"case": "c", "measure": "loss", "mean": mean, "word": word, "margin": 0.1}
+
+    lines = [
+        *(said(0.3, "worse"), said(-0.3, "better"), said(0.0, "equal")),
+        *(said(0.3, "cannot be told"), said(-0.3, "cannot be told")),
+    ]
+    # Of equals better and worse are wrong; where theirs is better, better is, and equal beyond the margin.
+    assert noise.wrong(lines, 0.0, 0.0, noise.WORDS[:2]) == 2
+    assert noise.wrong(lines, 0.0, 0.0, ("equal",)) == 0
+    assert noise.wrong(lines, 0.15, 0.2, noise.WORDS[:2]) == 1
+    assert noise.wrong(lines, 0.15, 0.2, ("equal",)) == 1
+    assert noise.wrong(lines, 0.05, 0.2, ("equal",)) == 0
+    assert noise.wrong(lines, -0.1, 0.2, noise.WORDS[:2]) == 2
+
+
+def test_the_truth_of_identical_arms_is_nothing_and_else_the_mean_of_all():
+    assert noise.truth("rank: identical arms", [1.0, 2.0]) == (0.0, 0.0)
+    low, high = noise.truth("rank: shuffled labels", [1.0, 3.0])
+    # ± 2.5 standard errors, which is 1.
+    assert (low, high) == pytest.approx((-0.5, 4.5))
+    lines = [
+        {
+            "case": "rank: 8 rows",
+            "measure": "rank 1",
+            "mean": m,
+            "word": "cannot be told",
+            "margin": None,
+        }
+        for m in (0.1, 0.2)
+    ]
+    (row,) = cells(noise.table(lines))
+    assert row[2] == "2"
+    assert row[4:] == ["0", "0", "0", "2", "0", "0"]

@@ -39,7 +39,8 @@ def small(base, rows):
         "rates": 1,
         "seeds": 2,
         "evaluations": 2,
-        "max_eval_rows": 12,
+        "eval_share": 0.2,
+        "max_eval_rows": 14,
         "samples": 3,
         "max_new_tokens": 4,
     }

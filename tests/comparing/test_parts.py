@@ -10,10 +10,7 @@ from lorakit.comparing.costs import reached
 from lorakit.comparing.methods import Method, arms_of
 from lorakit.comparing.planning import steps_of
 from lorakit.comparing.spec import FORM, Budget, CompareSpec
-from lorakit.comparing.verdict import judge
-from lorakit.comparing.wording import judgement, quality
 from lorakit.errors import ConfigError, DivergedError
-from lorakit.evaluation.crossed import CrossedInterval
 from lorakit.experiments.rates import at_edge, grid, rounds, survivors
 from lorakit.experiments.records import from_json, to_json
 from lorakit.lora import LoraSpec
@@ -59,6 +56,9 @@ def test_steps_of_every_unit():
         ({"rate_factor": 1.0}, "rate_factor must be above 1"),
         ({"probe_share": 0.0}, "probe_share"),
         ({"margin": 1.0}, "margin"),
+        ({"score_margin": -0.1}, "score_margin"),
+        ({"forgetting_margin": 1.0}, "forgetting_margin"),
+        ({"cost_margin": 2.0}, "cost_margin"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(wrong, message):
@@ -125,52 +125,3 @@ def test_arms_by_the_settings():
     assert arms[1].method != arms[3].method
     for arm in arms:
         assert from_json(Method, json.loads(json.dumps(to_json(arm.method)))) == arm.method
-
-
-def d(low, high):
-    return CrossedInterval((low + high) / 2, low, high, 0.95, 3, 100, 50.0, 4000)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "kind"),
-    [
-        (-0.03, -0.01, "better"),
-        (-0.01, 0.01, "indistinguishable"),
-        (-0.2, 0.1, "indistinguishable"),
-        (0.01, 0.04, "close"),
-        (0.01, 0.08, "behind"),
-        (0.06, 0.08, "worth it"),
-    ],
-)
-def test_verdicts_with_a_gain_of_one_nat_and_a_margin_of_five_percent(low, high, kind):
-    judged = judge(d(low, high), 1.0, 0.05)
-    said = judgement(judged, "full fine-tuning")
-    assert judged.kind == kind
-    assert judged.gain_kept == pytest.approx(1 - (low + high) / 2)
-    words = {
-        "better": "better than full fine-tuning",
-        "indistinguishable": "indistinguishable",
-        "close": "comes close",
-        "behind": "these rows and seeds do not say",
-        "worth it": "Full fine-tuning is worth it here",
-    }[kind]
-    assert words in said
-    assert ("could still show" in said) == ((low, high) == (-0.2, 0.1))
-
-
-def test_a_reference_that_gained_nothing_is_still_judged():
-    assert judge(d(0.01, 0.02), -0.5, 0.05).kind == "worth it"
-    assert judge(d(-0.01, 0.02), 0.0, 0.05).gain_kept is None
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [
-        (0.004, 0.020, "0.012 nats per token higher (95 % interval 0.004 to 0.020)"),
-        (-0.020, -0.004, "0.012 nats per token lower (95 % interval 0.004 to 0.020)"),
-        (-0.010, 0.020, "0.005 nats per token higher (95 % interval −0.010 to +0.020)"),
-    ],
-)
-def test_the_interval_in_words(low, high, said):
-    text = quality(judge(d(low, high), 1.0, 0.05))
-    assert said in text.replace("\u00a0", " ")

@@ -91,7 +91,7 @@ def test_swapping_the_names_of_the_arms_changes_nothing(small, compare, tmp_path
     for key in ("loss", "kl", "general_loss", "scores", "rate_ratio", "fewer_parameters"):
         ours, theirs = (json.loads(text)["differences"][0][key] for text in (texts[0], renamed))
         assert ours == theirs, key
-    kinds = [json.loads(text)["differences"][0]["verdict"]["kind"] for text in texts]
+    kinds = [json.loads(text)["differences"][0]["verdict"]["word"] for text in texts]
     assert kinds[0] == kinds[1]
 
 

@@ -55,6 +55,7 @@ def small(base):
         "batch_size": 8,
         "learning_rate": 0.005,
         "tolerance": "2%",
+        "allow_short": True,
         "samples": 3,
         "max_new_tokens": 4,
     }

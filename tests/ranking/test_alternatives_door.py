@@ -17,7 +17,7 @@ class Reached(Exception):
 lab = mock.Mock(steps=10, spent=0.0, measuring=0.0)
 lab.train.side_effect = Reached
 try:
-    command._search(lab, RankSpec(method=sys.argv[1]), mock.Mock(), 1e-3, 0)
+    command._search(lab, RankSpec(method=sys.argv[1]), mock.Mock(), 1e-3, 0, 2.5)
 except Reached:
     print(*(f"lorakit.ranking.{name}" in sys.modules for name in ("alternatives", "checks")))
 """

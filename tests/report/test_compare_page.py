@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
         "seeds": 2,
         "evaluations": 3,
         "batch_size": 4,
-        "max_eval_rows": 10,
+        "eval_share": 0.35,
         "samples": 6,
         "max_new_tokens": 4,
         "out": str(place / "run"),
@@ -67,7 +67,31 @@ def test_sections_figures_and_what_they_say(folder):
     ):
         assert words.replace(" %", "\u00a0%") in page.text or words in page.text, words
     names = {p.name for p in (folder / "plots").iterdir()}
-    assert names == {f"{n}.png" for n in ("course", "forgetting", "probe", "time", "trade_off")}
+    assert names == {f"{n}.png" for n in
+                     ("course", "differences", "forgetting", "probe", "time", "trade_off")}  # fmt: skip
+
+
+def test_margins_and_words_are_on_it(folder):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    result = json.loads((folder / "result.json").read_text())
+    assert "scores 0.05" in page.text.replace("\u00a0", " ")
+    for between in result["differences"]:
+        verdict = between["verdict"]
+        assert f"{between['arm']}: {verdict['word']}" in page.text
+        assert " ".join(verdict["words"].split()) in page.text
+        assert between["kl"]["verdict"]["word"] in page.text
+    # Six answers are too few for a word, and have no interval.
+    assert all(not between["scores"] for between in result["differences"])
+    for gone in ("indistinguishable", "comes close"):
+        assert gone not in page.text
+
+
+def test_a_result_of_an_earlier_version_is_refused_with_the_way_on(folder, tmp_path):
+    result = json.loads((folder / "result.json").read_text())
+    del result["protocol"]["margins"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(DataError, match=r"earlier version.*lorakit compare --resume --out"):
+        write_compare_report(tmp_path)
 
 
 def test_it_stands_alone_and_everything_is_escaped(folder):

@@ -13,7 +13,9 @@ from lorakit.errors import DataError
 from lorakit.experiments import in_process
 from lorakit.ranking.command import run_rank
 from lorakit.ranking.spec import FORM
-from lorakit.report import write_rank_report
+from lorakit.report import rank_tables, write_rank_report
+from lorakit.report.numbers import loss
+from lorakit.report.rank_read import read_rank
 
 EVIL = "<script>alert(1)</script>"
 SECTIONS = [
@@ -33,6 +35,7 @@ def folder(tmp_path_factory) -> Path:
         "dtype": "float32",
         "max_rank": 4,
         "max_steps": 8,
+        "allow_short": True,
         "rates": 2,
         "batch_size": 4,
         "eval_share": 0.3,
@@ -56,13 +59,52 @@ def test_sections_figures_and_what_they_say(folder):
     result = json.loads((folder / "result.json").read_text())
     assert " ".join(result["words"].split()) in page.text
     for words in (
-        *("held-out loss (nats per token)", "parameters of the adapter", "learning rate"),
+        *("held-out loss less rank 4 (nats per token)", "learning rate", "what may be said"),
         *("runs at the highest rank, evaluation included", "trained", "prior", "tolerance"),
         "does not say which rank the task needs",
     ):
         assert words in page.text, words
     names = {p.name for p in (folder / "plots").iterdir()}
     assert names == {f"{n}.png" for n in ("loss", "leaving", "heat", "decay", "rates", "cost")}
+
+
+def test_no_table_holds_losses_of_two_lengths_of_run(folder):
+    result = json.loads((folder / "result.json").read_text())
+    lengths = {e["share"] for e in result["evidence"]}
+    assert len(lengths) > 1
+    files = read_rank(folder)
+    tables = rank_tables.evidence(files)
+    assert len(tables) >= len(lengths)
+    for title, rows in tables:
+        (share,) = {
+            e["share"]
+            for e in result["evidence"]
+            for row in rows
+            if (row[0], row[2]) == (str(e["rank"]), loss(e["loss"])) and title.endswith(e["how"])
+        }
+        assert ("the whole run" in title) == (share == 1)
+    # Differences are of runs after the same steps, and say after how many.
+    for row in rank_tables.gaps(files):
+        assert row[1] == "whole run" or row[1].endswith("of a run")
+
+
+def test_margin_intervals_and_words_are_on_it(folder):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    result = json.loads((folder / "result.json").read_text())
+    for rank, gap in result["gaps"].items():
+        assert f"rank {rank}, " in page.text
+        assert gap["verdict"]["word"] in page.text
+    assert "margin, within which ranks count as equal" in page.text
+    for gone in ("indistinguishable", "Confidence", "equivalent"):
+        assert gone not in page.text
+
+
+def test_a_result_of_an_earlier_version_is_refused_with_the_way_on(folder, tmp_path):
+    result = json.loads((folder / "result.json").read_text())
+    del result["margin"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(DataError, match=r"earlier version.*lorakit rank --resume --out"):
+        write_rank_report(tmp_path)
 
 
 def test_it_stands_alone_and_everything_is_escaped(folder):

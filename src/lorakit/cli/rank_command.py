@@ -21,6 +21,7 @@ from lorakit.run.folder import CONFIG, repeating
 from lorakit.run.present import require_present, require_run_folder
 
 if TYPE_CHECKING:
+    from lorakit.ranking.expenses import Expenses
     from lorakit.ranking.trials import RankProfile
 
 
@@ -46,7 +47,7 @@ def rank(
     *,
     flags: Mapping[str, Any],
 ) -> None:
-    """Find the smallest rank that is equivalent to the best on your rows, and train the adapter.
+    """Find the smallest rank that suffices beside the highest on your rows, and train the adapter.
 
     `lorakit rank --data rows.jsonl --eval-data test.jsonl --max-rank 32 --out runs/rank`
 
@@ -56,7 +57,8 @@ def rank(
 
     Short runs find the learning rate. Then the lowest and the highest rank train concurrently and
     are compared row by row on the held-out rows. The folder then holds `adapter/` (trained at the
-    recommended rank), `report.html` (the evidence) and `result.json`. A search costs about two runs.
+    recommended rank), `report.html` (the evidence) and `result.json`. A search costs two to three runs,
+    and says before it begins how many at most.
 
     Finished trials are kept: after an interruption, `--resume --out FOLDER` runs the missing ones.
     With `--verify` or `--exhaustive` it adds those checks to a finished search.
@@ -111,15 +113,17 @@ class RankWatcher(TrialWatcher):
         """Show one event."""
         match event["kind"]:
             case "profile":
-                _show_profile(event["profile"])
+                _show_profile(event["profile"], event["expenses"], event["margin"])
             case "decided":
                 say([f"  {event['text']}"])
             case _:
                 super().__call__(event)
 
 
-def _show_profile(ranks: "RankProfile") -> None:
-    """Rows, the prior, and what a run takes."""
+def _show_profile(ranks: "RankProfile", expenses: "Expenses", margin: float | None) -> None:
+    """Rows, the prior, the margin, and what a run and the search take."""
+    from lorakit.ranking import wording
+
     profile, estimate, prior = ranks.profile, ranks.estimate, ranks.prior
     say(profile.notes)
     say(
@@ -127,8 +131,11 @@ def _show_profile(ranks: "RankProfile") -> None:
             f"{count(profile.rows)} training rows; {count(profile.eval_rows)} held-out rows, by which "
             "learning rate and rank are chosen",
             f"a run is {count(ranks.steps)} steps, about "
-            f"{duration(ranks.steps * estimate.seconds_per_step)}; the search about two of them, "
-            f"in {size(estimate.peak_memory_bytes)} of memory",
+            f"{duration(ranks.steps * estimate.seconds_per_step)}, in "
+            f"{size(estimate.peak_memory_bytes)} of memory",
+            wording.forecast(expenses),
+            f"margin, within which two ranks count as equal: {wording.margin(margin)}",
+            *(f"nothing will be said of any rank: give {each}" for each in expenses.short),
             f"prior (it decides nothing): the completions are {prior.bits / 1000:,.1f} kbit under "
             f"the base, which at two bits a parameter rank {prior.rank:.2g} could hold",
             *([estimate.note] if estimate.note else []),
@@ -140,23 +147,19 @@ def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -
     """Print the answer and its evidence; `prompt` is the mapping by which rows became prompts."""
     console.print()
     say([result["words"]])
-    table = Table(box=None, pad_edge=False)
-    for name in ("rank", "how", "share of a run", "held-out loss", "parameters"):
-        table.add_column(name, justify="left" if name == "how" else "right")
-    last = {(e["rank"], e["how"]): e for e in result["evidence"]}
-    for key in sorted(last):
-        e = last[key]
-        table.add_row(
-            str(e["rank"]),
-            e["how"],
-            f"{e['share']:.0%}",
-            f"{e['loss']:.4f}",
-            count(e["parameters"]),
-        )
-    console.print(table)
+    if result["gaps"]:
+        console.print(_compared(result))
+    confidence = result["confidence"]
     say(
         [
-            f"confidence {result['confidence']:.0%}; tolerance {result['tolerance']['words']}",
+            f"held-out loss at rank {result['recommended_rank']}: {result['loss']:.4f} nats per token, "
+            f"{result['base_loss']:.4f} before training",
+            *(
+                [f"likely to be within the tolerance: {confidence:.0%}"]
+                if confidence is not None
+                else []
+            ),
+            f"margin {result['margin']['words']}; tolerance of the search {result['tolerance']['words']}",
             f"cost: {result['cost']['runs']:.2f} runs at rank {max(result['ranks'])}, evaluation "
             "included",
             *(f"note: {note}" for note in result["notes"]),
@@ -165,6 +168,25 @@ def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -
             f"try it:  {asking(out / 'adapter', prompt)}",
         ]
     )
+
+
+def _compared(result: Mapping[str, Any]) -> Table:
+    """Each rank less the reference, after the same steps of both: losses of other lengths stand elsewhere."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "after", f"less rank {result['reference']}", "interval", "margin", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for rank, gap in result["gaps"].items():
+        ends = "" if gap["low"] is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+        margin, share = gap["verdict"]["margin"], gap["share"]
+        table.add_row(
+            rank,
+            "the whole run" if share >= 1 else f"{share:.0%} of a run",
+            f"{gap['mean']:+.4f}",
+            ends,
+            "" if margin is None else f"±{margin:.4f}",
+            gap["verdict"]["word"],
+        )
+    return table
 
 
 def _inspect(adapter: str, flags: Mapping[str, Any], *, force: bool) -> None:

@@ -1,7 +1,7 @@
 """What a comparison will take, before it starts: steps of every arm, trials, seconds, memory."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorakit.comparing.methods import Arm
@@ -34,6 +34,7 @@ class CompareEstimate:
         trials: processes in all.
         seconds: in all, about.
         peak_memory_bytes: of the largest process.
+        margins: within which two arms will count as equal, by what they are of.
     """
 
     profile: CompareProfile
@@ -41,6 +42,7 @@ class CompareEstimate:
     trials: int
     seconds: float
     peak_memory_bytes: int
+    margins: Mapping[str, float]
 
 
 def sources_of(spec: CompareSpec, config: RunConfig) -> Sources:
@@ -77,7 +79,7 @@ def estimate_compare(
         seconds += spec.seeds * (spec.evaluations * evaluation + _START_SECONDS)
         trials += probes + spec.seeds
     peak = max(estimate.peak_memory_bytes for estimate in profile.estimates)
-    return CompareEstimate(profile, steps, trials, seconds / spec.workers, peak)
+    return CompareEstimate(profile, steps, trials, seconds / spec.workers, peak, spec.margins)
 
 
 def steps_of(budget: Budget, profile: Profile, seconds_per_step: float, batch_size: int) -> int:

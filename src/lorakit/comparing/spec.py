@@ -86,9 +86,27 @@ class CompareSpec:
         default=0.05,
         metadata={
             "help": "The margin of the verdict, as a share of what full fine-tuning gains over the "
-            "base. LoRA's savings are taken to be worth a smaller difference, which the verdict "
-            "calls close."
+            "base. Two arms whose losses certainly differ by less are called equal: LoRA's savings "
+            "are taken to be worth so much."
         },
+    )
+    score_margin: float = field(
+        default=0.05,
+        metadata={
+            "help": "The margin within which two scores of answers, which lie between 0 and 1, count as "
+            "equal."
+        },
+    )
+    forgetting_margin: float = field(
+        default=0.1,
+        metadata={
+            "help": "The margin within which two arms count as forgetting as much, as a share of "
+            "what the reference forgets."
+        },
+    )
+    cost_margin: float = field(
+        default=0.05,
+        metadata={"help": "The margin within which memory and time count as equal, as a share."},
     )
     control: bool = field(
         default=False,
@@ -117,9 +135,20 @@ class CompareSpec:
             raise ConfigError(f"rate_factor must be above 1; it is {self.rate_factor}")
         if not 0 < self.probe_share <= 1:
             raise ConfigError(f"probe_share must lie in (0, 1]; it is {self.probe_share}")
-        if not 0 <= self.margin < 1:
-            raise ConfigError(f"margin must lie in [0, 1); it is {self.margin}")
+        for name in ("margin", "score_margin", "forgetting_margin", "cost_margin"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1); it is {getattr(self, name)}")
         self.parsed_budget()
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """All margins by what they are of, as shares."""
+        return {
+            "loss": self.margin,
+            "scores": self.score_margin,
+            "forgetting": self.forgetting_margin,
+            "costs": self.cost_margin,
+        }
 
     def parsed_budget(self) -> Budget:
         """The budget as amount and unit."""

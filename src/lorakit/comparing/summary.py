@@ -10,15 +10,14 @@ from statistics import fmean
 from typing import Any
 
 from lorakit.comparing import differences as apart
-from lorakit.comparing import wording
+from lorakit.comparing import judging, wording
 from lorakit.comparing.costs import costs, points
 from lorakit.comparing.methods import Arm
 from lorakit.comparing.protocol import ArmFindings, CompareFindings
 from lorakit.comparing.spec import CompareSpec
 from lorakit.comparing.trials import BaseResult, RunResult
-from lorakit.comparing.verdict import judge
 from lorakit.config import RunConfig
-from lorakit.evaluation.crossed import CrossedInterval
+from lorakit.evaluation.verdict import LEVEL, share_of_level
 from lorakit.experiments.experiment import TRIALS
 from lorakit.experiments.rates import at_edge, rounds
 from lorakit.experiments.records import to_json
@@ -37,7 +36,7 @@ def summarise(
     arms = [_arm(each, findings) for each in findings.arms]
     at = [each.arm for each in findings.arms].index(reference)
     differences = [
-        _difference(each, arms[i], findings.arms[at], arms[at], findings, spec)
+        judging.difference(each, arms[i], findings.arms[at], arms[at], findings, spec)
         for i, each in enumerate(findings.arms)
         if i != at
     ]
@@ -64,7 +63,9 @@ def summarise(
             ],
             "evaluations": spec.evaluations,
             "margin": spec.margin,
-            "level": apart.LEVEL,
+            "margins": spec.margins,
+            "level": LEVEL,
+            "level_of_each_arm": share_of_level(LEVEL, len(arms) - 1),
             "workers": spec.workers,
         },
         "base": _base(base),
@@ -126,9 +127,9 @@ def _arm(trained: ArmFindings, findings: CompareFindings) -> dict[str, Any]:
         "tokens": [run.tokens for run in runs],
         "losses": losses,
         "train_losses": [run.train_loss for run in runs],
-        "loss": _interval(apart.interval(apart.losses(trained)), losses),
-        "kl": _interval(apart.interval(apart.moved(trained, "kl")), []),
-        "general_loss": _interval(apart.interval(apart.moved(trained, "loss")), []),
+        "loss": judging.figure(apart.losses(trained)),
+        "kl": judging.figure(apart.moved(trained, "kl")),
+        "general_loss": judging.figure(apart.moved(trained, "loss")),
         "scores": apart.scores(runs),
         "course": [_point(runs, i) for i in range(points(runs))],
         "measured": costs(trained, targets, base_bytes)
@@ -138,20 +139,6 @@ def _arm(trained: ArmFindings, findings: CompareFindings) -> dict[str, Any]:
             "adapters": [f"{TRIALS}/{run.trial}/adapter" for run in trained.runs] if lora else [],
         },
     }
-
-
-def _interval(interval: CrossedInterval | None, values: Sequence[float]) -> dict[str, Any]:
-    if interval is None:
-        mean = fmean(values) if values else 0.0
-        return {
-            "mean": mean,
-            "low": mean,
-            "high": mean,
-            "level": 0.0,
-            "seeds": len(values),
-            "rows": 1,
-        }
-    return dict(interval.to_dict())
 
 
 def _point(runs: Sequence[RunResult], at: int) -> dict[str, Any]:
@@ -164,54 +151,9 @@ def _point(runs: Sequence[RunResult], at: int) -> dict[str, Any]:
     return point
 
 
-def _difference(
-    trained: ArmFindings,
-    arm: Mapping[str, Any],
-    against: ArmFindings,
-    reference: Mapping[str, Any],
-    findings: CompareFindings,
-    spec: CompareSpec,
-) -> dict[str, Any]:
-    loss = apart.difference(apart.losses(trained), apart.losses(against))
-    kl = apart.difference(apart.moved(trained, "kl"), apart.moved(against, "kl"))
-    general = apart.difference(apart.moved(trained, "loss"), apart.moved(against, "loss"))
-    runs, others = ([run.result for run in each.runs] for each in (trained, against))
-    between: dict[str, Any] = {
-        "arm": trained.arm.name,
-        "against": against.arm.name,
-        "loss": _interval(loss, []),
-        "kl": _interval(kl, []),
-        "general_loss": _interval(general, []),
-        "scores": {
-            name: one.to_dict()
-            for name, one in apart.score_differences(runs, others, findings.base.references).items()
-        },
-        "rate_ratio": trained.rate / against.rate,
-        "fewer_parameters": 1 - arm["trainable_parameters"] / reference["trainable_parameters"],
-    }
-    shares = {
-        f"{name}_share": arm["measured"][name] / reference["measured"][name]
-        for name in ("peak_memory_bytes", "seconds_per_step", "train_seconds")
-    }
-    between["measured"] = shares
-    if loss is not None:
-        gain = findings.base.held_out.loss - reference["loss"]["mean"]
-        verdict = judge(loss, gain, spec.margin)
-        between["verdict"] = {"kind": verdict.kind, "gain": gain, "gain_kept": verdict.gain_kept}
-        between["verdict"]["words"] = wording.judgement(verdict, against.arm.name)
-        between["measured"]["sentence"] = (
-            f"{trained.arm.name} {wording.memory(arm, reference)}; {wording.quality(verdict)}; "
-            f"{wording.forgetting(arm, reference, kl)}."
-        )
-    return between
-
-
 def _headline(between: Sequence[Mapping[str, Any]]) -> str:
     """The sentence of the arm with the lowest loss among those that stand beside the reference."""
-    judged = [each for each in between if "verdict" in each]
-    if not judged:
-        return wording.NOTHING_COMPARED
-    best = min(judged, key=lambda each: each["loss"]["mean"])
+    best = min(between, key=lambda each: each["loss"]["mean"])
     return f"{best['measured']['sentence']} {best['verdict']['words']}"
 
 

@@ -1,95 +1,158 @@
-"""The sentences of a comparison, made from its values."""
+"""The sentences of a comparison, made from its verdicts: nothing here decides what may be said."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorakit.comparing.verdict import Verdict
-from lorakit.evaluation.crossed import CrossedInterval
+from lorakit.evaluation.verdict import Verdict
 from lorakit.report.numbers import number, percent
 
+# An interval of a ratio whose ends are farther apart than this says only which is larger.
+_WIDEST_RATIO = 4.0
 
-def judgement(verdict: Verdict, reference: str) -> str:
-    """The verdict in a sentence or two; `reference` is what the reference arm is called."""
-    d, gain, share = verdict.difference, verdict.gain, percent(verdict.margin, 0)
+
+def judgement(verdict: Verdict, reference: str, share: float) -> str:
+    """The verdict on quality in a sentence or two.
+
+    Args:
+        verdict: on the held-out loss.
+        reference: what the reference arm is called.
+        share: the margin, as a share of what the reference gained over the base.
+    """
     named = reference[0].upper() + reference[1:]
-    match verdict.kind:
+    margin = f"{percent(share, 0)} of what {reference} gains over the base"
+    d = verdict.difference
+    match verdict.word:
         case "better":
             return f"It is better than {reference} here."
-        case "indistinguishable":
-            words = f"On these rows it and {reference} are indistinguishable."
-            if gain > 0 and max(d.high, -d.low) > verdict.margin * gain:
-                words += (
-                    f" More rows or seeds could still show a difference above {share} of what "
-                    f"{reference} gains over the base."
-                )
-            return words
-        case "close":
-            return f"It comes close: {reference} is ahead by less than {share} of its gain."
-        case "behind":
-            return (
-                f"{named} is ahead; whether by more than {share} of its gain, these rows and seeds "
-                "do not say."
-            )
-        case "worth it":
-            return f"{named} is worth it here."
+        case "worse" if verdict.beyond:
+            return f"{named} is better here, by more than the margin of {margin}: it is worth it."
+        case "worse" if verdict.margin is None:
+            return f"{named} is better here; it did not gain over the base, so that no margin is known."
+        case "worse":
+            return f"{named} is better here; whether by more than the margin of {margin} cannot be told."
+        case "equal":
+            words = f"It and {reference} are equal within the margin, {margin}"
+            if d is not None and (d.low > 0 or d.high < 0):
+                ahead = reference if d.low > 0 else "it"
+                words += f"; {ahead} is ahead by less than that"
+            return words + "."
+    return f"Which is better cannot be told.{would_tell(verdict)}"
 
 
-def quality(verdict: Verdict) -> str:
+def would_tell(verdict: Verdict) -> str:
+    """What would, as a sentence that follows another; empty where a word is said."""
+    if not verdict.needs:
+        return ""
+    return f" To tell, give {' and '.join(verdict.needs)}."
+
+
+def quality(verdict: Verdict, difference: Mapping[str, Any], gain_kept: float | None) -> str:
     """The loss in one clause, with its interval.
 
-    >>> d = CrossedInterval(0.0123, 0.004, 0.0209, 0.95, 3, 200, 40.0, 4000)
-    >>> quality(Verdict("close", d, 0.5, 0.05, 0.9754)).replace("\u00a0", " ")
+    Args:
+        verdict: on it.
+        difference: "mean" and, where there is an interval, "low", "high" and "level".
+        gain_kept: share of the reference's gain that the arm has; None where nothing was gained.
+
+    >>> from lorakit.evaluation.crossed import CrossedInterval
+    >>> d = CrossedInterval(0.0123, 0.004, 0.0209, 0.95, 3, 200, 0.9, 1000)
+    >>> from lorakit.evaluation.verdict import judge
+    >>> quality(judge(d, 0.01), d.to_dict(), 0.9754).replace("\u00a0", " ")
     'its held-out loss is 0.012 nats per token higher (95 % interval 0.004 to 0.021), 2.5 % of the gain'
+    >>> quality(judge(d, 0.03), d.to_dict(), 0.9754).replace("\u00a0", " ")
+    'its held-out loss differs by +0.012 nats per token (95 % interval +0.004 to +0.021)'
     """
-    d = verdict.difference
-    higher = "higher" if d.mean >= 0 else "lower"
-    low, high = sorted((abs(d.low), abs(d.high)))
-    if d.low <= 0 <= d.high:  # the interval reaches to both sides: say it with signs
-        ends = f"{_nats(d.low, sign=True)} to {_nats(d.high, sign=True)}"
-    else:
-        ends = f"{_nats(low)} to {_nats(high)}"
+    mean, low, high = (difference[name] for name in ("mean", "low", "high"))
+    if low is None:
+        rows = difference["rows"]
+        return (
+            f"its held-out loss differs by {_nats(mean, sign=True)} nats per token on {rows} rows, too "
+            "few for an interval"
+        )
+    level = percent(difference["level"], 0)
+    if verdict.word not in ("better", "worse"):
+        ends = f"{_nats(low, sign=True)} to {_nats(high, sign=True)}"
+        return (
+            f"its held-out loss differs by {_nats(mean, sign=True)} nats per token "
+            f"({level} interval {ends})"
+        )
+    ends = " to ".join(_nats(end) for end in sorted((abs(low), abs(high))))
+    way = "higher" if verdict.word == "worse" else "lower"
     clause = (
-        f"its held-out loss is {_nats(abs(d.mean))} nats per token {higher} "
-        f"({percent(d.level, 0)} interval {ends})"
+        f"its held-out loss is {_nats(abs(mean))} nats per token {way} ({level} interval {ends})"
     )
-    if verdict.gain_kept is not None and verdict.kind not in ("better", "indistinguishable"):
-        clause += f", {percent(1 - verdict.gain_kept)} of the gain"
+    if gain_kept is not None and verdict.word == "worse":
+        clause += f", {percent(1 - gain_kept)} of the gain"
     return clause
 
 
-def memory(arm: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Parameters and memory beside the reference's, in one clause."""
+def memory(arm: Mapping[str, Any], reference: Mapping[str, Any], verdict: Verdict) -> str:
+    """Parameters and memory beside the reference's, in one clause.
+
+    Args:
+        arm, reference: with "trainable_parameters", a count that is exact, and what was measured.
+        verdict: on the logarithm of the ratio of their peaks of memory.
+    """
     fewer = 1 - arm["trainable_parameters"] / reference["trainable_parameters"]
-    share = arm["measured"]["peak_memory_bytes"] / reference["measured"]["peak_memory_bytes"]
     if arm["trainable_parameters"] == reference["trainable_parameters"]:
         trained = "trains as many parameters"
     else:
         trained = f"trains {percent(abs(fewer))} {'fewer' if fewer > 0 else 'more'} parameters"
-    return f"{trained} in {percent(share, 0)} of the memory"
+    peaks = [each["measured"]["peak_memory_bytes"] for each in (arm, reference)]
+    share, d = percent(peaks[0] / peaks[1], 0), verdict.difference
+    if verdict.word == "equal":
+        return f"{trained} in as much memory, within the margin of {_share(verdict)}"
+    if verdict.told and d is not None:
+        ends = f"{percent(math.exp(d.low), 0)} to {percent(math.exp(d.high), 0)}"
+        return f"{trained} in {share} of the memory ({percent(d.level, 0)} interval {ends})"
+    if d is None:
+        return f"{trained}; measured once each, its peak of memory was {share} of the other's"
+    return (
+        f"{trained}; its peak of memory was {share} of the other's, and which needs more cannot be "
+        "told"
+    )
+
+
+def _share(verdict: Verdict) -> str:
+    """A margin of a logarithm as a share."""
+    return percent(math.expm1(verdict.margin or 0.0), 0)
 
 
 def forgetting(
-    arm: Mapping[str, Any], reference: Mapping[str, Any], d: CrossedInterval | None
+    arm: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    verdict: Verdict,
+    ratio: Sequence[float] | None,
 ) -> str:
     """How far it moved from the base on general text, in one clause.
 
     Args:
         arm, reference: with the mean "kl" from the base.
-        d: their difference, where there is an interval.
+        verdict: on their difference.
+        ratio: the ends of the interval of their ratio, where it has ends.
 
-    >>> forgetting({"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}}, None)
-    'it forgets a third as much'
+    >>> from lorakit.evaluation.crossed import CrossedInterval
+    >>> d = CrossedInterval(-0.2, -0.25, -0.15, 0.95, 3, 40, 0.9, 1000)
+    >>> means = {"kl": {"mean": 0.1}}, {"kl": {"mean": 0.3}}
+    >>> forgetting(*means, Verdict("better", d, 0.03, True), (0.28, 0.4)).replace("\u00a0", " ")
+    'it forgets a third as much (95 % interval 0.28 to 0.4 times)'
+    >>> forgetting(*means, Verdict("better", d, 0.03, True), None)
+    'it forgets less'
     """
-    ours, theirs = arm["kl"]["mean"], reference["kl"]["mean"]
-    if theirs <= 0:
-        return f"it moves {number(ours, 2)} nats per token from the base on general text"
-    clause = f"it forgets {_times(ours / theirs)}"
-    if d is not None and d.low <= 0 <= d.high:
-        clause += (
-            f" (KL {_nats(d.mean, sign=True)}, interval {_nats(d.low, sign=True)} to "
-            f"{_nats(d.high, sign=True)}: these prompts and seeds do not say which forgets more)"
-        )
-    return clause
+    ours, theirs, d = arm["kl"]["mean"], reference["kl"]["mean"], verdict.difference
+    if verdict.word == "equal":
+        share = percent((verdict.margin or 0.0) / theirs, 0)
+        return f"it forgets as much, within the margin of {share}"
+    if verdict.told and d is not None:
+        if ratio is None or ratio[1] > _WIDEST_RATIO * ratio[0] or ratio[0] <= 1 <= ratio[1]:
+            return f"it forgets {'less' if verdict.word == 'better' else 'more'}"
+        ends = f"{number(ratio[0], 2)} to {number(ratio[1], 2)} times"
+        return f"it forgets {_times(ours / theirs)} ({percent(d.level, 0)} interval {ends})"
+    clause = f"it moved {_nats(ours)} nats per token from the base on general text, the other {_nats(theirs)}"
+    if d is not None:
+        clause += f" (difference {_nats(d.low, sign=True)} to {_nats(d.high, sign=True)})"
+    return f"{clause}: which forgets more cannot be told"
 
 
 _FRACTIONS = {1 / 10: "a tenth", 1 / 5: "a fifth", 1 / 4: "a quarter", 1 / 3: "a third",
@@ -97,8 +160,6 @@ _FRACTIONS = {1 / 10: "a tenth", 1 / 5: "a fifth", 1 / 4: "a quarter", 1 / 3: "a
 
 
 def _times(ratio: float) -> str:
-    if 0.95 <= ratio <= 1.05:
-        return "as much"
     for fraction, word in _FRACTIONS.items():
         if abs(ratio / fraction - 1) <= 0.08:
             return f"{word} as much"
@@ -111,11 +172,24 @@ def _nats(value: float, *, sign: bool = False) -> str:
     return text.replace("-", "\u2212")
 
 
+def margins(margins: Mapping[str, float]) -> str:
+    """The margins, as they are said before anything is trained.
+
+    Args:
+        margins: of the loss, the scores, the forgetting and the costs, as shares.
+    """
+    return (
+        f"margins, within which two arms count as equal: held-out loss {percent(margins['loss'])} of "
+        f"what the reference gains over the base; scores {number(margins['scores'], 3)}; "
+        f"forgetting {percent(margins['forgetting'])} of the reference's; memory and time "
+        f"{percent(margins['costs'])}"
+    )
+
+
 def rate_at_edge(name: str, rate: float) -> str:
     """That the probe chose an end of its grid."""
     return f"{name}: the chosen rate {rate:g} is the end of the grid; more --rates might find a better one"
 
 
-ONE_SEED = "one seed: the intervals say how other rows would differ, not other seeds"
-NOTHING_COMPARED = "Nothing was compared: give two held-out rows at least."
+ONE_SEED = "one seed: the intervals say how other rows would differ, not other seeds; no word is said of the arms"
 NOTHING_ASKED = "nothing can be asked"

@@ -1,8 +1,8 @@
-"""Percentile bootstrap intervals of a mean over rows.
+"""Confidence intervals of a mean over rows, valid for few rows too.
 
-Resample the n rows with replacement, take the mean, do it B times; the interval runs between
-the (1-level)/2 and (1+level)/2 quantiles of the B means (Efron 1979). It carries no assumption
-on the shape of the distribution; with few rows (under about 20) it is somewhat too narrow.
+Each end is the farther one of Student's t and of the bootstrap of t (see `crossed`): a percentile
+interval over 8 rows of 95 % holds the true mean in 88 of 100 cases (normal values), in 79 (skewed ones).
+Scores lie in a range: with `bounds` given, rows that all have the same score still have an interval.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.errors import ConfigError, DataError
-
-# Indices drawn at once: 4 M int64 are 32 MiB, whatever the number of rows.
-_DRAWS_AT_ONCE = 1 << 22
+from lorakit.evaluation.crossed import Bounds, crossed_mean
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval, all three in the unit of the values."""
+    """A mean and its interval, all three in the unit of the values."""
 
     mean: float
     low: float
@@ -42,12 +40,21 @@ def bootstrap_mean(
     *,
     generator: np.random.Generator,
     level: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = 1000,
+    bounds: Bounds | None = None,
 ) -> Interval:
     """The interval of the mean of one value a row.
 
-    The same generator state gives the same interval. Raises DataError for fewer than two rows
-    or a value that is not finite, ConfigError for a level outside (0, 1) or no resamples.
+    Args:
+        values: of the rows.
+        generator: of the draws; the same state gives the same interval.
+        level: share of such intervals that cover the true mean.
+        resamples: bootstrap draws.
+        bounds: between which every value lies, such as (0, 1) for a share.
+
+    Raises:
+        DataError: fewer than two rows, or a value that is not finite.
+        ConfigError: a level outside (0, 1), or no resamples.
     """
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 1 or rows.size < 2:
@@ -60,10 +67,11 @@ def bootstrap_mean(
     if not 0.0 < level < 1.0:
         raise ConfigError(f"level={level}: give the share of the interval, between 0 and 1")
     if resamples < 1:
-        raise ConfigError(f"resamples={resamples}: give at least 1 (10,000 is usual)")
-    means = _resampled_means(rows, generator, resamples)
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(float(rows.mean()), float(low), float(high), level, rows.size, resamples)
+        raise ConfigError(f"resamples={resamples}: give at least 1 (1,000 is usual)")
+    d = crossed_mean(
+        rows[None], generator=generator, level=level, resamples=resamples, bounds=bounds
+    )
+    return Interval(d.mean, d.low, d.high, level, rows.size, resamples)
 
 
 def bootstrap_difference(
@@ -72,28 +80,20 @@ def bootstrap_difference(
     *,
     generator: np.random.Generator,
     level: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = 1000,
+    bounds: Bounds | None = None,
 ) -> Interval:
     """The interval of mean(first - second) where both hold values of the same rows, in order.
 
     Paired: a row that is hard for both arms cancels, so the interval is narrower than that of
-    two separate samples. Raises as `bootstrap_mean`, and DataError for unequal lengths.
+    two separate samples. `bounds` are those of a difference, such as (-1, 1) for two shares. Raises
+    as `bootstrap_mean`, and DataError for unequal lengths.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
         raise DataError(
             f"a paired difference needs the same rows twice; got {a.shape} and {b.shape} values"
         )
-    return bootstrap_mean(a - b, generator=generator, level=level, resamples=resamples)
-
-
-def _resampled_means(
-    rows: NDArray[np.float64], generator: np.random.Generator, resamples: int
-) -> NDArray[np.float64]:
-    means = np.empty(resamples)
-    block = max(1, _DRAWS_AT_ONCE // rows.size)
-    for start in range(0, resamples, block):
-        stop = min(start + block, resamples)
-        picks = generator.integers(rows.size, size=(stop - start, rows.size))
-        means[start:stop] = rows[picks].mean(axis=1)
-    return means
+    return bootstrap_mean(
+        a - b, generator=generator, level=level, resamples=resamples, bounds=bounds
+    )

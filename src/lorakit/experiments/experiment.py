@@ -53,14 +53,14 @@ class Experiment:
     def profiling(self) -> Iterator[None]:
         """Within the block the first trial is run.
 
-        It finds out whether what was given can be used. Where it cannot and no trial was done, the
-        folder is emptied, so that the mended command can use it.
+        It finds out whether what was given can be used. Where it cannot and no other trial was done,
+        the folder is emptied, so that the mended command can use it.
         """
         self.report({"kind": "phase", "name": "profile", "trials": 1})
         try:
             yield
         except InputError:
-            if not any(self.trials.glob("*/result.json")):
+            if len(list(self.trials.glob("*/result.json"))) <= 1:
                 (self.folder / folders.CONFIG).unlink(missing_ok=True)
                 shutil.rmtree(self.trials, ignore_errors=True)
             raise

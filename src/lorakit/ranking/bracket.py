@@ -150,18 +150,19 @@ def bracket(
         judge: compares two ranks.
         rungs: shares of a run at which they are compared, rising. What the last leaves open is
             compared at the end of both.
-        decide_at: share from which on a rank that is equivalent needs no later comparison.
+        decide_at: share from which on a rank that is enough needs no later comparison.
         budget: what all may cost, in runs. The lowest and the highest are compared on every rung that
-            they need in any case; their end, and whatever concerns a rank between, only if the
-            budget reaches so far. What was left open for its sake `judge.undecided` decides; of
-            ranks that were not compared, the next larger one that suffices is taken.
+            they need in any case, which `expenses` holds against it before anything is trained; their
+            end, and whatever concerns a rank between, only if the budget reaches so far. What was left
+            open for its sake `judge.undecided` decides; of ranks that were not compared, the next larger
+            one that suffices is taken.
     """
     race = _Race(lab, ranks, rate, seed, judge, rungs, decide_at, budget)
     lowest = ranks[0]
     decided = race.settle(lowest, always=True)
     if race.gaps[lowest].suffices(judge.undecided):
         return race.finish(lowest)
-    # A larger rank falls behind later than the lowest, and is not equivalent before that was seen.
+    # A larger rank falls behind later than the lowest, and is not enough before that was seen.
     race.decide_at = max(decide_at, decided)
     tolerance = race.gaps[lowest].tolerance
     low, high = 0, len(ranks) - 1
@@ -173,7 +174,7 @@ def bracket(
                 RankRuledOut(ranks[middle], ranks[low], ranks[high], expected, tolerance)
             )
             low = middle
-        elif not race.settle(ranks[middle]):
+        elif not race.settle(ranks[middle], answer=ranks[high]):
             break
         elif race.gaps[ranks[middle]].suffices(judge.undecided):
             high = middle
@@ -211,23 +212,24 @@ class _Race:
         """The rank that the others are held against."""
         return self.ranks[-1]
 
-    def settle(self, rank: int, *, always: bool = False) -> float:
+    def settle(self, rank: int, *, answer: int | None = None, always: bool = False) -> float:
         """Compare a rank with the highest, later and later, until that decides or the budget is out.
 
         Args:
             rank: which.
+            answer: what is finished if this rank does not suffice; the highest by default.
             always: on all rungs, whatever they cost.
 
         Returns:
             the share after which it was last compared; 0 where it was not.
         """
         last, shares = 0.0, tuple(dict.fromkeys((*self.rungs, 1.0)))
-        # Before this share nothing counts as equivalent: it has to be reached, or it is in vain.
+        # Before this share nothing counts as enough: it has to be reached, or it is in vain.
         least = next(share for share in shares if share >= self.decide_at)
         for share in shares:
             required = always and share in self.rungs
             ahead = [each for each in shares if share <= each <= max(share, least)]
-            if not required and not self._affords(rank, ahead, last):
+            if not required and not self._affords(rank, answer or self.highest, ahead, last):
                 break
             self._train([rank, self.highest], share)
             step = step_at(self.lab, share)
@@ -236,7 +238,7 @@ class _Race:
             )
             self.gaps[rank], last = gap, share
             self.decisions.append(RankCompared(rank, self.highest, "trained", share, gap))
-            if gap.state == "worse" or (gap.state == "equivalent" and share >= self.decide_at):
+            if gap.state == "short" or (gap.state == "enough" and share >= self.decide_at):
                 break
         return last
 
@@ -255,12 +257,14 @@ class _Race:
         choice = choose(self.gaps, self.highest, tolerance, self.ranks, undecided)
         return SearchResult(choice, "trained", tuple(self.evidence), tuple(self.decisions))
 
-    def _affords(self, rank: int, shares: Sequence[float], last: float) -> bool:
-        """Whether the budget reaches so far: to compare after each, and then to finish one of both."""
+    def _affords(self, rank: int, answer: int, shares: Sequence[float], last: float) -> bool:
+        """Whether the budget reaches so far: to compare after each, and then to finish the answer."""
         end = shares[-1]
         further = sum(max(0.0, end - self._reached(each)) for each in (rank, self.highest))
-        measured = 2 * len(shares) + (end < 1)
-        cost = self.lab.spent + further + (1 - end) + measured * self.lab.measuring
+        # The rank itself, which then has come to `end`, or what is the answer until then.
+        came = end if answer == self.highest else min(end, self._reached(answer))
+        measured = 2 * len(shares) + (came < 1)
+        cost = self.lab.spent + further + (1 - came) + measured * self.lab.measuring
         if cost <= self.budget:
             return True
         self.decisions.append(BudgetReached(rank, last, cost, self.budget))

@@ -10,15 +10,17 @@ for the last).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lorakit.adapters.pairs import read_stored
 from lorakit.config import RunConfig
-from lorakit.evaluation.crossed import CrossedInterval, crossed_mean
+from lorakit.evaluation.crossed import CrossedInterval, crossed_mean, with_seed_noise
 from lorakit.evaluation.scores import Scores
+from lorakit.evaluation.verdict import LEVEL, Verdict, share_of_level
+from lorakit.evaluation.verdict import judge as judge_difference
 from lorakit.ranking.choose import Judge, generator
 from lorakit.ranking.lab import TrialLab
 from lorakit.ranking.pairs import spectra_of
@@ -50,18 +52,31 @@ class Layered:
     evidence: str
     difference: CrossedInterval
     loss: float
+    verdict: Verdict
     wins: bool
 
 
 @dataclass(frozen=True)
 class Verified:
-    """Whether the choice held with another seed."""
+    """What another seed says of the choice and its neighbours.
+
+    Attributes:
+        seed: the other one.
+        rank: the choice.
+        losses: by rank.
+        gaps: of the other ranks from the best of them.
+        best: of them.
+        verdict: on the choice beside the best; None where it is that.
+        held: whether the choice is the best or equal to it; None where that cannot be told.
+    """
 
     seed: int
+    rank: int
     losses: Mapping[int, float]
     gaps: Mapping[int, CrossedInterval]
     best: int
-    held: bool
+    verdict: Verdict | None
+    held: bool | None
 
 
 @dataclass(frozen=True)
@@ -80,13 +95,22 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Grid:
-    """The whole grid, its best point, and how much worse the choice is than that."""
+    """The whole grid, its best point, and how much worse the choice is than that.
+
+    Attributes:
+        losses: of every point.
+        best: rank and rate of the lowest mean.
+        seed_noise: standard deviation of a point over its seeds, pooled.
+        regret, regret_share: of the choice, in nats per token and as a share.
+        verdict: on the choice beside the best point; None where it is that.
+    """
 
     losses: tuple[GridPoint, ...]
     best: Mapping[str, float]
     seed_noise: float
     regret: float
     regret_share: float
+    verdict: Verdict | None
 
 
 def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candidate) -> Scored:
@@ -106,7 +130,13 @@ def by_metric(lab: TrialLab, spec: RankSpec, config: RunConfig, candidate: Candi
     for rank, score in scores.items():
         if rank != best and score.rows is not None and len(score.rows) > 1:
             apart = np.array([score.rows]) - np.array([scores[best].rows])
-            gaps[rank] = crossed_mean(apart, generator=generator(), level=2 * spec.level - 1)
+            low, high = score.range
+            gaps[rank] = crossed_mean(
+                apart,
+                generator=generator(),
+                level=2 * spec.level - 1,
+                bounds=(low - high, high - low),
+            )
     no_worse = [rank for rank, d in gaps.items() if d.high >= 0] + [best]
     return Scored(str(spec.metric), values, gaps, min(no_worse), candidate.rank, cut)
 
@@ -145,9 +175,10 @@ def by_layer(
     ranks = allot(spectra_of(folder), costs, candidate.rank * sum(costs.values()))
     by_module = Candidate(candidate.rank, rate, seed, tuple(sorted(ranks.items())))
     losses = lab.train([candidate, by_module], lab.steps)
-    d = judge.compare(losses[by_module], losses[candidate], lab.steps).difference
-    evidence = f"singular values of an adapter of rank {source.rank}"
-    return Layered(ranks, evidence, d, losses[by_module].loss, d.high < 0), by_module
+    gap = judge.compare(losses[by_module], losses[candidate], lab.steps)
+    evidence, loss = f"singular values of an adapter of rank {source.rank}", losses[by_module].loss
+    wins = gap.verdict.word == "better"
+    return Layered(ranks, evidence, gap.difference, loss, gap.verdict, wins), by_module
 
 
 def allot(
@@ -188,19 +219,18 @@ def verify(lab: TrialLab, spec: RankSpec, judge: Judge, candidate: Candidate) ->
     rows = {each.rank: losses for each, losses in lab.train(wanted, lab.steps).items()}
     best = min(rows, key=lambda rank: (rows[rank].loss, rank))
     gaps = {r: judge.compare(rows[r], rows[best], lab.steps) for r in rows if r != best}
-    chosen = gaps.get(candidate.rank)
-    enough = chosen is None or chosen.difference.mean <= chosen.tolerance
-    smaller = [
-        rank
-        for rank in rows
-        if rank < candidate.rank and (rank == best or gaps[rank].state == "equivalent")
-    ]
     losses = {rank: of_rank.loss for rank, of_rank in rows.items()}
     differences = {rank: gap.difference for rank, gap in gaps.items()}
-    return Verified(seed, losses, differences, best, enough and not smaller)
+    if candidate.rank == best:
+        return Verified(seed, candidate.rank, losses, differences, best, None, held=True)
+    verdict = gaps[candidate.rank].verdict
+    held = verdict.word != "worse" if verdict.told else None
+    return Verified(seed, candidate.rank, losses, differences, best, verdict, held)
 
 
-def grid(lab: TrialLab, spec: RankSpec, probed: RateChoice, candidate: Candidate) -> Grid:
+def grid(
+    lab: TrialLab, spec: RankSpec, judge: Judge, probed: RateChoice, candidate: Candidate
+) -> Grid:
     """Every rank with the best rates of the probe and several seeds: what the choice is held to."""
     order = sorted((loss, rate) for rate, loss in probed.first.items() if loss is not None)
     rates = [probed.rate] + [rate for _, rate in order if rate != probed.rate]
@@ -220,7 +250,30 @@ def grid(lab: TrialLab, spec: RankSpec, probed: RateChoice, candidate: Candidate
     regret = ours.mean - best.mean
     lowest = min(math.fsum(p.losses) / len(p.losses) for p in points)
     at = {"rank": best.rank, "rate": best.rate}
-    return Grid(tuple(points), at, noise, regret, regret / lowest)
+    verdict = None if ours is best else _beside_best(judge, points, ours, best, noise)
+    return Grid(tuple(points), at, noise, regret, regret / lowest, verdict)
+
+
+def _beside_best(
+    judge: Judge, points: Sequence[GridPoint], ours: GridPoint, best: GridPoint, noise: float
+) -> Verdict:
+    """The choice beside the best of the grid, by the seed noise of all points together.
+
+    The best was picked by these very losses: the interval holds for all points at once.
+    """
+    seeds, d = len(ours.losses), None
+    if seeds > 1:
+        level, degrees = share_of_level(LEVEL, len(points) - 1), len(points) * (seeds - 1)
+        mean = ours.mean - best.mean
+        point = CrossedInterval(mean, mean, mean, level, seeds, 2, 1.0, 0)
+        d = replace(with_seed_noise(point, 2 * noise**2 / seeds, degrees), rows=0)
+    return judge_difference(
+        d,
+        judge.tolerance.margin * best.mean,
+        least_rows=0,
+        refused=judge.refused,
+        more_seeds="more --grid-seeds",
+    )
 
 
 def _beside(ranks: Sequence[int], rank: int) -> list[int]:

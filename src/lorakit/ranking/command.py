@@ -38,6 +38,7 @@ from lorakit.files.whole import write_json
 from lorakit.ranking import probing, wording
 from lorakit.ranking.bracket import SearchResult, bracket
 from lorakit.ranking.choose import Judge, LossTolerance
+from lorakit.ranking.expenses import Expenses, expenses_of
 from lorakit.ranking.lab import TrialLab
 from lorakit.ranking.spec import RankSettings, RankSpec
 from lorakit.ranking.summary import summarise
@@ -69,6 +70,7 @@ class RankFindings:
         rank: recommended: that of the search, or of the metric where one decides.
         adapter: trained at it, by layer where that won.
         losses: of the held-out rows at the recommended rank.
+        expenses: what it was expected to cost, and whether it was too short.
         checks: those of `checks.py` that were asked for, by their names in result.json.
     """
 
@@ -79,6 +81,7 @@ class RankFindings:
     rank: int
     adapter: AdapterRef
     losses: RowLosses
+    expenses: Expenses
     checks: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -109,7 +112,8 @@ def run_rank(
     root, run = experiment.trials, experiment.runner
     with experiment.profiling():
         profile = profile_rank(spec, config, run)
-    report({"kind": "profile", "profile": profile})
+        expenses = expenses_of(spec, config, profile)
+    report({"kind": "profile", "profile": profile, "expenses": expenses, "margin": spec.share()})
     findings = search_rank(spec, config, run, root, profile, report=report)
     result = summarise(findings, spec, experiment.command, root)
     _keep_adapter(findings, settings, result, root, experiment.folder / "adapter")
@@ -153,9 +157,11 @@ def search_rank(
         report: told of the phases and decisions.
 
     Raises:
+        DataError, ConfigError: see `expenses_of`.
         DivergedError: every rate of the probe diverged, or a run at the chosen one.
     """
     base, seed = profile.profile, config.train.seed
+    expenses = expenses_of(spec, config, profile)
     stamp = first_stamp(config).of_contents(base.data_sha256, base.base_sha256)
     lab = TrialLab(profile, stamp, Sources.of(config), runner, report, spec.average_share)
     lab.phase = "probe"
@@ -170,20 +176,27 @@ def search_rank(
         spec.level,
         spec.undecided,
         lambda step: learning_rate_at(min(step, lab.steps), lab.steps, 1.0, config.train),
+        looks=_looks(spec),
+        refused=expenses.short,
     )
     lab.phase = "search"
-    search, adapter = _search(lab, spec, judge, probed.rate, seed)
+    search, adapter = _search(lab, spec, judge, probed.rate, seed, expenses.most)
     for decision in search.decisions:
         report({"kind": "decided", "text": wording.sentence(decision)})
     rank = search.choice.rank
-    findings = RankFindings(lab, probed, tolerance, search, rank, adapter, search.losses)
+    findings = RankFindings(lab, probed, tolerance, search, rank, adapter, search.losses, expenses)
     if any((spec.metric, spec.per_layer, spec.verify, spec.exhaustive)):
         return _checked(findings, spec, config, judge, root)
     return findings
 
 
+def _looks(spec: RankSpec) -> int:
+    """How often two runs may be held against each other: on each rung, and at their end."""
+    return len({*spec.rungs, 1.0}) if spec.method == "bracket" else 1
+
+
 def _search(
-    lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int
+    lab: TrialLab, spec: RankSpec, judge: Judge, rate: float, seed: int, budget: float
 ) -> tuple[SearchResult, AdapterRef]:
     """The answer by losses, and its adapter."""
     if spec.method != "bracket":
@@ -192,7 +205,7 @@ def _search(
         return search(lab, spec, judge, rate, seed)
     result = bracket(
         lab, spec.ranks, rate, seed, judge,
-        rungs=spec.rungs, decide_at=spec.decide_at, budget=spec.budget,
+        rungs=spec.rungs, decide_at=spec.decide_at, budget=budget,
     )  # fmt: skip
     return result, lab.adapter(Candidate(result.choice.rank, rate, seed))
 
@@ -224,7 +237,7 @@ def _checked(
         records["verified"] = checks.verify(lab, spec, judge, recommended)
     if spec.exhaustive:
         lab.phase = "grid"
-        records["grid"] = checks.grid(lab, spec, findings.probed, recommended)
+        records["grid"] = checks.grid(lab, spec, judge, findings.probed, recommended)
     return replace(findings, checks=records)
 
 
@@ -251,6 +264,7 @@ def _keep_adapter(
             "method": settings.spec.method,
             "confidence": findings.search.choice.confidence,
             "tolerance": findings.tolerance.share,
+            "margin": findings.tolerance.margin,
         },
     }
     write_stored(folder, stored, provenance=provenance, overwrite=True)

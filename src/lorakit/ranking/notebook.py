@@ -16,14 +16,16 @@ def rank(
     report: Report = lambda event: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Find the smallest rank that is as good as the best on these rows, and train the adapter.
+    """Find the smallest rank that suffices beside the highest on these rows, and train the adapter.
 
     >>> import lorakit
     >>> rows = [{"prompt": f"say {i}", "completion": "yes"} for i in range(40)]
-    >>> options = {"max_rank": 2, "max_steps": 2, "rates": 1, "tolerance": "2%"}
+    >>> options = {"max_rank": 2, "max_steps": 2, "rates": 1, "tolerance": "2%", "allow_short": True}
     >>> result = lorakit.rank(rows, model="tiny-model", **options)
     >>> result["recommended_rank"] in result["ranks"]
     True
+    >>> result["gaps"]["1"]["verdict"]["word"]  # two steps say nothing of ranks
+    'cannot be told'
     >>> lorakit.read_adapter("runs/rank/adapter").spec.rank == result["recommended_rank"]
     True
 

@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from lorakit.config import RunConfig
 from lorakit.errors import DivergedError
+from lorakit.evaluation.crossed import with_seed_noise
+from lorakit.evaluation.verdict import LEAST_ROWS, LEVEL, share_of_level
 from lorakit.experiments.measuring import RowLosses
 from lorakit.experiments.rates import ProbePoint, RateRule, at_edge, grid, survivors
-from lorakit.ranking.choose import Gap, LossTolerance, paired_difference, tolerance_of
+from lorakit.ranking.choose import (
+    Gap,
+    LossTolerance,
+    paired_difference,
+    paired_interval,
+    tolerance_of,
+)
 from lorakit.ranking.lab import TrialLab
 from lorakit.ranking.spec import RankSpec
 from lorakit.ranking.trials import Candidate
@@ -26,6 +34,7 @@ class RateChoice:
         points: of the second round the loss is the mean over seeds.
         at_edge: whether the chosen one is the lowest or the highest of those tried.
         losses: of the chosen rate's short runs, by seed.
+        rows: losses of the held-out rows of the first round, by rate.
     """
 
     rate: float
@@ -34,6 +43,7 @@ class RateChoice:
     points: tuple[ProbePoint, ...] = ()
     at_edge: bool = False
     losses: tuple[float, ...] = ()
+    rows: Mapping[float, RowLosses | None] = field(default_factory=dict)
 
     @property
     def first(self) -> dict[float, float | None]:
@@ -77,7 +87,7 @@ def probe(lab: TrialLab, spec: RankSpec, config: RunConfig, rule: RateRule) -> R
         points += [ProbePoint(2, steps, rate, loss) for rate, loss in means.items()]
         (best,) = survivors(means, 1)
     finite = tuple(loss for loss in by_seed[best] if loss is not None)
-    return RateChoice(best, rank, steps, tuple(points), at_edge(best, rates), finite)
+    return RateChoice(best, rank, steps, tuple(points), at_edge(best, rates), finite, rows)
 
 
 def _is_worse(rate: RowLosses | None, best: RowLosses | None, level: float) -> bool:
@@ -118,36 +128,44 @@ class RateEffect:
     """That a neighbouring learning rate costs more than any rank.
 
     Attributes:
-        spread: the largest difference between ranks, nats per token.
+        spread: below which every difference between ranks lies, nats per token.
         rate: the chosen one.
-        worse_rate: a neighbour, and its `cost` in the probe.
+        worse_rate: a neighbour, its `cost` in short runs, and the `least` that this may be.
     """
 
     spread: float
     rate: float
     worse_rate: float
     cost: float
+    least: float
 
 
 def rate_effect(
-    losses: Mapping[float, float | None], rate: float, gaps: Mapping[int, Gap]
+    probed: RateChoice, tolerance: LossTolerance, gaps: Mapping[int, Gap]
 ) -> RateEffect | None:
-    """Whether a neighbouring learning rate costs more than twice what ranks differ by.
+    """Whether a neighbouring learning rate certainly costs more than ranks can differ by.
+
+    The lower bound of what it costs is held against the farther bound of every difference between
+    ranks; each bound is over rows and seeds.
 
     Args:
-        losses: of the probe's first round by rate.
-        rate: the chosen one.
+        probed: the rates of the first round, and the chosen one.
+        tolerance: with the seed noise of short runs.
         gaps: of the ranks.
     """
-    tried = sorted(losses)
-    finite = {r: loss for r, loss in losses.items() if loss is not None}
-    if rate not in finite or len(tried) < 2 or not gaps:
+    ranks = [gap.verdict.difference for gap in gaps.values()]
+    known = [d for d in ranks if d is not None]
+    best, tried = probed.rows.get(probed.rate), sorted(probed.rows)
+    if best is None or len(best.nats) < LEAST_ROWS or not known or len(known) < len(ranks):
         return None
-    at = tried.index(rate)
-    beside = [tried[i] for i in (at - 1, at + 1) if 0 <= i < len(tried)]
-    costs = {r: finite[r] - finite[rate] for r in beside if r in finite}
-    spread = max(abs(gap.difference.mean) for gap in gaps.values())
-    if not costs or max(costs.values()) <= 2 * spread:
-        return None
-    worst = max(costs, key=lambda r: costs[r])
-    return RateEffect(spread, rate, worst, costs[worst])
+    spread = max(max(abs(d.low), abs(d.high)) for d in known)
+    at, found = tried.index(probed.rate), []
+    level = share_of_level(LEVEL, 2)
+    variance = 2 * tolerance.seed_deviation(best.loss) ** 2
+    for rate in [tried[i] for i in (at - 1, at + 1) if 0 <= i < len(tried)]:
+        rows = probed.rows[rate]
+        if rows is not None:
+            d = with_seed_noise(paired_interval(rows, best, level), variance, tolerance.runs - 1)
+            found.append(RateEffect(spread, probed.rate, rate, d.mean, d.low))
+    worst = max(found, key=lambda each: each.least, default=None)
+    return worst if worst is not None and worst.least > spread else None

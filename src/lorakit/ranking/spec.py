@@ -28,9 +28,9 @@ class RankSpec:
     tolerance: str = field(
         default="auto",
         metadata={
-            "help": "The margin within which a smaller rank counts as equivalent to the best one: a "
-            "share of the held-out loss such as 0.5%, or auto: the difference that another seed "
-            "makes, which is estimated first."
+            "help": "The margin within which a smaller rank counts as equal to the best one: a share of "
+            "the held-out loss such as 0.5%. auto: 1%; the search then goes on by the difference that "
+            "another seed makes, which is estimated first."
         },
     )
     method: MethodName = field(
@@ -84,13 +84,13 @@ class RankSpec:
             "it, and is otherwise settled by --undecided."
         },
     )
-    budget: float = field(
-        default=2.5,
+    budget: float | Literal["auto"] = field(
+        default="auto",
         metadata={
-            "help": "What bracket may cost, in runs at the highest rank; short runs and measuring "
-            "are included. The lowest and the highest rank are always compared up to the last of "
-            "--rungs. Where one more rank would exceed the budget, the smallest rank that is known "
-            "to be equivalent is taken."
+            "help": "What bracket may cost at most, in runs at the highest rank, short runs and "
+            "measuring included. The search stops there, and takes the smallest rank that it found to "
+            "be enough. A budget that the lowest and the highest rank alone would exceed is refused. "
+            "auto: 2.5, or what these two need where that is more."
         },
     )
     average_share: float = field(
@@ -104,7 +104,7 @@ class RankSpec:
     decide_at: float = field(
         default=0.4,
         metadata={
-            "help": "The share of a run from which on an equivalent rank ends the search. 1 is the "
+            "help": "The share of a run from which on a rank that is enough ends the search. 1 is the "
             "safest and costs most."
         },
     )
@@ -117,14 +117,23 @@ class RankSpec:
     )
     level: float = field(
         default=0.95,
-        metadata={"help": "Confidence level of the one-sided bounds that the choice rests on."},
+        metadata={
+            "help": "Level of the one-sided bounds by which the search goes on. What is said of a rank has intervals of 95 % of its own."
+        },
     )
     undecided: Undecided = field(
         default="estimate",
         metadata={
-            "help": "What happens where the held-out rows cannot decide whether a rank is "
-            "equivalent: estimate (take it if that is more likely than not; the answer says how "
-            "likely) or larger (take the next larger rank)."
+            "help": "What the search does with a rank of which the held-out rows do not decide "
+            "whether it is enough: estimate (take it if its estimate is within the tolerance) or larger "
+            "(take the next larger rank). What is said of it is the same."
+        },
+    )
+    allow_short: bool = field(
+        default=False,
+        metadata={
+            "help": "Search although the runs are too short or the held-out rows too few for it. Then "
+            "nothing is said of any rank."
         },
     )
     per_layer: bool = field(
@@ -169,8 +178,8 @@ class RankSpec:
             raise ConfigError("max_rank is 1: there is nothing to choose between")
         if self.noise_seeds < 2:
             raise ConfigError(f"noise_seeds must be at least 2; it is {self.noise_seeds}")
-        if not self.budget > 0:
-            raise ConfigError(f"budget must be above 0; it is {self.budget}")
+        if self.budget != "auto" and not (isinstance(self.budget, float | int) and self.budget > 0):
+            raise ConfigError(f"budget must be 'auto' or above 0; it is {self.budget!r}")
         if not self.rate_factor > 1:
             raise ConfigError(f"rate_factor must be above 1; it is {self.rate_factor}")
         for name in ("probe_share", "decide_at", "heal_share", "average_share"):

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorakit.evaluation.crossed import crossed_mean
+from lorakit.evaluation.verdict import LEAST_ROWS
 from lorakit.experiments.measuring import RowLosses
 from lorakit.experiments.records import to_json
 from lorakit.ranking import wording
-from lorakit.ranking.choose import generator
+from lorakit.ranking.bracket import RankCompared
+from lorakit.ranking.choose import Gap, generator
 from lorakit.ranking.lab import TrialLab
 from lorakit.ranking.pairs import spectra_of
 from lorakit.ranking.spec import RankSpec
@@ -32,6 +34,9 @@ def summarise(findings: "RankFindings", spec: RankSpec, command: str, root: Path
     """
     lab, choice, tolerance = findings.lab, findings.search.choice, findings.tolerance
     ranks, profile, rank = lab.profile, lab.profile.profile, findings.rank
+    compared = [each for each in findings.search.decisions if isinstance(each, RankCompared)]
+    shares = {each.rank: (each.share, each.how) for each in compared}
+    reference_loss = choice.tolerance / tolerance.share
     return {
         "command": command,
         "model": profile.identity["name"],
@@ -53,14 +58,18 @@ def summarise(findings: "RankFindings", spec: RankSpec, command: str, root: Path
             "runs": tolerance.runs,
             "words": wording.tolerance(tolerance),
         },
+        "margin": {
+            "share": tolerance.margin,
+            "nats": tolerance.margin * reference_loss,
+            "words": wording.margin(spec.share()),
+        },
         "method": spec.method,
         "level": spec.level,
         "ranks": list(spec.ranks),
         "steps": ranks.steps,
         "reference": choice.reference,
         "gaps": {
-            str(each): to_json(gap.difference) | {"state": gap.state}
-            for each, gap in sorted(choice.gaps.items())
+            str(each): _gap(gap, shares.get(each)) for each, gap in sorted(choice.gaps.items())
         },
         "evidence": [
             {
@@ -80,7 +89,9 @@ def summarise(findings: "RankFindings", spec: RankSpec, command: str, root: Path
         "probe_rank": findings.probed.rank,
         "rate_at_edge": findings.probed.at_edge,
         "prior": to_json(ranks.prior),
-        "cost": _cost(lab),
+        "cost": _cost(lab)
+        | {"at_most": findings.expenses.most, "checks_at_most": findings.expenses.checks},
+        "too_short": list(findings.expenses.short),
         **{name: to_json(findings.checks.get(name)) for name in _CHECKS},
         "rows": profile.rows,
         "eval_rows": profile.eval_rows,
@@ -94,13 +105,35 @@ def summarise(findings: "RankFindings", spec: RankSpec, command: str, root: Path
     }
 
 
-def _ends(rows: RowLosses, level: float) -> dict[str, float]:
-    """Loss with its interval over rows; each end is a one-sided bound of the level."""
+def _gap(gap: Gap, at: tuple[float, str] | None) -> dict[str, Any]:
+    """A rank beside the reference: after which share of a run, what may be said, and by what the search went on."""
+    d = gap.verdict.difference
+    ends = {"mean": gap.difference.mean} | dict.fromkeys(("low", "high", "level"))
+    if d is not None:
+        ends = {name: getattr(d, name) for name in ("mean", "low", "high", "level")}
+    share, how = at or (1.0, "trained")
+    return {
+        **ends,
+        "share": share,
+        "how": how,
+        "rows": gap.difference.rows,
+        "verdict": gap.verdict.to_dict(),
+        "rule": {
+            "low": gap.difference.low,
+            "high": gap.difference.high,
+            "tolerance": gap.tolerance,
+            "state": gap.state,
+        },
+    }
+
+
+def _ends(rows: RowLosses, level: float) -> dict[str, float | None]:
+    """Loss with its interval over rows; each end is a one-sided bound of the level. No ends of few rows."""
+    if len(rows.nats) < LEAST_ROWS:
+        return {"loss": rows.loss, "low": None, "high": None}
     tokens_N = np.array(rows.tokens)
     values_N = np.array(rows.nats) / tokens_N
-    d = crossed_mean(
-        values_N[None], tokens_N, generator=generator(), level=2 * level - 1, resamples=1000
-    )
+    d = crossed_mean(values_N[None], tokens_N, generator=generator(), level=2 * level - 1)
     return {"loss": rows.loss, "low": d.low, "high": d.high}
 
 

@@ -1,8 +1,13 @@
-"""The sentences of a search, made from its values: the one place that has words."""
+"""The sentences of a search, made from its values: the one place that has words.
+
+What is said of a rank is what its verdict allows (`lorakit.evaluation.verdict`), and nothing more. What a
+search goes on with, where nothing can be told, it says as its own doing.
+"""
 
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
+from lorakit.evaluation.verdict import Verdict
 from lorakit.ranking.bracket import (
     AnswerFinished,
     BudgetReached,
@@ -12,20 +17,18 @@ from lorakit.ranking.bracket import (
 )
 from lorakit.ranking.choose import LEAST_SHARE, MOST_SHARE, Choice, LossTolerance
 from lorakit.ranking.probing import RateEffect, rate_effect
-from lorakit.report.numbers import number, percent
+from lorakit.report.numbers import number, percent, signed
 
 if TYPE_CHECKING:
     from lorakit.ranking.checks import Grid, Layered, Scored, Verified
     from lorakit.ranking.command import RankFindings
-
-# Held-out rows below which a note asks for more.
-_FEW_ROWS = 100
+    from lorakit.ranking.expenses import Expenses
 
 
 def answer(findings: "RankFindings") -> str:
     """The answer in a few sentences, and what the checks say of it."""
     probed, checks = findings.probed, findings.checks
-    effect = rate_effect(probed.first, probed.rate, findings.search.choice.gaps)
+    effect = rate_effect(probed, findings.tolerance, findings.search.choice.gaps)
     sentences = [choice(findings.search.choice)]
     if effect is not None:
         sentences.append(rate_matters(effect))
@@ -43,16 +46,12 @@ def answer(findings: "RankFindings") -> str:
 def notes(findings: "RankFindings") -> list[str]:
     """What the user should know besides."""
     ranks, rate, prior = findings.lab.profile, findings.probed.rate, findings.lab.profile.prior
-    rows, sentences = ranks.profile.eval_rows, []
+    sentences = [f"nothing is said of any rank: {each}" for each in findings.expenses.short]
     if ranks.estimate.note:
         sentences.append(ranks.estimate.note)
     if findings.probed.at_edge:
         sentences.append(
             f"the chosen rate {rate:g} is the end of the grid; more --rates might find a better one"
-        )
-    if rows < _FEW_ROWS:
-        sentences.append(
-            f"{rows} held-out rows: small differences cannot be told; give more for a surer answer"
         )
     sentences.append(
         f"prior: the completions hold {number(prior.bits / 1000, 3)} kbit under the base, at "
@@ -65,7 +64,7 @@ def notes(findings: "RankFindings") -> list[str]:
 
 
 def tolerance(margin: LossTolerance) -> str:
-    """The tolerance and where it comes from."""
+    """The tolerance, by which the search goes on, and where it comes from."""
     share, noise = percent(margin.share, 2), percent(margin.noise, 2)
     if margin.from_user:
         return f"{share} of the loss, as given (seed noise of short runs: {noise})"
@@ -78,53 +77,83 @@ def tolerance(margin: LossTolerance) -> str:
     return words + ")"
 
 
+def margin(share: float | None) -> str:
+    """The margin that is named before the search; None for what is taken where none was given."""
+    if share is None:
+        return f"{percent(MOST_SHARE, 1)} of the loss (--tolerance names another)"
+    return f"{percent(share, 2)} of the loss, as given"
+
+
+def forecast(expenses: "Expenses") -> str:
+    """What a search costs at most, before it begins."""
+    words = (
+        f"the search costs at most {expenses.most:.1f} runs at the highest rank, measuring included: "
+        f"{expenses.before:.1f} before ranks are compared"
+    )
+    if expenses.checks:
+        words += f"; the checks that were asked for at most {expenses.checks:.1f} more"
+    return words
+
+
 def choice(answer: Choice) -> str:
     """The answer by losses."""
-    rank, margin, gaps = answer.rank, f"{number(answer.tolerance, 2)} nats per token", answer.gaps
-    open_below, worse = answer.below("open"), answer.below("worse")
-    if answer.kind == "indistinguishable":
-        words = (
-            f"Ranks {rank} to {answer.highest} are indistinguishable here, to within {margin}: take "
-            f"the smallest, {rank}."
-        )
-    elif answer.kind == "unsaturated":
-        below = max(answer.below("equivalent", "worse"))
-        words = (
-            f"The loss is not saturated at rank {answer.highest}: {below} is worse by "
-            f"{number(gaps[below].difference.mean, 2)} nats per token. Take {answer.highest}, and "
-            "raise --max-rank to see whether more helps."
-        )
-    else:
-        which = "smallest of those compared" if answer.skipped else "smallest"
-        words = f"Rank {rank} is the {which} that is within {margin} of the best."
-        if worse:
-            d = gaps[max(worse)].difference
-            words += f" Rank {max(worse)} is worse by {number(d.mean, 2)}."
-    if open_below:
-        words += (
-            f" Whether rank {min(open_below)} suffices these held-out rows do not say; more of them "
-            "would."
-        )
-    if rank in gaps and gaps[rank].state == "open":
-        d = gaps[rank].difference
-        words += (
-            f" That is the likelier answer ({percent(answer.confidence, 0)}): by these held-out rows "
-            f"it is {number(d.low, 2)} to {number(d.high, 2)} from rank {answer.reference}, and more "
-            "of them would tell."
-        )
+    rank = answer.rank
+    words = [f"Take rank {rank}{'' if rank != answer.highest else ', the highest candidate'}."]
+    if rank in answer.gaps:
+        words.append(beside(answer.gaps[rank].verdict, f"rank {rank}", f"rank {answer.reference}"))
+    worse, unknown = answer.below("worse"), answer.below("cannot be told")
+    if worse:
+        verdict = answer.gaps[max(worse)].verdict
+        words.append(beside(verdict, f"rank {max(worse)}", f"rank {answer.reference}"))
+    if answer.kind == "unsaturated":
+        words.append("Raise --max-rank to see whether more helps.")
+    for below in unknown[-1:]:
+        verdict = answer.gaps[below].verdict
+        words.append(beside(verdict, f"rank {below}", f"rank {answer.reference}"))
     if answer.skipped:
         first, last = answer.skipped[0], answer.skipped[-1]
         ranks = f"Ranks {first} to {last} were" if first != last else f"Rank {first} was"
-        words += f" {ranks} not compared."
-    return words
+        words.append(f"{ranks} not compared.")
+    return " ".join(words)
+
+
+def beside(verdict: Verdict, ours: str, theirs: str) -> str:
+    """What may be said of one thing beside another, in a sentence that begins with it."""
+    ours = ours[0].upper() + ours[1:]
+    match verdict.word:
+        case "better" | "worse":
+            word = verdict.word + (", by more than the margin," if verdict.beyond else "")
+            return f"{ours} is {word} than {theirs}: {figures(verdict)}."
+        case "equal":
+            margin = number(verdict.margin, 2)
+            return (
+                f"{ours} and {theirs} are equal within the margin of {margin}: {figures(verdict)}."
+            )
+    known = (
+        f": {figures(verdict)}, at a margin of {number(verdict.margin, 2)}"
+        if verdict.difference
+        else ""
+    )
+    tells = f" To tell, give {' and '.join(verdict.needs)}." if verdict.needs else ""
+    return f"Whether {ours[0].lower()}{ours[1:]} is better or worse than {theirs} cannot be told{known}.{tells}"
+
+
+def figures(verdict: Verdict) -> str:
+    """A difference with its interval."""
+    d = verdict.difference
+    if d is None:
+        return "no interval"
+    digits = 4 if max(abs(d.low), abs(d.high)) >= 0.001 else 6
+    ends = f"{signed(d.low, digits)} to {signed(d.high, digits)}"
+    return f"{signed(d.mean, digits)} nats per token ({percent(d.level, 0)} interval {ends})"
 
 
 def rate_matters(effect: RateEffect) -> str:
     """That the learning rate matters more than the rank."""
     return (
-        f"Rank hardly matters here, the learning rate does: ranks differ by up to "
-        f"{number(effect.spread, 2)} nats per token, and rate {effect.worse_rate:g} in place of "
-        f"{effect.rate:g} cost {number(effect.cost, 2)} in the probe."
+        f"The learning rate matters more than the rank here: no rank that was compared differs by more "
+        f"than {number(effect.spread, 2)} nats per token, and rate {effect.worse_rate:g} in place of "
+        f"{effect.rate:g} cost {number(effect.cost, 2)} in short runs, at least {number(effect.least, 2)}."
     )
 
 
@@ -134,14 +163,25 @@ def sentence(decision: Decision) -> str:
     raise TypeError(f"no words for {type(decision).__name__}")
 
 
+_GOES_ON = {
+    "enough": "the search takes it for enough",
+    "short": "the search looks for a larger one",
+    "open": "the search leaves it open",
+}
+
+
 @sentence.register
 def _(decision: RankCompared) -> str:
-    d, state = decision.gap.difference, decision.gap.state
+    verdict, state = decision.gap.verdict, decision.gap.state
     how = {"healed": ", cut and healed,", "nested": ", a prefix,"}.get(decision.how, "")
+    said = (
+        figures(verdict)
+        if verdict.difference
+        else f"{decision.gap.difference.mean:+.4f} nats per token"
+    )
     return (
-        f"after {decision.share:.0%} of the run rank {decision.rank}{how} is "
-        f"{d.mean:+.4f} nats per token from rank {decision.reference} "
-        f"({d.low:+.4f} to {d.high:+.4f}): {state}"
+        f"after {decision.share:.0%} of the run rank {decision.rank}{how} less rank "
+        f"{decision.reference} is {said}: {verdict.word}; {_GOES_ON[state]}"
     )
 
 
@@ -175,39 +215,44 @@ def _(decision: AnswerFinished) -> str:
 
 
 def scored(score: "Scored") -> str:
-    """Whether score and loss agree."""
+    """Which rank the score takes, and that each was trained once."""
     values = ", ".join(f"{r}: {number(v, 3)}" for r, v in sorted(score.scores.items()))
     if score.rank == score.rank_by_loss:
-        said = f"{score.name} agrees ({values})."
+        chosen = f"By {score.name} it is rank {score.rank} too ({values})."
     else:
-        said = (
-            f"{score.name} and the loss disagree: by the score it is rank {score.rank}, by "
-            f"the loss {score.rank_by_loss} ({values}). The score decides, as asked."
+        chosen = (
+            f"By {score.name} it is rank {score.rank}, by the loss {score.rank_by_loss} ({values}). The "
+            "score decides, as asked."
         )
+    said = (
+        f"{chosen} Each rank was trained once: whether another seed would score so cannot be told."
+    )
     return f"{said} Note: {score.cut}." if score.cut else said
 
 
 def layered(by_layer: "Layered") -> str:
-    """Whether ranks by layer win."""
-    d = by_layer.difference
-    won = "They win" if by_layer.wins else "They do not win, and are left off"
-    return (
-        f"Ranks by layer with as many parameters: {number(d.mean, 2)} nats per token "
-        f"({number(d.low, 2)} to {number(d.high, 2)}). {won}."
-    )
+    """What may be said of ranks by layer."""
+    said = beside(by_layer.verdict, "the adapter with ranks by layer", "that with one rank")
+    kept = "It is recommended." if by_layer.wins else "It is not recommended."
+    return f"{said} {kept}"
 
 
 def verified(check: "Verified") -> str:
-    """Whether the choice held with another seed."""
-    held = "held" if check.held else "did not hold"
-    return f"Trained anew with another seed beside its neighbours, the choice {held}."
+    """What another seed says of the choice."""
+    if check.verdict is None:
+        return f"Trained again with another seed, rank {check.rank} has the lowest loss of its neighbours."
+    said = beside(check.verdict, f"rank {check.rank}", f"rank {check.best}")
+    return f"Trained again with another seed, beside its neighbours: {said}"
 
 
 def grid(whole: "Grid") -> str:
     """The regret of the choice."""
+    at = f"rank {whole.best['rank']} at rate {whole.best['rate']:g}, the lowest loss of the grid"
+    if whole.verdict is None:
+        return f"Of the whole grid the choice has the lowest loss (seed noise {number(whole.seed_noise, 2)})."
     return (
-        f"Against the whole grid the regret is {number(whole.regret, 2)} nats per token "
-        f"(seed noise {number(whole.seed_noise, 2)})."
+        f"{beside(whole.verdict, 'the choice', at)} Seed noise of whole runs: "
+        f"{number(whole.seed_noise, 2)}."
     )
 
 

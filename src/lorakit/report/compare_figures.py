@@ -5,8 +5,10 @@ from pathlib import Path
 
 from lorakit.report import compare_plots as plots
 from lorakit.report.compare_read import CompareFiles
+from lorakit.report.compare_tables import interval
+from lorakit.report.difference_plots import Difference, differences
 from lorakit.report.drawing import Drawing, svg, write_png
-from lorakit.report.numbers import loss, number, percent, size
+from lorakit.report.numbers import loss, number, percent, signed, size
 from lorakit.report.read import Record
 from lorakit.report.run_figures import Figure
 
@@ -78,8 +80,41 @@ def compare_figures(files: CompareFiles, folder: Path) -> dict[str, Figure]:
         folder,
     )  # fmt: skip
 
+    figures["differences"] = _differences(files, folder)
     figures["trade_off"] = _trade_off(arms, files.result["protocol"]["level"], folder)
     return figures
+
+
+def _differences(files: CompareFiles, folder: Path) -> Figure:
+    """Held-out loss of each arm less the reference's, beside the margin."""
+    judged = [d for d in files.result["differences"] if d["arm"] != files.reference["name"]]
+    items = [
+        Difference(
+            d["arm"], d["verdict"]["word"], d["loss"]["mean"], d["loss"]["low"], d["loss"]["high"],
+            d["verdict"]["margin"],
+        )
+        for d in judged
+    ]  # fmt: skip
+    described = " ".join(
+        f"{d['arm']}: {d['verdict']['word']}, {interval(d['loss'], signed_loss)}." for d in judged
+    )
+    share = percent(files.result["protocol"]["margin"], 0)
+    return _two(
+        lambda width: differences(
+            items, xlabel=f"held-out loss less that of {files.reference['name']} (nats per token)",
+            width=width,
+        ),
+        "differences", "Differences of held-out loss", described,
+        f"Each arm less {files.reference['name']}, with its interval over seeds and rows. Within the "
+        f"band ({share} of the reference's gain, named before the comparison) two arms count as equal. "
+        "Open circles: which is better cannot be told.",
+        folder,
+    )  # fmt: skip
+
+
+def signed_loss(value: float) -> str:
+    """A difference of losses."""
+    return signed(value, 4)
 
 
 def _trade_off(arms: Sequence[Record], level: float, folder: Path) -> Figure:
@@ -110,7 +145,8 @@ def _curve(arm: Record, place: int, key: str, x: Sequence[float]) -> plots.Curve
 
 def _point(arm: Record, place: int, x: Callable[[Record], float]) -> plots.Point:
     ends = arm["loss"]
-    return plots.Point(arm["name"], place, x(arm), ends["mean"], ends["low"], ends["high"])
+    low, high = (ends["mean"] if ends[end] is None else ends[end] for end in ("low", "high"))
+    return plots.Point(arm["name"], place, x(arm), ends["mean"], low, high)
 
 
 def _millions(arm: Record) -> float:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lorakit.evaluation.verdict import LEAST_ROWS
 from lorakit.extras import no_page
 from lorakit.report import compare_tables as tables
 from lorakit.report import run_tables
@@ -41,7 +42,8 @@ def write_compare_report(folder: str | Path) -> Path | None:
         arms=[arm["name"] for arm in files.arms],
         shown=_shown_first(files)["name"],
         reference=result["reference"],
-        level=result["protocol"]["level"],
+        level=result["protocol"]["level_of_each_arm"],
+        least_rows=LEAST_ROWS,
         figures=compare_figures(files, place / "plots"),
         quality=tables.quality(files),
         cost=tables.cost(files),
@@ -72,9 +74,4 @@ def _verdicts(files: CompareFiles) -> list[tuple[str, str]]:
     """The leading arm's sentence and judgement first."""
     first = _shown_first(files)["name"]
     ordered = sorted(files.result["differences"], key=lambda d: d["arm"] != first)
-    verdicts = [
-        (str(d["measured"].get("sentence", "")), str(d["verdict"]["words"]))
-        for d in ordered
-        if "verdict" in d
-    ]
-    return verdicts or [(str(files.result["measured"]["headline"]), "")]
+    return [(str(d["measured"]["sentence"]), str(d["verdict"]["words"])) for d in ordered]

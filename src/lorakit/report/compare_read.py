@@ -54,6 +54,11 @@ def read_compare(folder: Path) -> CompareFiles:
     result = read_json(folder / "result.json", dict)
     if "differences" not in result or "arms" not in result:
         raise DataError(f"{folder}/result.json is not that of a comparison")
+    if "margins" not in result.get("protocol", {}):
+        raise DataError(
+            f"{folder}/result.json was written by an earlier version, whose words had other meanings: "
+            f"lorakit compare --resume --out {folder} writes it anew from its finished trials"
+        )
     config = folder / "config.yaml"
     return CompareFiles(
         name=folder.resolve().name,

@@ -1,6 +1,6 @@
 """The tiles and tables of a comparison's page, as text in cells."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,31 +37,30 @@ def tiles(files: CompareFiles, arm: Record) -> list[Tile]:
     if between is None:
         return []
     ours, theirs, shares = arm["measured"], reference["measured"], between["measured"]
-    d = between["loss"]
-    gain = between.get("verdict", {}).get("gain_kept")
-    gain_share = f"; {percent(gain)} of the gain" if is_number(gain) else ""
+    kept, word = between["verdict"].get("gain_kept"), between["verdict"]["word"]
+    gain_share = f"; {percent(kept)} of the gain" if is_number(kept) and word == "worse" else ""
+    ratio = between["kl"].get("ratio")
+    times = _ratio(arm["kl"]["mean"], reference["kl"]["mean"]) if ratio else DASH
     result = [
         Tile(
-            "Held-out loss", f"{_nats(d['mean'])}", "nats per token",
-            f"{percent(d['level'], 0)} interval {_nats(d['low'])} to {_nats(d['high'])}{gain_share}",
+            "Held-out loss", _nats(between["loss"]["mean"]), "nats per token",
+            f"{word}; {interval(between['loss'], _nats)}{gain_share}",
         ),
         Tile(
-            "Forgetting", _ratio(arm["kl"]["mean"], reference["kl"]["mean"]), "",
-            f"KL {number(arm['kl']['mean'], 3)} against {number(reference['kl']['mean'], 3)} nats per token",
+            "Forgetting", times, "",
+            f"{between['kl']['verdict']['word']}; KL {number(arm['kl']['mean'], 3)} against "
+            f"{number(reference['kl']['mean'], 3)} nats per token",
         ),
     ]  # fmt: skip
     for name, one in list(between["scores"].items())[:1]:
-        change, ends = (
-            signed(one["mean"], 3),
-            f"{signed(one['low'], 3)} to {signed(one['high'], 3)}",
-        )
         title = score_name(name)
         result.append(
             Tile(
-                title[0].upper() + title[1:], change, "",
-                f"{percent(one['level'], 0)} interval {ends}",
+                title[0].upper() + title[1:], _scored(one["mean"]), "",
+                f"{one['verdict']['word']}; {interval(one, _scored)}",
             )
         )  # fmt: skip
+    words = {name: each["word"] for name, each in shares["verdicts"].items()}
     result += [
         Tile(
             "Trained parameters", percent(1 - between["fewer_parameters"]), "",
@@ -69,11 +68,13 @@ def tiles(files: CompareFiles, arm: Record) -> list[Tile]:
         ),
         Tile(
             "Peak memory", percent(shares["peak_memory_bytes_share"], 0), "",
-            f"{size(ours['peak_memory_bytes'])} of {size(theirs['peak_memory_bytes'])}",
+            f"{words['peak_memory_bytes']}; {size(ours['peak_memory_bytes'])} of "
+            f"{size(theirs['peak_memory_bytes'])}",
         ),
         Tile(
             "Time of a step", percent(shares["seconds_per_step_share"], 0), "",
-            f"{duration(ours['seconds_per_step'])} of {duration(theirs['seconds_per_step'])}",
+            f"{words['seconds_per_step']}; {duration(ours['seconds_per_step'])} of "
+            f"{duration(theirs['seconds_per_step'])}",
         ),
     ]  # fmt: skip
     return result
@@ -96,9 +97,8 @@ def _loss_cell(files: CompareFiles, arm: Record) -> Cell:
     between = files.difference(arm["name"])
     if between is None:
         return Cell(loss(arm["loss"]["mean"]))
-    d = between["loss"]
     return Cell(
-        loss(arm["loss"]["mean"]), f"{_nats(d['mean'])} ({_nats(d['low'])} to {_nats(d['high'])})"
+        loss(arm["loss"]["mean"]), _aside(between["loss"], _nats, between["verdict"]["word"])
     )
 
 
@@ -108,8 +108,26 @@ def _score_cell(files: CompareFiles, arm: Record, name: str) -> Cell:
     if between is None or name not in between["scores"]:
         return Cell(value)
     one = between["scores"][name]
-    ends = f"{signed(one['low'], 3)} to {signed(one['high'], 3)}"
-    return Cell(value, f"{signed(one['mean'], 3)} ({ends})")
+    return Cell(value, _aside(one, _scored, one["verdict"]["word"]))
+
+
+def interval(d: Record, show: Callable[[float], str]) -> str:
+    """The interval of a difference in words."""
+    if d["low"] is None:
+        return f"{count(d['rows'])} rows, too few for an interval"
+    return f"{percent(d['level'], 0)} interval {show(d['low'])} to {show(d['high'])}"
+
+
+def _aside(d: Record, show: Callable[[float], str], word: str) -> str:
+    """A difference, its interval and its word."""
+    if d["low"] is None:
+        return f"{show(d['mean'])}, {count(d['rows'])} rows: {word}"
+    return f"{show(d['mean'])} ({show(d['low'])} to {show(d['high'])}): {word}"
+
+
+def _scored(value: float) -> str:
+    """How a difference of a score is shown: on the scores' scale of 0 to 1, with its sign."""
+    return signed(value, 3)
 
 
 def cost(files: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
@@ -162,8 +180,13 @@ def forgotten(files: CompareFiles) -> tuple[list[str], list[list[Cell]]]:
         cells = [Cell(name, "nats per token"), Cell(loss(start))]
         for arm in arms:
             between = files.difference(arm["name"])
-            d = between[key] if between else None
-            aside = f"{_nats(d['mean'])} ({_nats(d['low'])} to {_nats(d['high'])})" if d else ""
+            aside = ""
+            if between:
+                d = between[key]
+                word = d["verdict"]["word"] if "verdict" in d else ""
+                aside = (
+                    _aside(d, _nats, word) if word else f"{_nats(d['mean'])}, {interval(d, _nats)}"
+                )
             cells.append(Cell(loss(arm[key]["mean"]), aside))
         rows.append(cells)
     return ["", "base", *(arm["name"] for arm in arms)], rows
@@ -229,6 +252,7 @@ def facts(files: CompareFiles) -> list[tuple[str, str]]:
         ("rows a step", count(protocol["batch_size"])),
         ("seeds", ", ".join(str(seed) for seed in result["seeds"])),
         ("learning rates tried", f"{count(protocol['rates'])} an arm"),
+        ("margins", margins(protocol["margins"])),
         ("weights in", str(result["dtype"])),
         ("general text", str(general["source"])),
         ("general tokens", count(general["tokens"])),
@@ -237,6 +261,15 @@ def facts(files: CompareFiles) -> list[tuple[str, str]]:
             f"{count(general['words'])}, {percent(general['mass'])} of its probability",
         ),
     ]
+
+
+def margins(margins: Mapping[str, float]) -> str:
+    """The margins that were named before the comparison."""
+    return (
+        f"loss {percent(margins['loss'])} of the reference's gain, scores "
+        f"{number(margins['scores'], 3)}, forgetting {percent(margins['forgetting'])} of "
+        f"the reference's, memory and time {percent(margins['costs'])}"
+    )
 
 
 def _nats(value: float) -> str:

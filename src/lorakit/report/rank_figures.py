@@ -5,8 +5,9 @@ from pathlib import Path
 from statistics import median
 
 from lorakit.report import rank_plots as plots
+from lorakit.report.difference_plots import Difference, differences
 from lorakit.report.drawing import Drawing, svg, write_png
-from lorakit.report.numbers import loss, number, percent
+from lorakit.report.numbers import loss, number, percent, signed
 from lorakit.report.rank_read import RankFiles
 from lorakit.report.read import Record
 from lorakit.report.run_figures import Figure
@@ -46,31 +47,31 @@ def rank_figures(files: RankFiles, folder: Path) -> dict[str, Figure]:
 
 
 def _loss(result: Record, folder: Path) -> Figure:
-    dots = [
-        plots.Dot(e["rank"], e["how"], e["share"] >= 1, e["loss"], e["low"], e["high"])
-        for e in _last(result["evidence"])
-    ]
-    unit = result["parameters_of_max_rank"] // max(result["ranks"])
-    parameters = {rank: unit * rank for rank in result["ranks"]}
-    description = " ".join(
-        f"Rank {dot.rank}, {dot.how}{'' if dot.whole else ' and stopped early'}: {loss(dot.loss)}."
-        for dot in dots
+    """Each rank that was compared less the reference, after the same steps of both."""
+    items = [
+        Difference(
+            f"rank {rank}, {'whole run' if gap['share'] >= 1 else percent(gap['share'], 0) + ' of a run'}",
+            gap["verdict"]["word"], gap["mean"], gap["low"], gap["high"], gap["verdict"]["margin"],
+        )
+        for rank, gap in result["gaps"].items()
+    ]  # fmt: skip
+    reference = result["reference"]
+    described = " ".join(
+        f"{item.name}: {signed(item.mean, 4)} ({signed(item.low, 4)} to {signed(item.high, 4)}), {item.word}."
+        for item in items
     )
-    level = percent(2 * result["level"] - 1, 0)
+    levels = {gap["level"] for gap in result["gaps"].values() if gap["level"] is not None}
+    level = f"its {percent(min(levels), 0)} interval" if levels else "no interval"
     return _two(
-        lambda width: plots.loss_by_rank(dots, result["recommended_rank"], parameters, width=width),
-        "loss", "Held-out loss against rank", description,
-        f"Held-out loss with its {level} interval over rows; dashed, the recommended rank. Runs that "
-        "were stopped early lie higher for that alone: what is compared are runs after the same "
-        "steps, row by row (table below).",
+        lambda width: differences(
+            items, xlabel=f"held-out loss less rank {reference} (nats per token)", width=width
+        ),
+        "loss", "Held-out loss beside the reference", described or "Nothing was compared.",
+        f"Held-out loss of each rank less that of rank {reference} after the same steps, with {level} "
+        "over rows and seeds. Within the band (the margin, named before the search) ranks count as "
+        f"equal. Open circles: cannot be told. Recommended: rank {result['recommended_rank']}.",
         folder,
     )  # fmt: skip
-
-
-def _last(evidence: Sequence[Record]) -> list[Record]:
-    """Of each rank and way the last measurement."""
-    latest = {(e["rank"], e["how"]): e for e in evidence}
-    return [latest[key] for key in sorted(latest)]
 
 
 def _rank_curves(result: Record) -> list[plots.LossCurve]:

@@ -36,8 +36,6 @@ def write_rank_report(folder: str | Path) -> Path | None:
         tiles=tables.tiles(files),
         figures=rank_figures(files, place / "plots"),
         reference=result["reference"],
-        level=result["level"],
-        tolerance=result["tolerance"]["nats"],
         gaps=tables.gaps(files),
         evidence=tables.evidence(files),
         decisions=[str(text) for text in result["decisions"]],

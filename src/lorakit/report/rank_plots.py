@@ -8,23 +8,8 @@ from lorakit.report.drawing import Drawing, Palette
 from lorakit.report.plots import dress, legend, smoothed, tick
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-
-_MARKERS = {"trained": "o", "healed": "s", "cut": "x", "nested": "D"}
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One measurement of a rank: how its adapter was trained, and its loss with an interval."""
-
-    rank: int
-    how: str
-    whole: bool
-    loss: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -35,72 +20,6 @@ class LossCurve:
     place: int
     train: Sequence[float]
     held_out: Sequence[tuple[float, float]] = field(default=())
-
-
-def _colour(palette: Palette, how: str) -> str:
-    shades = {
-        "trained": palette.first,
-        "healed": palette.third,
-        "cut": palette.second,
-        "nested": palette.fourth,
-    }
-    return shades[how]
-
-
-def loss_by_rank(
-    dots: Sequence[Dot], chosen: int, parameters: dict[int, int], *, width: int = 880
-) -> Drawing:
-    """Held-out loss against rank, with intervals; parameters along the upper edge.
-
-    Filled marks are of whole runs, open ones of runs that were stopped; the chosen rank is a line.
-    """
-
-    def draw(figure: "Figure", palette: Palette) -> None:
-        from matplotlib.ticker import NullLocator
-
-        axes = figure.add_subplot()
-        named: set[str] = set()
-        for dot in dots:
-            shade = _colour(palette, dot.how)
-            label = dot.how if dot.whole else f"{dot.how}, stopped early"
-            axes.errorbar(
-                dot.rank, dot.loss, yerr=[[dot.loss - dot.low], [dot.high - dot.loss]],
-                color=shade, marker=_MARKERS[dot.how], markersize=8.0, capsize=4, elinewidth=1.4,
-                markerfacecolor=shade if dot.whole else palette.paper, markeredgewidth=1.6,
-                linestyle="none", label=None if label in named else label,
-            )  # fmt: skip
-            named.add(label)
-        axes.axvline(chosen, color=palette.muted, linewidth=1.2, dashes=(4, 4), zorder=0)
-        dress(axes, palette, ylabel="held-out loss (nats per token)", whole=False)
-        _rank_axis(axes, sorted(parameters))
-        axes.set_xlabel("rank")
-        axes.margins(y=0.15)
-        above = axes.secondary_xaxis("top")
-        ranks = sorted(parameters)
-        above.set_xticks(ranks, labels=[_short(parameters[rank]) for rank in ranks])
-        above.xaxis.set_minor_locator(NullLocator())
-        above.tick_params(colors=palette.muted, labelsize=12, length=0)
-        above.spines["top"].set_visible(False)
-        above.set_xlabel("parameters of the adapter", color=palette.muted, fontsize=12)
-        legend(figure, palette)
-
-    return Drawing(draw, width, 370)
-
-
-def _rank_axis(axes: "Axes", ranks: Sequence[int]) -> None:
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(ranks[0] / 1.3, ranks[-1] * 1.3)
-    axes.set_xticks(list(ranks), labels=[str(rank) for rank in ranks])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _short(count: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"
 
 
 def leaving(courses: Sequence[LossCurve], *, width: int = 880) -> Drawing:

@@ -36,6 +36,11 @@ def read_rank(folder: Path) -> RankFiles:
     result = read_json(folder / "result.json", dict)
     if "recommended_rank" not in result:
         raise DataError(f"{folder}/result.json is not that of a search for a rank")
+    if "margin" not in result:
+        raise DataError(
+            f"{folder}/result.json was written by an earlier version, whose words had other meanings: "
+            f"lorakit rank --resume --out {folder} writes it anew from its finished trials"
+        )
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     return RankFiles(folder.resolve().name, result, text)

@@ -121,7 +121,7 @@ def nested(
     *,
     heal_share: float,
 ) -> SearchResult:
-    """One run for all prefixes; the smallest that is equivalent to the best goes on alone."""
+    """One run for all prefixes; the smallest that is enough beside the best goes on alone."""
     steps = max(1, math.ceil(heal_share * lab.steps))
     points = lab.nest(ranks, rate, seed)
     best = min(points, key=lambda rank: (points[rank].loss, rank))
