@@ -68,4 +68,6 @@ def content(folder: Path) -> dict[str, object]:
     del found["adapter/lorakit.json"]  # it says of the command whether it had --resume
     record = json.loads((run / "adapter" / "lorakit.json").read_text())
     del record["provenance"]["config"]["resume"]
+    # The base by its full path, which is another in each repetition.
+    assert Path(record["provenance"]["asking"].pop("model")) == (folder / "model").absolute()
     return {**found, "record": record, "events": events}

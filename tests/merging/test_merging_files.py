@@ -87,7 +87,7 @@ def adapter_folder(tmp_path, base, name="adapter", seed=0, **spec):
 
 def merge(base, out, *adapters, dtype="base", certify="auto", **options):
     weighted = [a if isinstance(a, tuple) else (a, 1.0) for a in adapters]
-    config = RunConfig(model=ModelSpec(model=str(base)))
+    config = RunConfig(model=ModelSpec(model=str(base)), given=frozenset({"model"}))
     return run_merge(config, adapters=weighted, out=out, dtype=dtype, certify=certify, **options)
 
 

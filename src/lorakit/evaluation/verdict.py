@@ -19,9 +19,10 @@ of each of several intervals, of which all hold together with the level that is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lorakit.evaluation.crossed import CrossedInterval
+if TYPE_CHECKING:
+    from lorakit.evaluation.crossed import CrossedInterval
 
 Word = Literal["better", "worse", "equal", "cannot be told"]
 UNKNOWN: Word = "cannot be told"
@@ -44,7 +45,7 @@ class Verdict:
     """
 
     word: Word
-    difference: CrossedInterval | None
+    difference: "CrossedInterval | None"
     margin: float | None
     beyond: bool = False
     needs: tuple[str, ...] = field(default=())
@@ -65,7 +66,7 @@ class Verdict:
 
 
 def judge(
-    d: CrossedInterval | None,
+    d: "CrossedInterval | None",
     margin: float | None,
     *,
     lower_is_better: bool = True,
@@ -89,6 +90,7 @@ def judge(
         refused: reasons for which nothing may be said whatever the interval is, each as what would do.
         more_seeds, more_rows: what to give for a narrower interval, such as the option's name.
 
+    >>> from lorakit.evaluation.crossed import CrossedInterval
     >>> narrow = CrossedInterval(0.002, -0.001, 0.005, 0.95, 3, 200, 0.9, 1000)
     >>> judge(narrow, 0.01).word, judge(narrow, 0.004).word
     ('equal', 'cannot be told')
@@ -122,7 +124,7 @@ def share_of_level(level: float, questions: int) -> float:
 
 
 def _what_would_tell(
-    d: CrossedInterval, margin: float | None, more_seeds: str, more_rows: str
+    d: "CrossedInterval", margin: float | None, more_seeds: str, more_rows: str
 ) -> str:
     """Of what there are too few, and about how many times as many would do.
 
