@@ -198,6 +198,7 @@ def test_another_store_is_named(said, runs, work):
 def test_a_search(said, runs, work):
     text = said(
         *("rank", "--data", "the rows.jsonl", *BASE, "--out", "runs/a search", "--max-rank", 4),
+        *("--epochs", 4),
         *("--eval-data", "the rows.jsonl", "--batch-size", 4),
     )
     found = [(line, None) for line in printed(text)] + of_folder(work / "runs" / "a search")

@@ -197,7 +197,11 @@ def test_a_broken_row_names_its_file_and_line(tmp_path, name, content, line, say
         ("x.csv", "a,b\n", "the file holds no rows"),
         ("x.json", "[]", "the file holds no rows"),
         ("x.jsonl.gz", gzip.compress(b""), "the file holds no rows"),
-        ("x.xml", "<a/>", "the format '.xml' is not known; write the rows as JSON lines; known: .jsonl"),
+        (
+            "x.xml",
+            "<a/>",
+            "the format '.xml' is not known; write the rows as JSON lines; known: .jsonl",
+        ),
         ("x.parquet", "PAR1 not really", "broken Parquet"),
     ],
 )

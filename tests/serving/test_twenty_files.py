@@ -21,7 +21,9 @@ from random_files import KINDS, small_file
 from tool_templates import TEMPLATES
 
 SEED, NEW = 7, 96
-SPEC = EngineSpec(max_prompt=1024, max_output=NEW, slots=2, slot_rank=4, max_running=4)
+SPEC = EngineSpec(
+    cache_gb=0.02, max_prompt=1024, max_output=NEW, slots=2, slot_rank=4, max_running=4
+)
 
 
 @pytest.fixture(scope="module")

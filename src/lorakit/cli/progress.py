@@ -68,7 +68,7 @@ class TrainingWatcher(Bars):
                 self._progress.console.print(f"  resumed after step {event['step']}")
                 self._update(completed=event["step"])
             case "probe":
-                self._progress.console.print(f"  {probe_line(event)}", markup=False)
+                self._progress.console.print(f"  {probe_line(event)}")
             case "note":
                 warn(event["text"])
 

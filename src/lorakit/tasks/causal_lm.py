@@ -235,7 +235,7 @@ def default_limit(longest: int | None) -> int:
     At least eight tokens more, in steps of 16; 128 where there are no references.
 
     >>> default_limit(3), default_limit(100), default_limit(None)
-    (16, 144, 128)
+    (16, 128, 128)
     """
     return 128 if longest is None else 16 * math.ceil((longest + max(8, longest / 4)) / 16)
 
