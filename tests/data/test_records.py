@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data import read_rows
+from lorakit.data import check_sources, read_rows
 from lorakit.errors import DataError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
@@ -280,3 +280,22 @@ def test_hub_ids_go_through_datasets(monkeypatch):
     assert said.startswith("who/nobody: neither a file or folder here, nor")
     assert said.endswith("Dataset 'who/nobody' doesn't exist")
     assert "id:config:split" in message("a:b:c:d")
+
+
+def test_rows_that_share_a_line_are_told_apart(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text('[{"text": "a"}, {"text": "b"},\n {"text": "c"}]')
+    first, second, third = (row.origin for row in read_rows([str(file)]))
+    assert first == f"{file}:1"
+    assert second == f"{file}:1 (row 2 of the line)"
+    assert third == f"{file}:2"
+    file.write_text('{"data": [{"text": "a"}, {"text": "b"}]}')
+    assert len({row.origin for row in read_rows([str(file)])}) == 2
+
+
+@pytest.mark.parametrize("typed", ["asked.cvs", "askd.csw", "asked.cs"])
+def test_a_slip_in_a_name_is_not_asked_of_the_hub(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asked.csv").write_text("prompt,completion\na,b\n")
+    with pytest.raises(DataError, match=r"no such file; in \.: did you mean 'asked\.csv'"):
+        check_sources([typed])

@@ -121,7 +121,7 @@ def _message(line: _Line, command: Sequence[str]) -> str:
     parts = [f"`{command_line(*command)}` has no {unknown}"]
     if line.meant:
         parts.append(f"did you mean {' and '.join(dict.fromkeys(line.meant))}?")
-    parts += line.reasons
+    parts += dict.fromkeys(line.reasons)
     whole = command_line(*command, *line.words)
     if len(line.meant) + sum(plain(flag) in WITHOUT for flag in line.unknown) < len(line.unknown):
         return f"{'; '.join(parts)}. `{command_line(*command, '--help')}` lists what there is"

@@ -138,7 +138,9 @@ def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -
     if result["scores_after"]:
         console.print(scores_table(result))
     expected = result["forecast"]
-    trained = sum(f.stat().st_size for f in (out / "adapter").iterdir())
+    sizes = {f.name: f.stat().st_size for f in (out / "adapter").iterdir()}
+    state = sizes.pop("optimizer.safetensors", 0)
+    more = f"; {size(state)} more of optimizer state, for --from" if state else ""
     say(
         [
             f"{count(result['trainable_parameters'])} parameters trained in "
@@ -147,7 +149,7 @@ def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -
             f"(forecast {size(expected['peak_memory_bytes'])})",
             f"{result['real_tokens_per_second']:,.0f} real tokens/s, "
             f"{result['fraction_of_limit']:.0%} of the rate that this machine's matmuls allow",
-            f"adapter: {out / 'adapter'} ({size(trained)})",
+            f"adapter: {out / 'adapter'} ({size(sum(sizes.values()))}{more})",
             *([f"stored:  {result['saved_as']}"] if result["current"] else []),
             report_line(out),
             f"try it:  {asking(out / 'adapter', prompt)}",

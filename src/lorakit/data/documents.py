@@ -24,6 +24,14 @@ def json_rows(file: DataFile) -> Iterator[Row]:
     Raises:
         DataError: naming the line, where the text is not JSON or a value is no row.
     """
+    line, part = 0, 1
+    for row in _rows(file):
+        part = part + 1 if row.line == line else 1
+        line = row.line
+        yield replace(row, part=part) if part > 1 else row
+
+
+def _rows(file: DataFile) -> Iterator[Row]:
     source = lines(file)
     only: tuple[int, Any, str] | None = None  # the first row, until there is another
     seen = False

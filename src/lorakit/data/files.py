@@ -65,6 +65,9 @@ def files_of(source: str) -> list[DataFile] | None:
         raise DataError(f"{source}: no such file; {nearest_file(path)}")
     if "/" in source and path.parent.is_dir():
         raise DataError(f"{source}: no such file or folder; {nearest_file(path)}")
+    # An id of the hub may look like a file's name; beside a file of nearly that name it is a slip.
+    if path.suffix and "did you mean" in (near := nearest_file(path)):
+        raise DataError(f"{source}: no such file; {near}")
     return None
 
 

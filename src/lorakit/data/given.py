@@ -9,6 +9,7 @@ from lorakit.errors import DataError
 
 GIVEN, GIVEN_HELD_OUT = "the rows you gave", "the held-out rows you gave"
 _ORIGIN = re.compile(rf"row (\d+) of ({GIVEN}|{GIVEN_HELD_OUT})")
+_PART = re.compile(r" \(row \d+ of the line\)$")
 
 
 class GivenRows:
@@ -71,24 +72,28 @@ def as_source(rows: Any, name: str = GIVEN) -> Source:
     return rows if isinstance(rows, GivenRows) else GivenRows(rows, name)
 
 
-def origin(file: str, line: int) -> str:
+def origin(file: str, line: int, part: int = 1) -> str:
     """Where a row comes from: "file:line", or "row 17 of the rows you gave".
 
-    >>> origin("rows.jsonl", 17), origin("the rows you gave", 17)
-    ('rows.jsonl:17', 'row 17 of the rows you gave')
+    >>> origin("rows.jsonl", 17), origin("the rows you gave", 17), origin("rows.json", 1, 3)
+    ('rows.jsonl:17', 'row 17 of the rows you gave', 'rows.json:1 (row 3 of the line)')
     """
-    return f"row {line} of {file}" if file in (GIVEN, GIVEN_HELD_OUT) else f"{file}:{line}"
+    if file in (GIVEN, GIVEN_HELD_OUT):
+        return f"row {line} of {file}"
+    return f"{file}:{line}" + (f" (row {part} of the line)" if part > 1 else "")
 
 
 def parts(text: str) -> tuple[str, int]:
-    """The inverse of `origin`; line 0 where the text names none.
+    """The file and the line of an origin; line 0 where the text names none.
 
     >>> parts("rows.jsonl:17"), parts("row 17 of the rows you gave"), parts("prompt")
     (('rows.jsonl', 17), ('the rows you gave', 17), ('prompt', 0))
+    >>> parts("rows.json:1 (row 3 of the line)")
+    ('rows.json', 1)
     """
     if given := _ORIGIN.fullmatch(text):
         return given[2], int(given[1])
-    file, _, line = text.rpartition(":")
+    file, _, line = _PART.sub("", text).rpartition(":")
     return (file, int(line)) if file and line.isdecimal() else (text, 0)
 
 

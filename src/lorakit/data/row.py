@@ -30,7 +30,7 @@ class Row:
 
     form: how its values come, see `Form`. reading: what had to be decided to read its file, as a
     clause about the file ("holds its rows in the list under 'data'"); empty for the usual form.
-    table: of a table, its text; None for other files.
+    table: of a table, its text; None for other files. part: which of the rows that begin on its line.
     """
 
     file: str
@@ -39,11 +39,12 @@ class Row:
     form: Form = "json"
     reading: str = ""
     table: TableText | None = None
+    part: int = 1
 
     @property
     def origin(self) -> str:
-        """ "file:line", or "row 17 of the rows you gave"."""
-        return origin(self.file, self.line)
+        """ "file:line", or "row 17 of the rows you gave"; no other row of the file has the same."""
+        return origin(self.file, self.line, self.part)
 
 
 class WrittenObject(dict[str, Any]):
