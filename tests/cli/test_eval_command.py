@@ -46,7 +46,8 @@ def test_choices_can_be_named_and_bad_ones_are_told(lorakit, model_folder, rows_
     assert result["scores"] == {}
     assert result["choices"]["labels"] == ["pmal", "ksed"]
     assert result["choices"]["accuracy"] <= 0.2, "rows with other answers are wrong"
-    for bad in ("yes", "a,,b", "a,b,a"):
+    assert "8 of 10 references are none of the choices" in done.out
+    for bad in ("yes", "a,,b", "a,b,a", "pmall,other"):
         done = lorakit("eval", "--model", model_folder, "--data", rows_file, "--choices", bad)
         assert done.code == 2
         assert "choices" in done.err

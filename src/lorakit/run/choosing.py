@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lorakit.errors import DataError, did_you_mean
 from lorakit.evaluation import bootstrap_mean
 from lorakit.execution.choices import ChoiceScores, read_choices
 from lorakit.tasks import TaskAnswer
@@ -52,3 +53,25 @@ def choice_figures(
         spread = bootstrap_mean(right, generator=np.random.default_rng(0))
         figures |= {"low": spread.low, "high": spread.high}
     return figures
+
+
+def outside_note(choices: Sequence[str], references: Sequence[TaskAnswer]) -> str:
+    """What is to be said of references that are none of the labels; '' where all are.
+
+    Raises:
+        DataError: none is, so that no label could be right.
+    """
+    wanted = [reference.scored.strip() for reference in references]
+    outside = [text for text in wanted if text not in choices]
+    if not outside:
+        return ""
+    near = did_you_mean(outside[0], choices)
+    if len(outside) == len(wanted):
+        raise DataError(
+            f"choices: none of the {len(wanted)} references is one of them; the first is "
+            f"{outside[0]!r}; {near}"
+        )
+    return (
+        f"{len(outside)} of {len(wanted)} references are none of the choices, such as "
+        f"{outside[0]!r}, and count as wrong"
+    )

@@ -22,7 +22,7 @@ from lorakit.execution.choices import ChoiceScores
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.whole import write_json, write_text
 from lorakit.run import folder as folders
-from lorakit.run.choosing import MOST_CHOICES, choice_figures
+from lorakit.run.choosing import MOST_CHOICES, choice_figures, outside_note
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.recording import check_recording, record_measurement
@@ -157,9 +157,11 @@ class _Asked:
 
     def notes(self) -> list[str]:
         """Which measures were taken and why, and what the reader has to know of them."""
-        if self.scores is None:
-            return []
-        return [n for n in (self.scores.why, self.scores.left_out, self.scores.cut) if n]
+        labels = None if self.choices is None else self.choices.choices
+        outside = [] if labels is None else [outside_note(labels, self.references)]
+        scores = self.scores
+        said = [] if scores is None else [scores.why, scores.left_out, scores.cut]
+        return [note for note in (*said, *outside) if note]
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The lines of answers.jsonl; what was not asked is null."""
@@ -200,6 +202,8 @@ def _ask(
     plan = task.plan_answers(examples, session, (table,), limit=limit, metrics=named)
     wanted = tuple(choices) if choices or metrics == "none" else plan.labels
     references = task.references(session, answered) if metrics != "none" or wanted else []
+    if choices:
+        outside_note(choices, references)  # before anything that takes long
     answers: Sequence[TaskAnswer] = []
     scores = None
     if metrics != "none" and answered:
