@@ -69,6 +69,7 @@ def test_tasks_by_name_or_file_with_ranks(together, rows_file, tmp_path):
     names = ["first-r1", "first-r2", "other-r1", "other-r2"]
     assert [job["name"] for job in result["jobs"]] == names
     assert [job["saved_as"] for job in result["jobs"]] == [f"mine-{name}@1" for name in names]
+    assert all(f"stored {name}:  mine-{name}@1" in outcome.out for name in names)
     first, second = (tensors(tmp_path / "many" / name) for name in ("first-r2", "other-r2"))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 

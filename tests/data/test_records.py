@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,7 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorakit.data import check_sources, read_rows
+from lorakit.data import Encoded, TokenTable, check_sources, read_rows
 from lorakit.errors import DataError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
@@ -299,3 +300,12 @@ def test_a_slip_in_a_name_is_not_asked_of_the_hub(typed, tmp_path, monkeypatch):
     (tmp_path / "asked.csv").write_text("prompt,completion\na,b\n")
     with pytest.raises(DataError, match=r"no such file; in \.: did you mean 'asked\.csv'"):
         check_sources([typed])
+
+
+def test_a_table_of_tokens_keeps_them_apart(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text('[{"text": "a"}, {"text": "b"}]')
+    origins = [row.origin for row in read_rows([str(file)])]
+    one = np.array([1, 2], dtype=np.int32)
+    made = (Encoded(one, np.array([0, 1], dtype=np.uint8), origin) for origin in origins)
+    assert [row.origin for row in TokenTable.build(made)] == origins

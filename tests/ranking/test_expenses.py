@@ -74,7 +74,8 @@ def test_where_it_is_allowed_all_the_same_nothing_is_said(given, search, tmp_pat
     assert set(words) == {"cannot be told"}
     assert made["confidence"] is None
     assert any("nothing is said of any rank: --max-steps 40" in note for note in made["notes"])
-    for claim in (" is better than", " is worse", "are equal", "matters more"):
+    assert made["words"].startswith("No rank is recommended: the search was too short.")
+    for claim in (" is better than", " is worse", "are equal", "matters more", "Take rank"):
         assert claim not in made["words"], claim
 
 

@@ -10,7 +10,7 @@ from families import tiny
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.data.table import Encoded, TokenTable
-from lorakit.errors import DataError, OutputError, TargetError
+from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.experiments import stamps
 from lorakit.lora import LoraSpec, equations, plan
 from lorakit.lora.jobs import Jobs
@@ -171,7 +171,9 @@ def test_by_a_metric(small, easy, search, tmp_path):
 
 
 def test_a_rank_that_does_not_fit_is_refused_and_leaves_nothing(small, easy, search, tmp_path):
-    with pytest.raises(TargetError, match=r"rank 32 is above 16, the smaller side of .*k_proj"):
+    with pytest.raises(
+        ConfigError, match=r"is above 48, .* of .*q_proj .*: give --max-rank 16, or"
+    ):
         search(tmp_path / "run", {**small, "data": (str(easy),), "max_rank": 64})
     assert not any((tmp_path / "run").iterdir())
 

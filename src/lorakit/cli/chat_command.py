@@ -111,8 +111,10 @@ def _one(
         return Example(origin="chat", messages=(*written, {"role": "assistant", "content": ""}))
 
     def reply(message: str) -> None:
+        most = config.output.answer_limit or MOST
+        # The default is what the model has room for; a number that was given is kept to.
         completion = write_completion(
-            session, asked(message), config.output.answer_limit or MOST, dict(sampling)
+            session, asked(message), most, dict(sampling), fit="max_new_tokens" not in config.given
         )
         turns.append({"role": "user", "content": message})
         turns.append({"role": "assistant", "content": completion.strip()})
@@ -189,4 +191,4 @@ def _converse(reply: Callable[[str], None], forget: Callable[[], None]) -> None:
                 say([str(error)])
 
 
-command = with_options(chat, OPTIONS, shown=RECORDED_BASE, max_new_tokens=MOST)
+command = with_options(chat, OPTIONS, shown={**RECORDED_BASE, "max_new_tokens": MOST})

@@ -161,7 +161,9 @@ def generate(
     for number, example in enumerate(examples, 1):
         if len(texts) > 1:
             typer.echo(f"[{number}] {texts[number - 1]}")
-        write_completion(session, example, answer_limit(config, session.adapter), sampling)
+        most = answer_limit(config, session.adapter)
+        fit = "max_new_tokens" not in config.given
+        write_completion(session, example, most, sampling, fit=fit)
 
 
 command = with_options(generate, OPTIONS, also=("answers", AnswerSpec), shown=RECORDED_BASE)
@@ -193,14 +195,24 @@ def _named(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def write_completion(
-    session: "Session", example: "Example", max_new_tokens: int, sampling: Mapping[str, Any]
+    session: "Session",
+    example: "Example",
+    max_new_tokens: int,
+    sampling: Mapping[str, Any],
+    *,
+    fit: bool = False,
 ) -> str:
-    """Write a completion to standard output while it is generated, and return it."""
+    """Write a completion to standard output while it is generated, and return it.
+
+    With `fit` a prompt that leaves the model fewer positions may use those.
+    """
     from lorakit.data import encode_prompt
     from lorakit.execution.streaming import stream
 
     completion = ""
     ids = encode_prompt(example, session.tokenizer, session.template).tolist()
+    if fit:
+        max_new_tokens = max(1, min(max_new_tokens, session.context_length - len(ids)))
     for text in stream(
         session.model,
         session.tokenizer,

@@ -161,8 +161,16 @@ def _replace(
         line.words += [v for v in values if v.lower() not in _SWITCH_WORDS]
     else:
         line.meant.append(by_name[found])
+        whole = options[by_name[found]].metavar == "INT"
         for value in values or ["VALUE"]:
-            line.words += [by_name[found], _worded(found, value)]
+            word = _largest(value) if whole else _worded(found, value)
+            line.words += [by_name[found], word]
+
+
+def _largest(value: str) -> str:
+    """The largest of several whole numbers, where an option takes one."""
+    numbers = value.split(",")
+    return max(numbers, key=int) if all(n.strip().isdecimal() for n in numbers) else value
 
 
 def _worded(option: str, value: str) -> str:

@@ -113,6 +113,11 @@ def summarise_jobs(result: Mapping[str, Any], out: Path, prompt: str | None = No
             f"{duration(result['train_seconds'])} of training for all, "
             f"{size(result['peak_memory_bytes'])} of memory",
             f"adapters: {out}/NAME/adapter" + ("" if why else f"; report: {out / 'report.html'}"),
+            *(
+                f"stored {job['name']}:  {job['saved_as']}"
+                for job in result["jobs"]
+                if job.get("saved_as") and job["current"]
+            ),
             *([f"note: {why}"] if why else []),
             *(f"note: {note}" for note in result["notes"] if "answers reached the limit" in note),
             *(

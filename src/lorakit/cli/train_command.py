@@ -147,8 +147,7 @@ def summarise(result: Mapping[str, Any], out: Path, prompt: str | None = None) -
             f"{duration(result['train_seconds'])} (forecast {duration(expected['seconds'])}), "
             f"{size(result['peak_memory_bytes'])} of memory "
             f"(forecast {size(expected['peak_memory_bytes'])})",
-            f"{result['real_tokens_per_second']:,.0f} real tokens/s, "
-            f"{result['fraction_of_limit']:.0%} of the rate that this machine's matmuls allow",
+            f"{result['real_tokens_per_second']:,.0f} real tokens/s, {_share(result)}",
             f"adapter: {out / 'adapter'} ({size(sum(sizes.values()))}{more})",
             *([f"stored:  {result['saved_as']}"] if result["current"] else []),
             report_line(out),
@@ -179,3 +178,11 @@ def stop_at_ctrl_c() -> Iterator[Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _share(result: Mapping[str, Any]) -> str:
+    """How fast a run was beside the matmuls that were timed before it."""
+    share = result["fraction_of_limit"]
+    if share > 1:
+        return "more than the matmuls that were timed before it: the machine was busier then"
+    return f"{share:.0%} of the rate that this machine's matmuls allow"

@@ -9,7 +9,7 @@ from lorakit.errors import DataError
 
 GIVEN, GIVEN_HELD_OUT = "the rows you gave", "the held-out rows you gave"
 _ORIGIN = re.compile(rf"row (\d+) of ({GIVEN}|{GIVEN_HELD_OUT})")
-_PART = re.compile(r" \(row \d+ of the line\)$")
+_PART = re.compile(r" \(row (\d+) of the line\)$")
 
 
 class GivenRows:
@@ -83,18 +83,20 @@ def origin(file: str, line: int, part: int = 1) -> str:
     return f"{file}:{line}" + (f" (row {part} of the line)" if part > 1 else "")
 
 
-def parts(text: str) -> tuple[str, int]:
-    """The file and the line of an origin; line 0 where the text names none.
+def parts(text: str) -> tuple[str, int, int]:
+    """The inverse of `origin`; line 0 where the text names none.
 
     >>> parts("rows.jsonl:17"), parts("row 17 of the rows you gave"), parts("prompt")
-    (('rows.jsonl', 17), ('the rows you gave', 17), ('prompt', 0))
+    (('rows.jsonl', 17, 1), ('the rows you gave', 17, 1), ('prompt', 0, 1))
     >>> parts("rows.json:1 (row 3 of the line)")
-    ('rows.json', 1)
+    ('rows.json', 1, 3)
     """
     if given := _ORIGIN.fullmatch(text):
-        return given[2], int(given[1])
+        return given[2], int(given[1]), 1
+    within = _PART.search(text)
+    part = int(within[1]) if within else 1
     file, _, line = _PART.sub("", text).rpartition(":")
-    return (file, int(line)) if file and line.isdecimal() else (text, 0)
+    return (file, int(line), part) if file and line.isdecimal() else (text, 0, 1)
 
 
 def _as_iterable(rows: Any, name: str) -> Iterable[Any]:

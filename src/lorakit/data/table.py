@@ -45,23 +45,25 @@ class TokenTable(Sequence[Encoded]):
         files: tuple[str, ...],
         file_S: NDArray[np.int32],
         line_S: NDArray[np.int64],
+        part_S: NDArray[np.int32],
     ) -> None:
         self.ids_N, self.weight_N, self.offsets = ids_N, weight_N, offsets
-        self._files, self._file_S, self._line_S = files, file_S, line_S
+        self._files, self._file_S, self._line_S, self._part_S = files, file_S, line_S, part_S
 
     @classmethod
     def build(cls, rows: Iterable[Encoded]) -> "TokenTable":
         """Take rows one by one, so that only the flat arrays are ever held."""
         ids, offsets, file_of, line_of = array("i"), array("q", [0]), array("i"), array("q")
-        weight = bytearray()
+        weight, part_of = bytearray(), array("i")
         files: dict[str, int] = {}
         for row in rows:
             ids.frombytes(np.ascontiguousarray(row.ids, dtype=np.int32).tobytes())
             weight += np.ascontiguousarray(row.weight, dtype=np.uint8).tobytes()
             offsets.append(len(ids))
-            file, line = parts(row.origin)
+            file, line, part = parts(row.origin)
             file_of.append(files.setdefault(file, len(files)))
             line_of.append(line)
+            part_of.append(part)
         return cls(
             np.frombuffer(ids, np.int32),
             np.frombuffer(weight, np.uint8),
@@ -69,6 +71,7 @@ class TokenTable(Sequence[Encoded]):
             tuple(files),
             np.frombuffer(file_of, np.int32),
             np.frombuffer(line_of, np.int64),
+            np.frombuffer(part_of, np.int32),
         )
 
     def __len__(self) -> int:
@@ -90,7 +93,7 @@ class TokenTable(Sequence[Encoded]):
     def origin(self, i: int) -> str:
         """Where row i came from: "file:line"."""
         file, line = self._files[self._file_S[i]], int(self._line_S[i])
-        return origin(file, line) if line else file
+        return origin(file, line, int(self._part_S[i])) if line else file
 
     def take(self, rows: Iterable[int]) -> "TokenTable":
         """A new table of these rows, in this order."""

@@ -5,20 +5,23 @@ there is to learn; a parameter is said to hold about two bits (Allen-Zhu and Li,
 Their quotient is printed and decides nothing: most of those bits are noise that no adapter learns.
 """
 
+import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
-from lorakit.errors import DataError
+from lorakit.errors import ConfigError, DataError, TargetError
 from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import measure_rows, spread_rows
 from lorakit.experiments.opening import open_trial
 from lorakit.experiments.profile import estimate_step, profile_of
 from lorakit.experiments.stamps import Sources
-from lorakit.lora import plan
+from lorakit.lora import LoraSpec, Plan, plan
 from lorakit.ranking.trials import EVALUATION_TOKENS, Prior, RankProfile, RankProfileRequest
 from lorakit.run.fitting import steps_of
 from lorakit.training import check_can_share
@@ -29,6 +32,33 @@ _MOST_PRIOR_ROWS = 32
 # Fewer held-out rows than this are not worth an interval, and tell learning rates apart, which
 # differ by more than ranks do.
 LEAST_ROWS = 32
+
+
+def _plans(model: nn.Module, spec: LoraSpec, ranks: Sequence[int]) -> list[Plan]:
+    """The plan of each rank, the highest first seen to fit every module.
+
+    Raises:
+        ConfigError: a rank does not fit one.
+    """
+    try:
+        plan(model, replace(spec, rank=max(ranks)))
+    except TargetError as error:
+        which = str(error).partition(": lower rank")[0]
+        highest = _highest(model, spec)
+        raise ConfigError(
+            f"{which}: give --max-rank {highest}, or leave such modules out with --exclude"
+        ) from None
+    return [plan(model, replace(spec, rank=rank)) for rank in ranks]
+
+
+def _highest(model: nn.Module, spec: LoraSpec) -> int:
+    """The highest rank that fits every module whose rank no pattern says."""
+    narrow = plan(model, replace(spec, rank=1))
+    for side in sorted({t.geometry.largest_rank() for t in narrow.targets}, reverse=True):
+        with contextlib.suppress(TargetError):
+            plan(model, replace(spec, rank=side))
+            return side
+    return 1
 
 
 @typed(RankProfileRequest)
@@ -55,7 +85,7 @@ def profile(
             "one row is held out, and ranks are compared over several: give --eval-data, or a larger "
             "--eval-share"
         )
-    plans = [plan(model, replace(context.config.lora, rank=rank)) for rank in request.ranks]
+    plans = _plans(model, context.config.lora, request.ranks)
     check_can_share(model)
     estimate = estimate_step(
         model, rows, config, sum(each.trainable for each in plans), concurrent=request.concurrent

@@ -30,6 +30,10 @@ def answer(findings: "RankFindings") -> str:
     probed, checks = findings.probed, findings.checks
     effect = rate_effect(probed, findings.tolerance, findings.search.choice.gaps)
     sentences = [choice(findings.search.choice)]
+    if findings.expenses.short:
+        sentences = [
+            f"No rank is recommended: the search was too short. Rank {findings.rank} was trained."
+        ]
     if effect is not None:
         sentences.append(rate_matters(effect))
     if "metric" in checks:
