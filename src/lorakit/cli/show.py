@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorakit.adapters.measurements import score_name
 from lorakit.extras import no_page
 from lorakit.files.wording import count
 
@@ -96,6 +95,7 @@ def scores_table(result: Mapping[str, Any]) -> Table:
 
     Each is a share of the best possible; a word says where the change is larger than chance.
     """
+    from lorakit.adapters.measurements import score_name
     from lorakit.report.wording import score_verdict
 
     table = Table(box=None, pad_edge=False)
