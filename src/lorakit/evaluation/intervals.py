@@ -1,18 +1,21 @@
 """Intervals of scores over rows, and of the change from one set of answers to another.
 
-Rows are drawn with replacement B times, and the score is taken of each draw; the interval runs between
-the quantiles of the B values (Efron 1979), as in `lorakit.evaluation.bootstrap`. Macro F1 is computed
-again for each draw. Of BLEU and chrF, which are no mean of rows, the spread is that of their rows'
-values, around the value of the whole set.
+Scores with a value for each row have the interval of their mean (`lorakit.evaluation.bootstrap`), within
+the range that a score has, so that eight right answers of eight are not certain. Of BLEU and chrF, which
+are no mean of rows, it is that of their rows' values, around the value of the whole set. Macro F1 has no
+value by row: rows are drawn with replacement, it is computed again for each draw, and its interval runs
+between the quantiles (Efron 1979), which of few rows are too close.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorakit.evaluation.bootstrap import Interval
-from lorakit.evaluation.scores import MetricScore, Scores
+from lorakit.evaluation.bootstrap import Interval, bootstrap_mean
+from lorakit.evaluation.crossed import Bounds
+from lorakit.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -33,9 +36,11 @@ def intervals(
         return {}
     found = {}
     for metric in scores:
-        drawn_B = _drawn(metric, predictions, references)
-        if drawn_B is not None:
-            found[metric.name] = _interval(metric.value, drawn_B, metric.n)
+        if metric.rows is not None:
+            found[metric.name] = _of_rows(metric.value, metric.rows, metric.range)
+        elif metric.name == "macro_f1":
+            drawn_B = _macro_f1(predictions, references)
+            found[metric.name] = _between_quantiles(metric.value, drawn_B, metric.n)
     return found
 
 
@@ -57,30 +62,28 @@ def changes(
         if metric.name not in before[0].values:
             continue
         other = before[0][metric.name]
-        ours = _drawn(metric, after[1], references)
-        theirs = _drawn(other, before[1], references)
-        if ours is not None and theirs is not None:
-            found[metric.name] = _interval(metric.value - other.value, ours - theirs, metric.n)
+        change, most = metric.value - other.value, metric.range[1] - metric.range[0]
+        if metric.rows is not None and other.rows is not None:
+            by_row = np.array(metric.rows) - np.array(other.rows)
+            found[metric.name] = _of_rows(change, by_row, (-most, most))
+        elif metric.name == "macro_f1":
+            drawn_B = _macro_f1(after[1], references) - _macro_f1(before[1], references)
+            found[metric.name] = _between_quantiles(change, drawn_B, metric.n)
     return found
 
 
-def _interval(value: float, drawn_B: Floats, n: int) -> Interval:
+def _of_rows(value: float, rows: Sequence[float] | Floats, bounds: Bounds) -> Interval:
+    """The interval of the rows' mean, moved to the value of the whole set where that is another."""
+    generator = np.random.default_rng(0)
+    of_mean = bootstrap_mean(rows, generator=generator, level=LEVEL, bounds=bounds)
+    apart = value - of_mean.mean
+    low, high = (min(max(end + apart, bounds[0]), bounds[1]) for end in (of_mean.low, of_mean.high))
+    return replace(of_mean, mean=value, low=low, high=high)
+
+
+def _between_quantiles(value: float, drawn_B: Floats, n: int) -> Interval:
     low, high = np.quantile(drawn_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high), LEVEL, n, len(drawn_B))
-
-
-def _drawn(
-    metric: MetricScore, predictions: Sequence[str], references: Sequence[str]
-) -> Floats | None:
-    """The metric of each draw, (B,); of the same rows always the same draws."""
-    if metric.rows is not None:
-        rows_N = np.array(metric.rows)
-        apart = metric.value - float(rows_N.mean())
-        means = [counts_bN @ rows_N / len(rows_N) for counts_bN in _counts(len(rows_N))]
-        return np.asarray(np.concatenate(means) + apart)
-    if metric.name == "macro_f1":
-        return _macro_f1(predictions, references)
-    return None
 
 
 def _counts(n: int) -> Iterator[Floats]:

@@ -5,7 +5,6 @@ by itself. It is compared on the run's own held-out rows, and on the parent's wh
 read again: the recorded files are there and give the recorded hash.
 """
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lorakit.adapters.store import Store
 from lorakit.config import OutputSpec, RunConfig, load_config, options
 from lorakit.data import Dataset, TokenTable
 from lorakit.errors import InputError, StoreError
+from lorakit.files.wording import command_line
 from lorakit.tasks import CAUSAL_LM
 from lorakit.training import FitResult, TrainSpec, held_out_loss
 
@@ -216,13 +216,13 @@ def store_result(output: OutputSpec, adapter: Path, outcome: AgainstParent) -> S
     if outcome.parent is None and current is None:
         return Stored(str(store.add(adapter, name).entry), True)
     if current is None or (outcome.parent is not None and outcome.verdict == "unchanged"):
-        line = shlex.join(["lorakit", "adapters", "add", str(adapter), name, *where])
+        line = command_line("adapters", "add", adapter, name, *where)
         stays = f"; {name} stays {current}" if current else ""
         return Stored(note=f"not stored{stays}. To store it all the same: {line}")
     added = store.add(adapter, name, current=False).entry
     if added.current:  # the very content that the name points at
         return Stored(str(added), True)
-    line = shlex.join(["lorakit", "adapters", "rollback", name, "--to", str(added.number), *where])
+    line = command_line("adapters", "rollback", name, "--to", added.number, *where)
     return Stored(
         str(added),
         False,

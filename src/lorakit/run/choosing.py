@@ -50,7 +50,7 @@ def choice_figures(
         "n": len(right),
     }
     if len(right) > 1:
-        spread = bootstrap_mean(right, generator=np.random.default_rng(0))
+        spread = bootstrap_mean(right, generator=np.random.default_rng(0), bounds=(0.0, 1.0))
         figures |= {"low": spread.low, "high": spread.high}
     return figures
 

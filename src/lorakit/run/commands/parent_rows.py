@@ -4,7 +4,6 @@ They are read as the adapter was trained, by its mapping and its template. A fil
 its training is measured whole.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from lorakit.adapters.asking import asking_in
 from lorakit.config import RunConfig
 from lorakit.data import Example, TokenTable, read_rows
 from lorakit.data.given import GivenRows, Source
+from lorakit.files.wording import command_line
 from lorakit.models import default
 from lorakit.run.named import Found
 from lorakit.run.recorded import recorded_mapping, with_recorded
@@ -133,7 +133,7 @@ def train_line(infos: Sequence[AdapterInfo], sources: Sequence[Source]) -> str:
         return ""
     known = recorded_run(infos[0])
     model = asking_in(infos[0].provenance).get("model")
-    words = ["lorakit", "train"]
+    words = ["train"]
     if model and model != default.NAME:
         words += ["--model", str(model)]
     texts = [str(source) for source in sources]
@@ -147,4 +147,4 @@ def train_line(infos: Sequence[AdapterInfo], sources: Sequence[Source]) -> str:
         if (value := known.get(name)) and value != "auto":
             words += [f"--{name}", str(value)]
     ranks = [rank for info in infos for rank in info.ranks.values()]
-    return shlex.join([*words, "--rank", str(max(ranks)), "--out", "runs/both"])
+    return command_line(*words, "--rank", max(ranks), "--out", "runs/both")
