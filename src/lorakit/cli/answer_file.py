@@ -3,22 +3,21 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from lorakit.cli.bars import Bars
 from lorakit.cli.options import flatten
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import duration, errors, say, warn
+from lorakit.cli.show import duration, say, warn
 from lorakit.cli.spec_options import read_spec
 from lorakit.config import load_config, options_of
 from lorakit.errors import ConfigError, InterruptedRunError
@@ -89,20 +88,18 @@ def answer_file(
     say([*lines, f"written: {Path(made.out)}"])
 
 
-class AnswerWatcher:
+class AnswerWatcher(Bars):
     """Bars on standard error: rows read, answered, written."""
 
     def __init__(self) -> None:
-        self._bars = Progress(
+        super().__init__(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}", markup=False),
             TimeRemainingColumn(compact=True),
-            console=errors,
-            transient=True,
-            disable=not errors.is_terminal,
+            on_errors=True,
         )
         self._task: TaskID | None = None
         self._skipped = 0
@@ -113,24 +110,12 @@ class AnswerWatcher:
             warn(event["text"])
         elif event["kind"] == "stage":
             if self._task is not None:
-                self._bars.remove_task(self._task)
+                self._progress.remove_task(self._task)
             self._skipped = event["done"]
             name, done, total = _STAGES[event["name"]], event["done"], event["total"]
-            self._task = self._bars.add_task(name, total=total, completed=done, speed="")
+            self._task = self._progress.add_task(name, total=total, completed=done, speed="")
         elif self._task is not None:
-            task = self._bars.tasks[-1]
+            task = self._progress.tasks[-1]
             done = event["done"] - self._skipped
             speed = f"{done / task.elapsed:,.1f} rows/s" if task.elapsed and done else ""
-            self._bars.update(self._task, completed=event["done"], speed=speed)
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
+            self._progress.update(self._task, completed=event["done"], speed=speed)

@@ -5,7 +5,7 @@ from typing import Self
 
 from rich.progress import Progress, ProgressColumn
 
-from lorakit.cli.show import console
+from lorakit.cli.show import console, errors
 
 
 class Bars:
@@ -13,10 +13,16 @@ class Bars:
 
     Args:
         columns: of each bar.
+        on_errors: on standard error, and gone at the end; nothing where that is no terminal.
     """
 
-    def __init__(self, *columns: ProgressColumn) -> None:
-        self._progress = Progress(*columns, console=console)
+    def __init__(self, *columns: ProgressColumn, on_errors: bool = False) -> None:
+        self._progress = Progress(
+            *columns,
+            console=errors if on_errors else console,
+            transient=on_errors,
+            disable=on_errors and not errors.is_terminal,
+        )
 
     def __enter__(self) -> Self:
         self._progress.start()
