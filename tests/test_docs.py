@@ -262,7 +262,8 @@ _OF_OTHERS = {
 
 def test_no_page_names_an_option_that_is_not_there():
     from lorakit.comparing.spec import CompareSpec
-    from lorakit.config import options, options_of
+    from lorakit.config import options
+    from lorakit.option import options_of
     from lorakit.ranking.spec import RankSpec
     from lorakit.serving.answering.spec import AnswerSpec
     from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec

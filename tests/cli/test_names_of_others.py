@@ -8,8 +8,8 @@ import pytest
 from lorakit.cli.main import COMMANDS, build
 from lorakit.cli.mistakes import mended
 from lorakit.config import options
-from lorakit.run.other_names import COMMANDS as OTHER_COMMANDS
-from lorakit.run.other_names import OPTIONS, VALUES, option_meant
+from lorakit.other_names import COMMANDS as OTHER_COMMANDS
+from lorakit.other_names import OPTIONS, VALUES, option_meant
 
 FLAGS = {
     # peft

@@ -19,9 +19,10 @@ from lorakit.cli.options import flatten
 from lorakit.cli.progress import fetching
 from lorakit.cli.show import duration, say, warn
 from lorakit.cli.spec_options import read_spec
-from lorakit.config import load_config, options_of
+from lorakit.config import load_config
 from lorakit.errors import ConfigError, InterruptedRunError
 from lorakit.files.wording import command_line
+from lorakit.option import options_of
 from lorakit.run.present import require_present
 from lorakit.serving.answering.spec import AnswerSpec, prompts_alone
 

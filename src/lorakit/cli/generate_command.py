@@ -8,8 +8,9 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, load_config, options_of
+from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, load_config
 from lorakit.errors import ConfigError, DataError
+from lorakit.option import options_of
 from lorakit.run.present import require_present
 from lorakit.serving.answering.spec import AnswerSpec
 

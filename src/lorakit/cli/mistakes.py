@@ -8,7 +8,7 @@ from typing import Any
 from lorakit.data.formats import kind_of
 from lorakit.errors import ConfigError
 from lorakit.files.wording import command_line
-from lorakit.run.other_names import VALUES, WITHOUT, command_meant, option_meant, plain
+from lorakit.other_names import VALUES, WITHOUT, command_meant, option_meant, plain
 
 _SWITCH_WORDS = ("true", "false", "1", "0", "yes", "no")
 _FILES = ("--data", "--eval-data")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from lorakit.config import Option, issubclass_mapping, options, options_of, read_mapping
+from lorakit.config import options
+from lorakit.option import Option, issubclass_mapping, options_of, read_mapping
 
 PANELS = {
     "model": "Model",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from lorakit.cli.options import flatten, parameter
-from lorakit.config import options_of, parse
+from lorakit.option import options_of, parse
 
 Spec = TypeVar("Spec")
 

@@ -10,13 +10,12 @@ from lorakit.config import (
     ROW_OPTIONS,
     RunConfig,
     load_config,
-    options_of,
-    parse,
     plain,
     read_yaml,
 )
 from lorakit.errors import ConfigError
-from lorakit.run.other_names import unknown_keys
+from lorakit.option import options_of, parse
+from lorakit.other_names import unknown_keys
 
 Spec = TypeVar("Spec")
 

@@ -1,5 +1,6 @@
-"""What other trainers call lorakit's options and commands: peft, transformers, TRL, Unsloth, LLaMA-Factory,
-axolotl, torchtune and mlx-lm. Names that are asked for by mistake are answered with ours.
+"""What other trainers call lorakit's options and commands, so that a mistake is answered with ours.
+
+peft, transformers, TRL, Unsloth, LLaMA-Factory, axolotl, torchtune and mlx-lm.
 
 Longer than 300 lines: they are tables, a name a line.
 """
