@@ -29,6 +29,15 @@ def test_one_seed_is_students_interval_over_rows():
     assert drawn.low == plain.low
 
 
+@pytest.mark.parametrize("rows", [2, 3, 4, 8, 31, 1000, 100_000])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_students_quantile_is_scipys(rows, level):
+    values = rng(2).normal(size=rows)
+    ours = crossed_mean(values[None], generator=rng(), resamples=0, level=level)
+    by_scipy = stats.ttest_1samp(values, 0.0).confidence_interval(level)
+    assert (ours.low, ours.high) == pytest.approx((by_scipy.low, by_scipy.high), rel=1e-9)
+
+
 def test_where_only_seeds_differ_it_is_students_over_them():
     values = np.repeat([[0.0], [1.0], [2.0], [4.0]], 30, axis=1)
     found = crossed_mean(values, generator=rng())

@@ -54,7 +54,7 @@ def test_a_second_question_to_one_adapter_is_heard(house, capfd, monkeypatch):
     monkeypatch.setattr(
         chat_command,
         "write_completion",
-        lambda session, example, *_: asked.append(example) or "yes",
+        lambda session, example, *_, **__: asked.append(example) or "yes",
     )
     monkeypatch.setattr(sys, "stdin", io.StringIO("one?\ntwo?\n\n"))
     assert run(["chat", "--model", str(house / "tiny-base")]) == 0
