@@ -236,7 +236,8 @@ def _quantile(level: float, degrees: float) -> float:
     """
     places, weights = _LEGENDRE
     c = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
-    low, high = 0.0, math.pi / 2
+    # Not far beyond the answer: 64 places must see the peak at 0, which is 1/√ν wide.
+    low, high = 0.0, min(math.pi / 2, 40 / math.sqrt(degrees))
     for _ in range(60):  # bisected to the last bit
         theta = (low + high) / 2
         area = theta / 2 * float(weights @ np.cos(theta / 2 * (places + 1)) ** (degrees - 1))
