@@ -7,9 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorakit.execution.by_sequence import kept_within, within
 from lorakit.execution.runnable import Packed, Runnable
-from lorakit.kernels.layout import layout
 from lorakit.lora import LoraSpec, attach, lora_layers
 
 LENGTHS = (9, 37, 23, 24, 1)

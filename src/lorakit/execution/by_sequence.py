@@ -47,6 +47,9 @@ def kept_within() -> tuple[Any, Any]:
     return contextlib.nullcontext(), within(_within.get())
 
 
+Axes = tuple[int, ...] | None
+
+
 @dataclass(frozen=True)
 class MixingModule:
     """A module that mixes the tokens of its row.
@@ -54,14 +57,15 @@ class MixingModule:
     Attributes:
         path: in the model.
         module: itself.
-        inputs: for each leaf of (arguments, keyword arguments) the axes along which tokens lie.
+        inputs: for each leaf of (arguments, keyword arguments) the axes along which tokens lie; None
+            for one that was no tensor.
         outputs: the same of what it gives.
     """
 
     path: str
     module: nn.Module
-    inputs: tuple[tuple[int, ...], ...]
-    outputs: tuple[tuple[int, ...], ...]
+    inputs: tuple[Axes, ...]
+    outputs: tuple[Axes, ...]
 
 
 @dataclass(eq=False)
@@ -95,16 +99,17 @@ class _Split:
             own, keywords = self._given(leaves, tree, group)
             outputs.append(module.forward(*own, **keywords))
         flat = [pytree.tree_flatten(each) for each in outputs]
-        total = next(
-            leaf.shape[axes[0]]
-            for leaf, axes in zip(leaves, self.mixing.inputs, strict=True)
-            if axes
-        )
+        total = self._total(leaves)
         merged = [
             _merged([each[i] for each, _ in flat], groups, axes, total)
-            for i, axes in enumerate(_fitting(self.mixing.outputs, flat[0][0]))
+            for i, axes in enumerate(_fitting(self.mixing.outputs, flat[0][0], 0))
         ]
         return pytree.tree_unflatten(merged, flat[0][1])
+
+    def _total(self, leaves: list[Any]) -> int:
+        """Tokens of the row, those of no sequence included."""
+        known = zip(leaves, self.mixing.inputs, strict=True)
+        return next(int(leaf.shape[axes[0]]) for leaf, axes in known if axes)
 
     @staticmethod
     def _layout() -> Layout | None:
@@ -114,7 +119,7 @@ class _Split:
     def _given(
         self, leaves: list[Any], tree: pytree.TreeSpec, group: "_Group"
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        axes = _fitting(self.mixing.inputs, leaves)
+        axes = _fitting(self.mixing.inputs, leaves, self._total(leaves))
         own = [_taken(leaf, each, group) for leaf, each in zip(leaves, axes, strict=True)]
         given: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(own, tree)
         return given
@@ -231,9 +236,9 @@ def _described(call: _Call, path: str, module: nn.Module, tokens: int) -> Mixing
     return MixingModule(path, module, tuple(given), tuple(gives))
 
 
-def _axes(leaf: Any, tokens: int) -> tuple[int, ...]:
+def _axes(leaf: Any, tokens: int) -> Axes:
     if not isinstance(leaf, Tensor):
-        return ()
+        return None
     return tuple(axis for axis, size in enumerate(leaf.shape) if size == tokens)
 
 
@@ -247,7 +252,7 @@ def _carries(
     moved = []
     for leaf, axes in zip(leaves, mixing.inputs, strict=True):
         # One axis of tokens: hidden states. Masks and biases, which have two, stay.
-        if len(axes) == 1 and leaf.is_floating_point():
+        if axes is not None and len(axes) == 1 and leaf.is_floating_point():
             noise = torch.randn(leaf.shape, generator=generator).to(leaf)
             noise.narrow(axes[0], first, total - first).zero_()
             leaf = leaf + noise
@@ -259,7 +264,11 @@ def _carries(
             output = mixing.module(*args, **kwargs)
         flat = zip(pytree.tree_leaves(output), mixing.outputs, strict=True)
         answers.append(
-            [leaf.narrow(axes[0], first, total - first) for leaf, axes in flat if len(axes) == 1]
+            [
+                leaf.narrow(axes[0], first, total - first)
+                for leaf, axes in flat
+                if axes is not None and len(axes) == 1
+            ]
         )
     for one, other in zip(*answers, strict=True):
         # Rounding may differ where a product's rows are sorted by what the tokens are (experts).
@@ -287,15 +296,21 @@ def _group(group: PaddedGroup) -> _Group:
     return _Group(group.count, group.length, group.rows, real, group.tokens)
 
 
-def _fitting(axes: tuple[tuple[int, ...], ...], leaves: list[Any]) -> tuple[tuple[int, ...], ...]:
+def _fitting(axes: tuple[Axes, ...], leaves: list[Any], total: int) -> list[Axes]:
+    """The axes of tokens in each leaf; a tensor that was none when the module was tried is looked at."""
     if len(axes) != len(leaves):
         raise ModelError(
             "a module that mixes tokens is called in another way than when it was tried"
         )
-    return axes
+    return [
+        tuple(axis for axis, size in enumerate(leaf.shape) if axis and size == total)
+        if each is None and isinstance(leaf, Tensor)
+        else each
+        for each, leaf in zip(axes, leaves, strict=True)
+    ]
 
 
-def _taken(leaf: Any, axes: tuple[int, ...], group: _Group) -> Any:
+def _taken(leaf: Any, axes: Axes, group: _Group) -> Any:
     """The part of an argument that belongs to a group: its tokens in a rectangle, (n, …, M, …)."""
     if not isinstance(leaf, Tensor) or not axes:
         return leaf
@@ -327,7 +342,7 @@ def _mask_taken(mask: Tensor, group: _Group) -> Tensor:
     return apart.movedim(-3, 0).flatten(0, 1)
 
 
-def _merged(parts: list[Any], groups: list[_Group], axes: tuple[int, ...], total: int) -> Any:
+def _merged(parts: list[Any], groups: list[_Group], axes: Axes, total: int) -> Any:
     """One output of all groups, its tokens in the row's order again; zeros for those of no sequence."""
     if not isinstance(parts[0], Tensor) or not axes:
         return parts[0]

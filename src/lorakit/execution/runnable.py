@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.execution import attention
 from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.by_sequence import kept_within
 from lorakit.execution.facts import (
@@ -225,7 +226,7 @@ class Runnable:
     def _fusible(self) -> list[DecoderBlock]:
         """The blocks that fit now and give the same answer fused."""
         decoder = self._decoder
-        if decoder is None:
+        if decoder is None or not attention.is_switched(self.model):
             return []
         settings = self._settings()
         blocks = [
