@@ -45,16 +45,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 512},
     "gpt_neox": {},
 }
-NOT_PACKABLE: dict[str, dict[str, Any]] = {
+# Packed rows, but some of their modules get the sequences apart.
+BY_SEQUENCE: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 6},
     "mamba": {"state_size": 8},
+}
+NOT_PACKABLE: dict[str, dict[str, Any]] = {
+    "xlm": {"causal": True, "emb_dim": 48, "n_layers": 2, "n_heads": 6},
 }
 
 
 def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
     """A two-layer model in eval mode, float32, with weights large enough to tell tokens apart."""
-    settings = {**_COMMON, **FAMILIES.get(family, NOT_PACKABLE.get(family, {})), **changes}
-    if family in ("gpt2", "bloom", "mamba", "gpt_neox", "phi3"):
+    settings = {**_COMMON, **(FAMILIES | BY_SEQUENCE | NOT_PACKABLE)[family], **changes}
+    if family in ("gpt2", "bloom", "mamba", "gpt_neox", "phi3", "xlm"):
         settings.pop("head_dim")
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from lorakit.errors import OutputError
 from lorakit.evaluation.forgetting import coarse_kl, forgetting, load_reference, reference
 from lorakit.evaluation.likelihood import per_token, row_losses
 
-FAMILIES = ["llama", "gemma2", "bloom"]  # packed with a plain head, with soft caps, padded
+FAMILIES = ["llama", "gemma2", "xlm"]  # packed with a plain head, with soft caps, padded
 
 
 def rows() -> TokenTable:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from families import FAMILIES, NOT_PACKABLE, tiny, tokenizer
+from families import BY_SEQUENCE, FAMILIES, NOT_PACKABLE, tiny, tokenizer
 from lorakit.data import DataSpec, Example, Template, encode_prompt, resolve_template
 from lorakit.data.encode import encode
 from lorakit.data.template import chat_template
@@ -29,7 +29,7 @@ def plainly(model, prompt, answer):
     return sum(float(log_p[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NOT_PACKABLE])
+@pytest.mark.parametrize("family", [*FAMILIES, *BY_SEQUENCE, *NOT_PACKABLE])
 def test_each_answer_is_as_likely_as_in_a_plain_loop(family):
     model, generator = tiny(family), np.random.default_rng(1)
     prompts = [generator.integers(5, 300, n).tolist() for n in (9, 1, 14, 6)]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from families import FAMILIES, NOT_PACKABLE, VOCABULARY, tiny
+from families import BY_SEQUENCE, FAMILIES, NOT_PACKABLE, VOCABULARY, tiny
 from lorakit.errors import ModelError
 from lorakit.execution.attention import switch
 from lorakit.execution.runnable import Packed, Runnable
@@ -29,7 +29,7 @@ def rows(lengths=LENGTHS):
     return ids, positions, torch.arange(sum(lengths))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BY_SEQUENCE])
 def test_packed_equals_alone_equals_padded(family):
     model = tiny(family)
     ids, _, every = rows()

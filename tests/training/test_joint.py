@@ -213,7 +213,7 @@ def test_passes_hold_one_batch_of_a_job_and_every_batch_once():
 
 def test_what_cannot_share_a_pass_is_refused():
     with pytest.raises(ModelError, match="cannot be packed"):
-        check_can_share(tiny("bloom"))
+        check_can_share(tiny("xlm"))
     with pytest.raises(ModelError, match="drops activations of its own"):
         check_can_share(tiny("gpt2"))
     model = attach(tiny("llama"), LoraSpec(rank=2))

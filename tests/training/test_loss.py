@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from families import FAMILIES, NOT_PACKABLE, tiny
+from families import BY_SEQUENCE, FAMILIES, NOT_PACKABLE, tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.kernels import head
@@ -48,7 +48,7 @@ def gradients(model, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, parameters)])
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NOT_PACKABLE])
+@pytest.mark.parametrize("family", [*FAMILIES, *BY_SEQUENCE, *NOT_PACKABLE])
 def test_the_chosen_loss_equals_the_plain_one(family):
     if family == "mamba":
         model = attach(tiny(family), LoraSpec(rank=2, targets=("in_proj",)), seed=0)
@@ -69,7 +69,8 @@ def test_each_family_takes_the_fastest_loss_that_is_right():
     assert CausalLoss(tiny("llama")).way is losses.chunked_loss
     assert CausalLoss(tiny("gpt2")).way is losses.chunked_loss
     assert CausalLoss(tiny("gemma2")).way is losses.packed_loss
-    assert CausalLoss(tiny("bloom")).way is losses.padded_loss
+    assert CausalLoss(tiny("bloom")).way is losses.chunked_loss
+    assert CausalLoss(tiny("xlm")).way is losses.padded_loss
 
 
 def test_a_rows_gradient_does_not_depend_on_its_company():

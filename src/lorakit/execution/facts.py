@@ -3,6 +3,7 @@
 The trials are here; how two answers are compared is in trial.py.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,12 +13,22 @@ from torch import Tensor, nn
 
 from lorakit.execution import attention
 from lorakit.execution.attention import AttentionSettings, maskless
+from lorakit.execution.by_sequence import MixingModule, mixing_modules, split
 from lorakit.execution.family import Decoder
 from lorakit.execution.fused import fused_hidden
 from lorakit.execution.modes import dropping, evaluating
 from lorakit.execution.own import own_hidden, own_logits
-from lorakit.execution.trial import LENGTHS, positions, random_ids, same_answer, tolerance
+from lorakit.execution.trial import (
+    FAILURES,
+    LENGTHS,
+    positions,
+    random_ids,
+    same_answer,
+    tolerance,
+)
 from lorakit.kernels.layout import layout
+
+_log = logging.getLogger("lorakit.execution")
 
 
 @dataclass
@@ -26,6 +37,7 @@ class Facts:
 
     Attributes:
         packs: whether packed sequences give what each gives alone.
+        by_sequence: paths of the modules that get the sequences of a packed row apart for that.
         plain_head: whether logits are the head's product with the hidden states.
         settings: what the attention of each block asks for when it trains, by the block's path.
         tried, right: paths of blocks that were run fused, and of those that gave the same answer.
@@ -34,6 +46,7 @@ class Facts:
     """
 
     packs: bool | None = None
+    by_sequence: tuple[str, ...] = ()
     plain_head: bool | None = None
     settings: dict[str, AttentionSettings] | None = None
     tried: set[str] = field(default_factory=set)
@@ -51,13 +64,66 @@ def facts_of(model: nn.Module) -> Facts:
 
 
 @torch.no_grad()
-def try_packing(model: Any) -> bool:
+def try_packing(model: Any, facts: Facts) -> bool:
     """Whether two packed sequences give, up to rounding, the logits of each alone, and the second's
     do not change when the first's tokens do.
 
-    Recurrent models, and those whose attention is not transformers' switchable one (ALiBi
-    families), answer False and attend as they were loaded to.
+    Attention goes through lorakit's function where it can. Where a recurrence, a convolution or an
+    attention of the model's own still mixes the sequences, the modules that do so are found and get
+    them apart, together in rectangles or else one at a time (by_sequence.py).
+
+    Args:
+        model: a causal LM.
+        facts: of the model; which modules get the sequences apart is noted there.
     """
+    with evaluating(model):
+        if _packs(model, "packed"):
+            return True
+        for switched in (True, False):
+            mixing = _mixing(model, switched=switched)
+            if switched and not mixing:
+                continue
+            for together in (True, False):
+                handles = split(mixing, together=together)
+                if _packs(model, "packed, mixing modules by sequence", switched=switched):
+                    facts.by_sequence = tuple(each.path for each in mixing)
+                    return True
+                for handle in handles:
+                    handle.remove()
+                if not mixing:
+                    break
+    return False
+
+
+def _mixing(model: Any, *, switched: bool) -> list[MixingModule]:
+    """The modules that mix the sequences of a packed row; [] where they are not found."""
+    # Tokens are known by their number: no size of the model may be the same.
+    sizes = {size for parameter in model.parameters() for size in parameter.shape}
+    second = next(n for n in range(24, 10**6) if 13 + n not in sizes)
+    lengths = (13, second)
+    ids_T, where = random_ids(model, sum(lengths)), layout(lengths, model.device)
+    # Places that begin again let transformers hide one sequence from another in attention that is
+    # not switched, at the cost of the whole row's square: as one sequence those modules are found.
+    places = [torch.arange(n) for n in (lengths if switched else (sum(lengths),))]
+    positions_T = torch.cat(places).to(ids_T.device)
+    keep_L = torch.arange(sum(lengths), device=ids_T.device)
+
+    def run() -> None:
+        if switched:
+            attention.switch(model)
+        own_logits(model, ids_T, positions_T, where, keep_L)
+
+    try:
+        return mixing_modules(model, run, lengths, where)
+    except FAILURES as error:
+        _log.info("%s, mixing modules: %s", type(model).__name__, error)
+        return []
+    finally:
+        attention.switch_back(model)
+
+
+def _packs(model: Any, way: str, *, switched: bool = True) -> bool:
+    """Whether the model packs as it is now; if so its attention stays switched, where it is to be."""
     ids = random_ids(model, 2, sum(LENGTHS))
     ids[1, LENGTHS[0] :] = ids[0, LENGTHS[0] :]
     places, where = positions().to(ids.device), layout(LENGTHS, ids.device)
@@ -68,26 +134,26 @@ def try_packing(model: Any) -> bool:
         return logits
 
     def packed(row: int) -> Tensor:
-        attention.switch(model)
+        if switched:
+            attention.switch(model)
         return own_logits(model, ids[row], places, where, keep_L)
 
-    with evaluating(model):
-        first, second = (alone(part) for part in ids[0].split(LENGTHS))
-        right = same_answer(model, "packed", lambda: packed(0), torch.cat([first, second]))
-        right = right and same_answer(
-            model,
-            "packed, after another sequence",
-            lambda: packed(1)[LENGTHS[0] :],
-            lambda: packed(0)[LENGTHS[0] :],
-            close=1e-6,
-        )
-        right = right and same_answer(
-            model,
-            "attention as loaded, through lorakit's",
-            lambda: alone(ids[0, : LENGTHS[0]]),
-            first,
-            close=1e-6,
-        )
+    first, second = (alone(part) for part in ids[0].split(LENGTHS))
+    right = same_answer(model, way, lambda: packed(0), torch.cat([first, second]))
+    right = right and same_answer(
+        model,
+        f"{way}, after another sequence",
+        lambda: packed(1)[LENGTHS[0] :],
+        lambda: packed(0)[LENGTHS[0] :],
+        close=1e-6,
+    )
+    right = right and same_answer(
+        model,
+        "attention as loaded, through lorakit's",
+        lambda: alone(ids[0, : LENGTHS[0]]),
+        first,
+        close=1e-6,
+    )
     if not right:
         attention.switch_back(model)
     return right

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lorakit.execution.attention import KEYWORD, AttentionSettings, PackedCall
+from lorakit.execution.by_sequence import within
 from lorakit.execution.family import Decoder, DecoderBlock, linear_of
 from lorakit.kernels.attention import attend, probabilities_kept
 from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
@@ -50,14 +51,15 @@ def fused_hidden(
             else:
                 x_1TD = _block(*inputs)[None]
         else:
-            x_1TD = block.module(
-                x_1TD,
-                attention_mask=None,
-                position_embeddings=(cos_1TE, sin_1TE),
-                position_ids=positions_T[None],
-                use_cache=False,
-                **{KEYWORD: PackedCall(where)},
-            )
+            with within(where):
+                x_1TD = block.module(
+                    x_1TD,
+                    attention_mask=None,
+                    position_embeddings=(cos_1TE, sin_1TE),
+                    position_ids=positions_T[None],
+                    use_cache=False,
+                    **{KEYWORD: PackedCall(where)},
+                )
     hidden_1TD: Tensor = decoder.norm(x_1TD)
     return hidden_1TD[0]
 

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.execution import attention
 from lorakit.execution.attention import AttentionSettings
+from lorakit.execution.by_sequence import kept_within
 from lorakit.execution.facts import (
     facts_of,
     settings_in_training,
@@ -82,8 +84,13 @@ class Runnable:
     def packs(self) -> bool:
         """Whether packed sequences give this model what each gives alone; see `try_packing`."""
         if self._facts.packs is None:
-            self._facts.packs = try_packing(self.model)
+            self._facts.packs = try_packing(self.model, self._facts)
         return self._facts.packs
+
+    @property
+    def by_sequence(self) -> tuple[str, ...]:
+        """Paths of modules that mix tokens and get the sequences of a packed row apart."""
+        return self._facts.by_sequence if self.packs else ()
 
     @property
     def head_is_plain(self) -> bool:
@@ -190,7 +197,9 @@ class Runnable:
             self.model.train(training)
         if recompute != self._facts.recomputes:
             if recompute:
-                self.model.activation_checkpointing_enable({"use_reentrant": False})
+                self.model.activation_checkpointing_enable(
+                    {"use_reentrant": False, "context_fn": kept_within}
+                )
             else:
                 self.model.activation_checkpointing_disable()
             self._facts.recomputes = recompute
@@ -217,7 +226,7 @@ class Runnable:
     def _fusible(self) -> list[DecoderBlock]:
         """The blocks that fit now and give the same answer fused."""
         decoder = self._decoder
-        if decoder is None:
+        if decoder is None or not attention.is_switched(self.model):
             return []
         settings = self._settings()
         blocks = [

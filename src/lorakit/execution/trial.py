@@ -16,7 +16,7 @@ from lorakit.errors import ModelError
 
 _log = logging.getLogger("lorakit.execution")
 # What another way may fail with where a model is not what it seems to be.
-_FAILURES = (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError)
+FAILURES = (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError)
 LENGTHS = (7, 12)
 """Tokens of the two sequences of a trial."""
 
@@ -61,7 +61,7 @@ def same_answer(
     wanted = (expected() if callable(expected) else expected).float()
     try:
         answer = compute().float()
-    except _FAILURES as error:
+    except FAILURES as error:
         _log.info("%s, %s: %s", name, way, error)
         return False
     if answer.shape != wanted.shape:

@@ -1,0 +1,358 @@
+"""Modules that mix tokens, called sequence by sequence inside a packed row.
+
+A recurrence, a causal convolution or an attention of a model's own carries state from one sequence of
+a packed row into the next. Everything else of the model works on tokens one by one. So the row stays
+packed, and the mixing modules alone are given its sequences apart: as rectangles of similar lengths
+padded on the right, which a causal module does not see, or one at a time. Which modules mix is found
+by trying: what a module gives a token changes with tokens of an earlier sequence.
+
+    handles = split(mixing_modules(model, run, lengths), together=True)
+    with within(layout):
+        model(...)                                            # one row of T tokens
+
+Outside of `within` the modules work as ever. Activation checkpointing runs a layer again in the
+backward, when the block has ended: `kept_within` is its context_fn, which brings the layout back.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+from lorakit.errors import ModelError
+from lorakit.execution.trial import tolerance
+from lorakit.kernels.layout import Layout, PaddedGroup
+
+_within: ContextVar[Layout | None] = ContextVar("lorakit_within", default=None)
+
+
+@contextlib.contextmanager
+def within(where: Layout | None) -> Iterator[None]:
+    """Within the block split modules get the sequences of this layout apart; None: whole rows."""
+    token = _within.set(where)
+    try:
+        yield
+    finally:
+        _within.reset(token)
+
+
+def kept_within() -> tuple[Any, Any]:
+    """The `context_fn` of torch's checkpoint: a layer that runs again has the layout it had."""
+    return contextlib.nullcontext(), within(_within.get())
+
+
+Axes = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class MixingModule:
+    """A module that mixes the tokens of its row.
+
+    Attributes:
+        path: in the model.
+        module: itself.
+        inputs: for each leaf of (arguments, keyword arguments) the axes along which tokens lie; None
+            for one that was no tensor.
+        outputs: the same of what it gives.
+    """
+
+    path: str
+    module: nn.Module
+    inputs: tuple[Axes, ...]
+    outputs: tuple[Axes, ...]
+
+
+@dataclass(eq=False)
+class _Split:
+    """The two hooks of a module: the first group is called by torch, the others from the second hook."""
+
+    mixing: MixingModule
+    together: bool
+    begun: tuple[list["_Group"], list[Any], pytree.TreeSpec] | None = None
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        where = self._layout()
+        self.begun = None
+        if where is None:
+            return None
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        groups = _groups(where, together=self.together)
+        self.begun = groups, leaves, tree
+        return self._given(leaves, tree, groups[0])
+
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if self.begun is None or self._layout() is None:
+            return None
+        (groups, leaves, tree), self.begun = self.begun, None
+        outputs = [output]
+        for group in groups[1:]:
+            own, keywords = self._given(leaves, tree, group)
+            outputs.append(module.forward(*own, **keywords))
+        flat = [pytree.tree_flatten(each) for each in outputs]
+        total = self._total(leaves)
+        merged = [
+            _merged([each[i] for each, _ in flat], groups, axes, total)
+            for i, axes in enumerate(_fitting(self.mixing.outputs, flat[0][0], 0))
+        ]
+        return pytree.tree_unflatten(merged, flat[0][1])
+
+    def _total(self, leaves: list[Any]) -> int:
+        """Tokens of the row, those of no sequence included."""
+        known = zip(leaves, self.mixing.inputs, strict=True)
+        return next(int(leaf.shape[axes[0]]) for leaf, axes in known if axes)
+
+    @staticmethod
+    def _layout() -> Layout | None:
+        where = _within.get()
+        return where if where is not None and len(where.lengths) > 1 else None
+
+    def _given(
+        self, leaves: list[Any], tree: pytree.TreeSpec, group: "_Group"
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        axes = _fitting(self.mixing.inputs, leaves, self._total(leaves))
+        own = [_taken(leaf, each, group) for leaf, each in zip(leaves, axes, strict=True)]
+        given: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(own, tree)
+        return given
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Sequences that are called together: `rows` (n·M,), `real`, `tokens` as in `PaddedGroup`."""
+
+    count: int
+    length: int
+    rows: Tensor
+    real: Tensor | None
+    tokens: Tensor
+
+
+def split(mixing: Sequence[MixingModule], *, together: bool) -> list[RemovableHandle]:
+    """Give these modules the sequences of a packed row apart, within `within`.
+
+    Args:
+        mixing: from `mixing_modules`.
+        together: sequences of similar lengths as one rectangle, padded on the right; else each alone.
+
+    Returns:
+        Handles: removing them lets the modules work on whole rows again.
+    """
+    handles = []
+    for each in mixing:
+        hooks = _Split(each, together)
+        handles.append(each.module.register_forward_pre_hook(hooks.before, with_kwargs=True))
+        handles.append(each.module.register_forward_hook(hooks.after, with_kwargs=True))
+    return handles
+
+
+@torch.no_grad()
+def mixing_modules(
+    model: nn.Module, run: Callable[[], Any], lengths: tuple[int, int], where: Layout
+) -> list[MixingModule]:
+    """The smallest modules that carry something from the first sequence of a row into the second.
+
+    Args:
+        model: in evaluation mode.
+        run: runs the model on one packed row of two sequences, (1, T).
+        lengths: their tokens; T should be the size of nothing else.
+        where: the layout of the row.
+
+    Raises:
+        ModelError: a module that mixes is not called once with tensors of the row's tokens.
+    """
+    calls: dict[nn.Module, list[_Call]] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.setdefault(module, []).append(_Call(args, kwargs, output))
+
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in model.modules()]
+    try:
+        with within(None):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _mixing(model, "", calls, lengths, where)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+def _mixing(
+    module: nn.Module,
+    path: str,
+    calls: dict[nn.Module, list[_Call]],
+    lengths: tuple[int, int],
+    where: Layout,
+) -> list[MixingModule]:
+    """Of a module and what is below it; [] where nothing is carried over."""
+    called = calls.get(module, [])
+    children = [
+        (child, f"{path}.{name}" if path else name) for name, child in module.named_children()
+    ]
+    # A list of modules is not called itself, and the whole model gets ids and not what can be moved.
+    mine = called[0] if len(called) == 1 else None
+    described = None if mine is None else _described(mine, path, module, sum(lengths))
+    if described is not None and mine is not None and not _carries(described, mine, lengths, None):
+        return []
+    below = [each for child, at in children for each in _mixing(child, at, calls, lengths, where)]
+    if described is None or mine is None:
+        return below
+    if below:
+        handles = split(below, together=False)
+        try:
+            if not _carries(described, mine, lengths, where):
+                return below
+        finally:
+            for handle in handles:
+                handle.remove()
+    return [described]
+
+
+def _described(call: _Call, path: str, module: nn.Module, tokens: int) -> MixingModule | None:
+    """Along which axes the tokens of a call lie; None where nothing that can be moved comes in."""
+    given = [_axes(leaf, tokens) for leaf in pytree.tree_leaves((call.args, call.kwargs))]
+    gives = [_axes(leaf, tokens) for leaf in pytree.tree_leaves(call.output)]
+    floats = [
+        axes
+        for leaf, axes in zip(pytree.tree_leaves((call.args, call.kwargs)), given, strict=True)
+        if axes and leaf.is_floating_point()
+    ]
+    if not floats or not any(gives):
+        return None
+    return MixingModule(path, module, tuple(given), tuple(gives))
+
+
+def _axes(leaf: Any, tokens: int) -> Axes:
+    if not isinstance(leaf, Tensor):
+        return None
+    return tuple(axis for axis, size in enumerate(leaf.shape) if size == tokens)
+
+
+def _carries(
+    mixing: MixingModule, call: _Call, lengths: tuple[int, int], where: Layout | None
+) -> bool:
+    """Whether what it gives the second sequence changes with the first's tokens."""
+    first, total = lengths[0], sum(lengths)
+    leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
+    generator = torch.Generator().manual_seed(1)
+    moved = []
+    for leaf, axes in zip(leaves, mixing.inputs, strict=True):
+        # One axis of tokens: hidden states. Masks and biases, which have two, stay.
+        if axes is not None and len(axes) == 1 and leaf.is_floating_point():
+            noise = torch.randn(leaf.shape, generator=generator).to(leaf)
+            noise.narrow(axes[0], first, total - first).zero_()
+            leaf = leaf + noise
+        moved.append(leaf)
+    answers = []
+    for each in (leaves, moved):
+        args, kwargs = pytree.tree_unflatten(each, tree)
+        with within(where):
+            output = mixing.module(*args, **kwargs)
+        flat = zip(pytree.tree_leaves(output), mixing.outputs, strict=True)
+        answers.append(
+            [
+                leaf.narrow(axes[0], first, total - first)
+                for leaf, axes in flat
+                if axes is not None and len(axes) == 1
+            ]
+        )
+    for one, other in zip(*answers, strict=True):
+        # Rounding may differ where a product's rows are sorted by what the tokens are (experts).
+        close = 1e-5 if tolerance(one.dtype) < 1e-2 else 2e-2
+        if (one - other).abs().max() > close * one.abs().max().clamp_min(1e-9):
+            return True
+    return False
+
+
+def _groups(where: Layout, *, together: bool) -> list[_Group]:
+    if together:
+        return [_group(each) for each in where.groups]
+    device = where.groups[0].rows.device
+    groups, start = [], 0
+    for n in where.lengths:
+        rows = torch.arange(start, start + n, device=device)
+        groups.append(_Group(1, n, rows, None, rows))
+        start += n
+    return groups
+
+
+def _group(group: PaddedGroup) -> _Group:
+    whole = len(group.real) == len(group.rows)
+    real = None if whole else group.real
+    return _Group(group.count, group.length, group.rows, real, group.tokens)
+
+
+def _fitting(axes: tuple[Axes, ...], leaves: list[Any], total: int) -> list[Axes]:
+    """The axes of tokens in each leaf; a tensor that was none when the module was tried is looked at."""
+    if len(axes) != len(leaves):
+        raise ModelError(
+            "a module that mixes tokens is called in another way than when it was tried"
+        )
+    return [
+        tuple(axis for axis, size in enumerate(leaf.shape) if axis and size == total)
+        if each is None and isinstance(leaf, Tensor)
+        else each
+        for each, leaf in zip(axes, leaves, strict=True)
+    ]
+
+
+def _taken(leaf: Any, axes: Axes, group: _Group) -> Any:
+    """The part of an argument that belongs to a group: its tokens in a rectangle, (n, …, M, …)."""
+    if not isinstance(leaf, Tensor) or not axes:
+        return leaf
+    n, length, rows = group.count, group.length, group.rows
+    if axes == (0,):  # tokens without a batch: sequences one after another
+        return leaf.index_select(0, rows)
+    if len(axes) == 1:
+        axis = axes[0]
+        taken = leaf.index_select(axis, rows).unflatten(axis, (n, length)).movedim(axis, 0)
+        return taken.flatten(0, 1)  # (n·1, …), or (n·heads, …) where heads lie in the batch
+    if len(axes) == 2 and 0 not in axes:
+        return _mask_taken(leaf.movedim(axes, (-2, -1)), group).movedim((-2, -1), axes)
+    raise ModelError("a module that mixes tokens gets them along axes that cannot be cut")
+
+
+def _mask_taken(mask: Tensor, group: _Group) -> Tensor:
+    """(n·batch, …, M, M) of a mask or bias (batch, …, T, T) over queries and keys.
+
+    Padded keys, which repeat a sequence's last token, are hidden as the row's last token is hidden
+    from its first; padded queries see what that last token sees, so that nothing is without a key.
+    """
+    n, length = group.count, group.length
+    rows_nM = group.rows.view(n, length)
+    apart = mask[..., rows_nM[:, :, None], rows_nM[:, None, :]]
+    if group.real is not None:
+        real = torch.zeros(n * length, dtype=torch.bool, device=mask.device)
+        real[group.real] = True
+        apart = torch.where(real.view(n, 1, length), apart, mask[..., :1, -1:, None])
+    return apart.movedim(-3, 0).flatten(0, 1)
+
+
+def _merged(parts: list[Any], groups: list[_Group], axes: Axes, total: int) -> Any:
+    """One output of all groups, its tokens in the row's order again; zeros for those of no sequence."""
+    if not isinstance(parts[0], Tensor) or not axes:
+        return parts[0]
+    if len(axes) != 1:
+        return None  # probabilities of attention and the like, which nobody asked for
+    axis, tokens = axes[0], []
+    for part, group in zip(parts, groups, strict=True):
+        flat = part if axis == 0 else part.movedim(axis, 1).flatten(0, 1)
+        tokens.append(flat if group.real is None else flat.index_select(0, group.real))
+    flat = torch.cat(tokens)
+    places = torch.cat([group.tokens for group in groups])
+    row = flat.new_zeros(total, *flat.shape[1:]).index_copy(0, places, flat)
+    return row if axis == 0 else row[None].movedim(1, axis)
