@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lorakit.execution import attention
 from lorakit.execution.attention import AttentionSettings, maskless
-from lorakit.execution.by_sequence import MixingModule, mixing_modules, split
+from lorakit.execution.by_sequence import MixingModule, split
 from lorakit.execution.family import Decoder
 from lorakit.execution.fused import fused_hidden
+from lorakit.execution.mixing import mixing_modules
 from lorakit.execution.modes import dropping, evaluating
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.trial import (
