@@ -45,6 +45,48 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 512},
     "gpt_neox": {},
 }
+_MLA: dict[str, Any] = {
+    "q_lora_rank": 40,
+    "kv_lora_rank": 40,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "num_key_value_heads": 6,
+}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+# Kinds of attention, each with two families where there are two.
+ATTENTION_KINDS: dict[str, dict[str, Any]] = {
+    # values of another width than keys
+    "deepseek_v3": {
+        **(_MLA | _EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1}),
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+    },
+    "minicpm3": _MLA,
+    # sinks
+    "gpt_oss": {
+        "sliding_window": 5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "granite_swa": {"sliding_window": 5},
+    # windows that are in the mask alone
+    "qwen2_moe": {
+        **(_EXPERTS | {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}),
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 48,
+    },
+    "phimoe": {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
+    # chunks
+    "llama4_text": {
+        "attention_chunk_size": 5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "attn_temperature_tuning": False,
+        "intermediate_size_mlp": 64,
+    },
+}
 # Packed rows, but some of their modules get the sequences apart.
 BY_SEQUENCE: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 6},
@@ -57,8 +99,10 @@ NOT_PACKABLE: dict[str, dict[str, Any]] = {
 
 def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
     """A two-layer model in eval mode, float32, with weights large enough to tell tokens apart."""
-    settings = {**_COMMON, **(FAMILIES | BY_SEQUENCE | NOT_PACKABLE)[family], **changes}
-    if family in ("gpt2", "bloom", "mamba", "gpt_neox", "phi3", "xlm"):
+    own = FAMILIES | BY_SEQUENCE | NOT_PACKABLE | ATTENTION_KINDS
+    settings = {**_COMMON, **own[family], **changes}
+    without = ("gpt2", "bloom", "mamba", "gpt_neox", "phi3", "xlm", "deepseek_v3", "minicpm3")
+    if family in without:
         settings.pop("head_dim")
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)

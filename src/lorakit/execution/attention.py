@@ -5,11 +5,15 @@ with). Where the sequences of a call lie, or which cells of a KV cache they own,
 argument of the model's forward, and not as a context variable, because activation checkpointing runs
 a layer again in the backward, long after a context has gone. A call without that argument attends as
 the model was loaded to, masks included: the model stays an ordinary one for everybody else.
+
+Calls of ours build no masks. Which tokens a layer lets a token see is asked once, when the model is
+switched: two tokens run through it, transformers' mask functions are noted as the masks are built, and
+each attention module is known by the mask that reaches it (spans.py).
 """
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorakit.errors import ModelError
+from lorakit.execution.modes import evaluating
+from lorakit.execution.settings import SPANS, AttentionSettings, settings_of
+from lorakit.execution.spans import MaskFunction, Span, hidden, read_span
 from lorakit.kernels.attention import attend
-from lorakit.kernels.layout import Layout, layout
+from lorakit.kernels.layout import Layout, PaddedGroup, layout
 from lorakit.models.quiet import quiet
 
 KEYWORD = "lorakit_call"
@@ -31,76 +38,10 @@ _PREFIX = "lorakit_"
 # A call that needs no mask, because its attention knows where each sequence lies. Masks are built at
 # the top of a model's forward, never while a layer is recomputed, so a context variable will do.
 _maskless: ContextVar[bool] = ContextVar("lorakit_maskless", default=False)
-
-
-@dataclass(frozen=True)
-class AttentionSettings:
-    """What a model's attention module asks for, beside queries, keys and values.
-
-    Attributes:
-        heads: query heads.
-        scale: the s of softmax(s·Q Kᵀ).
-        window: tokens that a token sees, itself included; None for all before it.
-        softcap: scores become c·tanh(score / c); None for none.
-        dropout: share of the probabilities set to zero.
-        key_heads: heads of keys and values.
-        width: of a head's queries and keys.
-    """
-
-    heads: int
-    scale: float
-    window: int | None
-    softcap: float | None
-    dropout: float
-    key_heads: int
-    width: int
-
-    def arguments(self) -> dict[str, Any]:
-        """As `attend` takes them."""
-        return {
-            "scale": self.scale,
-            "window": self.window,
-            "softcap": self.softcap,
-            "dropout": self.dropout,
-        }
-
-
-def settings_of(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]
-) -> AttentionSettings:
-    """What a module asks for, read off the arguments that it calls its attention with.
-
-    Args:
-        module: the attention module.
-        query: (1, H, T, D).
-        key: (1, K, T, D).
-        mask: of the call.
-        arguments: its keyword arguments.
-
-    Raises:
-        ModelError: it asks for something that packed attention cannot do.
-    """
-    causal = arguments.get("is_causal")
-    causal = causal if causal is not None else getattr(module, "is_causal", True)
-    for wrong, reason in [
-        (not causal, "is not causal"),
-        (arguments.get("s_aux") is not None, "has attention sinks"),
-        (arguments.get("position_bias") is not None, "adds a position bias"),
-        (mask is not None, "brings a mask"),
-        (query.shape[0] != 1 or key.shape[2] != query.shape[2], "uses a cache or a batch"),
-    ]:
-        if wrong:
-            raise ModelError(f"{type(module).__name__} {reason}: its sequences cannot be packed")
-    scaling = arguments.get("scaling")
-    return AttentionSettings(
-        heads=query.shape[1],
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=arguments.get("sliding_window"),
-        softcap=arguments.get("softcap"),
-        dropout=arguments.get("dropout") or 0.0,
-        key_heads=key.shape[1],
-        width=key.shape[3],
-    )
+# While a model is asked what its layers see: every mask that is built, and its function.
+_asked: ContextVar[list[tuple[Tensor, MaskFunction]] | None] = ContextVar(
+    "lorakit_asked", default=None
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +49,7 @@ class PackedCall:
     """Packed sequences: attention within each of them."""
 
     layout: Layout
+    _hidden: dict[Any, Mapping[PaddedGroup, Tensor]] = field(default_factory=dict)
 
     def run(
         self,
@@ -118,10 +60,43 @@ class PackedCall:
         mask: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        """(T, H, D) from (1, H, T, D), (1, K, T, D) twice."""
-        settings = settings_of(module, query, key, mask, arguments)
-        q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-        return attend(q_THD, k_TKD, v_TKD, self.layout, **settings.arguments())
+        """(T, H, E) from (1, H, T, D), (1, K, T, D), (1, K, T, E)."""
+        if mask is not None:
+            raise ModelError(
+                f"{type(module).__name__} brings a mask: its sequences cannot be packed"
+            )
+        settings = settings_of(module, query, key, value, arguments)
+        q_THD, k_TKD, v_TKE = (x[0].transpose(0, 1) for x in (query, key, value))
+        bias = self._bias(settings.span, arguments.get("position_bias"), query)
+        return attend(q_THD, k_TKD, v_TKE, self.layout, bias=bias, **settings.arguments())
+
+    def _bias(
+        self, span: Span, position_bias: Tensor | None, query: Tensor
+    ) -> Mapping[PaddedGroup, Tensor] | None:
+        """What is added to the scores of each group, where there is more to it than a window."""
+        if position_bias is None and span.function is None:
+            return None
+        known = (span, query.dtype)
+        if known not in self._hidden:
+            self._hidden[known] = {
+                group: hidden(span, group.length, query) for group in self.layout.groups
+            }
+        masks = self._hidden[known]
+        if position_bias is None:
+            return masks
+        return {
+            group: _of_group(position_bias, group).to(query.dtype) + mask
+            for group, mask in masks.items()
+        }
+
+
+def _of_group(bias: Tensor, group: PaddedGroup) -> Tensor:
+    """(n, H or 1, M, M) of (1 or none, H or 1, T or 1, T): the sequences' own squares."""
+    bias_HTT = bias.expand(1, *bias.shape[-3:])[0]
+    if bias_HTT.shape[1] == 1:
+        bias_HTT = bias_HTT.expand(-1, bias_HTT.shape[2], -1)
+    rows_nM = group.rows.view(group.count, group.length)
+    return bias_HTT[:, rows_nM[:, :, None], rows_nM[:, None, :]].transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +104,7 @@ class ObservedCall(PackedCall):
     """A packed call that notes what each attention module asks for, in the order they run."""
 
     settings: dict[nn.Module, AttentionSettings] = field(default_factory=dict)
-    widths: dict[nn.Module, int] = field(default_factory=dict)
+    biased: set[nn.Module] = field(default_factory=set)
 
     def run(
         self,
@@ -141,9 +116,41 @@ class ObservedCall(PackedCall):
         arguments: dict[str, Any],
     ) -> Tensor:
         """As `PackedCall.run`."""
-        self.settings[module] = settings_of(module, query, key, mask, arguments)
-        self.widths[module] = value.shape[-1]
+        self.settings[module] = settings_of(module, query, key, value, arguments)
+        if arguments.get("position_bias") is not None:
+            self.biased.add(module)
         return super().run(module, query, key, value, mask, arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class _AskingCall(PackedCall):
+    """A call of one sequence that notes by which mask function each attention module is masked."""
+
+    masks: list[tuple[Tensor, MaskFunction]] = field(default_factory=list)
+    asked: dict[nn.Module, MaskFunction | None] = field(default_factory=dict)
+
+    def run(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        arguments: dict[str, Any],
+    ) -> Tensor:
+        """As `PackedCall.run`, of plain causal attention."""
+        function = None
+        if mask is not None:
+            function = self._function(module, mask)
+        if self.asked.setdefault(module, function) is not function:
+            raise ModelError(f"{type(module).__name__} has more than one mask")
+        return super().run(module, query, key, value, None, arguments)
+
+    def _function(self, module: nn.Module, mask: Tensor) -> MaskFunction:
+        for built, function in self.masks:
+            if mask.data_ptr() == built.data_ptr() and mask.shape == built.shape:
+                return function
+        raise ModelError(f"{type(module).__name__} makes a mask of its own")
 
 
 def _attention(
@@ -175,7 +182,14 @@ def _mask(loaded: str, *args: Any, **kwargs: Any) -> Any:
     """The mask that the loaded attention wants; none for a call that needs none."""
     if _maskless.get():
         return None
-    return ALL_MASK_ATTENTION_FUNCTIONS[loaded](*args, **kwargs)
+    build, asked = ALL_MASK_ATTENTION_FUNCTIONS[loaded], _asked.get()
+    if asked is None:
+        return build(*args, **kwargs)
+    kwargs["allow_is_causal_skip"] = False  # else None would stand for any mask of two tokens
+    mask = build(*args, **kwargs)
+    if isinstance(mask, Tensor):
+        asked.append((mask, kwargs.get("mask_function", causal_mask_function)))
+    return mask
 
 
 @contextlib.contextmanager
@@ -208,6 +222,11 @@ def switch(model: Any) -> None:
         if loaded in AttentionMaskInterface._global_mapping:
             AttentionMaskInterface.register(name, partial(_mask, loaded))
     _set(model, name)
+    try:
+        _ask_masks(model)
+    except Exception:
+        _set(model, loaded)
+        raise
 
 
 def switch_back(model: Any) -> None:
@@ -224,6 +243,35 @@ def _set(model: Any, name: str) -> None:
 
 
 @torch.no_grad()
+def _ask_masks(model: Any) -> None:
+    """Remember of each attention module which tokens a token sees there, by running two tokens.
+
+    Raises:
+        ModelError: a module makes a mask of its own, or is not causal.
+    """
+    call = _AskingCall(layout((2,), model.device), masks=[])
+    token = _asked.set(call.masks)
+    try:
+        with evaluating(model):
+            _run_two(model, call)
+    finally:
+        _asked.reset(token)
+    config = model.config.get_text_config()
+    places = getattr(config, "max_position_embeddings", None) or 0
+    spans: dict[MaskFunction, Span] = {}
+    for module, function in call.asked.items():
+        SPANS.pop(module, None)
+        if function is None:
+            continue
+        if function not in spans:
+            try:
+                spans[function] = read_span(function, max(places, 4096), model.device)
+            except ModelError as error:
+                raise ModelError(f"{type(module).__name__}: {error}") from error
+        SPANS[module] = spans[function]
+
+
+@torch.no_grad()
 def observe(model: Any) -> ObservedCall:
     """What each attention module asks for in the model's present mode, by running two tokens.
 
@@ -231,13 +279,16 @@ def observe(model: Any) -> ObservedCall:
         ModelError: the attention cannot be switched, or asks for what cannot be done.
     """
     switch(model)
-    where = layout((2,), model.device)
-    call = ObservedCall(where)
+    call = ObservedCall(layout((2,), model.device))
     with maskless():
-        model.base_model(
-            input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device),
-            position_ids=torch.arange(2, device=model.device)[None],
-            use_cache=False,
-            **{KEYWORD: call},
-        )
+        _run_two(model, call)
     return call
+
+
+def _run_two(model: Any, call: PackedCall) -> None:
+    model.base_model(
+        input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device),
+        position_ids=torch.arange(2, device=model.device)[None],
+        use_cache=False,
+        **{KEYWORD: call},
+    )

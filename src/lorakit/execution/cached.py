@@ -13,65 +13,72 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
-from lorakit.execution.attention import KEYWORD, AttentionSettings, maskless, observe
+from lorakit.execution.attention import KEYWORD, maskless, observe
 from lorakit.execution.modes import evaluating
+from lorakit.execution.settings import AttentionSettings
+from lorakit.execution.spans import CAUSAL
 from lorakit.execution.steps import Step
 
 
 def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, settings: AttentionSettings) -> Tensor:
-    """Attention of a step's tokens on the cells of their own sequences, (T, H, D).
+    """Attention of a step's tokens on the cells of their own sequences, (T, H, E).
 
     Args:
         q_THD: queries of the step; any strides.
-        kv_cache: (cells, 2, K, D); the step's own keys and values are in it already.
+        kv_cache: (cells, 2, K, `settings.cell_width`); the step's own keys and values are in it.
         step: from `plan_step`.
         settings: what the layer's attention asks for.
     """
     heads, width = q_THD.shape[1:]
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    values = settings.value_width or width
+    out_THE = q_THD.new_empty(*q_THD.shape[:2], values)
     for group in step.decoding:
         kv = kv_cache[group.low * group.size : group.high * group.size]
         kv = kv.view(group.high - group.low, group.size, *kv_cache.shape[1:])[:, : group.longest]
-        k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+        k, v = (kv[:, :, i, :, :n].transpose(1, 2) for i, n in enumerate((width, values)))
         q = q_THD.index_select(0, group.tokens).view(-1, heads, 1, width)
-        window = (
-            settings.window if settings.window is None or settings.window < group.longest else None
-        )
-        o = _attention(q, k, v, step.hidden_from(group, window, q), settings)[:, :, 0]
-        out_THD.index_copy_(
+        mask = step.hidden_from(group, settings.span.within(group.longest), q)
+        o = _attention(q, k, v, mask, settings)[:, :, 0]
+        out_THE.index_copy_(
             0, group.places, o if group.real is None else o.index_select(0, group.real)
         )
     for piece in step.pieces:
         length = piece.past + piece.last - piece.first
         kv = kv_cache[piece.start : piece.start + length]
-        k, v = kv[None, :, 0].transpose(1, 2), kv[None, :, 1].transpose(1, 2)
+        k, v = (kv[None, :, i, :, :n].transpose(1, 2) for i, n in enumerate((width, values)))
         q = q_THD[None, piece.first : piece.last].transpose(1, 2)
-        window = settings.window if settings.window is None or settings.window < length else None
-        bare = not piece.past and window is None
-        mask = None if bare and settings.softcap is None else step.hidden_in(piece, window, q)
-        out_THD[piece.first : piece.last] = _attention(q, k, v, mask, settings)[0].transpose(0, 1)
-    return out_THD
+        span = settings.span.within(length)
+        bare = not piece.past and span == CAUSAL
+        needs = not bare or settings.softcap is not None or settings.sinks is not None
+        mask = step.hidden_in(piece, span, q) if needs else None
+        out_THE[piece.first : piece.last] = _attention(q, k, v, mask, settings)[0].transpose(0, 1)
+    return out_THE
 
 
 def _attention(
-    q_nHMD: Tensor, k_nKLD: Tensor, v_nKLD: Tensor, mask: Tensor | None, settings: AttentionSettings
+    q_nHMD: Tensor, k_nKLD: Tensor, v_nKLE: Tensor, mask: Tensor | None, settings: AttentionSettings
 ) -> Tensor:
-    """(n, H, M, D); causal where there is no mask. Soft caps take the formula as it stands."""
-    if settings.softcap is None:
+    """(n, H, M, E); causal where there is no mask. Soft caps and sinks take the formula as it stands."""
+    if settings.softcap is None and settings.sinks is None:
         return F.scaled_dot_product_attention(
-            *(q_nHMD, k_nKLD, v_nKLD),
+            *(q_nHMD, k_nKLD, v_nKLE),
             attn_mask=mask,
             is_causal=mask is None,
             scale=settings.scale,
             enable_gqa=True,
         )
     times = q_nHMD.shape[1] // k_nKLD.shape[1]
-    k, v = (x.repeat_interleave(times, dim=1) for x in (k_nKLD, v_nKLD))
-    s = settings.softcap * torch.tanh(
-        q_nHMD @ k.transpose(2, 3) * settings.scale / settings.softcap
-    )
+    k, v = (x.repeat_interleave(times, dim=1) for x in (k_nKLD, v_nKLE))
+    s = q_nHMD @ k.transpose(2, 3) * settings.scale
+    if settings.softcap is not None:
+        s = settings.softcap * torch.tanh(s / settings.softcap)
     assert mask is not None
-    return torch.softmax(s + mask, dim=-1, dtype=torch.float32).to(q_nHMD.dtype) @ v
+    s = s + mask
+    if settings.sinks is not None:
+        sinks = settings.sinks.to(s.dtype)[None, :, None, None]
+        s = torch.cat((s, sinks.expand(*s.shape[:3], 1)), dim=-1)
+    p = torch.softmax(s, dim=-1, dtype=torch.float32).to(q_nHMD.dtype)
+    return p[..., : k.shape[2]] @ v
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +102,12 @@ class StepCall:
         mask: Tensor | None,
         arguments: dict[str, Any],
     ) -> Tensor:
-        """(T, H, D) from (1, H, T, D), (1, K, T, D) twice; keys and values go to the cells."""
+        """(T, H, E) from (1, H, T, D), (1, K, T, D), (1, K, T, E); the last two go to the cells."""
         kv_cache, settings = self.kv_caches[module]
-        q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-        kv_cache.index_copy_(0, self.step.cells, torch.stack((k_TKD, v_TKD), 1))
+        width = settings.cell_width
+        q_THD, k_TKD, v_TKE = (x[0].transpose(0, 1) for x in (query, key, value))
+        kv = [F.pad(x, (0, width - x.shape[2])) for x in (k_TKD, v_TKE)]
+        kv_cache.index_copy_(0, self.step.cells, torch.stack(kv, 1))
         return attend_step(q_THD, kv_cache, self.step, settings)
 
 
@@ -116,12 +125,8 @@ def cached_layers(model: Any) -> dict[nn.Module, AttentionSettings]:
         raise ModelError(f"{name} cannot be served: {error}") from error
     if not call.settings:
         raise ModelError(f"{name} cannot be served: it keeps no keys and values of tokens")
-    for module, settings in call.settings.items():
-        if call.widths[module] != settings.width:
-            raise ModelError(
-                f"{name} cannot be served: {type(module).__name__} has keys and values of "
-                "different widths"
-            )
+    for module in call.biased:
+        raise ModelError(f"{name} cannot be served: {type(module).__name__} adds a position bias")
     return call.settings
 
 

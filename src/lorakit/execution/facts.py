@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.execution import attention
-from lorakit.execution.attention import AttentionSettings, maskless
 from lorakit.execution.by_sequence import MixingModule, split
+from lorakit.execution.attention import maskless
 from lorakit.execution.family import Decoder
 from lorakit.execution.fused import fused_hidden
 from lorakit.execution.mixing import mixing_modules
 from lorakit.execution.modes import dropping, evaluating
 from lorakit.execution.own import own_hidden, own_logits
+from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.trial import (
     FAILURES,
     LENGTHS,
@@ -167,6 +168,8 @@ def try_head(model: Any, head: nn.Module) -> bool:
     The head's output is enlarged for the trial, so that a soft cap shows even where it hardly bends
     this model's own logits.
     """
+    if model.base_model is model:  # its parts do not say where the hidden states are
+        return False
     ids_1T = torch.arange(6, device=model.device)[None]
     handle = head.register_forward_hook(lambda _module, _inputs, output: output * 1000)
     try:
@@ -204,9 +207,14 @@ def settings_in_training(model: Any, decoder: Decoder) -> dict[str, AttentionSet
     devices = [model.device] if model.device.type == "cuda" else []
     # Dropout of attention shows in training alone; what it draws is nobody else's business.
     with torch.random.fork_rng(devices=devices), dropping(model):
-        settings = attention.observe(model).settings
+        call = attention.observe(model)
+    settings = call.settings
     return {
         block.path: settings[block.attention]
         for block, qualified in zip(decoder.blocks, decoder.qualified, strict=True)
-        if qualified and block.attention in settings
+        if qualified
+        and block.attention in settings
+        # What `attend` is not told by numbers is for the model's own code.
+        and settings[block.attention].function is None
+        and block.attention not in call.biased
     }

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lorakit.execution.attention import KEYWORD, AttentionSettings, PackedCall
+from lorakit.execution.attention import KEYWORD, PackedCall
 from lorakit.execution.by_sequence import within
 from lorakit.execution.family import Decoder, DecoderBlock, linear_of
+from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.attention import attend, probabilities_kept
 from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
 from lorakit.kernels.layout import Layout

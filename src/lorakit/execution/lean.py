@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.cached import attend_step
 from lorakit.execution.family import INPUTS, Decoder, DecoderBlock, Norm, read_decoder
+from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Step
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
@@ -63,6 +63,8 @@ class LeanBlocks:
         for block in decoder.blocks:
             settings = layers.get(block.attention)
             if not block.bare or settings is None or settings.heads % settings.key_heads:
+                return None
+            if settings.value_width != settings.width:
                 return None
         blocks = [_read(block, layers[block.attention]) for block in decoder.blocks]
         grouped = [block.paths(names) for block in decoder.blocks for names in INPUTS]

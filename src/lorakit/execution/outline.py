@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.family import read_decoder
 from lorakit.execution.fused import elements_kept
+from lorakit.execution.settings import AttentionSettings
 
 
 def outline_elements_kept(

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lorakit.errors import ModelError
 from lorakit.execution import attention
-from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.by_sequence import kept_within
 from lorakit.execution.facts import (
     facts_of,
@@ -33,6 +32,7 @@ from lorakit.execution.facts import (
 from lorakit.execution.family import DecoderBlock, read_decoder
 from lorakit.execution.fused import elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits
+from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded
 from lorakit.lora.layers import LoraLayer
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
-from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.cached import cached_layers, step_logits
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.modes import evaluating
 from lorakit.execution.runnable import Runnable
+from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
 from lorakit.execution.trial import random_ids, same_answer
 from lorakit.kernels.slot_plan import BatchPlan
@@ -151,7 +151,9 @@ def _same(
     def steps() -> Tensor:
         size = 16
         kv_caches = [
-            torch.zeros(2 * size, 2, x.key_heads, x.width, dtype=model.dtype, device=model.device)
+            torch.zeros(
+                2 * size, 2, x.key_heads, x.cell_width, dtype=model.dtype, device=model.device
+            )
             for x in layers.values()
         ]
         sequences, logits, past = _trial_ids(model), [], (0, 0)

@@ -1,7 +1,8 @@
 """Where the tokens of a step of many sequences lie, and what each of them sees. Pure.
 
 A step is one row of T tokens: of each sequence its next one, or a piece of its prompt. Each layer of
-the model has a KV cache of cells, one for each token kept: (cells, 2, K, D), keys before values. A
+the model has a KV cache of cells, one for each token kept: (cells, 2, K, D), keys before values, D the
+width of the wider of the two. A
 sequence owns cells [start, start + size), size a power of two and start a multiple of it, so that the
 sequences of one size are rows of a matrix and one call attends for all of them that decode; pieces of
 prompts attend one by one.
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lorakit.execution.spans import Span
 
 # Rows of a size that no sequence of the step owns are attended to in vain, up to this many between
 # two that one does; a call of its own would cost more.
@@ -81,28 +84,23 @@ class Step:
     pieces: tuple[Piece, ...]
     _masks: dict[Any, Tensor] = field(default_factory=dict)
 
-    def hidden_from(self, group: Decoding, window: int | None, like: Tensor) -> Tensor:
+    def hidden_from(self, group: Decoding, span: Span, like: Tensor) -> Tensor:
         """(n, 1, 1, longest): -inf where a row's token does not see a cell; made once a step."""
-        key = (group, window, like.dtype)
+        key = (group, span, like.dtype)
         if key not in self._masks:
             cell = torch.arange(group.longest, device=like.device)
-            unseen = cell >= group.lengths[:, None]
-            if window is not None:
-                unseen |= cell < group.lengths[:, None] - window
-            self._masks[key] = _minus_infinity(unseen, like)[:, None, None]
+            seen = span.seen(group.lengths[:, None] - 1, cell)
+            self._masks[key] = _minus_infinity(~seen, like)[:, None, None]
         return self._masks[key]
 
-    def hidden_in(self, piece: Piece, window: int | None, like: Tensor) -> Tensor:
+    def hidden_in(self, piece: Piece, span: Span, like: Tensor) -> Tensor:
         """(tokens, past + tokens): -inf where a token of a prompt does not see a cell."""
-        key = (piece, window, like.dtype)
+        key = (piece, span, like.dtype)
         if key not in self._masks:
             count = piece.last - piece.first
             cell = torch.arange(piece.past + count, device=like.device)
             mine = torch.arange(piece.past, piece.past + count, device=like.device)[:, None]
-            unseen = cell > mine
-            if window is not None:
-                unseen |= cell <= mine - window
-            self._masks[key] = _minus_infinity(unseen, like)
+            self._masks[key] = _minus_infinity(~span.seen(mine, cell), like)
         return self._masks[key]
 
 

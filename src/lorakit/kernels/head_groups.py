@@ -21,11 +21,11 @@ def take(x_THD: Tensor, rows: HeadRows) -> Tensor:
 
 
 def back(x: Tensor, rows: HeadRows, like_THD: Tensor) -> Tensor:
-    """The inverse of `take`, with zeros for tokens that are in no group."""
+    """The inverse of `take`, (T, H, D) with the T and H of `like`; zeros for tokens in no group."""
     out = x.index_select(0, rows.back)
     if rows.left_out.numel():
         out.index_fill_(0, rows.left_out, 0.0)
-    return out.view(like_THD.shape)
+    return out.view(*like_THD.shape[:2], x.shape[1])
 
 
 def split(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import ConfigError
-from lorakit.execution.attention import AttentionSettings
+from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.stepping import Blocks, adaptable, open_blocks
 from lorakit.execution.steps import Place, plan_step
 from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch
@@ -45,7 +45,7 @@ class Forward:
         self.costs: Costs = costs(model.device, model.dtype, self.bank.elements, self.bank.rank)
         self.kv_caches = [
             torch.zeros(
-                cells, 2, layer.key_heads, layer.width, dtype=model.dtype, device=model.device
+                cells, 2, layer.key_heads, layer.cell_width, dtype=model.dtype, device=model.device
             )
             for layer in layers
         ]
@@ -87,7 +87,7 @@ class Forward:
 
 def cell_bytes(layers: Sequence[AttentionSettings], dtype: torch.dtype) -> int:
     """Memory of one token's keys and values in all layers."""
-    return sum(2 * layer.key_heads * layer.width for layer in layers) * dtype.itemsize
+    return sum(2 * layer.key_heads * layer.cell_width for layer in layers) * dtype.itemsize
 
 
 def cache_cells(spec: EngineSpec, cell: int, largest: int) -> int:
