@@ -20,11 +20,11 @@ from torch import Tensor
 
 from lorakit.data import Encoded, micro_batches
 from lorakit.errors import ModelError
-from lorakit.execution.attention import AttentionSettings
 from lorakit.execution.cached import cached_layers, step_logits
 from lorakit.execution.facts import facts_of
 from lorakit.execution.modes import evaluating
 from lorakit.execution.runnable import Runnable
+from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, plan_step
 from lorakit.execution.trial import random_ids, same_answer
 

@@ -50,8 +50,8 @@ def attend_step(q_THD: Tensor, kv_cache: Tensor, step: Step, settings: Attention
         span = settings.span.within(length)
         bare = not piece.past and span == CAUSAL
         needs = not bare or settings.softcap is not None or settings.sinks is not None
-        mask = step.hidden_in(piece, span, q) if needs else None
-        out_THE[piece.first : piece.last] = _attention(q, k, v, mask, settings)[0].transpose(0, 1)
+        hidden = step.hidden_in(piece, span, q) if needs else None
+        out_THE[piece.first : piece.last] = _attention(q, k, v, hidden, settings)[0].transpose(0, 1)
     return out_THE
 
 

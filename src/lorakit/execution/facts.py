@@ -111,11 +111,11 @@ def _mixing(model: Any, *, switched: bool) -> list[MixingModule]:
     keep_L = torch.arange(sum(lengths), device=ids_T.device)
 
     def run() -> None:
-        if switched:
-            attention.switch(model)
         own_logits(model, ids_T, positions_T, where, keep_L)
 
     try:
+        if switched:
+            attention.switch(model)
         return mixing_modules(model, run, lengths, where)
     except FAILURES as error:
         _log.info("%s, mixing modules: %s", type(model).__name__, error)
