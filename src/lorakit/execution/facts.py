@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.execution import attention
-from lorakit.execution.by_sequence import MixingModule, split
 from lorakit.execution.attention import maskless
+from lorakit.execution.by_sequence import MixingModule, split
 from lorakit.execution.family import Decoder
 from lorakit.execution.fused import fused_hidden
 from lorakit.execution.mixing import mixing_modules
