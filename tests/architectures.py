@@ -89,7 +89,7 @@ _FIELDS: tuple[tuple[str, int], ...] = (
     (r".*window.*|.*_chunk_length|block_size", 16),
     (r"image_size", 16),
     (r"(temporal_)?patch_size", 8),
-    (r"adapter_(in|out)_dim", 48),
+    (r"adapter_(in|out)(put)?_(dim|size)", 48),
     (r"num_centroids", 16),
     (r"depth", 1),
     (r"attn_layer_period|expert_layer_period", 2),
