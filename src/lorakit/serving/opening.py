@@ -36,6 +36,7 @@ class PreparedBase:
         embeddings: tokens that it has embeddings for.
         begin: makes what computes, ready to answer.
         notes: sentences for the user.
+        way: how steps are computed, in words.
     """
 
     catalog: Catalog
@@ -45,6 +46,7 @@ class PreparedBase:
     embeddings: int
     begin: Callable[[Deliver, Observer], Runtime]
     notes: tuple[str, ...]
+    way: str
 
 
 def open_own(
@@ -75,6 +77,7 @@ def open_own(
             *(forward, session.tokenizer, spec, largest, deliver, observer), thread=thread
         ),
         notes,
+        forward.blocks.way,
     )
 
 
