@@ -11,7 +11,7 @@ import torch
 from engines import SPEC, Alone, Driven, Watched, base, make_adapter
 
 from lorakit.errors import ConfigError
-from lorakit.execution.apart import SequencesApart, StateBytes, Way, tensor_bytes
+from lorakit.execution.own_caches import SequencesApart, StateBytes, Way, tensor_bytes
 from lorakit.serving.room import room_of_states
 from lorakit.serving.spec import EngineSpec
 

@@ -1,7 +1,7 @@
 """Steps of a model that answers many sequences: by the fastest of three ways that is right.
 
 The lean way and the model's own code compute all sequences in one row on a KV cache of ours; where
-neither is right, each sequence is computed apart with the model's own cache (apart.py). All add the
+neither is right, each sequence is computed apart with the model's own cache (own_caches.py). All add the
 step's adapters beside the linear layers. Which of them may be used is found by trying: prompts in
 pieces and then token by token, two sequences in turn, must give the logits of each alone.
 """
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lorakit.errors import ModelError
 from lorakit.execution import attention
-from lorakit.execution.apart import CALLS, SequencesApart, SequenceStates, Way
 from lorakit.execution.cached import cached_layers, step_logits
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.modes import evaluating
+from lorakit.execution.own_caches import CALLS, SequencesApart, SequenceStates, Way
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step

@@ -5,7 +5,7 @@ power of two of them, aligned to their number, for its prompt and the longest co
 So a running sequence never waits for memory and is never evicted. When it ends, its keys and values
 stay until the memory is needed, and a later prompt of the same adapter that begins with the same
 tokens reuses them. The owner's key is the adapter's content id: another version of the same name is
-another key. Where a model keeps states of its own in place of cells (execution/apart.py), the positions
+another key. Where a model keeps states of its own in place of cells (execution/own_caches.py), the positions
 are still what is counted, the number of blocks is limited too, and of a state no token can be taken
 back: it is reused by a prompt that begins with all of its tokens, or by none.
 """

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.execution.apart import SequencesApart, Way, measured_bytes
+from lorakit.execution.own_caches import SequencesApart, Way, measured_bytes
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.stepping import Blocks, adaptable, open_steps
 from lorakit.execution.steps import Place, plan_step

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lorakit.errors import ConfigError
-from lorakit.execution.apart import StateBytes
+from lorakit.execution.own_caches import StateBytes
 from lorakit.serving.cache import Cache, Reuse
 from lorakit.serving.spec import EngineSpec
 
