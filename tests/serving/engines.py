@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from families import tiny, tokenizer
+from lorakit.adapters.load import load_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.save import save_adapter
 from lorakit.lora import LoraSpec, attach, detach, lora_layers
@@ -16,6 +17,7 @@ from lorakit.serving.engine import Engine
 from lorakit.serving.forward import open_forward
 from lorakit.serving.sampling import Sampling
 from lorakit.serving.spec import EngineSpec
+from mixing_families import KINDS, tiny_kind
 
 SPEC = EngineSpec(
     slots=6,
@@ -29,8 +31,8 @@ SPEC = EngineSpec(
 
 
 def base(family: str) -> Any:
-    """A tiny model whose smallest linear layer has room for rank 32."""
-    return tiny(family, head_dim=16)
+    """A tiny model; of `families`, with room for rank 32 in its smallest linear layer."""
+    return tiny_kind(family) if family in KINDS else tiny(family, head_dim=16)
 
 
 def make_adapter(model: Any, folder: Path, rank: int, seed: int, **spec: Any) -> Path:
@@ -125,3 +127,55 @@ class Driven(Engine):
         self.ask("alone", ids, key, **more)
         self.settle()
         return self.answers.pop(("alone", 0))
+
+
+class Alone:
+    """The model's own code, one request at a time, everything computed anew for each token."""
+
+    def __init__(self, family: str, folders: dict[str, Path], most: int = 5) -> None:
+        self.models, self.most = {"": base(family)}, most
+        for key, folder in folders.items():
+            self.models[key] = base(family)
+            load_adapter(self.models[key], folder)
+        self.known: dict[Any, Any] = {}
+
+    @torch.no_grad()
+    def answer(self, ids: list[int], key: str) -> Any:
+        if (tuple(ids), key) not in self.known:
+            have, logits = list(ids), []
+            while len(have) < len(ids) + self.most:
+                row = self.models[key](torch.tensor([have]), use_cache=False).logits[0, -1]
+                logits.append(row)
+                have.append(int(row.argmax()))
+                if have[-1] == 1:
+                    break
+            self.known[tuple(ids), key] = have[len(ids) :], torch.stack(logits)
+        return self.known[tuple(ids), key]
+
+
+class Watched(Driven):
+    """Keeps the logits that each answer's tokens were chosen from."""
+
+    def _compute(self, work: Any) -> Any:
+        rows: dict[str, Any] = {}
+        run = self.forward.run
+
+        def keep(*arguments: Any) -> Any:
+            rows["logits"] = run(*arguments)
+            return rows["logits"]
+
+        self.forward.run = keep  # type: ignore[method-assign]
+        try:
+            order = [
+                w.sequence
+                for w in sorted(
+                    work, key=lambda w: w.sequence.resident.slot if w.sequence.resident else 1 << 30
+                )
+                if w.last
+            ]
+            tags = [(self._answers[s].tag, self._answers[s].prompt.choice) for s in order]
+            return super()._compute(work)
+        finally:
+            self.forward.run = run  # type: ignore[method-assign]
+            for tag, row in zip(tags, rows["logits"], strict=True):
+                self.logits.setdefault(tag, []).append(row)

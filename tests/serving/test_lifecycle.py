@@ -147,6 +147,10 @@ def test_many_more_adapters_than_slots_by_zipfs_law(house, tmp_path):
         server.rest()
         assert len(server.engine.pool.resident) == SPEC.slots
         metrics = call(f"{server.url}/metrics")[2]
+        assert (
+            'lorakit_steps_info{way="by lorakit\'s short code, all sequences in one row"}'
+            in metrics
+        )
         assert 'lorakit_completion_tokens_total{model="a00"}' in metrics
         assert "lorakit_adapter_load_seconds_bucket" in metrics
         client.close()

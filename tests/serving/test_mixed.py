@@ -6,68 +6,15 @@ at a time, without a cache.
 
 import pytest
 import torch
-from engines import SPEC, Driven, base, make_adapter
+from engines import SPEC, Alone, Driven, Watched, base, make_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorakit.adapters.load import load_adapter
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.stepping import OwnBlocks
 
 RANKS = {"r4": 4, "r8": 8, "r32": 32}
 MOST = 5
-
-
-class Alone:
-    """The model's own code, one request at a time, everything computed anew for each token."""
-
-    def __init__(self, family, folders):
-        self.models = {"": base(family)}
-        for key, folder in folders.items():
-            self.models[key] = base(family)
-            load_adapter(self.models[key], folder)
-        self.known = {}
-
-    @torch.no_grad()
-    def answer(self, ids, key):
-        if (tuple(ids), key) not in self.known:
-            have, logits = list(ids), []
-            while len(have) < len(ids) + MOST:
-                row = self.models[key](torch.tensor([have]), use_cache=False).logits[0, -1]
-                logits.append(row)
-                have.append(int(row.argmax()))
-                if have[-1] == 1:
-                    break
-            self.known[tuple(ids), key] = have[len(ids) :], torch.stack(logits)
-        return self.known[tuple(ids), key]
-
-
-class Watched(Driven):
-    """Keeps the logits that each answer's tokens were chosen from."""
-
-    def _compute(self, work):
-        rows = {}
-        run = self.forward.run
-
-        def keep(*arguments):
-            rows["logits"] = run(*arguments)
-            return rows["logits"]
-
-        self.forward.run = keep
-        try:
-            order = [
-                w.sequence
-                for w in sorted(
-                    work, key=lambda w: w.sequence.resident.slot if w.sequence.resident else 1 << 30
-                )
-                if w.last
-            ]
-            tags = [(self._answers[s].tag, self._answers[s].prompt.choice) for s in order]
-            return super()._compute(work)
-        finally:
-            self.forward.run = run
-            for tag, row in zip(tags, rows["logits"], strict=True):
-                self.logits.setdefault(tag, []).append(row)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3", "gemma2", "mistral", "gpt2"])
@@ -147,14 +94,6 @@ def test_more_adapters_than_slots_and_every_answer_is_right(tmp_path):
         assert engine.answers[i, 0].ids == alone.answer(ids, key)[0]
     assert engine.pool.users == 0
     assert len(engine.pool.resident) == SPEC.slots
-
-
-def test_a_model_that_cannot_be_served_says_so():
-    from lorakit.errors import ModelError
-
-    for family in ("bloom", "mamba"):
-        with pytest.raises(ModelError, match="cannot be served"):
-            Driven(family)
 
 
 def test_bfloat16_is_near_float32():

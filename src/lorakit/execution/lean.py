@@ -42,6 +42,9 @@ class LeanBlocks:
         grouped: paths of linear layers that share their input, in the order they run.
     """
 
+    states = None
+    way = "by lorakit's short code, all sequences in one row"
+
     def __init__(
         self,
         model: Any,

@@ -1,7 +1,9 @@
-"""Steps of a model that answers many sequences: by the lean way where it is right, else by its own code.
+"""Steps of a model that answers many sequences: by the fastest of three ways that is right.
 
-Both add the step's adapters beside the linear layers. Which of them may be used is found by trying:
-prompts in pieces and then token by token, two sequences in one row, must give the logits of each alone.
+The lean way and the model's own code compute all sequences in one row on a KV cache of ours; where
+neither is right, each sequence is computed apart with the model's own cache (own_caches.py). All add the
+step's adapters beside the linear layers. Which of them may be used is found by trying: prompts in
+pieces and then token by token, two sequences in turn, must give the logits of each alone.
 """
 
 import logging
@@ -13,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
+from lorakit.execution import attention
 from lorakit.execution.cached import cached_layers, step_logits
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.modes import evaluating
+from lorakit.execution.own_caches import CALLS, SequencesApart, SequenceStates, Way
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
@@ -34,6 +38,14 @@ class Blocks(Protocol):
     @property
     def grouped(self) -> Sequence[Sequence[str]]:
         """Paths of linear layers that share their input, in the order they run."""
+
+    @property
+    def states(self) -> SequenceStates | None:
+        """The sequences, where they are not kept in cells of KV caches."""
+
+    @property
+    def way(self) -> str:
+        """How a step is computed, for the user."""
 
     def logits(
         self,
@@ -56,6 +68,9 @@ def adaptable(model: nn.Module) -> dict[str, Target]:
 
 class OwnBlocks:
     """The model's own code, each linear layer a group of its own, adapters added by forward hooks."""
+
+    states = None
+    way = "by the model's own code, all sequences in one row"
 
     def __init__(self, model: Any, layers: Mapping[nn.Module, AttentionSettings]) -> None:
         self.model, self.layers = model, layers
@@ -120,21 +135,61 @@ def open_blocks(model: Any) -> tuple[Blocks, list[AttentionSettings]]:
     return own, list(layers.values())
 
 
-_TRIAL = ((3, 2, 1, 1), (6, 4, 1, 1))
+def open_steps(model: Any) -> tuple[Blocks, list[AttentionSettings]]:
+    """As `open_blocks`; where that cannot be, each sequence apart, which needs no KV caches of ours.
+
+    Args:
+        model: from `load_model`, without an adapter.
+
+    Raises:
+        ModelError: no way gives the logits that the model gives each sequence alone.
+    """
+    try:
+        return open_blocks(model)
+    except ModelError as error:
+        _log.info("%s", error)
+    if not Runnable(model).packs:
+        attention.switch_back(model)
+    return open_apart(model), []
+
+
+def open_apart(model: Any) -> SequencesApart:
+    """The fastest right way to compute each sequence apart.
+
+    Raises:
+        ModelError: none is right: the model answers otherwise each time it is asked.
+    """
+    expected, paths = _alone(model, _APART), list(adaptable(model))
+    for way in Way:
+        for call in CALLS if way is not Way.ROWS else CALLS[:1]:
+            blocks = SequencesApart(model, paths, way, call)
+            if _same(blocks, f"{way.value}, {call}", {}, model, expected, _APART):
+                _log.info("%s is served sequence by sequence, %s", type(model).__name__, way.value)
+                return SequencesApart(model, paths, way, call)
+    raise ModelError(
+        f"{type(model).__name__} cannot be served: asked twice for the same tokens, it gives other "
+        "logits"
+    )
+
+
+_Counts = tuple[tuple[int, ...], tuple[int, ...]]
+_TRIAL: _Counts = ((3, 2, 1, 1), (6, 4, 1, 1))
 """Two sequences: how many tokens of each come in each step. A piece of the prompt, the rest of it,
 two single tokens; the logits of all but the first step are compared."""
+_APART: _Counts = ((5, 14, 1, 1), (23, 9, 1, 1))
+"""The same for sequences apart: longer, since a cache of the model's own may hold few tokens."""
 
 
-def _trial_ids(model: Any) -> list[Tensor]:
-    return list(random_ids(model, sum(map(sum, _TRIAL))).split([sum(n) for n in _TRIAL]))
+def _trial_ids(model: Any, counts: _Counts) -> list[Tensor]:
+    return list(random_ids(model, sum(map(sum, counts))).split([sum(n) for n in counts]))
 
 
 @torch.no_grad()
-def _alone(model: Any) -> Tensor:
+def _alone(model: Any, counts: _Counts = _TRIAL) -> Tensor:
     """Logits after each step of the trial but the first, each sequence alone, (sequences·3, V)."""
     with evaluating(model):
         return torch.cat(
-            [model(ids[None], use_cache=False).logits[0, -3:] for ids in _trial_ids(model)]
+            [model(ids[None], use_cache=False).logits[0, -3:] for ids in _trial_ids(model, counts)]
         )
 
 
@@ -144,27 +199,34 @@ def _same(
     layers: Mapping[nn.Module, AttentionSettings],
     model: Any,
     expected: Tensor,
+    counts: _Counts = _TRIAL,
 ) -> bool:
-    """Whether prompts in pieces and then token by token, both in one row, give those logits."""
+    """Whether prompts in pieces and then token by token, in turn, give those logits."""
 
     @torch.inference_mode()
     def steps() -> Tensor:
-        size = 16
+        size = size_of_trial(counts)
         kv_caches = [
             torch.zeros(
                 2 * size, 2, x.key_heads, x.cell_width, dtype=model.dtype, device=model.device
             )
             for x in layers.values()
         ]
-        sequences, logits, past = _trial_ids(model), [], (0, 0)
-        for counts in zip(*_TRIAL, strict=True):
-            places = [Place(i * size, size, past[i], counts[i]) for i in (0, 1)]
-            ids_T = torch.cat([sequences[i][past[i] : past[i] + counts[i]] for i in (0, 1)])
-            keep_L = torch.tensor([counts[0] - 1, len(ids_T) - 1], device=model.device)
+        sequences, logits, past = _trial_ids(model, counts), [], (0, 0)
+        for step_counts in zip(*counts, strict=True):
+            places = [Place(i * size, size, past[i], step_counts[i]) for i in (0, 1)]
+            ids_T = torch.cat([sequences[i][past[i] : past[i] + step_counts[i]] for i in (0, 1)])
+            keep_L = torch.tensor([step_counts[0] - 1, len(ids_T) - 1], device=model.device)
             batch = BatchPlan(len(ids_T), (), frozenset())
             step = plan_step(places, model.device)
             logits.append(blocks.logits(ids_T, step, keep_L, kv_caches, batch))
-            past = (past[0] + counts[0], past[1] + counts[1])
+            past = (past[0] + step_counts[0], past[1] + step_counts[1])
         return torch.stack(logits[1:], dim=1).flatten(0, 1)
 
-    return same_answer(model, way, steps, expected)
+    with evaluating(model):
+        return same_answer(model, way, steps, expected)
+
+
+def size_of_trial(counts: _Counts) -> int:
+    """Cells of a sequence of the trial, a power of two."""
+    return 1 << (max(map(sum, counts)) - 1).bit_length()

@@ -75,6 +75,7 @@ class Step:
         cells: (T,) int64, the cell of each token.
         positions: (T,) int64, from 0 in each sequence.
         decoding, pieces: what attention works on.
+        places: the sequences, in the order of the tokens.
     """
 
     tokens: int
@@ -82,6 +83,7 @@ class Step:
     positions: Tensor
     decoding: tuple[Decoding, ...]
     pieces: tuple[Piece, ...]
+    places: tuple[Place, ...] = ()
     _masks: dict[Any, Tensor] = field(default_factory=dict)
 
     def hidden_from(self, group: Decoding, span: Span, like: Tensor) -> Tensor:
@@ -140,6 +142,7 @@ def plan_step(places: Sequence[Place], device: torch.device) -> Step:
         torch.tensor(positions, device=device),
         tuple(decoding),
         tuple(pieces),
+        tuple(places),
     )
 
 

@@ -68,11 +68,15 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """How the tokens of a step are cut; `rows` counts all of them, the base's included."""
+    """How the tokens of a step are cut; `rows` counts all of them, the base's included.
+
+    `runs`: of adapters, as they were planned.
+    """
 
     rows: int
     segments: tuple[Segment, ...]
     slots: frozenset[int]
+    runs: tuple[SlotRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def plan_batch(
         for part in _cut(members, width, cost)
     ]
     taken = frozenset(s for run in runs for s in range(run.slot, run.slot + run.width))
-    return BatchPlan(rows, tuple(segments), taken)
+    return BatchPlan(rows, tuple(segments), taken, runs)
 
 
 def _cut(members: list[_Member], width: int, cost: Costs) -> list[list[_Member]]:

@@ -5,14 +5,19 @@ power of two of them, aligned to their number, for its prompt and the longest co
 So a running sequence never waits for memory and is never evicted. When it ends, its keys and values
 stay until the memory is needed, and a later prompt of the same adapter that begins with the same
 tokens reuses them. The owner's key is the adapter's content id: another version of the same name is
-another key.
+another key. Where a model keeps states of its own in place of cells (execution/own_caches.py), the positions
+are still what is counted, the number of blocks is limited too, and of a state no token can be taken
+back: it is reused by a prompt that begins with all of its tokens, or by none.
 """
 
 import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+Reuse = Literal["beginnings", "whole", "none"]
+"""Of a past sequence a later prompt can reuse its first tokens, or all of them and no fewer, or none."""
 SMALLEST = 16
 """Positions of the smallest block, and the shortest common prefix that is worth reusing."""
 
@@ -102,10 +107,14 @@ class Cache:
     Args:
         positions: how many there are, a multiple of `largest`.
         largest: positions of the longest sequence, a power of two.
+        reuse: what of a block can be reused.
+        most: blocks there may be; None for as many as there is room for.
     """
 
-    def __init__(self, positions: int, largest: int) -> None:
-        self._buddies = Buddies(positions, largest)
+    def __init__(
+        self, positions: int, largest: int, *, reuse: Reuse = "beginnings", most: int | None = None
+    ) -> None:
+        self._buddies, self._reuse, self._most = Buddies(positions, largest), reuse, most
         self._blocks: dict[str, list[CacheBlock]] = {}
         self._clock = itertools.count(1)
 
@@ -129,6 +138,11 @@ class Cache:
         """Sequences in the cache, past ones included."""
         return sum(map(len, self._blocks.values()))
 
+    @property
+    def starts(self) -> set[int]:
+        """The first position of every block."""
+        return {block.start for blocks in self._blocks.values() for block in blocks}
+
     def allocate(self, key: str, prompt: Sequence[int], most: int) -> Allocation | None:
         """Positions for a prompt and at most `most` new tokens, or None while there is no room.
 
@@ -143,6 +157,8 @@ class Cache:
         best, common = None, 0
         for block in self._blocks.get(key, ()):
             shared = common_prefix(block.ids, prompt[:-1])
+            if self._reuse == "none" or (self._reuse == "whole" and shared < len(block.ids)):
+                continue
             if shared > common or (shared == common and best is not None and best.busy):
                 best, common = block, shared
         if best is None or common < SMALLEST:
@@ -168,7 +184,7 @@ class Cache:
             keep: False where its keys and values must not be used again.
         """
         block.busy, block.used = False, next(self._clock)
-        if not keep or len(block.ids) < SMALLEST:
+        if not keep or len(block.ids) < SMALLEST or self._reuse == "none":
             self._drop(block)
 
     def forget(self, key: str) -> None:
@@ -179,15 +195,18 @@ class Cache:
 
     def _room(self, size: int, spare: CacheBlock | None) -> int | None:
         """A free block; idle blocks are dropped for it, the least recent first, `spare` last."""
-        start = self._buddies.take(size)
+        start = self._take(size)
         if start is not None:
             return start
         idle = [block for blocks in self._blocks.values() for block in blocks if not block.busy]
         for block in sorted(idle, key=lambda block: (block is spare, block.used)):
             self._drop(block)
-            if (start := self._buddies.take(size)) is not None:
+            if (start := self._take(size)) is not None:
                 return start
         return None
+
+    def _take(self, size: int) -> int | None:
+        return None if self.blocks == self._most else self._buddies.take(size)
 
     def _drop(self, block: CacheBlock) -> None:
         blocks = self._blocks[block.key]

@@ -29,7 +29,6 @@ from lorakit.serving import scheduler
 from lorakit.serving.adjusting import Adjuster, NothingAllowedError
 from lorakit.serving.answers import CompletionEvent, Deliver, Observer, Prompt, StoppingError
 from lorakit.serving.bank import Staged
-from lorakit.serving.cache import Cache
 from lorakit.serving.forward import Forward
 from lorakit.serving.pool import SlotPool
 from lorakit.serving.sampling import Chosen, choose
@@ -87,7 +86,7 @@ class Engine:
         self.forward, self.tokenizer, self.spec = forward, tokenizer, spec
         self.deliver, self.clock = deliver, clock
         self.observer = observer or Observer()
-        self.cache = Cache(forward.kv_caches[0].shape[0], largest)
+        self.cache = forward.room.cache(largest)
         self.pool = SlotPool(spec.slots)
         self.scheduler = Scheduler(spec, self.cache, self.pool)
         self._answers: dict[scheduler.Sequence, _Answer] = {}
@@ -242,6 +241,7 @@ class Engine:
             assert allocation is not None
             if allocation.copy_from is not None and allocation.copy_from != allocation.block.start:
                 self.forward.copy(allocation.copy_from, allocation.block.start, allocation.reused)
+        self.forward.retain(self.cache.starts)
         if plan.work:
             events += self._compute_apart(plan.work)
             self.observer.step(self.clock() - began, sum(work.count for work in plan.work))

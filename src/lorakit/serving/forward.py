@@ -1,17 +1,20 @@
 """A base made ready to serve: what computes a step, its KV cache and the adapters' slots."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorakit.errors import ConfigError
+from lorakit.execution.own_caches import SequencesApart, Way, measured_bytes
 from lorakit.execution.settings import AttentionSettings
-from lorakit.execution.stepping import Blocks, adaptable, open_blocks
+from lorakit.execution.stepping import Blocks, adaptable, open_steps
 from lorakit.execution.steps import Place, plan_step
 from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch
 from lorakit.serving.bank import Bank
+from lorakit.serving.cache import Reuse
+from lorakit.serving.room import Room, room_in_cells, room_of_states
 from lorakit.serving.spec import EngineSpec
 
 
@@ -23,7 +26,7 @@ class Forward:
         layers: the attention modules, in the order they run.
         model: the base.
         spec: limits.
-        cells: of the cache.
+        room: for sequences.
     """
 
     def __init__(
@@ -32,9 +35,9 @@ class Forward:
         layers: Sequence[AttentionSettings],
         model: Any,
         spec: EngineSpec,
-        cells: int,
+        room: Room,
     ) -> None:
-        self.blocks, self.device = blocks, model.device
+        self.blocks, self.device, self.room = blocks, model.device, room
         self.bank = Bank(
             *(adaptable(model), blocks.grouped, spec.slots, spec.slot_rank),
             dtype=model.dtype,
@@ -45,7 +48,12 @@ class Forward:
         self.costs: Costs = costs(model.device, model.dtype, self.bank.elements, self.bank.rank)
         self.kv_caches = [
             torch.zeros(
-                cells, 2, layer.key_heads, layer.cell_width, dtype=model.dtype, device=model.device
+                room.positions,
+                2,
+                layer.key_heads,
+                layer.cell_width,
+                dtype=model.dtype,
+                device=model.device,
             )
             for layer in layers
         ]
@@ -74,15 +82,24 @@ class Forward:
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:
-        """Copy the keys and values of `count` cells."""
+        """Copy what is kept of the `count` tokens of one block to another."""
         for kv_cache in self.kv_caches:
             kv_cache[target : target + count] = kv_cache[source : source + count]
+        if self.blocks.states is not None:
+            self.blocks.states.copy(source, target, count)
 
     @torch.inference_mode()
     def wipe(self, start: int, size: int) -> None:
         """Zero cells that may hold what is not finite, so that nobody meets it."""
         for kv_cache in self.kv_caches:
             kv_cache[start : start + size] = 0
+        if self.blocks.states is not None:
+            self.blocks.states.forget(start)
+
+    def retain(self, starts: AbstractSet[int]) -> None:
+        """Free what is kept of sequences apart whose block is gone."""
+        if self.blocks.states is not None:
+            self.blocks.states.retain(starts)
 
 
 def cell_bytes(layers: Sequence[AttentionSettings], dtype: torch.dtype) -> int:
@@ -90,29 +107,12 @@ def cell_bytes(layers: Sequence[AttentionSettings], dtype: torch.dtype) -> int:
     return sum(2 * layer.key_heads * layer.cell_width for layer in layers) * dtype.itemsize
 
 
-def cache_cells(spec: EngineSpec, cell: int, largest: int) -> int:
-    """How many cells the memory for the cache holds, a multiple of the longest sequence's.
-
-    Args:
-        spec: limits.
-        cell: bytes of one.
-        largest: cells of the longest sequence.
-
-    Raises:
-        ConfigError: it holds less than one sequence.
-    """
-    cells = int(spec.cache_gb * 1e9 / cell) // largest * largest
-    if not cells:
-        raise ConfigError(
-            f"cache_gb {spec.cache_gb:g} holds {int(spec.cache_gb * 1e9 / cell):,} tokens, and one "
-            f"sequence may have {largest:,}: give at least {cell * largest / 1e9:.2f}, or lower "
-            "--max-prompt and --max-output"
-        )
-    return cells
+_MEASURED = 64
+"""Tokens of the sequence whose state is measured."""
 
 
 def open_forward(model: Any, spec: EngineSpec, largest: int) -> Forward:
-    """Make a base ready: the lean way where a trial says that it answers the same, else its own code.
+    """Make a base ready, by the fastest way that a trial says is right.
 
     The model belongs to the server from then on: its linear layers add what is in the slots.
 
@@ -125,6 +125,11 @@ def open_forward(model: Any, spec: EngineSpec, largest: int) -> Forward:
         ModelError: it cannot be served; the text says why.
         ConfigError: the cache is smaller than one sequence.
     """
-    blocks, layers = open_blocks(model)
-    cells = cache_cells(spec, cell_bytes(layers, model.dtype), largest)
-    return Forward(blocks, layers, model, spec, cells)
+    blocks, layers = open_steps(model)
+    if isinstance(blocks, SequencesApart):
+        bytes_of = measured_bytes(blocks, [0] * min(_MEASURED, largest))
+        reuse: Reuse = "whole" if blocks.kind is Way.CONTINUED else "none"
+        room = room_of_states(spec, bytes_of, largest, reuse)
+    else:
+        room = room_in_cells(spec, cell_bytes(layers, model.dtype), largest)
+    return Forward(blocks, layers, model, spec, room)

@@ -36,6 +36,7 @@ class PreparedBase:
         embeddings: tokens that it has embeddings for.
         begin: makes what computes, ready to answer.
         notes: sentences for the user.
+        way: how steps are computed, in words.
     """
 
     catalog: Catalog
@@ -45,6 +46,7 @@ class PreparedBase:
     embeddings: int
     begin: Callable[[Deliver, Observer], Runtime]
     notes: tuple[str, ...]
+    way: str
 
 
 def open_own(
@@ -60,11 +62,11 @@ def open_own(
 
     session, largest, forward = thread.call(load)
     catalog = make_catalog(session.identity, session.template, forward.bank)
-    positions = forward.kv_caches[0].shape[0]
     slots = (
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
-        f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {positions:,} tokens"
+        f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {forward.room.positions:,} tokens"
     )
+    notes = (slots, *way_notes(forward, type(session.model).__name__))
     return PreparedBase(
         catalog,
         session.tokenizer,
@@ -74,5 +76,22 @@ def open_own(
         lambda deliver, observer: Engine(
             *(forward, session.tokenizer, spec, largest, deliver, observer), thread=thread
         ),
-        (slots,),
+        notes,
+        forward.blocks.way,
+    )
+
+
+def way_notes(forward: Forward, name: str) -> tuple[str, ...]:
+    """What is to be said of how a base is computed: nothing where all sequences share each step.
+
+    Args:
+        forward: the prepared base.
+        name: of the model's class.
+    """
+    if forward.blocks.states is None:
+        return ()
+    room = forward.room
+    return (
+        f"{name} is computed {forward.blocks.way}: a forward pass for each sequence and step; "
+        f"{room.sequences} sequences are kept, running and past",
     )

@@ -110,7 +110,7 @@ def make_ready(
         adapter_store.checked(name)  # what the operator named has to be right
     for name in (*folders, *names):
         catalog.resolve(name)
-    metrics = Metrics()
+    metrics = Metrics(opened.way)
     service = Service(
         *(catalog, opened.tokenizer, opened.ends, spec, opened.context, http.max_choices),
         opened.embeddings,

@@ -21,6 +21,7 @@ from lorakit.serving.cache import size_for
 from lorakit.serving.catalog import Catalog, Model
 from lorakit.serving.engine import Engine
 from lorakit.serving.forward import Forward, cell_bytes
+from lorakit.serving.room import Room
 from lorakit.serving.sampling import Sampling
 from lorakit.serving.spec import EngineSpec
 
@@ -72,8 +73,8 @@ class EngineAnswerer:
         )
         blocks, layers = open_blocks(session.model)
         most = max(int(_CACHE_BYTES / cell_bytes(layers, session.model.dtype)) // largest, 1)
-        cells = min(running, most) * largest
-        forward = Forward(blocks, layers, session.model, spec, cells)
+        room = Room(min(running, most) * largest)
+        forward = Forward(blocks, layers, session.model, spec, room)
         folders = {_ADAPTER: folder} if folder is not None else {}
         catalog = Catalog(
             *(_BASE, session.identity, template, forward.bank), folders=folders, force=force
@@ -88,7 +89,7 @@ class EngineAnswerer:
             forward, session.tokenizer, spec, largest, self._take, clock=lambda: 0.0
         )
         self._events: list[tuple[int, CompletionEvent]] = []
-        self.way = f"engine, {running} at once, {cells} cells of {largest}"
+        self.way = f"engine, {running} at once, {room.positions} cells of {largest}"
 
     def answers(
         self, rows: Sequence[AskedRow], first: int, done: Callable[[int], None]

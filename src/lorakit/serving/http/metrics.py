@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from lorakit.serving.answers import Observer
 
@@ -16,10 +16,15 @@ _WINDOW = 10.0
 
 
 class Metrics(Observer):
-    """The figures of one engine, in a registry of its own."""
+    """The figures of one engine, in a registry of its own.
 
-    def __init__(self) -> None:
+    Args:
+        way: how its steps are computed, in words.
+    """
+
+    def __init__(self, way: str) -> None:
         self.registry = CollectorRegistry()
+        Info("lorakit_steps", "How steps are computed", registry=self.registry).info({"way": way})
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"lorakit_{name}", text, labels, registry=self.registry)

@@ -91,6 +91,7 @@ def open_vllm(
         embedding_count(empty),
         begin,
         tuple(_notes(program, catalog, spec, exports)),
+        "by vLLM",
     )
 
 
