@@ -5,9 +5,7 @@ lorakit error, `WRONG` with what differs, `FAULT` with any other error and its p
 where transformers' own code fails.
 """
 
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,88 +16,31 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorakit
 from architectures import tiny_folder
-from lorakit.adapters.pairs import read_stored
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded
-from lorakit.errors import LorakitError, TargetError
-from lorakit.execution.generate import end_tokens, generate
+from lorakit.errors import TargetError
 from lorakit.lora import LoraSpec, attach, detach, lora_layers, plan
-from lorakit.models import ModelSpec
-from lorakit.serving.answers import Prompt
-from lorakit.serving.cache import size_for
-from lorakit.serving.engine import Engine
-from lorakit.serving.forward import open_forward
-from lorakit.serving.sampling import Sampling
-from lorakit.serving.spec import EngineSpec
 from lorakit.training.loss import CausalLoss
+from zoo_answers import check_generation, check_serving
 from zoo_oracle import (
     LOGITS_CLOSE,
     DiffersError,
     Oracle,
-    OracleFailsError,
     largest_apart,
     random_rows,
     within,
 )
+from zoo_subject import RIGHT, Architecture, load
 
 LENGTHS = (9, 23, 37, 50)
-PROMPTS = (9, 14, 23, 37)
-NEW = 10
 LOSS_CLOSE, GRADIENT_CLOSE = 1e-4, 1e-3
-RIGHT = "right"
+MOST_ROUNDING = 2e-3
+"""Where float32 alone changes gradients by more, other random weights are taken."""
 TEXTS = [
     {"prompt": "say lamp", "completion": "pmal"},
     {"prompt": "write the number after twelve", "completion": "thirteen, and then fourteen"},
     {"prompt": "a", "completion": "b"},
 ]
-SERVING = EngineSpec(
-    slots=3, slot_rank=8, cache_gb=0.02, max_running=8, step_tokens=24, max_prompt=64, max_output=32
-)
-
-
-@dataclass
-class Architecture:
-    """A tiny model on disk, and what was found about it.
-
-    Attributes:
-        name: of architectures.py.
-        folder: where the model, its adapters and merged models are written.
-        checks: verdict by check.
-        facts: how it is run: adapted share, way of the loss, packed, fused.
-    """
-
-    name: str
-    folder: Path
-    checks: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def base(self) -> Path:
-        """The folder of the base."""
-        return self.folder / "base"
-
-    def check(self, what: str, run: Callable[[], None]) -> bool:
-        """Run one check and keep its verdict; whether it is right."""
-        try:
-            run()
-            self.checks[what] = RIGHT
-        except LorakitError as error:
-            self.checks[what] = f"refused: {error}"
-        except DiffersError as error:
-            self.checks[what] = f"WRONG: {error}"
-        except OracleFailsError as error:
-            self.checks[what] = f"oracle: {error}"
-        except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            where = "/".join(Path(at.filename).parts[-2:])
-            text = f"{type(error).__name__}: {str(error)[:300]} ({where}:{at.lineno})"
-            self.checks[what] = f"FAULT: {text}"
-        return self.checks[what] == RIGHT
-
-
-def load(subject: Architecture) -> Any:
-    """The base as lorakit loads it."""
-    return lorakit.load_model(ModelSpec(str(subject.base)))
 
 
 def attach_pairs(model: Any, seed: int = 0) -> bool:
@@ -203,89 +144,6 @@ def check_merge(subject: Architecture, adapter: Path, oracle: Oracle) -> None:
     close_logits(lambda row: merged(input_ids=row[None], use_cache=False).logits[0].float(), oracle)
 
 
-def check_answer(what: str, ids: Sequence[int], wanted: list[Tensor], ends: frozenset[int]) -> None:
-    """A greedy answer is the oracle's, up to a tie: two logits nearer than rounding."""
-    for place, row in enumerate(wanted):
-        best = int(row.argmax())
-        token = ids[place] if place < len(ids) else None
-        if token is None and best in ends:
-            return  # its end token is not among the ids
-        if token == best:
-            continue
-        if token is not None and row[best] - row[token] <= LOGITS_CLOSE * row.abs().max():
-            return
-        raise DiffersError(f"{what}: token {place + 1} is {token} in place of {best}")
-
-
-def check_generation(subject: Architecture, model: Any, tokenizer: Any, oracle: Oracle) -> None:
-    """Greedy answers of a batch equal each alone."""
-    ends = frozenset(end_tokens(model, tokenizer))
-    prompts = [row.tolist() for row in random_rows(PROMPTS, seed=2)]
-    answers = generate(model, tokenizer, prompts, max_new_tokens=NEW)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        wanted = oracle.continued(prompt, ends, NEW)
-        check_answer(f"prompt of {len(prompt)}", answer.ids, wanted, ends)
-
-
-class Asked(Engine):
-    """lorakit's engine without its thread, and the token ids of every answer."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        largest = size_for(SERVING.max_prompt + SERVING.max_output)
-        self.ids: dict[Any, list[int]] = {}
-        self.failed: dict[Any, str] = {}
-        forward = open_forward(model, SERVING, largest)
-        super().__init__(forward, tokenizer, SERVING, largest, self._keep)
-
-    def _keep(self, events: list[tuple[Any, Any]]) -> None:
-        for tag, event in events:
-            self.ids.setdefault(tag, []).extend(token.id for token in event.tokens)
-            if event.finish not in (None, "stop", "length"):
-                self.failed[tag] = event.text
-
-    def settle(self) -> None:
-        """Run until nothing is left to do."""
-        for _ in range(500):
-            self.step()
-            for future in list(self._loading.values()):
-                future.exception()
-            if not self._answers and self._inbox.empty():
-                return
-        raise DiffersError("the engine does not come to rest")
-
-
-def check_serving(subject: Architecture, oracles: Mapping[str, tuple[Path | None, Oracle]]) -> None:
-    """A mixed batch of two adapters and the base, by the engine, equals each alone."""
-    model, tokenizer = load(subject)
-    ends = frozenset(end_tokens(model, tokenizer))
-    engine = Asked(model, tokenizer)
-    subject.facts["served_by"] = type(engine.forward.blocks).__name__
-    rows = random_rows([*PROMPTS, *PROMPTS[:2]], seed=3)
-    asked = [(key, rows[i].tolist()) for i, key in enumerate(2 * list(oracles))]
-    for number, (key, ids) in enumerate(asked):
-        folder = oracles[key][0]
-        stage = (
-            None if folder is None else lambda at=folder: engine.forward.bank.stage(read_stored(at))
-        )
-        prompt = Prompt(
-            ids=ids,
-            key=key,
-            load=stage,
-            name=key or "base",
-            most=NEW,
-            ends=ends,
-            sampling=Sampling(temperature=0.0),
-        )
-        engine.submit([prompt], number)
-    engine.settle()
-    for number, (key, ids) in enumerate(asked):
-        if number in engine.failed:
-            raise DiffersError(f"{key or 'base'}, prompt of {len(ids)}: {engine.failed[number]}")
-        wanted = oracles[key][1].continued(ids, ends, NEW)
-        answer = [i for i in engine.ids.get(number, []) if i not in ends]
-        check_answer(f"{key or 'base'}, prompt of {len(ids)}", answer, wanted, ends)
-
-
 def adapted_share(model: Any) -> tuple[float, int]:
     """Share of the blocks' weights that have a pair beside them; and pairs."""
     layers = lora_layers(model)
@@ -305,15 +163,23 @@ def adapted_share(model: Any) -> tuple[float, int]:
 
 
 def examine(name: str, folder: Path, *, short: bool = False) -> Architecture:
-    """All checks of one architecture.
+    """All checks of one architecture, on random weights that rounding does not decide about.
 
     Args:
         name: of architectures.py.
         folder: an empty folder to write to.
         short: without training, peft and merge: what `make test` has the time for.
     """
+    for seed in range(3):
+        subject = _examined(name, folder / str(seed), seed, short)
+        if subject.facts.get("gradient_rounding", 0.0) <= MOST_ROUNDING:
+            break
+    return subject
+
+
+def _examined(name: str, folder: Path, seed: int, short: bool) -> Architecture:
     subject = Architecture(name, folder)
-    tiny_folder(name, subject.base)
+    tiny_folder(name, subject.base, seed)
     held: dict[str, Any] = {}
 
     def loads() -> None:
