@@ -261,6 +261,8 @@ def _shrunk(fields: dict[str, Any], own: dict[str, Any] | None = None) -> dict[s
             small[key] = _size(key)
         elif key == "is_decoder":
             small[key] = True
+        elif isinstance(value, float) and re.search("drop|jitter", key):
+            small[key] = 0.0
         elif key in ("initializer_range", "init_std", "initializer_std"):
             small[key] = 0.2
         elif key == "rope_parameters" and "original_max" in repr(value):

@@ -1,0 +1,148 @@
+"""transformers' own code with W + s·B·A, each row alone: what every way of lorakit is held against.
+
+The weights of a second model of the same files are replaced, in float32; nothing of lorakit computes.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM
+
+LOGITS_CLOSE = 1e-4
+
+
+class DiffersError(AssertionError):
+    """lorakit's answer is not the oracle's."""
+
+
+class OracleFailsError(AssertionError):
+    """transformers' own code gives no answer to compare with."""
+
+
+def random_rows(lengths: Sequence[int], seed: int = 0) -> list[Tensor]:
+    """Rows of random tokens that no special token is among."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, 260, (n,), generator=generator) for n in lengths]
+
+
+class Oracle:
+    """transformers' own forward with W + s·B·A, each row alone.
+
+    Args:
+        base: the folder of the base.
+        layers: adapted layers by their paths; their A, B and scale are copied.
+    """
+
+    def __init__(self, base: Path, layers: Mapping[str, Any]) -> None:
+        self.base = base
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.model.requires_grad_(False)
+        self.pairs = {
+            path: tuple(x.detach().clone().requires_grad_() for x in (layer.A, layer.B))
+            for path, layer in layers.items()
+        }
+        self.scales = {path: layer.scale for path, layer in layers.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapted weights by parameter name."""
+        weights = {}
+        for path, (A, B) in self.pairs.items():
+            module = self.model.get_submodule(path)
+            delta = self.scales[path] * (B @ A)
+            turned = type(module).__name__ == "Conv1D"
+            weights[f"{path}.weight"] = module.weight + (delta.T if turned else delta)
+        return weights
+
+    def logits(self, row: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits of one row, (T, vocabulary)."""
+        given = {"input_ids": row[None], "use_cache": False}
+        try:
+            with torch.set_grad_enabled(weights is not None):
+                output = functional_call(
+                    self.model, self.weights() if weights is None else weights, (), given
+                )
+        except Exception as error:
+            raise OracleFailsError(f"{type(error).__name__}: {str(error)[:200]}") from error
+        logits: Tensor = output.logits[0]
+        if not logits.isfinite().all():
+            raise OracleFailsError("its logits are not finite")
+        return logits
+
+    @cached_property
+    def shaken(self) -> "Oracle":
+        """The same with every weight off by about its last bit: how far rounding alone goes."""
+        other = Oracle(self.base, {})
+        other.scales = self.scales
+        noise = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in other.model.parameters():
+                weight.mul_(1 + 2**-23 * torch.randn(weight.shape, generator=noise))
+        other.pairs = {
+            path: tuple(
+                (x * (1 + 2**-23 * torch.randn(x.shape, generator=noise))).detach().requires_grad_()
+                for x in pair
+            )
+            for path, pair in self.pairs.items()
+        }
+        return other
+
+    def is_causal(self, row: Tensor) -> bool:
+        """Whether another token leaves the logits of those before it as they are."""
+        at = len(row) - 5
+        other = row.clone()
+        other[at] = 5 + (other[at] - 4) % 250
+        before, after = self.logits(row)[:at], self.logits(other)[:at]
+        return bool((before - after).abs().max() <= LOGITS_CLOSE * before.abs().max())
+
+    def loss(self, rows: Sequence[Tensor]) -> tuple[float, dict[str, tuple[Tensor, ...]]]:
+        """Summed nats of all tokens but each row's first, and gradients of A and B by path."""
+        weights = self.weights()
+        nll = torch.zeros(())
+        for row in rows:
+            nll = nll + F.cross_entropy(self.logits(row, weights)[:-1], row[1:], reduction="sum")
+        leaves = [x for pair in self.pairs.values() for x in pair]
+        gradients = torch.autograd.grad(nll, leaves, allow_unused=True)
+        found = [
+            torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)
+        ]
+        return float(nll), dict(
+            zip(self.pairs, zip(found[::2], found[1::2], strict=True), strict=True)
+        )
+
+    def continued(self, ids: Sequence[int], ends: frozenset[int], new: int) -> list[Tensor]:
+        """The logits that each token of a greedy answer is chosen from, everything computed anew."""
+        have, chosen_from = list(ids), []
+        while len(have) < len(ids) + new:
+            row = self.logits(torch.tensor(have))[-1]
+            chosen_from.append(row)
+            have.append(int(row.argmax()))
+            if have[-1] in ends:
+                break
+        return chosen_from
+
+
+def within(close: float, rounding: float) -> float:
+    """What may differ: `close`, or a few times what float32 alone makes of transformers' own code."""
+    return max(close, min(4 * rounding, 10 * close))
+
+
+def largest_apart(
+    got: Mapping[str, Sequence[Tensor | None]], right: Mapping[str, Sequence[Tensor]]
+) -> tuple[float, str]:
+    """The largest difference of a gradient, as a share of its largest element; and whose it is."""
+    overall = max((g.abs().max().item() for pair in right.values() for g in pair), default=0.0)
+    worst, where = 0.0, ""
+    for path, pair in right.items():
+        for name, ours, wanted in zip("AB", got[path], pair, strict=True):
+            scale = max(wanted.abs().max().item(), 1e-3 * overall)
+            difference = wanted if ours is None else ours - wanted
+            apart = difference.abs().max().item() / scale
+            if not apart <= worst:
+                worst, where = apart, f"{path}.{name}"
+    return worst, where
