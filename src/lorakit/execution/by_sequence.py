@@ -56,14 +56,14 @@ class MixingModule:
     Attributes:
         path: in the model.
         module: itself.
-        inputs: for each leaf of (arguments, keyword arguments) the axes along which tokens lie; None
-            for one that was no tensor.
+        inputs: for each leaf of (arguments, keyword arguments), by its key path, the axes along which
+            tokens lie; None for one that was no tensor.
         outputs: the same of what it gives.
     """
 
     path: str
     module: nn.Module
-    inputs: tuple[Axes, ...]
+    inputs: Mapping[pytree.KeyPath, Axes]
     outputs: tuple[Axes, ...]
 
 
