@@ -37,7 +37,7 @@ def test_packed_equals_alone_equals_padded(family):
         alone = torch.cat([model(part[None]).logits[0] for part in ids.split(LENGTHS)])
         runnable = Runnable(model)
         assert runnable.packs
-        padded = runnable.padded_logits(packed(), every)
+        padded = runnable.unpacked_logits(packed(), every)
         logits = runnable.logits(packed(), every)
         some = runnable.logits(packed(), every[3::5])
         hidden = runnable.hidden(packed())
@@ -85,7 +85,7 @@ def test_models_that_cannot_be_packed_are_found_and_run_padded(family):
     ids, _, every = rows()
     with torch.no_grad():
         alone = torch.cat([model(part[None]).logits[0] for part in ids.split(LENGTHS)])
-        padded = runnable.padded_logits(packed(), every)
+        padded = runnable.unpacked_logits(packed(), every)
     assert (padded - alone).abs().max() < 2e-5 * alone.abs().max()
     with pytest.raises(ModelError, match="cannot be packed"):
         runnable.hidden(packed())

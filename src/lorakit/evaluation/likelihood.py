@@ -32,11 +32,16 @@ def log_probs_of(model: Any) -> LogProbs:
         without gradients.
     """
     runnable = Runnable(model)
-    if not runnable.packs:
-        return lambda batch: _at_once(runnable.padded_logits(batch, batch.predict_L))
-    if not runnable.head_is_plain:
-        return lambda batch: _at_once(runnable.logits(batch, batch.predict_L))
-    return lambda batch: _in_chunks(runnable, batch)
+
+    def of_batch(batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+        runnable.prepare(max(batch.lengths_S))
+        if not runnable.packs:
+            return _at_once(runnable.unpacked_logits(batch, batch.predict_L))
+        if not runnable.head_is_plain:
+            return _at_once(runnable.logits(batch, batch.predict_L))
+        return _in_chunks(runnable, batch)
+
+    return of_batch
 
 
 def _in_chunks(runnable: Runnable, batch: Batch) -> Iterator[tuple[slice, Tensor]]:

@@ -57,6 +57,8 @@ def answer_log_probs(
         ModelError: a row is longer than the model reads.
     """
     _check_lengths(model, groups)
+    longest = max((len(row) for group in groups for row in group), default=0)
+    facts_of(model).reach(model.config, longest)
     shared = [_shared(group) for group in groups]
     found = [np.zeros(len(group)) for group in groups]
     # A group of one row has nothing to share, and packed rows need no steps.
@@ -183,8 +185,8 @@ def _read_whole(
     rows = [(i, c, row) for i in members for c, row in enumerate(groups[i])]
     if not rows:
         return
-    runnable = Runnable(model)
-    logits_of = runnable.logits if runnable.packs else runnable.padded_logits
+    runnable = Runnable(model, longest=max(len(row) for *_, row in rows))
+    logits_of = runnable.logits if runnable.packs else runnable.unpacked_logits
     for batch in micro_batches([row for *_, row in rows], range(len(rows)), batch_tokens):
         moved = batch.to(model.device)
         of_T = np.repeat(np.array(batch.rows_S), np.array(batch.lengths_S))

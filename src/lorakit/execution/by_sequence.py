@@ -15,7 +15,7 @@ backward, when the block has ended: `kept_within` is its context_fn, which bring
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,7 @@ def kept_within() -> tuple[Any, Any]:
 
 
 Axes = tuple[int, ...] | None
+_Leaves = list[tuple[pytree.KeyPath, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class MixingModule:
     Attributes:
         path: in the model.
         module: itself.
-        inputs: for each leaf of (arguments, keyword arguments) the axes along which tokens lie; None
-            for one that was no tensor.
+        inputs: for each leaf of (arguments, keyword arguments), by its key path, the axes along which
+            tokens lie; None for one that was no tensor.
         outputs: the same of what it gives.
     """
 
     path: str
     module: nn.Module
-    inputs: tuple[Axes, ...]
+    inputs: Mapping[pytree.KeyPath, Axes]
     outputs: tuple[Axes, ...]
 
 
@@ -73,7 +74,7 @@ class _Split:
 
     mixing: MixingModule
     together: bool
-    begun: tuple[list["_Group"], list[Any], pytree.TreeSpec] | None = None
+    begun: tuple[list["_Group"], "_Leaves", pytree.TreeSpec] | None = None
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -82,7 +83,7 @@ class _Split:
         self.begun = None
         if where is None:
             return None
-        leaves, tree = pytree.tree_flatten((args, kwargs))
+        leaves, tree = pytree.tree_flatten_with_path((args, kwargs))
         groups = _groups(where, together=self.together)
         self.begun = groups, leaves, tree
         return self._given(leaves, tree, groups[0])
@@ -105,9 +106,9 @@ class _Split:
         ]
         return pytree.tree_unflatten(merged, flat[0][1])
 
-    def _total(self, leaves: list[Any]) -> int:
+    def _total(self, leaves: "_Leaves") -> int:
         """Tokens of the row, those of no sequence included."""
-        known = zip(leaves, self.mixing.inputs, strict=True)
+        known = ((leaf, self.mixing.inputs.get(path)) for path, leaf in leaves)
         return next(int(leaf.shape[axes[0]]) for leaf, axes in known if axes)
 
     @staticmethod
@@ -116,10 +117,13 @@ class _Split:
         return where if where is not None and len(where.lengths) > 1 else None
 
     def _given(
-        self, leaves: list[Any], tree: pytree.TreeSpec, group: "_Group"
+        self, leaves: "_Leaves", tree: pytree.TreeSpec, group: "_Group"
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        axes = _fitting(self.mixing.inputs, leaves, self._total(leaves))
-        own = [_taken(leaf, each, group) for leaf, each in zip(leaves, axes, strict=True)]
+        # What comes only in some ways to call the model (None by default) was not there to be tried.
+        known = tuple(self.mixing.inputs.get(path) for path, _ in leaves)
+        values = [leaf for _, leaf in leaves]
+        axes = _fitting(known, values, self._total(leaves))
+        own = [_taken(leaf, each, group) for leaf, each in zip(values, axes, strict=True)]
         given: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(own, tree)
         return given
 

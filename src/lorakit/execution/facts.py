@@ -10,22 +10,29 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorakit.execution import attention
+from lorakit.execution.apart import computed_alone
 from lorakit.execution.attention import maskless
 from lorakit.execution.by_sequence import MixingModule, split
 from lorakit.execution.family import Decoder
 from lorakit.execution.fused import fused_hidden
 from lorakit.execution.mixing import mixing_modules
+from lorakit.execution.lengths import BEYOND, crossed, limits_of
 from lorakit.execution.modes import dropping, evaluating
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.trial import (
     FAILURES,
     LENGTHS,
+    computed,
+    places_compared,
     positions,
     random_ids,
+    row_logits,
     same_answer,
+    same_computed,
     tolerance,
 )
 from lorakit.kernels.layout import layout
@@ -38,8 +45,13 @@ class Facts:
     """What is known of a model; nothing here holds the model itself.
 
     Attributes:
+        causal: that the model does not see later tokens was asked.
+        right_to: the longest rows that all of this holds for.
+        lengths: tokens of the two sequences that are tried: past the limits that rows cross.
         packs: whether packed sequences give what each gives alone.
+        pads: whether rows padded on the right do.
         by_sequence: paths of the modules that get the sequences of a packed row apart for that.
+        handles: of the hooks on those modules.
         plain_head: whether logits are the head's product with the hidden states.
         settings: what the attention of each block asks for when it trains, by the block's path.
         tried, right: paths of blocks that were run fused, and of those that gave the same answer.
@@ -47,14 +59,42 @@ class Facts:
         answers_step: whether answers as steps after their prompt are as likely as in whole rows.
     """
 
+    causal: bool = False
+    right_to: int = max(LENGTHS)
+    lengths: tuple[int, int] = LENGTHS
     packs: bool | None = None
+    pads: bool | None = None
     by_sequence: tuple[str, ...] = ()
+    handles: list[RemovableHandle] = field(default_factory=list)
     plain_head: bool | None = None
     settings: dict[str, AttentionSettings] | None = None
     tried: set[str] = field(default_factory=set)
     right: set[str] = field(default_factory=set)
     recomputes: bool = False
     answers_step: bool | None = None
+
+    def reach(self, config: Any, longest: int) -> bool:
+        """Ask everything again where rows of so many tokens cross a limit for the first time.
+
+        Returns:
+            Whether something is to be asked again.
+        """
+        if longest <= self.right_to:
+            return False
+        limit = crossed(limits_of(config), self.right_to, longest)
+        self.right_to = longest
+        if limit is None:
+            return False
+        self.lengths = (min(LENGTHS), limit + BEYOND)
+        # Found anew: on longer rows a module may be called with other arguments, masks for one.
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.by_sequence = [], ()
+        self.packs = self.pads = None
+        self.answers_step = False  # steps are tried on short rows alone
+        self.tried.clear()
+        self.right.clear()
+        return True
 
 
 _known: "WeakKeyDictionary[nn.Module, Facts]" = WeakKeyDictionary()
@@ -67,8 +107,8 @@ def facts_of(model: nn.Module) -> Facts:
 
 @torch.no_grad()
 def try_packing(model: Any, facts: Facts) -> bool:
-    """Whether two packed sequences give, up to rounding, the logits of each alone, and the second's
-    do not change when the first's tokens do.
+    """Whether two packed sequences give, up to rounding, the logits and the gradients of each alone,
+    and the second's do not change when the first's tokens do.
 
     Attention goes through lorakit's function where it can. Where a recurrence, a convolution or an
     attention of the model's own still mixes the sequences, the modules that do so are found and get
@@ -79,19 +119,21 @@ def try_packing(model: Any, facts: Facts) -> bool:
         facts: of the model; which modules get the sequences apart is noted there.
     """
     with evaluating(model):
-        if _packs(model, "packed"):
+        if _packs(model, "packed", facts.lengths):
             return True
         for switched in (True, False):
             mixing = _mixing(model, switched=switched)
             if switched and not mixing:
                 continue
             for together in (True, False):
-                handles = split(mixing, together=together)
-                if _packs(model, "packed, mixing modules by sequence", switched=switched):
+                handles = facts.handles = split(mixing, together=together)
+                way = "packed, mixing modules by sequence"
+                if _packs(model, way, facts.lengths, switched=switched):
                     facts.by_sequence = tuple(each.path for each in mixing)
                     return True
                 for handle in handles:
                     handle.remove()
+                facts.handles = []
                 if not mixing:
                     break
     return False
@@ -124,36 +166,34 @@ def _mixing(model: Any, *, switched: bool) -> list[MixingModule]:
         attention.switch_back(model)
 
 
-def _packs(model: Any, way: str, *, switched: bool = True) -> bool:
+def _packs(model: Any, way: str, lengths: tuple[int, int], *, switched: bool = True) -> bool:
     """Whether the model packs as it is now; if so its attention stays switched, where it is to be."""
-    ids = random_ids(model, 2, sum(LENGTHS))
-    ids[1, LENGTHS[0] :] = ids[0, LENGTHS[0] :]
-    places, where = positions().to(ids.device), layout(LENGTHS, ids.device)
-    keep_L = torch.arange(sum(LENGTHS), device=ids.device)
-
-    def alone(part: Tensor) -> Tensor:
-        logits: Tensor = model(input_ids=part[None], use_cache=False).logits[0]
-        return logits
+    first = lengths[0]
+    ids = random_ids(model, 2, sum(lengths))
+    ids[1, first:] = ids[0, first:]
+    places, where = positions(lengths).to(ids.device), layout(lengths, ids.device)
+    keep_L = places_compared(lengths).to(ids.device)
 
     def packed(row: int) -> Tensor:
         if switched:
             attention.switch(model)
         return own_logits(model, ids[row], places, where, keep_L)
 
-    first, second = (alone(part) for part in ids[0].split(LENGTHS))
-    right = same_answer(model, way, lambda: packed(0), torch.cat([first, second]))
+    attention.switch_back(model)
+    alone = computed_alone(model, ids[0], lengths, keep_L)
+    right = same_computed(model, way, lambda: computed(model, lambda: packed(0)), alone)
     right = right and same_answer(
         model,
         f"{way}, after another sequence",
-        lambda: packed(1)[LENGTHS[0] :],
-        lambda: packed(0)[LENGTHS[0] :],
+        lambda: packed(1)[first:],
+        lambda: packed(0)[first:],
         close=1e-6,
     )
     right = right and same_answer(
         model,
         "attention as loaded, through lorakit's",
-        lambda: alone(ids[0, : LENGTHS[0]]),
-        first,
+        lambda: row_logits(model, ids[0, :first]),
+        alone.answer[:first],
         close=1e-6,
     )
     if not right:
@@ -188,17 +228,23 @@ def try_head(model: Any, head: nn.Module) -> bool:
 
 @torch.no_grad()
 def try_fused(
-    model: Any, decoder: Decoder, settings: dict[str, AttentionSettings], paths: set[str]
+    model: Any,
+    decoder: Decoder,
+    settings: dict[str, AttentionSettings],
+    paths: set[str],
+    lengths: tuple[int, int] = LENGTHS,
 ) -> bool:
-    """Whether the fused blocks give the hidden states that the model's own code gives."""
-    ids_T = random_ids(model, sum(LENGTHS))
-    where, places = layout(LENGTHS, ids_T.device), positions().to(ids_T.device)
+    """Whether the fused blocks give the hidden states and gradients of the model's own code."""
+    ids_T = random_ids(model, sum(lengths))
+    where, places = layout(lengths, ids_T.device), positions(lengths).to(ids_T.device)
     with evaluating(model), maskless():
-        return same_answer(
+        return same_computed(
             model,
             "fused blocks",
-            lambda: fused_hidden(decoder, settings, paths, ids_T, places, where),
-            own_hidden(model, ids_T, places, where),
+            lambda: computed(
+                model, lambda: fused_hidden(decoder, settings, paths, ids_T, places, where)
+            ),
+            computed(model, lambda: own_hidden(model, ids_T, places, where)),
         )
 
 

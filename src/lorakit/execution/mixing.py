@@ -88,16 +88,13 @@ def _mixing(
 
 def _described(call: _Call, path: str, module: nn.Module, tokens: int) -> MixingModule | None:
     """Along which axes the tokens of a call lie; None where nothing that can be moved comes in."""
-    given = [_axes(leaf, tokens) for leaf in pytree.tree_leaves((call.args, call.kwargs))]
+    leaves = pytree.tree_flatten_with_path((call.args, call.kwargs))[0]
+    given = {path: _axes(leaf, tokens) for path, leaf in leaves}
     gives = [_axes(leaf, tokens) for leaf in pytree.tree_leaves(call.output)]
-    floats = [
-        axes
-        for leaf, axes in zip(pytree.tree_leaves((call.args, call.kwargs)), given, strict=True)
-        if axes and leaf.is_floating_point()
-    ]
+    floats = [path for path, leaf in leaves if given[path] and leaf.is_floating_point()]
     if not floats or not any(gives):
         return None
-    return MixingModule(path, module, tuple(given), tuple(gives))
+    return MixingModule(path, module, given, tuple(gives))
 
 
 def _axes(leaf: Any, tokens: int) -> Axes:
@@ -114,7 +111,7 @@ def _carries(
     leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
     generator = torch.Generator().manual_seed(1)
     moved = []
-    for leaf, axes in zip(leaves, mixing.inputs, strict=True):
+    for leaf, axes in zip(leaves, mixing.inputs.values(), strict=True):
         # One axis of tokens: hidden states. Masks and biases, which have two, stay.
         if axes is not None and len(axes) == 1 and leaf.is_floating_point():
             noise = torch.randn(leaf.shape, generator=generator).to(leaf)

@@ -6,8 +6,10 @@
 
 Packed sequences are one row of T tokens: everything but attention works on the row as it is, with no
 padding. Whether a model can be run so, whether its blocks may be fused and whether its head is a plain
-matrix is found by trying (trial.py), and remembered for the model. Module paths never change: pairs
-that are attached or detached later are seen at the next call.
+matrix is found by trying (trial.py), and remembered for the model. What cannot be packed is padded
+where that is right, and else each row is run alone. All of it holds up to the next limit that the
+configuration names; the first longer row has it tried again. Module paths never change: pairs that are
+attached or detached later are seen at the next call.
 """
 # ruff: noqa: N815  (the fields carry their shapes in their names)
 
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.errors import ModelError
-from lorakit.execution import attention
+from lorakit.execution import apart, attention
 from lorakit.execution.by_sequence import kept_within
 from lorakit.execution.facts import (
     facts_of,
@@ -70,14 +72,32 @@ class Runnable:
             and weights; its attention goes through lorakit's function where sequences can be
             packed, and answers everybody else as before.
         fused: False keeps the model's own code in every block: the oracle of the fused way.
+        longest: tokens of the longest row to come, where that is known; else see `prepare`.
+
+    Raises:
+        ModelError: the model sees later tokens, or does not run on rows of token ids.
     """
 
-    def __init__(self, model: Any, *, fused: bool = True) -> None:
+    def __init__(self, model: Any, *, fused: bool = True, longest: int = 0) -> None:
         self.model = model
         self._facts = facts_of(model)
         self._decoder = read_decoder(model) if fused else None
+        if not self._facts.causal:
+            apart.check_causality(model)
+            self._facts.causal = True
         # Now and not in the middle of a step: a trial draws random numbers where there is dropout.
+        self._facts.reach(model.config, longest)
         if self.packs:
+            self._fusible()
+
+    def prepare(self, longest: int) -> None:
+        """See that what was tried holds for rows of so many tokens; cheap where it does.
+
+        Rows that cross a limit of the configuration for the first time (lengths.py) are tried just
+        above it, which costs some forward passes of that length. `packs`, `way` and `fused_blocks`
+        may be others afterwards.
+        """
+        if self._facts.reach(self.model.config, longest) and self.packs:
             self._fusible()
 
     @property
@@ -86,6 +106,29 @@ class Runnable:
         if self._facts.packs is None:
             self._facts.packs = try_packing(self.model, self._facts)
         return self._facts.packs
+
+    @property
+    def way(self) -> str:
+        """How rows are run: "packed", "padded" or "alone", each of them only where it is right."""
+        if self.packs:
+            return "packed"
+        if self._facts.pads is None:
+            self._facts.pads = apart.try_padding(self.model, self._facts.lengths)
+        return "padded" if self._facts.pads else "alone"
+
+    @property
+    def why_not_packed(self) -> str:
+        """Why rows are padded or run alone, for a person; "" where they are packed."""
+        tried = f"tried on rows of {' and '.join(map(str, self._facts.lengths))} tokens"
+        match self.way:
+            case "padded":
+                return f"rows are padded: packed they have other logits or gradients ({tried})"
+            case "alone":
+                return (
+                    "each row is run alone: packed or padded they have other logits or gradients "
+                    f"({tried})"
+                )
+        return ""
 
     @property
     def by_sequence(self) -> tuple[str, ...]:
@@ -156,25 +199,20 @@ class Runnable:
         self._set_mode(training, recompute)
         return own_logits(self.model, *packed, keep_L)
 
-    def padded_logits(
+    def unpacked_logits(
         self, rows: Sequences, keep_L: Tensor, *, training: bool = False, recompute: bool = False
     ) -> Tensor:
-        """The same as `logits` for a model that does not pack: padded on the right.
+        """The same as `logits` for a model that does not pack: padded on the right, or one by one.
 
-        The model attends as it was loaded to. Slower, and memory grows with the padding.
+        The model attends as it was loaded to. Slower, and memory grows with the padding. Which of
+        the two, see `way`; alone is right for every model.
         """
-        ids_T, lengths = rows.ids_T, rows.lengths_S
         _check_lengths(rows)
+        self.prepare(max(rows.lengths_S))
+        alone = self.way == "alone"
         self._set_mode(training, recompute)
-        mask_SM = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=ids_T.device)
-        for row, length in enumerate(lengths):
-            mask_SM[row, :length] = 1
-        real = mask_SM.flatten().nonzero()[:, 0]
-        ids_SM = torch.zeros_like(mask_SM)
-        ids_SM.view(-1)[real] = ids_T
-        logits_SMV = self.model(input_ids=ids_SM, attention_mask=mask_SM, use_cache=False).logits
-        assert isinstance(logits_SMV, Tensor)
-        return logits_SMV.flatten(0, 1).index_select(0, real[keep_L])
+        compute = apart.logits_alone if alone else apart.padded_logits
+        return compute(self.model, rows.ids_T, rows.lengths_S, keep_L)
 
     def elements_kept(self, lengths: Sequence[int]) -> float | None:
         """Elements kept for the backward pass for each token; see `fused.elements_kept`.
@@ -205,11 +243,12 @@ class Runnable:
             self._facts.recomputes = recompute
 
     def _pack(self, rows: Sequences) -> tuple[Tensor, Tensor, Layout]:
+        _check_lengths(rows)
+        self.prepare(max(rows.lengths_S))
         if not self.packs:
             raise ModelError(
-                f"the sequences of {type(self.model).__name__} cannot be packed: padded_logits can"
+                f"the sequences of {type(self.model).__name__} cannot be packed: unpacked_logits can"
             )
-        _check_lengths(rows)
         ids_T, positions_T = rows.ids_T, rows.positions_T
         few_sizes = compiles_shapes(self.model.dtype, ids_T.device)
         if few_sizes:  # tokens of no sequence at the end, which nothing attends to and nobody reads
@@ -241,7 +280,7 @@ class Runnable:
         paths = {block.path for block in blocks}
         if paths - self._facts.tried:
             self._facts.tried |= paths
-            if try_fused(self.model, decoder, settings, paths):
+            if try_fused(self.model, decoder, settings, paths, self._facts.lengths):
                 self._facts.right |= paths
         return [block for block in blocks if block.path in self._facts.right]
 

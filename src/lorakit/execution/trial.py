@@ -1,24 +1,38 @@
 """Does another way to compute give the answer of the model's own code? Asked here, and nowhere else.
 
 Whether sequences can be packed, whether the head is a plain matrix, whether fused blocks or steps
-with a KV cache may be used is found by trying it on a few random tokens, not by a model's name. What
-was found is remembered for the model (see runnable.py).
+with a KV cache may be used is found by trying it on a few random tokens, not by a model's name: the
+answers and their gradients. What was found is remembered for the model (see runnable.py). It holds up
+to the next limit that the configuration names (lengths.py); longer rows are tried again.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.lora.layers import LoraLayer
 
 _log = logging.getLogger("lorakit.execution")
 # What another way may fail with where a model is not what it seems to be.
-FAILURES = (ModelError, TypeError, ValueError, RuntimeError, KeyError, AttributeError)
+FAILURES = (
+    ModelError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+)
 LENGTHS = (7, 12)
-"""Tokens of the two sequences of a trial."""
+"""Tokens of the two sequences of a trial, where no limit of the model is crossed."""
+_ENDS = 16
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -33,9 +47,182 @@ def random_ids(model: Any, *shape: int) -> Tensor:
     return torch.randint(rows, shape, generator=generator).to(model.device)
 
 
-def positions() -> Tensor:
-    """Places in their sequences of the tokens of a trial's two sequences."""
-    return torch.cat([torch.arange(n) for n in LENGTHS])
+def positions(lengths: Sequence[int] = LENGTHS) -> Tensor:
+    """Places in their sequences of the tokens of a trial's sequences."""
+    return torch.cat([torch.arange(n) for n in lengths])
+
+
+def places_compared(lengths: Sequence[int]) -> Tensor:
+    """Which tokens of a trial's sequences are looked at: all of short ones, both ends of long ones.
+
+    The logits of all tokens of a long sequence may take more memory than the model.
+    """
+    places, start = [], 0
+    for n in lengths:
+        own = torch.arange(n)
+        places.append(start + (own if n <= 2 * _ENDS else torch.cat([own[:_ENDS], own[-_ENDS:]])))
+        start += n
+    return torch.cat(places)
+
+
+def row_logits(model: Any, ids_N: Tensor) -> Tensor:
+    """The logits of one sequence alone, (N, V), in the model's own code: the oracle of all others.
+
+    Raises:
+        ModelError: the model does not run on a row of token ids.
+    """
+    try:
+        logits: Tensor = model(input_ids=ids_N[None], use_cache=False).logits[0]
+    except FAILURES as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{type(model).__name__} does not run on a row of {len(ids_N)} token ids alone: {error}"
+        ) from error
+    return logits
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What a way computes of a trial's sequences.
+
+    Attributes:
+        answer: its logits or hidden states, (T, …).
+        gradients: of a fixed weighted sum of them: with respect to the input embeddings of the
+            tokens, (T, D), and to the trained tensors of pairs. () where nothing could be followed
+            back.
+    """
+
+    answer: Tensor
+    gradients: tuple[Tensor, ...]
+
+
+def computed(
+    model: Any,
+    compute: Callable[[], Tensor],
+    *,
+    pick: Tensor | None = None,
+    first: int = 0,
+    following: bool = True,
+) -> Computed:
+    """Run a way once, forward and backward.
+
+    Args:
+        model: its input embeddings are where the gradient is taken.
+        compute: the way.
+        pick: the rows of the embeddings, batch and place as one axis, that are tokens; all if left
+            out.
+        first: the place of its first answer among those of all sequences, for the weights.
+        following: whether gradients are asked for.
+    """
+    if not following or torch.is_inference_mode_enabled():
+        return Computed(compute(), ())
+    with torch.enable_grad(), _embedded(model) as leaves:
+        answer = compute()
+        if not answer.requires_grad:
+            return Computed(answer, ())
+        weights = _weights(answer, first)
+        pairs = [p for _, p in pair_parameters(model)]
+        gradients = torch.autograd.grad(
+            (answer.float() * weights).sum(), [*leaves, *pairs], allow_unused=True
+        )
+    at_leaves = [g.flatten(0, -2) for g in gradients[: len(leaves)] if g is not None]
+    total = [sum(at_leaves[1:], at_leaves[0])] if at_leaves else []
+    if pick is not None:
+        total = [g.index_select(0, pick) for g in total]
+    of_pairs = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(pairs, gradients[len(leaves) :], strict=True)
+    ]
+    return Computed(answer.detach(), (*total, *of_pairs))
+
+
+def _weights(answer: Tensor, first: int) -> Tensor:
+    """Of the sum whose gradient is taken: the same for a token whatever is computed beside it."""
+    t = torch.arange(first + 1, first + 1 + len(answer), device=answer.device)
+    v = torch.arange(answer[0].numel(), device=answer.device)
+    return torch.sin(t[:, None] * (0.7 * v + 1)).view(answer.shape)
+
+
+def joined(parts: Sequence[Computed]) -> Computed:
+    """What the sequences of a trial give, each computed alone."""
+    answer = torch.cat([part.answer for part in parts])
+    if any(not part.gradients for part in parts):
+        return Computed(answer, ())
+    inputs = torch.cat([part.gradients[0] for part in parts])
+    pairs = [sum(each[1:], each[0]) for each in zip(*(p.gradients[1:] for p in parts), strict=True)]
+    return Computed(answer, (inputs, *pairs))
+
+
+def pair_parameters(model: Any) -> list[tuple[str, Tensor]]:
+    """The trained tensors of a model's pairs, with their paths."""
+    return [
+        (f"{path}.{name}", parameter)
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+
+
+@contextlib.contextmanager
+def _embedded(model: Any) -> Iterator[list[Tensor]]:
+    """Within the block what the input embeddings give is followed back to; it is in the list."""
+    leaves: list[Tensor] = []
+
+    def follow(_module: Any, _inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
+            return None
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    handle = model.get_input_embeddings().register_forward_hook(follow)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
+
+
+def same_computed(
+    model: Any,
+    way: str,
+    compute: Callable[[], Computed],
+    expected: Computed,
+) -> bool:
+    """Whether a way gives these answers and these gradients, up to rounding; see `same_answer`."""
+    results: list[Computed] = []
+
+    def answer() -> Tensor:
+        results.append(compute())
+        return results[-1].answer
+
+    if not same_answer(model, way, answer, expected.answer):
+        return False
+    got, wanted = results[-1].gradients, expected.gradients
+    if len(got) != len(wanted):
+        # A way that cannot be followed back is no way to train by.
+        return not wanted
+    largest = max((g.float().abs().max().item() for g in wanted[1:]), default=0.0)
+    for number, (one, other) in enumerate(zip(got, wanted, strict=True)):
+        scale = other.float().abs().max().item()
+        if one.shape != other.shape:
+            _log.info("%s, %s: gradients of %s, not %s", *_named(model, way), one.shape, other.shape)
+            return False
+        apart = (one.float() - other.float()).abs().max().item()
+        # A pair that hardly matters is compared with those that do.
+        if not apart <= _gradient_tolerance(model.dtype) * max(scale, largest * 1e-2 * (number > 0)):
+            _log.info("%s, %s: gradients differ by %.1e, of at most %.1e", *_named(model, way), apart, scale)
+            return False
+    return True
+
+
+def _named(model: Any, way: str) -> tuple[str, str]:
+    return type(model).__name__, way
+
+
+def _gradient_tolerance(dtype: torch.dtype) -> float:
+    """As `tolerance`, for what has gone through the model twice."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.15
 
 
 def same_answer(

@@ -73,6 +73,7 @@ class JointLoss:
         self.jobs.assign(spans(part))
         batches = [batch for _, batch in part]
         whole, how = join(batches), {"training": True, "recompute": self.recompute}
+        self.runnable.prepare(max(whole.lengths_S))
         if not self.runnable.head_is_plain:
             logits_LV = self.runnable.logits(whole, whole.predict_L, **how)
             parts = logits_LV.split([batch.token_count for batch in batches])

@@ -9,7 +9,7 @@ positions that predict a supervised token.
 Legend: T tokens of a batch, L supervised tokens, D hidden width, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -31,8 +31,7 @@ class Loss(Protocol):
 class CausalLoss:
     """The fastest loss that is right for a causal language model, found by trying it once.
 
-    Sequences are packed where the model's attention allows it, and go through its own padded
-    forward otherwise; the head runs in chunks with its gradient formed in the forward pass where
+    Sequences are packed where that is right, padded where that is, and run alone otherwise; the head runs in chunks with its gradient formed in the forward pass where
     it is a plain matrix, and through the model's own forward (softcaps, scales) otherwise.
 
     Args:
@@ -43,23 +42,28 @@ class CausalLoss:
     def __init__(self, model: Any, *, recompute: bool = False) -> None:
         self.runnable = model if isinstance(model, Runnable) else Runnable(model)
         self.recompute = recompute
-        self.way = padded_loss
-        if self.runnable.packs:
-            self.way = chunked_loss if self.runnable.head_is_plain else packed_loss
+        self._way()
 
     def __call__(self, batch: Batch, *, training: bool = False) -> tuple[Tensor, int]:
         """Nats summed, and supervised tokens."""
-        nll = self.way(
+        self.runnable.prepare(max(batch.lengths_S))
+        nll = self._way()(
             self.runnable, batch, training=training, recompute=self.recompute and training
         )
         return nll, batch.token_count
 
+    def _way(self) -> Callable[..., Tensor]:
+        """Asked for each batch: longer rows than before may have changed it."""
+        if not self.runnable.packs:
+            return unpacked_loss
+        return chunked_loss if self.runnable.head_is_plain else packed_loss
 
-def padded_loss(
+
+def unpacked_loss(
     runnable: Runnable, batch: Batch, *, training: bool = False, recompute: bool = False
 ) -> Tensor:
-    """Through the model's own forward on a padded rectangle: right for every causal LM."""
-    logits_LV = runnable.padded_logits(
+    """Through the model's own forward, padded or each row alone: right for every causal LM."""
+    logits_LV = runnable.unpacked_logits(
         batch, batch.predict_L, training=training, recompute=recompute
     )
     return logits_loss(logits_LV, batch)
