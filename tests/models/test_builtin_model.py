@@ -214,4 +214,4 @@ def test_the_real_one_is_packed_like_it_answers_alone():
     model, _ = load_model(dtype="float32")
     assert model.dtype == torch.float32
     assert Runnable(model).packs
-    assert Runnable(model).head_is_plain
+    assert Runnable(model).head is not None

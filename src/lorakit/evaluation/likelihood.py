@@ -37,7 +37,7 @@ def log_probs_of(model: Any) -> LogProbs:
         runnable.prepare(max(batch.lengths_S))
         if not runnable.packs:
             return _at_once(runnable.unpacked_logits(batch, batch.predict_L))
-        if not runnable.head_is_plain:
+        if runnable.head is None:
             return _at_once(runnable.logits(batch, batch.predict_L))
         return _in_chunks(runnable, batch)
 

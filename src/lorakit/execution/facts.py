@@ -16,7 +16,7 @@ from lorakit.execution import attention
 from lorakit.execution.apart import computed_alone
 from lorakit.execution.attention import maskless
 from lorakit.execution.by_sequence import MixingModule, split
-from lorakit.execution.family import Decoder
+from lorakit.execution.family import Decoder, linear_of
 from lorakit.execution.fused import fused_hidden
 from lorakit.execution.mixing import mixing_modules
 from lorakit.execution.lengths import BEYOND, crossed, limits_of
@@ -35,6 +35,7 @@ from lorakit.execution.trial import (
     same_computed,
     tolerance,
 )
+from lorakit.kernels.block import linear
 from lorakit.kernels.layout import layout
 
 _log = logging.getLogger("lorakit.execution")
@@ -203,14 +204,19 @@ def _packs(model: Any, way: str, lengths: tuple[int, int], *, switched: bool = T
 
 @torch.no_grad()
 def try_head(model: Any, head: nn.Module) -> bool:
-    """Whether logits are exactly the head's product with the last hidden states.
+    """Whether logits are exactly the product of the head's tensors with the last hidden states.
 
     The head's output is enlarged for the trial, so that a soft cap shows even where it hardly bends
-    this model's own logits.
+    this model's own logits. A pair beside it may be there or not: what else is done to logits is asked.
+
+    Args:
+        model: as it is to be run.
+        head: one that `fits`.
     """
     if model.base_model is model:  # its parts do not say where the hidden states are
         return False
     ids_1T = torch.arange(6, device=model.device)[None]
+    tensors = linear_of(head)
     handle = head.register_forward_hook(lambda _module, _inputs, output: output * 1000)
     try:
         with evaluating(model):
@@ -219,7 +225,7 @@ def try_head(model: Any, head: nn.Module) -> bool:
                 model,
                 "the head alone",
                 lambda: model(input_ids=ids_1T, use_cache=False).logits,
-                head(hidden),
+                1000 * linear(hidden, tensors),
                 close=1e-4 if tolerance(model.dtype) < 1e-2 else 2e-2,
             )
     finally:

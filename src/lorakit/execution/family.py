@@ -69,7 +69,7 @@ class DecoderBlock:
     @property
     def fits(self) -> bool:
         """Whether every linear layer is a plain one, with or without pairs beside it."""
-        return all(map(_fits, self.linears()))
+        return all(map(fits, self.linears()))
 
     @property
     def bare(self) -> bool:
@@ -173,7 +173,8 @@ def _qualifies(block: nn.Module) -> bool:
     return children(mlp) == {*_MLP, "act_fn"} and all(map(is_rms, norms))
 
 
-def _fits(module: nn.Module) -> bool:
+def fits(module: nn.Module) -> bool:
+    """Whether the kernels may compute a linear layer from its tensors: `linear_of` gives them."""
     if isinstance(module, LoraLinear | JointLinear):
         return module.fits
     return type(module) is nn.Linear

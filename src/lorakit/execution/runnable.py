@@ -31,12 +31,12 @@ from lorakit.execution.facts import (
     try_head,
     try_packing,
 )
-from lorakit.execution.family import DecoderBlock, read_decoder
+from lorakit.execution.family import DecoderBlock, fits, linear_of, read_decoder
 from lorakit.execution.fused import elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.settings import AttentionSettings
+from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded
-from lorakit.lora.layers import LoraLayer
 
 
 class Sequences(Protocol):
@@ -136,17 +136,22 @@ class Runnable:
         return self._facts.by_sequence if self.packs else ()
 
     @property
-    def head_is_plain(self) -> bool:
-        """Whether logits are exactly ``head.weight @ hidden + head.bias``.
+    def head(self) -> Linear | None:
+        """The output head as the kernels take it, a pair beside it included.
 
-        If so, a loss may run the head in chunks on `hidden`. A head with a pair beside it is none.
+        Logits are then exactly its product with `hidden`, so that a loss may run it in chunks. None
+        where they are something else: a soft cap or a scale is put on them, the head is of another kind,
+        its pair drops activations, or a hook of somebody else hangs on it.
         """
         head = self.model.get_output_embeddings()
-        if head is None or isinstance(head, LoraLayer):
-            return False
+        if head is None or not fits(head) or head._forward_hooks or head._forward_pre_hooks:
+            return None
+        linear = linear_of(head)
+        if not isinstance(linear.weight, Tensor):
+            return None
         if self._facts.plain_head is None:
             self._facts.plain_head = try_head(self.model, head)
-        return self._facts.plain_head
+        return linear if self._facts.plain_head else None
 
     @property
     def fused_blocks(self) -> tuple[str, ...]:

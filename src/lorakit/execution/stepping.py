@@ -120,7 +120,7 @@ def open_blocks(model: Any) -> tuple[Blocks, list[AttentionSettings]]:
     Raises:
         ModelError: it cannot be served; the text says why.
     """
-    expected, plain = _alone(model), Runnable(model).head_is_plain
+    expected, plain = _alone(model), Runnable(model).head is not None
     layers = cached_layers(model)
     lean = LeanBlocks.of(model, layers) if plain else None
     if lean is not None and _same(lean, "lean steps", layers, model, expected):

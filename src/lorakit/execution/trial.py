@@ -206,12 +206,21 @@ def same_computed(
     for number, (one, other) in enumerate(zip(got, wanted, strict=True)):
         scale = other.float().abs().max().item()
         if one.shape != other.shape:
-            _log.info("%s, %s: gradients of %s, not %s", *_named(model, way), one.shape, other.shape)
+            _log.info(
+                "%s, %s: gradients of %s, not %s", *_named(model, way), one.shape, other.shape
+            )
             return False
         apart = (one.float() - other.float()).abs().max().item()
         # A pair that hardly matters is compared with those that do.
-        if not apart <= _gradient_tolerance(model.dtype) * max(scale, largest * 1e-2 * (number > 0)):
-            _log.info("%s, %s: gradients differ by %.1e, of at most %.1e", *_named(model, way), apart, scale)
+        if not apart <= _gradient_tolerance(model.dtype) * max(
+            scale, largest * 1e-2 * (number > 0)
+        ):
+            _log.info(
+                "%s, %s: gradients differ by %.1e, of at most %.1e",
+                *_named(model, way),
+                apart,
+                scale,
+            )
             return False
     return True
 

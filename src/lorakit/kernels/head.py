@@ -1,10 +1,12 @@
 """The loss of a plain output head in chunks, without ever holding all logits.
 
-    Σ_l  -log softmax(h_l Wᵀ + b)[label_l]
+    Σ_l  -log softmax(h_l Wᵀ + b + s·(h_l Aᵀ) Bᵀ)[label_l]
 
-Legend: L supervised tokens, C those of a chunk, D hidden width, V vocabulary.
+Legend: L supervised tokens, C those of a chunk, D hidden width, V vocabulary, R rank of the head's pair.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakit.kernels.groups import LowRank
 from lorakit.kernels.layout import compiles_shapes, rounded
 
 # 512 rows of a 49,152-word vocabulary are 100 MB of float32 logits: large enough for a matmul at
@@ -22,7 +25,11 @@ SOFTMAX_ROWS = 16
 
 
 def chunked_head_loss(
-    hidden_LD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_L: Tensor
+    hidden_LD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_L: Tensor,
+    pair: LowRank | None = None,
 ) -> Tensor:
     """Summed nats of the labels; the gradients are formed in the forward pass.
 
@@ -31,28 +38,37 @@ def chunked_head_loss(
         weight_VD: the head's weight.
         bias_V: its bias, or None.
         labels_L: int64 token ids.
+        pair: beside the head, (R, D) and (V, R); None for a head without one.
 
     Returns:
         A scalar in float32 at least.
     """
-    return cast(Tensor, _ChunkedHead.apply(hidden_LD, weight_VD, bias_V, labels_L))
+    tensors = (None, None, 0.0) if pair is None else (pair.A, pair.B, pair.scale)
+    return cast(Tensor, _ChunkedHead.apply(hidden_LD, weight_VD, bias_V, labels_L, *tensors))
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """Σ cross-entropy(h Wᵀ + b, labels) without ever holding the (L, V) logits.
+    """Σ cross-entropy(h Wᵀ + b + s·(h Aᵀ) Bᵀ, labels) without ever holding the (L, V) logits.
 
-    Both gradients, (softmax - onehot) W and (softmax - onehot)ᵀ h, are formed chunk by chunk
-    while the logits are there; the backward only scales them. A frozen W gets none.
+    With G = softmax - onehot, every gradient is formed chunk by chunk while the logits are there:
+    G W + s·(G B) A of h, Gᵀ h of W, s·(G B)ᵀ h of A and s·Gᵀ (h Aᵀ) of B. The backward only scales
+    them. What is frozen gets none.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_LD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_L: Tensor
+        ctx: Any,
+        hidden_LD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_L: Tensor,
+        A_RD: Tensor | None,
+        B_VR: Tensor | None,
+        scale: float,
     ) -> Tensor:
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden_LD) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
-        grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
+        wants = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5)]
+        beside = None if A_RD is None or B_VR is None else _Pair(A_RD, B_VR, scale, hidden_LD.dtype)
+        grads = _Gradients.of(wants, (hidden_LD, weight_VD, bias_V, A_RD, B_VR))
         total = torch.zeros((), dtype=torch.float64, device=hidden_LD.device)
         rows, vocab = hidden_LD.shape[0], weight_VD.shape[0]
         few_sizes = compiles_shapes(hidden_LD.dtype, hidden_LD.device)
@@ -69,23 +85,78 @@ class _ChunkedHead(torch.autograd.Function):
             logits = torch.mm(hidden, weight_VD.t(), out=logits_CV[: len(hidden)])
             if bias_V is not None:
                 logits.add_(bias_V)
+            low_CR = None if beside is None else hidden @ beside.A_RD.t()
+            if beside is not None and low_CR is not None:
+                logits.addmm_(low_CR, beside.B_VR.t(), alpha=beside.scale)
             total += _nll_and_slope(logits[:count], labels)
-            if not any((wants_hidden, wants_weight, wants_bias)):
+            if not any(wants):
                 continue
             logits[count:].zero_()
-            if grad_hidden is not None:
-                grad_hidden[part] = torch.mm(logits, weight_VD)[:count]
-            if grad_weight is not None:
-                grad_weight.addmm_(logits.t(), hidden)
-            if grad_bias is not None:
-                grad_bias.add_(logits[:count].sum(0))
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            grads.add(part, logits, hidden, weight_VD)
+            if beside is not None and low_CR is not None:
+                grads.add_pair(part, logits, hidden, low_CR, beside)
+        ctx.save_for_backward(*grads.tensors())
         return total.to(torch.promote_types(hidden_LD.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors), None)
+        hidden, weight, bias, A, B = (
+            None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors
+        )
+        return hidden, weight, bias, None, A, B, None
+
+
+class _Pair:
+    """A and B in the number format of the hidden states, as every low-rank path computes."""
+
+    def __init__(self, A_RD: Tensor, B_VR: Tensor, scale: float, dtype: torch.dtype) -> None:
+        self.A_RD, self.B_VR, self.scale = A_RD.to(dtype), B_VR.to(dtype), scale
+
+
+@dataclass
+class _Gradients:
+    """What is wanted of the gradients, summed over chunks; None for what is not."""
+
+    hidden_LD: Tensor | None
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+    A_RD: Tensor | None
+    B_VR: Tensor | None
+
+    @classmethod
+    def of(cls, wants: Sequence[bool], tensors: Sequence[Tensor | None]) -> "_Gradients":
+        return cls(
+            *(
+                torch.zeros_like(tensor) if want and tensor is not None else None
+                for want, tensor in zip(wants, tensors, strict=True)
+            )
+        )
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.hidden_LD, self.weight_VD, self.bias_V, self.A_RD, self.B_VR
+
+    def add(self, part: slice, slope_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> None:
+        count = part.stop - part.start
+        if self.hidden_LD is not None:
+            self.hidden_LD[part] = torch.mm(slope_CV, weight_VD)[:count]
+        if self.weight_VD is not None:
+            self.weight_VD.addmm_(slope_CV.t(), hidden_CD)
+        if self.bias_V is not None:
+            self.bias_V.add_(slope_CV[:count].sum(0))
+
+    def add_pair(
+        self, part: slice, slope_CV: Tensor, hidden_CD: Tensor, low_CR: Tensor, pair: _Pair
+    ) -> None:
+        count = part.stop - part.start
+        back_CR = slope_CV @ pair.B_VR
+        if self.hidden_LD is not None:
+            self.hidden_LD[part].addmm_(back_CR[:count], pair.A_RD, alpha=pair.scale)
+        # A and B are float32 at least: the sum over chunks is too.
+        if self.A_RD is not None:
+            self.A_RD.add_(back_CR.t() @ hidden_CD, alpha=pair.scale)
+        if self.B_VR is not None:
+            self.B_VR.add_(slope_CV.t() @ low_CR, alpha=pair.scale)
 
 
 def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor) -> Tensor:

@@ -177,16 +177,21 @@ class JointLinear(nn.Module):
 
     def linear(self) -> Linear:
         """The tensors of this layer with the pairs of the jobs that have rows."""
-        weight = self.weight.t() if self.geometry.transposed else self.weight
         if self.jobs.only is not None:
-            alone = self.layers.get(self.jobs.only)
-            return Linear(weight, self.bias, () if alone is None else (alone.pair(),))
+            return self.linear_of(self.jobs.only)
+        weight = self.weight.t() if self.geometry.transposed else self.weight
         pairs = tuple(
             self.layers[job].pair((first, last))
             for job, first, last in self.jobs.spans
             if job in self.layers and last > first
         )
         return Linear(weight, self.bias, pairs)
+
+    def linear_of(self, job: int) -> Linear:
+        """The tensors of this layer with the pair of one job, for rows that are all its own."""
+        weight = self.weight.t() if self.geometry.transposed else self.weight
+        alone = self.layers.get(job)
+        return Linear(weight, self.bias, () if alone is None else (alone.pair(),))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import Batch, join
 from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, ModelError
+from lorakit.execution.family import linear_of
 from lorakit.execution.runnable import Runnable
-from lorakit.lora.jobs import Jobs
+from lorakit.kernels.groups import Linear
+from lorakit.lora.jobs import JointLinear, Jobs
 from lorakit.training.course import Course, MakeGuard
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import CausalLoss, head_loss, logits_loss
@@ -74,17 +76,22 @@ class JointLoss:
         batches = [batch for _, batch in part]
         whole, how = join(batches), {"training": True, "recompute": self.recompute}
         self.runnable.prepare(max(whole.lengths_S))
-        if not self.runnable.head_is_plain:
+        if self.runnable.head is None:
             logits_LV = self.runnable.logits(whole, whole.predict_L, **how)
             parts = logits_LV.split([batch.token_count for batch in batches])
             return tuple(logits_loss(part, b) for part, b in zip(parts, batches, strict=True))
         hidden_TD = self.runnable.hidden(whole, **how)
         nlls, start = [], 0
-        for batch in batches:
+        for job, batch in part:
             hidden_LD = hidden_TD.index_select(0, batch.predict_L + start)
-            nlls.append(head_loss(self.runnable.model, hidden_LD, batch.labels_L))
+            nlls.append(head_loss(self._head(job), hidden_LD, batch.labels_L))
             start += batch.tokens
         return tuple(nlls)
+
+    def _head(self, job: int) -> Linear:
+        """The head as a job has it, with its own pair."""
+        head = self.runnable.model.get_output_embeddings()
+        return head.linear_of(job) if isinstance(head, JointLinear) else linear_of(head)
 
     def of_job(self, job: int) -> Callable[..., tuple[Tensor, int]]:
         """The loss of batches whose rows are all of one job, as `CausalLoss` gives it."""

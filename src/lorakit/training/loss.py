@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorakit.data.batches import Batch
 from lorakit.execution.runnable import Runnable
+from lorakit.kernels.groups import Linear
 from lorakit.kernels.head import chunked_head_loss
 
 
@@ -31,8 +32,9 @@ class Loss(Protocol):
 class CausalLoss:
     """The fastest loss that is right for a causal language model, found by trying it once.
 
-    Sequences are packed where that is right, padded where that is, and run alone otherwise; the head runs in chunks with its gradient formed in the forward pass where
-    it is a plain matrix, and through the model's own forward (softcaps, scales) otherwise.
+    Sequences are packed where that is right, padded where that is, and run alone otherwise; the head
+    runs in chunks with its gradient formed in the forward pass where it is a plain matrix, with or
+    without a pair, and through the model's own forward (softcaps, scales) otherwise.
 
     Args:
         model: a causal LM, or one that is made ready.
@@ -56,7 +58,7 @@ class CausalLoss:
         """Asked for each batch: longer rows than before may have changed it."""
         if not self.runnable.packs:
             return unpacked_loss
-        return chunked_loss if self.runnable.head_is_plain else packed_loss
+        return packed_loss if self.runnable.head is None else chunked_loss
 
 
 def unpacked_loss(
@@ -83,13 +85,22 @@ def chunked_loss(
     """Packed sequences; a plain head in chunks, its gradient formed in the forward pass."""
     hidden_TD = runnable.hidden(batch, training=training, recompute=recompute)
     hidden_LD = hidden_TD.index_select(0, batch.predict_L)
-    return head_loss(runnable.model, hidden_LD, batch.labels_L)
+    head = runnable.head
+    assert head is not None
+    return head_loss(head, hidden_LD, batch.labels_L)
 
 
-def head_loss(model: Any, hidden_LD: Tensor, labels_L: Tensor) -> Tensor:
-    """Summed nats of labels by a plain head, in chunks, its gradient formed in the forward pass."""
-    head = model.get_output_embeddings()
-    return chunked_head_loss(hidden_LD, head.weight, head.bias, labels_L)
+def head_loss(head: Linear, hidden_LD: Tensor, labels_L: Tensor) -> Tensor:
+    """Summed nats of labels by a plain head, in chunks, its gradients formed in the forward pass.
+
+    Args:
+        head: see `Runnable.head`; with one pair for all rows, or none.
+        hidden_LD: hidden states of the positions that predict a label.
+        labels_L: the labels.
+    """
+    assert isinstance(head.weight, Tensor)
+    pair = head.pairs[0] if head.pairs else None
+    return chunked_head_loss(hidden_LD, head.weight, head.bias, labels_L, pair)
 
 
 def logits_loss(logits_LV: Tensor, batch: Batch) -> Tensor:
