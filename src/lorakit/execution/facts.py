@@ -18,8 +18,8 @@ from lorakit.execution.attention import maskless
 from lorakit.execution.by_sequence import MixingModule, split
 from lorakit.execution.family import Decoder, linear_of
 from lorakit.execution.fused import fused_hidden
-from lorakit.execution.mixing import mixing_modules
 from lorakit.execution.lengths import BEYOND, crossed, limits_of
+from lorakit.execution.mixing import mixing_modules
 from lorakit.execution.modes import dropping, evaluating
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.settings import AttentionSettings

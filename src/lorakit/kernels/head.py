@@ -116,13 +116,13 @@ class _Pair:
 
 @dataclass
 class _Gradients:
-    """What is wanted of the gradients, summed over chunks; None for what is not."""
+    """What is wanted of the gradients, of the shapes of what they are of; None for what is not."""
 
-    hidden_LD: Tensor | None
-    weight_VD: Tensor | None
-    bias_V: Tensor | None
-    A_RD: Tensor | None
-    B_VR: Tensor | None
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    A: Tensor | None
+    B: Tensor | None
 
     @classmethod
     def of(cls, wants: Sequence[bool], tensors: Sequence[Tensor | None]) -> "_Gradients":
@@ -134,29 +134,29 @@ class _Gradients:
         )
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.hidden_LD, self.weight_VD, self.bias_V, self.A_RD, self.B_VR
+        return self.hidden, self.weight, self.bias, self.A, self.B
 
     def add(self, part: slice, slope_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> None:
         count = part.stop - part.start
-        if self.hidden_LD is not None:
-            self.hidden_LD[part] = torch.mm(slope_CV, weight_VD)[:count]
-        if self.weight_VD is not None:
-            self.weight_VD.addmm_(slope_CV.t(), hidden_CD)
-        if self.bias_V is not None:
-            self.bias_V.add_(slope_CV[:count].sum(0))
+        if self.hidden is not None:
+            self.hidden[part] = torch.mm(slope_CV, weight_VD)[:count]
+        if self.weight is not None:
+            self.weight.addmm_(slope_CV.t(), hidden_CD)
+        if self.bias is not None:
+            self.bias.add_(slope_CV[:count].sum(0))
 
     def add_pair(
         self, part: slice, slope_CV: Tensor, hidden_CD: Tensor, low_CR: Tensor, pair: _Pair
     ) -> None:
         count = part.stop - part.start
         back_CR = slope_CV @ pair.B_VR
-        if self.hidden_LD is not None:
-            self.hidden_LD[part].addmm_(back_CR[:count], pair.A_RD, alpha=pair.scale)
+        if self.hidden is not None:
+            self.hidden[part].addmm_(back_CR[:count], pair.A_RD, alpha=pair.scale)
         # A and B are float32 at least: the sum over chunks is too.
-        if self.A_RD is not None:
-            self.A_RD.add_(back_CR.t() @ hidden_CD, alpha=pair.scale)
-        if self.B_VR is not None:
-            self.B_VR.add_(slope_CV.t() @ low_CR, alpha=pair.scale)
+        if self.A is not None:
+            self.A.add_(back_CR.t() @ hidden_CD, alpha=pair.scale)
+        if self.B is not None:
+            self.B.add_(slope_CV.t() @ low_CR, alpha=pair.scale)
 
 
 def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor) -> Tensor:

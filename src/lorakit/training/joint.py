@@ -25,7 +25,7 @@ from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, Mode
 from lorakit.execution.family import linear_of
 from lorakit.execution.runnable import Runnable
 from lorakit.kernels.groups import Linear
-from lorakit.lora.jobs import JointLinear, Jobs
+from lorakit.lora.jobs import Jobs, JointLinear
 from lorakit.training.course import Course, MakeGuard
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import CausalLoss, head_loss, logits_loss
