@@ -28,9 +28,9 @@ def test_chunks_with_a_pair_are_the_formula(rows, dtype):
     A, B = torch.randn(R, D), torch.randn(V, R) / 3
     labels = torch.randint(V, (L,))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    formats = (dtype, dtype, dtype, wide, wide)
     given = [
-        x.to(t).requires_grad_() for x, t in zip((h, W, b, A, B), (dtype, dtype, dtype, wide, wide))
+        x.to(t).requires_grad_()
+        for x, t in ((h, dtype), (W, dtype), (b, dtype), (A, wide), (B, wide))
     ]
     oracle = [x.detach().double().requires_grad_() for x in given]
     loss = chunked_head_loss(*given[:3], labels, LowRank(given[3], given[4], 0.7))
