@@ -13,17 +13,23 @@ from hypothesis import strategies as st
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.stepping import OwnBlocks
 
-RANKS = {"r4": 4, "r8": 8, "r32": 32}
+RANKS = {"r4": 4, "r8": 8, "r32": 32, "h4": 4}
+# One adapts the output head beside the blocks, and one the head alone.
+TARGETS = {"r8": ("all-linear", "lm_head"), "h4": ("lm_head",)}
 MOST = 5
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3", "gemma2", "mistral", "gpt2"])
 def pair(request, tmp_path_factory):
-    """An engine with adapters of ranks 4, 8 and 32, and the oracle."""
+    """An engine with adapters of several ranks, with and without the head, and the oracle."""
     family = request.param
     root = tmp_path_factory.mktemp(family)
     folders = {
-        key: make_adapter(base(family), root / key, rank, seed=rank) for key, rank in RANKS.items()
+        key: make_adapter(
+            *(base(family), root / key, rank, rank),
+            targets=TARGETS.get(key, ("all-linear",)),
+        )
+        for key, rank in RANKS.items()
     }
     engine = Watched(family)
     engine.folders = folders

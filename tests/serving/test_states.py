@@ -36,8 +36,12 @@ def pair(request, tmp_path_factory):
     """An engine with two adapters, and the oracle."""
     family = request.param
     root = tmp_path_factory.mktemp(family)
+    model = base(family)
+    head = next(p for p, m in model.named_modules() if m is model.get_output_embeddings())
+    targets = {"one": ("all-linear",), "two": ("all-linear", head)}
     folders = {
-        key: make_adapter(base(family), root / key, rank, seed=rank) for key, rank in RANKS.items()
+        key: make_adapter(model, root / key, rank, seed=rank, targets=targets[key])
+        for key, rank in RANKS.items()
     }
     engine = Watched(family, replace(SPEC, slot_rank=2))
     engine.folders = folders

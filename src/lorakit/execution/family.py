@@ -145,6 +145,14 @@ def read_decoder(model: Any) -> Decoder | None:
     return Decoder(base, blocks, tuple(_qualifies(block.module) for block in blocks))
 
 
+def head_path(model: Any) -> str | None:
+    """Where the output head stands, where it is a plain linear layer; None for any other."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return None
+    return next((path for path, module in model.named_modules() if module is head), None)
+
+
 def linear_of(module: Any) -> Linear:
     """The tensors of a linear layer that fits, as the kernels take them."""
     if isinstance(module, JointLinear | LoraLinear):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.execution.cached import attend_step
-from lorakit.execution.family import INPUTS, Decoder, DecoderBlock, Norm, read_decoder
+from lorakit.execution.family import INPUTS, Decoder, DecoderBlock, Norm, head_path, read_decoder
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Step
 from lorakit.kernels.slot_plan import BatchPlan
@@ -71,6 +71,10 @@ class LeanBlocks:
                 return None
         blocks = [_read(block, layers[block.attention]) for block in decoder.blocks]
         grouped = [block.paths(names) for block in decoder.blocks for names in INPUTS]
+        head = head_path(model)
+        if head is None:
+            return None
+        grouped.append((head,))
         return cls(model, decoder, blocks, grouped)
 
     def use(self, groups: Sequence[SlotGroup]) -> None:
@@ -98,6 +102,8 @@ class LeanBlocks:
         x_LD = x_TD.index_select(0, keep_L)
         x_LD = F.rms_norm(x_LD, x_LD.shape[-1:], self._norm.weight, self._norm.eps)
         logits: Tensor = self._head(x_LD)
+        if groups is not None and batch.kept is not None:
+            next(groups).add(x_LD, logits, batch.kept)
         return logits
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorakit.errors import ModelError
 from lorakit.execution import attention
 from lorakit.execution.cached import cached_layers, step_logits
+from lorakit.execution.family import head_path
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.modes import evaluating
 from lorakit.execution.own_caches import CALLS, SequencesApart, SequenceStates, Way
@@ -27,7 +28,7 @@ from lorakit.execution.trial import random_ids, same_answer
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
 from lorakit.lora.planning import Target, plan
-from lorakit.lora.spec import LoraSpec
+from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 
 _log = logging.getLogger("lorakit.execution")
 
@@ -66,6 +67,14 @@ def adaptable(model: nn.Module) -> dict[str, Target]:
     return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
 
 
+def slotted(model: nn.Module) -> dict[str, Target]:
+    """The linear layers that slots are kept for: those of the blocks, and the output head, last."""
+    path = head_path(model)
+    targets = (ALL_LINEAR,) if path is None else (ALL_LINEAR, path)
+    layers = {t.path: t for t in plan(model, LoraSpec(rank=1, targets=targets)).targets}
+    return layers if path is None else layers | {path: layers.pop(path)}
+
+
 class OwnBlocks:
     """The model's own code, each linear layer a group of its own, adapters added by forward hooks."""
 
@@ -74,7 +83,8 @@ class OwnBlocks:
 
     def __init__(self, model: Any, layers: Mapping[nn.Module, AttentionSettings]) -> None:
         self.model, self.layers = model, layers
-        self.grouped = [(path,) for path in adaptable(model)]
+        self.grouped = [(path,) for path in slotted(model)]
+        self._head = head_path(model)
         self.groups: Sequence[SlotGroup] = ()
         self.batch: BatchPlan | None = None
 
@@ -83,13 +93,18 @@ class OwnBlocks:
         self.groups = groups
         for number, (path,) in enumerate(self.grouped):
             module = self.model.get_submodule(path)
-            module.register_forward_hook(partial(self._add, number))
+            module.register_forward_hook(partial(self._add, number, path == self._head))
 
-    def _add(self, group: int, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        if self.batch is not None and self.batch.segments:
+    def _add(
+        self, group: int, is_head: bool, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor
+    ) -> None:
+        batch = self.batch
+        if batch is not None and is_head:
+            batch = batch.kept
+        if batch is not None and batch.segments:
             x = inputs[0]
             rows = y.view(-1, y.shape[-1])
-            self.groups[group].add(x.reshape(-1, x.shape[-1]), rows, self.batch)
+            self.groups[group].add(x.reshape(-1, x.shape[-1]), rows, batch)
 
     def logits(
         self,
@@ -159,7 +174,7 @@ def open_apart(model: Any) -> SequencesApart:
     Raises:
         ModelError: none is right: the model answers otherwise each time it is asked.
     """
-    expected, paths = _alone(model, _APART), list(adaptable(model))
+    expected, paths = _alone(model, _APART), list(slotted(model))
     for way in Way:
         for call in CALLS if way is not Way.ROWS else CALLS[:1]:
             blocks = SequencesApart(model, paths, way, call)

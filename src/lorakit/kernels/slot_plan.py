@@ -3,7 +3,9 @@
 Legend: R rank of a slot, n adapters of a segment, m tokens for each of them.
 """
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -70,13 +72,35 @@ class Segment:
 class BatchPlan:
     """How the tokens of a step are cut; `rows` counts all of them, the base's included.
 
-    `runs`: of adapters, as they were planned.
+    `runs`: of adapters, as they were planned. `kept`: the plan of the tokens whose logits are wanted,
+    for the output head; None where nobody said.
     """
 
     rows: int
     segments: tuple[Segment, ...]
     slots: frozenset[int]
     runs: tuple[SlotRun, ...] = ()
+    kept: "BatchPlan | None" = None
+
+
+def runs_of(runs: Sequence[SlotRun], keep: Sequence[int]) -> tuple[SlotRun, ...]:
+    """The same runs over some of a step's tokens alone.
+
+    Args:
+        runs: of all tokens.
+        keep: indices of tokens, ascending.
+
+    >>> runs_of([SlotRun(0, 1, 3), SlotRun(4, 1, 2)], [0, 2, 5, 6])
+    (SlotRun(slot=0, width=1, rows=2),)
+    """
+    some, first = [], 0
+    for run in runs:
+        last = first + run.rows
+        rows = bisect_left(keep, last) - bisect_left(keep, first)
+        if rows:
+            some.append(replace(run, rows=rows))
+        first = last
+    return tuple(some)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def check_paths(paths: Collection[str], targets: Collection[str], name: str) -> 
     for path in paths:
         if path not in targets:
             raise AdapterError(
-                f"{name} adapts {path}, and a server adapts the linear layers of the blocks "
-                f"only ({did_you_mean(path, targets)}): merge it into a model of its own"
+                f"{name} adapts {path}, and a server adapts the linear layers of the blocks and the "
+                f"output head only ({did_you_mean(path, targets)}): merge it into a model of its own"
             )
 
 
@@ -57,7 +57,7 @@ def check_variant(variant: Variant, needs: Collection[Capability], name: str) ->
 
 
 class Bank:
-    """Slots for every linear layer of the blocks.
+    """Slots for every linear layer of the blocks, and for the output head.
 
     Args:
         targets: the layers, from `adaptable`.
@@ -108,8 +108,13 @@ class Bank:
     @property
     def elements(self) -> float:
         """Of A and B for each unit of rank in a block, as `lora.batched.costs` takes them."""
-        blocks = {block_of(path) for path in self.targets}
-        return self.slot_bytes / self.groups[0].A.element_size() / self.rank / len(blocks)
+        blocks = {block_of(path) for path in self.targets} - {None}
+        inside = [
+            group.elements
+            for group, paths in zip(self.groups, self._grouped, strict=True)
+            if block_of(paths[0]) is not None
+        ]
+        return sum(inside) / self.rank / max(1, len(blocks))
 
     def width(self, ranks: Mapping[str, int], name: str) -> int:
         """Slots that an adapter of these ranks takes.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from lorakit.execution.own_caches import SequencesApart, Way, measured_bytes
 from lorakit.execution.settings import AttentionSettings
-from lorakit.execution.stepping import Blocks, adaptable, open_steps
+from lorakit.execution.stepping import Blocks, open_steps, slotted
 from lorakit.execution.steps import Place, plan_step
-from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch
+from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch, runs_of
 from lorakit.serving.bank import Bank
 from lorakit.serving.cache import Reuse
 from lorakit.serving.room import Room, room_in_cells, room_of_states
@@ -39,7 +40,7 @@ class Forward:
     ) -> None:
         self.blocks, self.device, self.room = blocks, model.device, room
         self.bank = Bank(
-            *(adaptable(model), blocks.grouped, spec.slots, spec.slot_rank),
+            *(slotted(model), blocks.grouped, spec.slots, spec.slot_rank),
             dtype=model.dtype,
             device=model.device,
             model=model,
@@ -76,9 +77,10 @@ class Forward:
         """
         step = plan_step(places, self.device)
         batch = plan_batch(tuple(runs), len(ids), self.device, self.costs)
+        kept = plan_batch(runs_of(runs, keep), len(keep), self.device, self.costs)
         ids_T = torch.tensor(ids, device=self.device)
         keep_L = torch.tensor(keep, dtype=torch.long, device=self.device)
-        return self.blocks.logits(ids_T, step, keep_L, self.kv_caches, batch)
+        return self.blocks.logits(ids_T, step, keep_L, self.kv_caches, replace(batch, kept=kept))
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:
