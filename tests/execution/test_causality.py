@@ -85,5 +85,7 @@ def test_a_model_that_does_not_run_on_a_row_of_tokens_is_named():
         raise ValueError("bytes are wanted")
 
     model.model.register_forward_pre_hook(fail)
-    with pytest.raises(ModelError, match="does not run on a row of 12 token ids.*bytes are wanted"):
+    with pytest.raises(
+        ModelError, match=r"does not run on a row of 12 token ids.*bytes are wanted"
+    ):
         Runnable(model)

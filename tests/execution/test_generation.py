@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import FAMILIES, VOCABULARY, tiny, tokenizer
@@ -125,6 +124,7 @@ def test_the_model_is_left_as_it_was_and_being_ready_does_not_disturb():
 def test_the_output_head_gets_rows_that_one_product_takes():
     """A view of the last positions would be a batch of products, each with a copy of the weight."""
     model, seen = tiny("llama"), []
+    generate(model, tokenizer(), PROMPTS, max_new_tokens=2)  # how it is tried, see together.py
     head = model.get_output_embeddings()
     watch = head.register_forward_hook(
         lambda _module, given, _output: seen.append((len(given[0]), given[0].is_contiguous()))
