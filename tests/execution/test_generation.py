@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from families import FAMILIES, VOCABULARY, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
+from lorakit.execution.facts import facts_of
 from lorakit.execution.generate import end_tokens, generate
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.streaming import stream
@@ -122,6 +124,7 @@ def test_the_model_is_left_as_it_was_and_being_ready_does_not_disturb():
 def test_the_output_head_gets_rows_that_one_product_takes():
     """A view of the last positions would be a batch of products, each with a copy of the weight."""
     model, seen = tiny("llama"), []
+    generate(model, tokenizer(), PROMPTS, max_new_tokens=2)  # how it is tried, see together.py
     head = model.get_output_embeddings()
     watch = head.register_forward_hook(
         lambda _module, given, _output: seen.append((len(given[0]), given[0].is_contiguous()))
@@ -170,3 +173,69 @@ def test_bad_requests_say_what_is_wrong(prompts, options, error, message):
 
 def test_no_prompts_no_answers():
     assert generate(tiny("llama"), tokenizer(), [], max_new_tokens=4) == []
+
+
+def sized(family, **settings):
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 64,
+        "pad_token_id": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.3,
+        "init_std": 0.3,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**sizes, **settings})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+DECODER = {
+    "d_model": 48,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 6,
+    "decoder_ffn_dim": 64,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 6,
+}
+LONG_ROPE = {
+    "original_max_position_embeddings": 20,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 20,
+    },
+}
+COMPANY = {
+    "rwkv": {"attention_hidden_size": 48},
+    "whisper": DECODER,
+    "bart": DECODER,
+    "pegasus": DECODER,
+    "phi3": {"num_key_value_heads": 2, **LONG_ROPE},
+}
+
+
+@pytest.mark.parametrize("family", COMPANY)
+def test_where_company_changes_answers_each_prompt_is_continued_alone(family):
+    model, words = sized(family, **COMPANY[family]), tokenizer()
+    generator = torch.Generator().manual_seed(3)
+    prompts = [
+        torch.randint(5, VOCABULARY, (n,), generator=generator).tolist() for n in (9, 23, 14, 3)
+    ]
+    together = generate(model, words, prompts, max_new_tokens=8, batch_size=4)
+    for prompt, answer in zip(prompts, together, strict=True):
+        ids, finished = by_hand(model, prompt, 8, end_tokens(model, words))
+        assert (list(answer.ids), answer.finished) == (ids, finished)
+    assert facts_of(model).batches is False
+
+
+def test_prompts_of_one_length_share_a_batch_untried():
+    model = tiny("gpt2")
+    generate(model, tokenizer(), [[5, 6], [7, 8]], max_new_tokens=3)
+    assert facts_of(model).batches is None

@@ -13,7 +13,8 @@ from test_attacks import call
 
 from families import tiny, tokenizer
 from lorakit.errors import DataError, ModelError
-from lorakit.execution.generate import check_prompts, generate
+from lorakit.execution.generate import generate
+from lorakit.execution.prompts import check_prompts
 from lorakit.execution.streaming import stream
 from lorakit.models import ModelSpec
 from lorakit.serving.answers import Prompt

@@ -58,6 +58,8 @@ class Facts:
         tried, right: paths of blocks that were run fused, and of those that gave the same answer.
         recomputes: whether activation checkpointing is on.
         answers_step: whether answers as steps after their prompt are as likely as in whole rows.
+        batches: whether prompts of different lengths are continued in a batch as each is alone.
+        batches_to: tokens of prompt and answer up to which that holds.
     """
 
     causal: bool = False
@@ -73,6 +75,8 @@ class Facts:
     right: set[str] = field(default_factory=set)
     recomputes: bool = False
     answers_step: bool | None = None
+    batches: bool | None = None
+    batches_to: int = max(LENGTHS)
 
     def reach(self, config: Any, longest: int) -> bool:
         """Ask everything again where rows of so many tokens cross a limit for the first time.

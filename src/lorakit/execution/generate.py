@@ -5,6 +5,7 @@ batch, the tokens that end an answer, and a state of the model that is the same 
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.data.ends import end_of_turn
-from lorakit.errors import ConfigError, ModelError
+from lorakit.errors import ConfigError
 from lorakit.execution.chosen import ChosenLogProbs
 from lorakit.execution.modes import evaluating
+from lorakit.execution.prompts import check_prompts, left_padded
+from lorakit.execution.together import NEW, continues_together
 from lorakit.models.quiet import quiet
+
+_log = logging.getLogger("lorakit.execution")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt; the answers come in the order of the prompts.
 
-    Prompts of similar length share a batch, padded on the left. Of the sampling settings that
+    Prompts of similar length share a batch, padded on the left, where the model continues them so as
+    it continues each alone (together.py); else it is given one at a time. Of the sampling settings that
     come with a model none is applied: what is not given here is off. Greedy answers do not depend
     on the batch (up to float rounding in ties); sampled ones repeat with the same seed, prompts
     and `batch_size`.
@@ -84,11 +90,10 @@ def generate(
     check_prompts(model, prompt_ids, max_new_tokens, tokenizer)
     ends = frozenset(settings.eos_token_id)
     extra: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-    order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     answers: dict[int, Generation] = {}
+    batches = _batches(model, tokenizer, prompt_ids, max_new_tokens, batch_size)
     with ready_to_generate(model, settings), seeded(seed, model):
-        for first in range(0, len(order), batch_size):
-            members = order[first : first + batch_size]
+        for members in batches:
             ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
             watch = ChosenLogProbs(ids_BT.shape[1]) if logprobs else None
             if watch is not None:
@@ -103,6 +108,44 @@ def generate(
                     counted = len(answers[i].ids) + answers[i].finished
                     answers[i] = replace(answers[i], logprob=sum(logs[number][:counted]))
     return [answers[i] for i in range(len(prompt_ids))]
+
+
+def _batches(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new: int, batch_size: int
+) -> list[list[int]]:
+    """Which prompts share a batch, the longest first; one each where company changes the answers."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    pads = any(len({len(prompts[i]) for i in members}) > 1 for members in batches)
+    if not pads:
+        return batches
+
+    def continue_greedily(some: Sequence[Sequence[int]]) -> list[Tensor]:
+        return _greedy_logits(model, tokenizer, some)
+
+    if continues_together(model, len(prompts[order[0]]) + new, continue_greedily):
+        return batches
+    _log.info("%s: prompts are continued one at a time", type(model).__name__)
+    return [[i] for i in order]
+
+
+def _greedy_logits(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits of the tokens that follow each prompt, greedily, in one batch; see together.py."""
+    from transformers import GenerationConfig
+
+    with quiet():
+        settings = GenerationConfig(
+            max_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    ids_BT, mask_BT = left_padded(prompts, tokenizer, model)
+    with ready_to_generate(model, settings):
+        steps = model.generate(ids_BT, attention_mask=mask_BT, generation_config=settings).logits
+    return list(torch.stack(steps, dim=1).float())
 
 
 def end_tokens(model: Any, tokenizer: Any, template: Template | None = None) -> tuple[int, ...]:
@@ -156,50 +199,6 @@ def generation_settings(
             use_cache=True,
             **sampling,
         )
-
-
-def embedding_count(model: Any) -> int:
-    """Tokens that a model has embeddings for; a tokenizer may know more, and fewer."""
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def check_prompts(
-    model: Any, prompts: Sequence[Sequence[int]], new: int, tokenizer: Any = None
-) -> None:
-    """See that each prompt has tokens, all of them the model's, and positions for `new` more.
-
-    Raises:
-        ModelError: which prompt does not fit, and what to do.
-    """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    known = embedding_count(model)
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt:
-            raise ModelError(f"prompt {number} has no tokens")
-        if (id := max(prompt)) >= known:
-            text = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(int(id))!r})"
-            raise ModelError(
-                f"prompt {number} has the token {id}{text}, and the model has embeddings for {known} "
-                "tokens: leave that text out, or use the tokenizer that belongs to the model"
-            )
-        if most is not None and len(prompt) + new > most:
-            raise ModelError(
-                f"prompt {number} has {len(prompt)} tokens; with {new} new ones it passes the "
-                f"model's {most} positions: shorten it or lower max_new_tokens"
-            )
-
-
-def left_padded(
-    prompts: Sequence[Sequence[int]], tokenizer: Any, model: Any
-) -> tuple[Tensor, Tensor]:
-    """Prompts as a rectangle (B, T) padded on the left, and its mask."""
-    longest = max(map(len, prompts))
-    ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, longest - len(prompt) :] = 1
-    return ids_BT.to(model.device), mask_BT.to(model.device)
 
 
 def _answer(

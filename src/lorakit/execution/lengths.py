@@ -23,7 +23,7 @@ def limits_of(config: Any) -> tuple[int, ...]:
     Args:
         config: of a transformers model. Of one with several towers that of text counts.
     """
-    return tuple(sorted({limit for limit in _limits(config.get_text_config().to_dict(), False)}))
+    return tuple(sorted(set(_limits(config.get_text_config().to_dict(), False))))
 
 
 def crossed(limits: tuple[int, ...], tried: int, longest: int) -> int | None:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from lorakit.data import Template
 from lorakit.execution.generate import (
-    check_prompts,
     decode,
     generation_settings,
-    left_padded,
     ready_to_generate,
     seeded,
 )
+from lorakit.execution.prompts import check_prompts, left_padded
 
 
 def stream(

@@ -63,7 +63,7 @@ def estimate_run(
         trainable=trainable,
         dtype=model.dtype,
         device=model.device,
-        kept=Runnable(model).elements_kept(lengths),
+        kept=Runnable(model, longest=max(lengths, default=0)).elements_kept(lengths),
         full=full,
     )
 

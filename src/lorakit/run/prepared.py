@@ -10,6 +10,7 @@ import numpy as np
 
 from lorakit.config import RunConfig
 from lorakit.data import Dataset
+from lorakit.execution.runnable import Runnable
 from lorakit.execution.twins import twin_of
 from lorakit.forecast import Forecast
 from lorakit.lora import Plan
@@ -49,6 +50,12 @@ class Prepared:
     def forecast(self) -> Forecast:
         """Parameters, memory and time expected."""
         return self.estimate.forecast
+
+
+def way_notes(session: Session) -> list[str]:
+    """A note where rows are not packed, with the reason; after the run was forecast."""
+    why = Runnable(session.model).why_not_packed
+    return [f"{type(session.model).__name__}: {why}"] if why else []
 
 
 def end_notes(session: Session, data: Dataset, plan: Plan) -> list[str]:
@@ -105,6 +112,7 @@ def training_figures(
         "alpha": config.lora.alpha,
         "targets": list(config.lora.targets),
         "learning_rate": ready.learning_rate,
+        "rows_run": Runnable(session.model).way,
         "probe": None,  # of a parent, see `lorakit.run.beginning`
         "against_parent": None,  # likewise
         "seed": spec.seed,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.data import Template
-from lorakit.execution.generate import embedding_count, end_tokens
+from lorakit.execution.generate import end_tokens
+from lorakit.execution.prompts import embedding_count
 from lorakit.files.cache import Progress
 from lorakit.files.wording import size
 from lorakit.models import ModelSpec

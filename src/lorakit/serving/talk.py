@@ -9,7 +9,8 @@ from typing import Any
 from lorakit.data import DataSpec, Example, PromptForm, encode_prompt
 from lorakit.data.ends import end_of_turn
 from lorakit.errors import DataError, LorakitError
-from lorakit.execution.generate import embedding_count, end_tokens
+from lorakit.execution.generate import end_tokens
+from lorakit.execution.prompts import embedding_count
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.run.named import find_adapter

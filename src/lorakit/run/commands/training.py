@@ -25,7 +25,7 @@ from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
-from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures
+from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures, way_notes
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.tasks import AnswerPlan, TaskAnswer
@@ -69,6 +69,7 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
         session.model, data.train, spec, steps=steps, trainable=chosen.trainable
     )
     rate = peak_rate(session.model, steps, spec)
+    data = replace(data, notes=(*data.notes, *way_notes(session)))
     return Prepared(config, session, data, chosen, steps, rate, expected, parent)
 
 

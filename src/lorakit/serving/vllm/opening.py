@@ -9,7 +9,8 @@ from pathlib import Path
 from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.data import DataSpec, resolve_template
 from lorakit.errors import EngineError
-from lorakit.execution.generate import embedding_count, end_tokens
+from lorakit.execution.generate import end_tokens
+from lorakit.execution.prompts import embedding_count
 from lorakit.execution.stepping import adaptable
 from lorakit.files.cache import Progress
 from lorakit.models import ModelSpec, identify, load_outline

@@ -1,0 +1,53 @@
+"""Prompts as token ids: what fits a model, and several of them as one rectangle."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorakit.errors import ModelError
+
+
+def embedding_count(model: Any) -> int:
+    """Tokens that a model has embeddings for; a tokenizer may know more, and fewer."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def check_prompts(
+    model: Any, prompts: Sequence[Sequence[int]], new: int, tokenizer: Any = None
+) -> None:
+    """See that each prompt has tokens, all of them the model's, and positions for `new` more.
+
+    Raises:
+        ModelError: which prompt does not fit, and what to do.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    known = embedding_count(model)
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ModelError(f"prompt {number} has no tokens")
+        if (id := max(prompt)) >= known:
+            text = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(int(id))!r})"
+            raise ModelError(
+                f"prompt {number} has the token {id}{text}, and the model has embeddings for {known} "
+                "tokens: leave that text out, or use the tokenizer that belongs to the model"
+            )
+        if most is not None and len(prompt) + new > most:
+            raise ModelError(
+                f"prompt {number} has {len(prompt)} tokens; with {new} new ones it passes the "
+                f"model's {most} positions: shorten it or lower max_new_tokens"
+            )
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], tokenizer: Any, model: Any
+) -> tuple[Tensor, Tensor]:
+    """Prompts as a rectangle (B, T) padded on the left, and its mask."""
+    longest = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), longest), tokenizer.pad_token_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[row, longest - len(prompt) :] = 1
+    return ids_BT.to(model.device), mask_BT.to(model.device)
