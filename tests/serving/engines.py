@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from families import tiny, tokenizer
+from architectures import tiny_model
+from families import FAMILIES, tiny, tokenizer
 from lorakit.adapters.load import load_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.save import save_adapter
@@ -32,7 +33,9 @@ SPEC = EngineSpec(
 
 def base(family: str) -> Any:
     """A tiny model; of `families`, with room for rank 32 in its smallest linear layer."""
-    return tiny_kind(family) if family in KINDS else tiny(family, head_dim=16)
+    if family in KINDS:
+        return tiny_kind(family)
+    return tiny(family, head_dim=16) if family in FAMILIES else tiny_model(family)
 
 
 def make_adapter(model: Any, folder: Path, rank: int, seed: int, **spec: Any) -> Path:
@@ -67,7 +70,7 @@ class Driven(Engine):
         device: str | None = None,
     ) -> None:
         model = base(family).to(device, dtype)
-        context = model.config.max_position_embeddings
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", 512)
         largest = size_for(min(context, spec.max_prompt + spec.max_output))
         self.answers: dict[Any, Answer] = {}
         self.logits: dict[Any, list[torch.Tensor]] = {}

@@ -136,9 +136,8 @@ class SequencesApart:
         self.states = SequenceStates()
         self.groups: Sequence[SlotGroup] = ()
         self._run: SlotRun | None = None
-        names = inspect.signature(model.forward).parameters
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self._names, self._keeps_logits = names.keys(), "logits_to_keep" in names
+        self._names = inspect.signature(model.forward).parameters.keys()
 
     @property
     def way(self) -> str:
@@ -201,9 +200,7 @@ class SequencesApart:
         past, kept = state.seen, state.kept
         state.seen, state.kept = 0, {}
         ids_1T = torch.tensor([state.ids[past:]], device=self.model.device)
-        told: dict[str, Any] = {}
-        if self._keeps_logits:
-            told["logits_to_keep"] = count
+        told = _keeping(self.model, count)
         if self.call.positions:
             told["position_ids"] = torch.arange(past, len(state.ids), device=ids_1T.device)[None]
         if self.call.mask:
@@ -222,6 +219,19 @@ class SequencesApart:
             state.seen = len(state.ids)
         logits: Tensor = output.logits[0]
         return logits
+
+
+def last_logits(model: Any, ids_T: Tensor, count: int) -> Tensor:
+    """Logits of the last tokens of one sequence, (count, vocabulary), as one row without a cache."""
+    output = model(input_ids=ids_T[None], use_cache=False, **_keeping(model, count))
+    logits: Tensor = output.logits[0, -count:]
+    return logits
+
+
+def _keeping(model: Any, count: int) -> dict[str, Any]:
+    """Ask for the logits of the last tokens alone, where the model's forward can be asked."""
+    names = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in names else {}
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,16 @@ from lorakit.execution import attention
 from lorakit.execution.cached import cached_layers, step_logits
 from lorakit.execution.family import head_path
 from lorakit.execution.lean import LeanBlocks
+from lorakit.execution.lengths import limits_of
 from lorakit.execution.modes import evaluating
-from lorakit.execution.own_caches import CALLS, SequencesApart, SequenceStates, Way
+from lorakit.execution.own_caches import (
+    CALLS,
+    Call,
+    SequencesApart,
+    SequenceStates,
+    Way,
+    last_logits,
+)
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
@@ -126,122 +134,153 @@ class OwnBlocks:
             self.batch = None
 
 
-def open_blocks(model: Any) -> tuple[Blocks, list[AttentionSettings]]:
-    """The fastest right way to compute steps, and what the attention modules ask for, in order.
+def open_blocks(model: Any, longest: int = 0) -> tuple[Blocks, list[AttentionSettings]]:
+    """The fastest right way to compute steps in one row, and what the attention modules ask for, in order.
 
     Args:
         model: from `load_model`, without an adapter.
+        longest: tokens of the longest sequence. Every limit of the configuration (lengths.py) that
+            so long a sequence crosses is crossed by a trial.
 
     Raises:
-        ModelError: it cannot be served; the text says why.
+        ModelError: there is none, or the model sees later tokens; the text says why.
     """
-    expected, plain = _alone(model), Runnable(model).head is not None
-    layers = cached_layers(model)
-    lean = LeanBlocks.of(model, layers) if plain else None
-    if lean is not None and _same(lean, "lean steps", layers, model, expected):
-        return lean, list(layers.values())
-    own = OwnBlocks(model, layers)
-    if not _same(own, "steps by its own code", layers, model, expected):
-        raise ModelError(
-            f"{type(model).__name__} cannot be served: with its sequences in one row it answers "
-            "otherwise than with each alone. `lorakit generate` answers with it"
-        )
+    plain = Runnable(model).head is not None
+    trials = _trials(model, longest, _SHORT)
+    switched = attention.is_switched(model)
+    try:
+        layers = cached_layers(model)
+        lean = LeanBlocks.of(model, layers) if plain else None
+        if lean is not None and _right(lean, "lean steps", trials, layers):
+            return lean, list(layers.values())
+        own = OwnBlocks(model, layers)
+        if not _right(own, "steps by its own code", trials, layers):
+            raise ModelError(
+                f"{type(model).__name__} cannot be served with its sequences in one row: it answers "
+                "otherwise than with each alone. `lorakit generate` answers with it"
+            )
+    except ModelError:
+        if not switched:
+            attention.switch_back(model)
+        raise
     _log.info("%s is served by its own code", type(model).__name__)
     return own, list(layers.values())
 
 
-def open_steps(model: Any) -> tuple[Blocks, list[AttentionSettings]]:
+def open_steps(model: Any, longest: int) -> tuple[Blocks, list[AttentionSettings]]:
     """As `open_blocks`; where that cannot be, each sequence apart, which needs no KV caches of ours.
 
     Args:
-        model: from `load_model`, without an adapter.
+        model, longest: as for `open_blocks`.
 
     Raises:
-        ModelError: no way gives the logits that the model gives each sequence alone.
+        ModelError: the model sees later tokens, or answers otherwise each time it is asked.
     """
+    Runnable(model)  # what is wrong with the model itself is raised here
     try:
-        return open_blocks(model)
+        return open_blocks(model, longest)
     except ModelError as error:
         _log.info("%s", error)
-    if not Runnable(model).packs:
-        attention.switch_back(model)
-    return open_apart(model), []
+    return open_apart(model, longest), []
 
 
-def open_apart(model: Any) -> SequencesApart:
+def open_apart(model: Any, longest: int) -> SequencesApart:
     """The fastest right way to compute each sequence apart.
+
+    Args:
+        model, longest: as for `open_blocks`.
 
     Raises:
         ModelError: none is right: the model answers otherwise each time it is asked.
     """
-    expected, paths = _alone(model, _APART), list(slotted(model))
-    for way in Way:
-        for call in CALLS if way is not Way.ROWS else CALLS[:1]:
-            blocks = SequencesApart(model, paths, way, call)
-            if _same(blocks, f"{way.value}, {call}", {}, model, expected, _APART):
-                _log.info("%s is served sequence by sequence, %s", type(model).__name__, way.value)
+    name, paths = type(model).__name__, list(slotted(model))
+    for way in (Way.CONTINUED, Way.PROMPTS):
+        trials = _trials(model, longest, _APART, in_pieces=way is Way.CONTINUED)
+        for call in CALLS:
+            if _right(SequencesApart(model, paths, way, call), f"{way.value}, {call}", trials):
+                _log.info("%s is served sequence by sequence, %s", name, way.value)
                 return SequencesApart(model, paths, way, call)
-    raise ModelError(
-        f"{type(model).__name__} cannot be served: asked twice for the same tokens, it gives other "
-        "logits"
-    )
+    # Rows computed anew are what the others are held against; they can only differ from themselves.
+    ids_T = random_ids(model, sum(_APART[1]))
+    with torch.no_grad(), evaluating(model):
+        once = last_logits(model, ids_T, 1)
+        again = same_answer(model, "asked again", lambda: last_logits(model, ids_T, 1), once)
+    if not again:
+        raise ModelError(
+            f"{name} cannot be served: asked twice for the same tokens, it gives other logits"
+        )
+    return SequencesApart(model, paths, Way.ROWS, Call())
 
 
 _Counts = tuple[tuple[int, ...], tuple[int, ...]]
-_TRIAL: _Counts = ((3, 2, 1, 1), (6, 4, 1, 1))
+_SHORT: _Counts = ((3, 2, 1, 1), (6, 4, 1, 1))
 """Two sequences: how many tokens of each come in each step. A piece of the prompt, the rest of it,
 two single tokens; the logits of all but the first step are compared."""
 _APART: _Counts = ((5, 14, 1, 1), (23, 9, 1, 1))
 """The same for sequences apart: longer, since a cache of the model's own may hold few tokens."""
 
 
-def _trial_ids(model: Any, counts: _Counts) -> list[Tensor]:
-    return list(random_ids(model, sum(map(sum, counts))).split([sum(n) for n in counts]))
+def _trials(model: Any, longest: int, short: _Counts, *, in_pieces: bool = True) -> "list[_Trial]":
+    """A short trial, and one for each limit of the configuration that `longest` tokens cross.
+
+    Its second sequence crosses it with the second piece of its prompt, or else with single tokens
+    after a whole one.
+    """
+    counts = [short]
+    for limit in limits_of(model.config):
+        if 2 < limit < longest:
+            crossing = (limit - 2, 5, 1, 1) if in_pieces else (limit - 1, 1, 1, 1)
+            counts.append((short[0], crossing))
+    return [_Trial(model, each) for each in counts]
 
 
-@torch.no_grad()
-def _alone(model: Any, counts: _Counts = _TRIAL) -> Tensor:
-    """Logits after each step of the trial but the first, each sequence alone, (sequences·3, V)."""
-    with evaluating(model):
-        return torch.cat(
-            [model(ids[None], use_cache=False).logits[0, -3:] for ids in _trial_ids(model, counts)]
-        )
-
-
-def _same(
+def _right(
     blocks: Blocks,
     way: str,
-    layers: Mapping[nn.Module, AttentionSettings],
-    model: Any,
-    expected: Tensor,
-    counts: _Counts = _TRIAL,
+    trials: "Sequence[_Trial]",
+    layers: Mapping[nn.Module, AttentionSettings] | None = None,
 ) -> bool:
-    """Whether prompts in pieces and then token by token, in turn, give those logits."""
+    return all(trial.passed(blocks, way, layers or {}) for trial in trials)
+
+
+class _Trial:
+    """Two sequences in pieces and then token by token, in turn, against each alone as a whole row.
+
+    Args:
+        model: the base.
+        counts: tokens of each sequence in each step.
+    """
+
+    def __init__(self, model: Any, counts: _Counts) -> None:
+        self.model, self.counts = model, counts
+        lengths = [sum(each) for each in counts]
+        self.sequences = random_ids(model, sum(lengths)).split(lengths)
+        with torch.no_grad(), evaluating(model):
+            self.expected = torch.cat([last_logits(model, ids, 3) for ids in self.sequences])
+
+    def passed(
+        self, blocks: Blocks, way: str, layers: Mapping[nn.Module, AttentionSettings]
+    ) -> bool:
+        """Whether a way gives the expected logits."""
+        with evaluating(self.model):
+            return same_answer(self.model, way, lambda: self._steps(blocks, layers), self.expected)
 
     @torch.inference_mode()
-    def steps() -> Tensor:
-        size = size_of_trial(counts)
+    def _steps(self, blocks: Blocks, layers: Mapping[nn.Module, AttentionSettings]) -> Tensor:
+        model, size = self.model, 1 << (max(map(sum, self.counts)) - 1).bit_length()
         kv_caches = [
             torch.zeros(
                 2 * size, 2, x.key_heads, x.cell_width, dtype=model.dtype, device=model.device
             )
             for x in layers.values()
         ]
-        sequences, logits, past = _trial_ids(model, counts), [], (0, 0)
-        for step_counts in zip(*counts, strict=True):
-            places = [Place(i * size, size, past[i], step_counts[i]) for i in (0, 1)]
-            ids_T = torch.cat([sequences[i][past[i] : past[i] + step_counts[i]] for i in (0, 1)])
-            keep_L = torch.tensor([step_counts[0] - 1, len(ids_T) - 1], device=model.device)
+        logits, past = [], (0, 0)
+        for counts in zip(*self.counts, strict=True):
+            places = [Place(i * size, size, past[i], counts[i]) for i in (0, 1)]
+            ids_T = torch.cat([self.sequences[i][past[i] : past[i] + counts[i]] for i in (0, 1)])
+            keep_L = torch.tensor([counts[0] - 1, len(ids_T) - 1], device=model.device)
             batch = BatchPlan(len(ids_T), (), frozenset())
             step = plan_step(places, model.device)
             logits.append(blocks.logits(ids_T, step, keep_L, kv_caches, batch))
-            past = (past[0] + step_counts[0], past[1] + step_counts[1])
+            past = (past[0] + counts[0], past[1] + counts[1])
         return torch.stack(logits[1:], dim=1).flatten(0, 1)
-
-    with evaluating(model):
-        return same_answer(model, way, steps, expected)
-
-
-def size_of_trial(counts: _Counts) -> int:
-    """Cells of a sequence of the trial, a power of two."""
-    return 1 << (max(map(sum, counts)) - 1).bit_length()

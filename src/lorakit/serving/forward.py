@@ -14,7 +14,7 @@ from lorakit.execution.stepping import Blocks, open_steps, slotted
 from lorakit.execution.steps import Place, plan_step
 from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch, runs_of
 from lorakit.serving.bank import Bank
-from lorakit.serving.cache import Reuse
+from lorakit.serving.cache import Reuse, size_for
 from lorakit.serving.room import Room, room_in_cells, room_of_states
 from lorakit.serving.spec import EngineSpec
 
@@ -113,7 +113,7 @@ _MEASURED = 64
 """Tokens of the sequence whose state is measured."""
 
 
-def open_forward(model: Any, spec: EngineSpec, largest: int) -> Forward:
+def open_forward(model: Any, spec: EngineSpec, longest: int) -> Forward:
     """Make a base ready, by the fastest way that a trial says is right.
 
     The model belongs to the server from then on: its linear layers add what is in the slots.
@@ -121,13 +121,14 @@ def open_forward(model: Any, spec: EngineSpec, largest: int) -> Forward:
     Args:
         model: from `load_model`, without an adapter.
         spec: limits.
-        largest: cells of the longest sequence, a power of two.
+        longest: tokens of the longest sequence.
 
     Raises:
         ModelError: it cannot be served; the text says why.
         ConfigError: the cache is smaller than one sequence.
     """
-    blocks, layers = open_steps(model)
+    blocks, layers = open_steps(model, longest)
+    largest = size_for(longest)
     if isinstance(blocks, SequencesApart):
         bytes_of = measured_bytes(blocks, [0] * min(_MEASURED, largest))
         reuse: Reuse = "whole" if blocks.kind is Way.CONTINUED else "none"

@@ -58,8 +58,8 @@ def open_own(
 
     def load() -> tuple[Session, int, Forward]:
         session = open_base(model, progress=progress)
-        largest = size_for(min(session.context_length, spec.max_prompt + spec.max_output))
-        return session, largest, open_forward(session.model, spec, largest)
+        longest = min(session.context_length, spec.max_prompt + spec.max_output)
+        return session, size_for(longest), open_forward(session.model, spec, longest)
 
     session, largest, forward = thread.call(load)
     catalog = make_catalog(session.identity, session.template, forward.bank)
@@ -91,8 +91,7 @@ def way_notes(forward: Forward, name: str) -> tuple[str, ...]:
     """
     if forward.blocks.states is None:
         return ()
-    room = forward.room
     return (
         f"{name} is computed {forward.blocks.way}: a forward pass for each sequence and step; "
-        f"{room.sequences} sequences are kept, running and past",
+        f"{forward.room.sequences} sequences are kept, running and past",
     )

@@ -71,7 +71,7 @@ class Talk:
             slots=4 * len(adapters), cache_gb=_CACHE_GB, max_prompt=context, max_output=most
         )
         largest = size_for(context)
-        forward = thread.call(lambda: open_forward(session.model, spec, largest))
+        forward = thread.call(lambda: open_forward(session.model, spec, context))
         folders = {str(i): each.folder for i, each in enumerate(stored) if each is not None}
         catalog = Catalog(
             BASE, session.identity, session.template, forward.bank, folders=folders, force=force

@@ -71,7 +71,7 @@ class EngineAnswerer:
             max_prompt=longest,
             max_output=decoding.most,
         )
-        blocks, layers = open_blocks(session.model)
+        blocks, layers = open_blocks(session.model, longest + decoding.most)
         most = max(int(_CACHE_BYTES / cell_bytes(layers, session.model.dtype)) // largest, 1)
         room = Room(min(running, most) * largest)
         forward = Forward(blocks, layers, session.model, spec, room)
