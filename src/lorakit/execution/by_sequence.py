@@ -60,12 +60,14 @@ class MixingModule:
         inputs: for each leaf of (arguments, keyword arguments), by its key path, the axes along which
             tokens lie; None for one that was no tensor.
         outputs: the same of what it gives.
+        chooses: whether it picks some of the tokens, so that padded ones might change which.
     """
 
     path: str
     module: nn.Module
     inputs: Mapping[pytree.KeyPath, Axes]
     outputs: tuple[Axes, ...]
+    chooses: bool = False
 
 
 @dataclass(eq=False)
@@ -151,10 +153,16 @@ def split(mixing: Sequence[MixingModule], *, together: bool) -> list[RemovableHa
     """
     handles = []
     for each in mixing:
-        hooks = _Split(each, together)
+        hooks = _Split(each, together and not each.chooses)
         handles.append(each.module.register_forward_pre_hook(hooks.before, with_kwargs=True))
         handles.append(each.module.register_forward_hook(hooks.after, with_kwargs=True))
     return handles
+
+
+def is_split(module: nn.Module) -> bool:
+    """Whether `split` holds for this module."""
+    hooks = module._forward_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), _Split) for hook in hooks)
 
 
 def _groups(where: Layout, *, together: bool) -> list[_Group]:
@@ -194,6 +202,12 @@ def _taken(leaf: Any, axes: Axes, group: _Group) -> Any:
     if not isinstance(leaf, Tensor) or not axes:
         return leaf
     n, length, rows = group.count, group.length, group.rows
+    if len(axes) == 1 and _numbered(leaf):  # counted from the row's start: from the sequence's
+        axis = axes[0]
+        places = torch.arange(length, device=leaf.device).to(leaf.dtype)
+        shape = [1] * leaf.dim()
+        shape[axis] = length
+        return places.view(shape).expand(*leaf.shape[:axis], length, *leaf.shape[axis + 1 :])
     if axes == (0,):  # tokens without a batch: sequences one after another
         return leaf.index_select(0, rows)
     if len(axes) == 1:
@@ -203,6 +217,13 @@ def _taken(leaf: Any, axes: Axes, group: _Group) -> Any:
     if len(axes) == 2 and 0 not in axes:
         return _mask_taken(leaf.movedim(axes, (-2, -1)), group).movedim((-2, -1), axes)
     raise ModelError("a module that mixes tokens gets them along axes that cannot be cut")
+
+
+def _numbered(leaf: Tensor) -> bool:
+    """Whether these are the places 0, 1, 2, … of the row's tokens, and nothing else."""
+    if leaf.is_floating_point() or leaf.dtype == torch.bool:
+        return False
+    return torch.equal(leaf.flatten(), torch.arange(leaf.numel(), device=leaf.device))
 
 
 def _mask_taken(mask: Tensor, group: _Group) -> Tensor:
@@ -228,10 +249,26 @@ def _merged(parts: list[Any], groups: list[_Group], axes: Axes, total: int) -> A
     if len(axes) != 1:
         return None  # probabilities of attention and the like, which nobody asked for
     axis, tokens = axes[0], []
-    for part, group in zip(parts, groups, strict=True):
+    for part, group in zip(_as_wide(parts, axis), groups, strict=True):
         flat = part if axis == 0 else part.movedim(axis, 1).flatten(0, 1)
         tokens.append(flat if group.real is None else flat.index_select(0, group.real))
     flat = torch.cat(tokens)
     places = torch.cat([group.tokens for group in groups])
     row = flat.new_zeros(total, *flat.shape[1:]).index_copy(0, places, flat)
     return row if axis == 0 else row[None].movedim(1, axis)
+
+
+def _as_wide(parts: list[Tensor], axis: int) -> list[Tensor]:
+    """Parts alike in all sizes but the tokens': the k best keys are fewer where there are fewer than k.
+
+    The last of them is repeated: a set of keys stays the same.
+    """
+    widest = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    wide = []
+    for part in parts:
+        for other in range(axis + 1, part.dim()):
+            if part.shape[other] < widest[other]:
+                places = torch.arange(widest[other], device=part.device)
+                part = part.index_select(other, places.clamp_max(part.shape[other] - 1))
+        wide.append(part)
+    return wide

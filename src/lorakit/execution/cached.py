@@ -104,6 +104,8 @@ class StepCall:
     ) -> Tensor:
         """(T, H, E) from (1, H, T, D), (1, K, T, D), (1, K, T, E); the last two go to the cells."""
         kv_cache, settings = self.kv_caches[module]
+        if key.shape[2] != query.shape[2]:
+            raise ModelError(f"{type(module).__name__} adds keys to those of the step's tokens")
         width = settings.cell_width
         q_THD, k_TKD, v_TKE = (x[0].transpose(0, 1) for x in (query, key, value))
         kv = [F.pad(x, (0, width - x.shape[2])) for x in (k_TKD, v_TKE)]

@@ -21,7 +21,7 @@ from lorakit.execution.fused import fused_hidden
 from lorakit.execution.lengths import BEYOND, crossed, limits_of
 from lorakit.execution.mixing import mixing_modules
 from lorakit.execution.modes import dropping, evaluating
-from lorakit.execution.own import own_hidden, own_logits
+from lorakit.execution.own import let_count, own_hidden, own_logits
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.trial import (
     FAILURES,
@@ -124,27 +124,44 @@ def try_packing(model: Any, facts: Facts) -> bool:
         facts: of the model; which modules get the sequences apart is noted there.
     """
     with evaluating(model):
+        let_count(model, False)
         if _packs(model, "packed", facts.lengths):
             return True
         for switched in (True, False):
-            mixing = _mixing(model, switched=switched)
-            if switched and not mixing:
-                continue
-            for together in (True, False):
-                handles = facts.handles = split(mixing, together=together)
-                way = "packed, mixing modules by sequence"
-                if _packs(model, way, facts.lengths, switched=switched):
-                    facts.by_sequence = tuple(each.path for each in mixing)
+            if _packs_by_sequence(model, facts, switched=switched):
+                return True
+        for counts in (False, True):  # places given, or found by the model itself
+            let_count(model, counts)
+            for switched in (True, False):
+                if _packs_by_sequence(model, facts, switched=switched, counting=True):
                     return True
-                for handle in handles:
-                    handle.remove()
-                facts.handles = []
-                if not mixing:
-                    break
+        let_count(model, False)
     return False
 
 
-def _mixing(model: Any, *, switched: bool) -> list[MixingModule]:
+def _packs_by_sequence(model: Any, facts: Facts, *, switched: bool, counting: bool = False) -> bool:
+    """Whether the model packs where the modules that mix, or count, get the sequences apart."""
+    mixing = _mixing(model, switched=switched, counting=counting)
+    if not mixing and (switched or counting):
+        return False
+    longest = max(facts.lengths)
+    for together in (True, False):
+        handles = facts.handles = split(mixing, together=together)
+        way = "packed, mixing modules by sequence"
+        # In a rectangle of two like lengths the shorter one is padded past every limit, too.
+        tried = [facts.lengths, (longest - 1, longest)] if together else [facts.lengths]
+        if all(_packs(model, way, each, switched=switched) for each in tried):
+            facts.by_sequence = tuple(each.path for each in mixing)
+            return True
+        for handle in handles:
+            handle.remove()
+        facts.handles = []
+        if not mixing:
+            break
+    return False
+
+
+def _mixing(model: Any, *, switched: bool, counting: bool) -> list[MixingModule]:
     """The modules that mix the sequences of a packed row; [] where they are not found."""
     # Tokens are known by their number: no size of the model may be the same.
     sizes = {size for parameter in model.parameters() for size in parameter.shape}
@@ -163,7 +180,7 @@ def _mixing(model: Any, *, switched: bool) -> list[MixingModule]:
     try:
         if switched:
             attention.switch(model)
-        return mixing_modules(model, run, lengths, where)
+        return mixing_modules(model, run, lengths, where, counting=counting)
     except FAILURES as error:
         _log.info("%s, mixing modules: %s", type(model).__name__, error)
         return []
@@ -199,7 +216,7 @@ def _packs(model: Any, way: str, lengths: tuple[int, int], *, switched: bool = T
         "attention as loaded, through lorakit's",
         lambda: row_logits(model, ids[0, :first]),
         alone.answer[:first],
-        close=1e-6,
+        close=1e-5,  # with a gradient torch may take another kernel
     )
     if not right:
         attention.switch_back(model)

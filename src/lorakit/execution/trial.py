@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.execution.by_sequence import is_split
 from lorakit.lora.layers import LoraLayer
 
 _log = logging.getLogger("lorakit.execution")
@@ -176,7 +177,12 @@ def _embedded(model: Any) -> Iterator[list[Tensor]]:
         leaves.append(output.detach().requires_grad_())
         return leaves[-1]
 
-    handle = model.get_input_embeddings().register_forward_hook(follow)
+    embeddings = model.get_input_embeddings()
+    for module in model.modules():  # outer ones first: inside, the tokens are in another order
+        if is_split(module) and any(inner is embeddings for inner in module.modules()):
+            embeddings = module
+            break
+    handle = embeddings.register_forward_hook(follow)
     try:
         yield leaves
     finally:
