@@ -52,12 +52,21 @@ class Oracle:
     def weights(self) -> dict[str, Tensor]:
         """The adapted weights by parameter name."""
         weights = {}
+        bare = dict(self.model.named_parameters())
         for path, (A, B) in self.pairs.items():
-            module = self.model.get_submodule(path)
-            delta = self.scales[path] * (B @ A)
-            turned = type(module).__name__ == "Conv1D"
-            weights[f"{path}.weight"] = module.weight + (delta.T if turned else delta)
+            name = path if path in bare else f"{path}.weight"
+            weight = bare[name] if name in bare else self.model.get_parameter(name)
+            delta = self.scales[path] * (
+                B @ A if weight.ndim == 2 else by_expert(A, B, len(weight))
+            )
+            # GPT-2's layers and some experts keep (in, out).
+            turned = delta.shape != weight.shape or type(self.owner(name)).__name__ == "Conv1D"
+            weights[name] = weight + (delta.mT if turned else delta)
         return weights
+
+    def owner(self, name: str) -> Any:
+        """The module that a parameter belongs to."""
+        return self.model.get_submodule(name.rpartition(".")[0])
 
     def logits(self, row: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Logits of one row, (T, vocabulary)."""
@@ -125,6 +134,11 @@ class Oracle:
             if have[-1] in ends:
                 break
         return chosen_from
+
+
+def by_expert(A: Tensor, B: Tensor, experts: int) -> Tensor:
+    """B_e A_e of every expert e: A (E·r, in) has its rows by expert, B (out, r·E) expert innermost."""
+    return torch.stack([B[:, e::experts] @ A.chunk(experts)[e] for e in range(experts)])
 
 
 def within(close: float, rounding: float) -> float:
