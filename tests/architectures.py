@@ -134,12 +134,15 @@ _OWN: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp": _INDEXER,
     "qwen4_exp_text": _INDEXER,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         "attn_layers": ["local", "lsh"],
         "axial_pos_shape": [16, 32],
         "axial_pos_embds_dim": [16, 32],
         "num_buckets": 4,
     },
+    # Its cache rounds the widths of keys and values up to multiples of 64.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4,

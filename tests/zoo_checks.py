@@ -55,7 +55,7 @@ def attach_pairs(model: Any, seed: int = 0, **spec: Any) -> bool:
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
         layer.A.data.copy_(torch.randn(layer.A.shape, generator=generator) / 4)
-        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / (2 * layer.rank**0.5))
+        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / (6 * layer.rank**0.5))
     return fits
 
 
