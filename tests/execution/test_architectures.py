@@ -3,8 +3,11 @@
 import dataclasses
 from types import SimpleNamespace
 
+import bench
 import pytest
 import torch
+import zoo
+import zoo_table
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -47,14 +50,25 @@ KINDS = {
     "bert": "an encoder with a causal mask",
     "bert+encoder": "sees later tokens",
 }
+SAID = {line["name"]: line["checks"] for line in zoo_table.latest(bench.read(zoo.RESULTS))}
+FINE = ("right", "refused")
+
+
+def worse(subject):
+    """Checks that end worse than docs/models.md says of the architecture, and their words."""
+    said = SAID.get(subject.name, {})
+    return {
+        check: words
+        for check, words in subject.checks.items()
+        if not words.startswith(FINE) and said.get(check, "right").startswith(FINE)
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kind_is_right_or_refused_with_the_reason(name, tmp_path):
     subject = examine(name, tmp_path, short=True)
-    wrong = {k: v for k, v in subject.checks.items() if not v.startswith(("right", "refused"))}
-    assert not wrong, subject.facts
+    assert not worse(subject), subject.facts
 
 
 @pytest.mark.readers
@@ -62,8 +76,7 @@ def test_a_kind_is_right_or_refused_with_the_reason(name, tmp_path):
 @pytest.mark.parametrize("name", [*names(), *VARIANTS])
 def test_an_architecture_is_right_or_refused_with_the_reason(name, tmp_path):
     subject = examine(name, tmp_path)
-    wrong = {k: v for k, v in subject.checks.items() if not v.startswith(("right", "refused"))}
-    assert not wrong, (verdict(subject.checks), subject.facts)
+    assert not worse(subject), (verdict(subject.checks), subject.facts)
 
 
 @pytest.mark.filterwarnings("ignore")
