@@ -21,6 +21,7 @@ import compare_examples
 import go_on_table
 import noise
 import rank_regret_table
+import zoo_table
 from bench import Line, gigabytes, median, newest, table
 
 ROOT = Path(__file__).parents[1]
@@ -416,6 +417,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "short_speed": partial(of_file, "train_speed.jsonl", short_speed),
     "short_serving": partial(of_file, "serve.jsonl", serving),
     "short_compare": short_compare,
+    "models": partial(of_file, "zoo.jsonl", zoo_table.page),
     "noise": partial(of_file, "noise.jsonl", noise.table),
     "short_ranks": partial(of_file, "rank_regret.jsonl", short_ranks),
 }

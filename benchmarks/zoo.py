@@ -7,8 +7,8 @@
 
 One process an architecture, one JSON line each: what tests/zoo_checks.py finds (loss and gradients
 against W + s·B·A of each row alone, training, peft, merge, generation, serving), how the model is run,
-and what is adapted of the family's own default sizes. docs/models.md is made from the lines:
-`python benchmarks/models_page.py --write`.
+and what is adapted of the family's own default sizes. docs/models.md is made from the lines by
+`python benchmarks/tables.py --write`.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def work(name: str, answer: Connection) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             subject = zoo_checks.examine(name, Path(folder))
-        line: bench.Line = {"checks": subject.checks, "facts": subject.facts}
+            checks = {k: text.replace(folder, "FOLDER") for k, text in subject.checks.items()}
+        line: bench.Line = {"checks": checks, "facts": subject.facts}
     except Exception as error:
         line = {"checks": {"built": f"oracle: {type(error).__name__}: {error}"[:400]}, "facts": {}}
     if "+" not in name:

@@ -56,7 +56,7 @@ _FIELDS: tuple[tuple[str, int], ...] = (
     (r"kv_lora_rank|o_lora_rank", 12),
     (r"q_lora_rank", 16),
     (r"index_head_dim", 8),
-    (r"index_n_heads", 2),
+    (r"index_n_heads", 16),
     (r"index_topk", 16),
     (r"(num|n_routed|num_local|moe_num|zero)_experts?(_num)?", 4),
     (r"num_experts_per_tok(en)?|moe_topk|moe_k", 2),
@@ -97,7 +97,7 @@ _FIELDS: tuple[tuple[str, int], ...] = (
 )
 # What the names of fields do not tell: sizes that must fit each other, and switches that make the
 # causal model.
-_INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+_INDEXER = {"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 8}
 _INDEXER |= {"indexer_budget": 16, "indexer_compress_ratio": 4}
 _OWN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
@@ -134,12 +134,15 @@ _OWN: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp": _INDEXER,
     "qwen4_exp_text": _INDEXER,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         "attn_layers": ["local", "lsh"],
         "axial_pos_shape": [16, 32],
         "axial_pos_embds_dim": [16, 32],
         "num_buckets": 4,
     },
+    # Its cache rounds the widths of keys and values up to multiples of 64.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128, "num_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4,

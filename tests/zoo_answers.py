@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lorakit.adapters.pairs import read_stored
 from lorakit.execution.generate import end_tokens, generate
 from lorakit.serving.answers import Prompt
@@ -24,16 +22,24 @@ SERVING = EngineSpec(
 )
 
 
-def check_answer(what: str, ids: Sequence[int], wanted: list[Tensor], ends: frozenset[int]) -> None:
-    """A greedy answer is the oracle's, up to a tie: two logits nearer than rounding."""
-    for place, row in enumerate(wanted):
+def check_answer(
+    what: str, oracle: Oracle, ids: Sequence[int], answer: Sequence[int], ends: frozenset[int]
+) -> None:
+    """A greedy answer is the oracle's, up to a tie: two logits nearer than rounding.
+
+    Each token is the likeliest after those before it, and an end token follows the last one of an
+    answer that is shorter than it may be.
+    """
+    for place, row in enumerate(oracle.chosen_from(ids, answer)):
         best = int(row.argmax())
-        token = ids[place] if place < len(ids) else None
-        if token is None and best in ends:
-            return  # its end token is not among the ids
+        if place == len(answer):
+            if len(answer) < NEW and best not in ends:
+                raise DiffersError(f"{what}: it ends after {place} tokens, before {best}")
+            return
+        token = answer[place]
         if token == best:
             continue
-        if token is not None and row[best] - row[token] <= LOGITS_CLOSE * row.abs().max():
+        if row[best] - row[token] <= LOGITS_CLOSE * row.abs().max():
             return
         raise DiffersError(f"{what}: token {place + 1} is {token} in place of {best}")
 
@@ -44,8 +50,7 @@ def check_generation(subject: Architecture, model: Any, tokenizer: Any, oracle: 
     prompts = [row.tolist() for row in random_rows(PROMPTS, seed=2)]
     answers = generate(model, tokenizer, prompts, max_new_tokens=NEW)
     for prompt, answer in zip(prompts, answers, strict=True):
-        wanted = oracle.continued(prompt, ends, NEW)
-        check_answer(f"prompt of {len(prompt)}", answer.ids, wanted, ends)
+        check_answer(f"prompt of {len(prompt)}", oracle, prompt, answer.ids, ends)
 
 
 class Asked(Engine):
@@ -102,6 +107,5 @@ def check_serving(subject: Architecture, oracles: Mapping[str, tuple[Path | None
     for number, (key, ids) in enumerate(asked):
         if number in engine.failed:
             raise DiffersError(f"{key or 'base'}, prompt of {len(ids)}: {engine.failed[number]}")
-        wanted = oracles[key][1].continued(ids, ends, NEW)
         answer = [i for i in engine.ids.get(number, []) if i not in ends]
-        check_answer(f"{key or 'base'}, prompt of {len(ids)}", answer, wanted, ends)
+        check_answer(f"{key or 'base'}, prompt of {len(ids)}", oracles[key][1], ids, answer, ends)

@@ -6,6 +6,7 @@ where transformers' own code fails.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,18 @@ TEXTS = [
 ]
 
 
-def attach_pairs(model: Any, seed: int = 0) -> bool:
+def attach_pairs(model: Any, seed: int = 0, **spec: Any) -> bool:
     """Adapt what is adapted by default, B away from zero; whether the default rank fits."""
     fits = True
     try:
-        attach(model, LoraSpec())
+        attach(model, LoraSpec(**spec))
     except TargetError:
-        attach(model, LoraSpec(rank=1))
+        attach(model, LoraSpec(rank=1, **spec))
         fits = False
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
         layer.A.data.copy_(torch.randn(layer.A.shape, generator=generator) / 4)
-        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / (2 * layer.rank**0.5))
+        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / (6 * layer.rank**0.5))
     return fits
 
 
@@ -67,15 +68,15 @@ def check_loss(subject: Architecture, model: Any, oracle: Oracle) -> None:
     ]
     (batch,) = micro_batches(table, range(len(rows)), sum(LENGTHS))
     loss = CausalLoss(model)
-    runnable = loss.runnable
-    subject.facts["way"] = loss.way.__name__
-    subject.facts["packs"] = runnable.packs
-    subject.facts["by_sequence"] = sorted(getattr(runnable, "by_sequence", ()) or ())
-    subject.facts["fused"] = len(runnable.fused_blocks)
     if not oracle.is_causal(rows[-1]):
         raise DiffersError("it is trained although its tokens see later ones")
     nll, count = loss(batch, training=True)
     nll.backward()
+    runnable = loss.runnable
+    subject.facts["packs"] = runnable.packs
+    subject.facts["by_sequence"] = sorted(getattr(runnable, "by_sequence", ()) or ())
+    subject.facts["fused"] = len(runnable.fused_blocks)
+    subject.facts["way"] = getattr(runnable, "way", "packed" if runnable.packs else "padded")
     runnable.rest()
     apart = abs(float(nll) - wanted) / count
     subject.facts["loss_apart"] = apart
@@ -109,6 +110,31 @@ def check_training(subject: Architecture) -> None:
     subject.facts["still"] = len(still)
     if len(still) == len(lora_layers(model)):
         raise DiffersError("no B has moved")
+
+
+def fused_experts(model: Any) -> list[str]:
+    """Parameters of three axes that are no convolution's: the matrices of all experts of a block."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if not isinstance(module, torch.nn.Conv1d)
+        for name, p in module.named_parameters(recurse=False)
+        if p.ndim == 3 and min(p.shape) > 1
+    ]
+
+
+def check_experts(subject: Architecture) -> None:
+    """Loss and gradients of pairs on every expert, and peft's reading of them."""
+    model, _ = load(subject)
+    attach_pairs(model, target_parameters=("experts",))
+    layers = lora_layers(model)
+    oracle = Oracle(subject.base, layers)
+    facts = dict(subject.facts)
+    check_loss(subject, model, oracle)
+    subject.facts.clear()
+    subject.facts.update(facts)
+    lorakit.save_adapter(model, subject.folder / "experts")
+    check_peft(subject, subject.folder / "experts", oracle)
 
 
 def close_logits(got: Callable[[Tensor], Tensor], oracle: Oracle) -> None:
@@ -201,6 +227,8 @@ def _examined(name: str, folder: Path, seed: int, short: bool) -> Architecture:
     subject.check("saves", lambda: save(model, adapter))
     subject.check("generates", lambda: check_generation(subject, model, tokenizer, first))
     if not short:
+        if fused_experts(model) and "target_parameters" in {f.name for f in fields(LoraSpec)}:
+            subject.facts["experts"] = subject.check("experts", lambda: check_experts(subject))
         subject.check("trains", lambda: check_training(subject))
         subject.check("peft", lambda: check_peft(subject, adapter, first))
         subject.check("merges", lambda: check_merge(subject, adapter, first))
@@ -240,8 +268,9 @@ def save(model: Any, folder: Path) -> None:
 
 def verdict(checks: Mapping[str, str]) -> str:
     """`right`, `refused`, `oracle`, `partly` (training is right, something later is refused) or
-    `WRONG`; serving is counted apart."""
-    values = {what: text.split(":")[0] for what, text in checks.items() if what != "serves"}
+    `WRONG`; serving and experts are counted apart."""
+    apart = ("serves", "experts")
+    values = {what: text.split(":")[0] for what, text in checks.items() if what not in apart}
     if {"WRONG", "FAULT"} & set(values.values()):
         return "WRONG"
     if "oracle" in values.values():

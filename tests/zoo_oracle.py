@@ -52,12 +52,21 @@ class Oracle:
     def weights(self) -> dict[str, Tensor]:
         """The adapted weights by parameter name."""
         weights = {}
+        bare = dict(self.model.named_parameters())
         for path, (A, B) in self.pairs.items():
-            module = self.model.get_submodule(path)
-            delta = self.scales[path] * (B @ A)
-            turned = type(module).__name__ == "Conv1D"
-            weights[f"{path}.weight"] = module.weight + (delta.T if turned else delta)
+            name = path if path in bare else f"{path}.weight"
+            weight = bare[name] if name in bare else self.model.get_parameter(name)
+            delta = self.scales[path] * (
+                B @ A if weight.ndim == 2 else by_expert(A, B, len(weight))
+            )
+            # GPT-2's layers and some experts keep (in, out).
+            turned = delta.shape != weight.shape or type(self.owner(name)).__name__ == "Conv1D"
+            weights[name] = weight + (delta.mT if turned else delta)
         return weights
+
+    def owner(self, name: str) -> Any:
+        """The module that a parameter belongs to."""
+        return self.model.get_submodule(name.rpartition(".")[0])
 
     def logits(self, row: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Logits of one row, (T, vocabulary)."""
@@ -115,16 +124,26 @@ class Oracle:
             zip(self.pairs, zip(found[::2], found[1::2], strict=True), strict=True)
         )
 
-    def continued(self, ids: Sequence[int], ends: frozenset[int], new: int) -> list[Tensor]:
-        """The logits that each token of a greedy answer is chosen from, everything computed anew."""
-        have, chosen_from = list(ids), []
-        while len(have) < len(ids) + new:
-            row = self.logits(torch.tensor(have))[-1]
-            chosen_from.append(row)
-            have.append(int(row.argmax()))
-            if have[-1] in ends:
-                break
-        return chosen_from
+    @cached_property
+    def by_length(self) -> bool:
+        """Whether a beginning has other logits than in the whole: ropes that ask for the length."""
+        (row,) = random_rows((40,), seed=4)
+        whole = self.logits(row)
+        parts = [(self.logits(row[:n]) - whole[:n]).abs().max() for n in (12, 30)]
+        return bool(max(parts) > 10 * LOGITS_CLOSE * whole.abs().max())
+
+    def chosen_from(self, ids: Sequence[int], answer: Sequence[int]) -> list[Tensor]:
+        """The logits that each token of an answer is chosen from, and those of what follows it."""
+        whole = torch.tensor([*ids, *answer])
+        if not self.by_length:
+            return list(self.logits(whole)[len(ids) - 1 :])
+        ends = range(len(ids), len(whole) + 1)
+        return [self.logits(whole[:end])[-1] for end in ends]
+
+
+def by_expert(A: Tensor, B: Tensor, experts: int) -> Tensor:
+    """B_e A_e of every expert e: A (E·r, in) has its rows by expert, B (out, r·E) expert innermost."""
+    return torch.stack([B[:, e::experts] @ A.chunk(experts)[e] for e in range(experts)])
 
 
 def within(close: float, rounding: float) -> float:
