@@ -96,6 +96,22 @@ def test_every_way_to_compute_experts_gives_the_same(family: str, way: str) -> N
             assert float((mine - theirs).abs().max()) <= 1e-3 * float(theirs.abs().max()), path
 
 
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("way", ["eager", "grouped_mm", "batched_mm"])
+def test_no_model_code_needs_the_sum_of_weight_and_update(
+    family: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(weight: AdaptedWeight) -> Tensor:
+        raise AssertionError(f"{tuple(weight.shape)} was formed")
+
+    model = adapted(family)
+    if family not in ("llama4_text", "dbrx"):
+        model.set_experts_implementation(way)
+    monkeypatch.setattr(AdaptedWeight, "formed", refuse)
+    model(torch.tensor([rows()[1]])).logits.sum().backward()
+    assert all(layer.A.grad is not None for layer in lora_layers(model).values())
+
+
 @pytest.mark.parametrize("family", ["mixtral", "llama4_text"])
 def test_attaching_changes_nothing_and_detaching_gives_the_model_back(family: str) -> None:
     model, ids = mixture(family), torch.tensor([rows()[1]])

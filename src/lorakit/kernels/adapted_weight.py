@@ -247,5 +247,6 @@ _KNOWN: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _product),
     Tensor.__rmatmul__: _product_from_right,
-    F.grouped_mm: _grouped,
+    # torch's public function hands on to a private one, which is what arrives here (torch 2.13).
+    **dict.fromkeys((F.grouped_mm, getattr(torch, "_grouped_mm", None)), _grouped),
 }
