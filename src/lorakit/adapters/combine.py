@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
+from lorakit.adapters.pairs import Pair, StoredAdapter, refuse_experts, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of, weights_by_path
 from lorakit.adapters.specs import SPARSE, CombineSpec
 from lorakit.errors import AdapterError
@@ -84,6 +84,11 @@ def combine(
         require_capability(
             *(part.adapter.spec.variant, Capability.SUM, part.adapter.source),
             "merge it into a model of its own instead: lorakit merge",
+        )
+        refuse_experts(
+            part.adapter,
+            "combining and shrinking work on linear layers only",
+            "train one of the rank that you need, or merge the adapters one after the other: lorakit merge",
         )
     config, notes = common_config(parts, force=force)
     weights = [weights_by_path(part) for part in parts]

@@ -29,7 +29,8 @@ class Size:
         rank, scale: of its pair.
         norm: Frobenius norm of ΔW; None for a grouped convolution, which has no single product.
         largest: its largest singular value, likewise.
-        effective: how many singular values hold 90 % of the sum of squares, likewise.
+        effective: how many singular values hold 90 % of the sum of squares, likewise; those of all experts
+            together where the parameter holds several.
     """
 
     path: str
@@ -89,7 +90,8 @@ def sizes(adapter: StoredAdapter) -> list[Size]:
         if pair.grouped or Capability.SHRINK not in adapter.spec.variant.capabilities:
             found.append(Size(path, pair.rank, pair.scale, None, None, None))
             continue
-        S = spectrum(pair.A, pair.B, pair.scale)[1]
+        each = [spectrum(one.A, one.B, one.scale)[1] for one in pair.each]
+        S = torch.cat(each).sort(descending=True).values
         squares = S.square().cumsum(0)
         enough = int((squares < 0.9 * squares[-1]).sum()) + 1 if float(squares[-1]) > 0 else 0
         norm, largest = float(S.norm()), float(S[0])
@@ -139,6 +141,25 @@ def layer_difference(path: str, a: Pair, b: Pair) -> LayerDifference:
     )
 
 
+def experts_difference(path: str, a: Pair, b: Pair) -> LayerDifference:
+    """The same for a parameter of many experts: norms and angle of all updates as one long vector.
+
+    Subspaces are each expert's own; their overlaps are the means over the experts that have them.
+    """
+    each = [layer_difference(path, x, y) for x, y in zip(a.each, b.each, strict=True)]
+    norms = [
+        sum(getattr(one, name) ** 2 for one in each) ** 0.5
+        for name in ("norm_a", "norm_b", "norm_difference")
+    ]
+    inner = sum((one.cosine or 0.0) * one.norm_a * one.norm_b for one in each)
+    whole = norms[0] * norms[1]
+    overlaps = []
+    for name in ("overlap_in", "overlap_out"):
+        known = [x for one in each if (x := getattr(one, name)) is not None]
+        overlaps.append(sum(known) / len(known) if known else None)
+    return LayerDifference(path, *norms, inner / whole if whole else None, *overlaps)
+
+
 def b_rows(pair: Pair) -> Tensor:
     """B as a matrix (out, rank), float64."""
     return pair.B.double().flatten(1)
@@ -157,8 +178,10 @@ def differences(a: StoredAdapter, b: StoredAdapter) -> Differences:
             unlike[path] = cannot(lacking[0], Capability.SUM)
         elif pair.grouped or other.grouped:
             unlike[path] = "a grouped convolution has no single product B·A"
-        elif (pair.A.shape[1:], pair.B.shape[0]) != (other.A.shape[1:], other.B.shape[0]):
+        elif _sides(pair) != _sides(other):
             unlike[path] = "its shapes differ: the adapters are of different bases"
+        elif pair.experts:
+            layers.append(experts_difference(path, pair, other))
         else:
             layers.append(layer_difference(path, pair, other))
     measured_a, measured_b = numbers(_told(a).get("metrics")), numbers(_told(b).get("metrics"))
@@ -172,6 +195,11 @@ def differences(a: StoredAdapter, b: StoredAdapter) -> Differences:
         only_b=tuple(path for path in b.pairs if path not in a.pairs),
         unlike=unlike,
     )
+
+
+def _sides(pair: Pair) -> tuple[int, ...]:
+    """What two updates of one module have in common, whatever their ranks."""
+    return (pair.experts, pair.B.shape[0], *pair.A.shape[1:])
 
 
 def _spanned(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.foreign_names import own_names
 from lorakit.adapters.names import foreign, pair_names, pair_of, tensor_names, whole_weight_of
+from lorakit.adapters.parameter_names import parameters_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config
 from lorakit.adapters.provenance import Record, read_record
 from lorakit.errors import AdapterError, did_you_mean
@@ -63,11 +64,13 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     shapes = {own[name]: shape for name, shape in in_file.items()}
     ranks: dict[str, int] = {}
     count = 0
-    for path, kind in pair_kinds(folder / TENSORS, shapes, config).items():
-        names = tensor_names(path, kind, config.spec.variant)
-        ranks[path] = shapes[names["A"]][0]
+    kinds = pair_kinds(folder / TENSORS, shapes, config)
+    for path, names in tensor_names(kinds, config.spec.variant).items():
+        rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
+        ranks[path] = rank if kinds[path] == "experts" else shapes[names["A"]][0]
         count += sum(math.prod(shapes[name]) for name in names.values())
-    spec = config.spec if config.plain else replace(config.spec, targets=tuple(ranks))
+    dense = tuple(path for path in ranks if kinds[path] != "experts")
+    spec = config.spec if config.plain else replace(config.spec, targets=dense)
     return describe(folder, config, record, spec, ranks, count, notes)
 
 
@@ -82,23 +85,37 @@ def pair_kinds(
         AdapterError: a tensor of a module is missing, or one is there that its variant does not
             keep; or the configuration names another rank or does not name the module.
     """
-    kinds: dict[str, str] = {}
-    expected: set[str] = set()
     variant = config.spec.variant
     # The reader hands tensors over in no lasting order.
-    for path in sorted(pair_paths(file, shapes), key=_by_number):
-        kind = "embedding" if pair_names(path, "embedding")[0] in shapes else "linear"
-        names = tensor_names(path, kind, variant)
+    found = sorted(pair_paths(file, shapes), key=_by_number)
+    try:
+        parameters = parameters_of(
+            *(found, config.target_parameters),
+            modules=[stem for stem in found if config.names_module(stem)],
+        )
+    except AdapterError as error:
+        raise AdapterError(f"{file}: {error}") from None
+    kinds: dict[str, str] = {}
+    # The outermost comes last in the module's own order, and first in the file.
+    for stem in sorted(found, key=lambda stem: (_by_number(_bare(stem)), -len(stem))):
+        embedding = pair_names(stem, "embedding")[0] in shapes
+        kinds[parameters.get(stem, stem)] = (
+            "experts" if stem in parameters else "embedding" if embedding else "linear"
+        )
+    expected: set[str] = set()
+    for path, names in tensor_names(kinds, variant).items():
+        kind = kinds[path]
         if lost := [name for name in names.values() if name not in shapes]:
             raise AdapterError(f"{file} lacks {lost[0]}; its pair is there")
         expected |= set(names.values())
         shape_A = shapes[names["A"]]
         rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
-        if shape_A[:1] != (rank,):
+        fits = shape_A[0] % rank == 0 if kind == "experts" else shape_A[:1] == (rank,)
+        if not fits:
             raise AdapterError(
                 f"{file}: A of {path} is {shape_A}, but {CONFIG} says that its rank is {rank}"
             )
-        if not config.selects(path):
+        if kind != "experts" and not config.selects(path):
             raise AdapterError(f"{file} has a pair for {path}, which {CONFIG} does not name")
         kinds[path] = "conv" if kind == "linear" and len(shape_A) > 2 else kind
     if extra := sorted(name for name in shapes if pair_of(name) and name not in expected):
@@ -150,6 +167,13 @@ def pair_paths(file: Path, names: Iterable[str]) -> list[str]:
     if not paths:
         raise AdapterError(f"{file} holds no pair: {len(names)} tensors, none is lora_A or lora_B")
     return list(paths)
+
+
+def _bare(stem: str) -> str:
+    """The module that a stem of nested wrappers stands for."""
+    while stem.endswith(".base_layer"):
+        stem = stem.removesuffix(".base_layer")
+    return stem
 
 
 def _by_number(path: str) -> list[tuple[int, str]]:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from lorakit.adapters.attached import remember_loaded
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.model_paths import for_model
-from lorakit.adapters.names import expected_shapes, pair_names, tensor_names, whole_weight_of
+from lorakit.adapters.moments import named_tensors
+from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
+from lorakit.adapters.parameter_names import parameters_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
 from lorakit.adapters.provenance import Identity, base_note, check_base, known_identity
 from lorakit.adapters.refusals import merged_by_peft
@@ -20,8 +22,9 @@ from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
 from lorakit.lora.kinds import kind_of
+from lorakit.lora.parameters import bare_parameters
 from lorakit.lora.spec import ALL_LINEAR
-from lorakit.lora.targets import pattern_hits
+from lorakit.lora.targets import matches, pattern_hits
 
 _log = logging.getLogger("lorakit.adapters")
 
@@ -106,7 +109,7 @@ def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, dict[str, Tensor
     opened = for_model(model, opened)
     notes: list[str] = [*opened.notes]
     file = opened.file
-    paths = pair_paths(file, opened.tensors)
+    paths = _paths_in(model, opened)
     made = _plan(model, file, opened.config, paths, notes)
     if opened.record is None:
         _refuse_dilated(file, made)
@@ -117,11 +120,25 @@ def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, dict[str, Tensor
 def _attach(model: nn.Module, made: Plan, pairs: Mapping[str, Tensor], trainable: bool) -> None:
     attach(model, made)
     with torch.no_grad():
-        for path, layer in lora_layers(model).items():
-            names = tensor_names(path, layer.geometry.kind, layer.variant)
-            for key, tensor in layer.tensors.items():
-                tensor.copy_(pairs[names[key]])
-                tensor.requires_grad_(trainable)
+        for name, tensor in named_tensors(lora_layers(model)).items():
+            tensor.copy_(pairs[name])
+            tensor.requires_grad_(trainable)
+
+
+def _paths_in(model: nn.Module, opened: AdapterFiles) -> list[str]:
+    """The paths of the model's modules and parameters that the files have pairs for."""
+    found = pair_paths(opened.file, opened.tensors)
+    order = {path: list(module._parameters) for path, module in model.named_modules()}
+    config = opened.config
+    try:
+        parameters = parameters_of(
+            *(found, config.target_parameters),
+            modules=[stem for stem in found if config.names_module(stem)],
+            order=order,
+        )
+    except AdapterError as error:
+        raise AdapterError(f"{opened.file}: {error}") from None
+    return [parameters.get(stem, stem) for stem in found]
 
 
 def _plan(
@@ -129,6 +146,15 @@ def _plan(
 ) -> Plan:
     """The plan for exactly these paths, once the configuration agrees with them."""
     modules = dict(model.named_modules())
+    bare = bare_parameters(model)
+    experts = [path for path in bare if path in paths]
+    meant = {p for p in bare if any(matches(end, p) for end in config.target_parameters)}
+    if lost := sorted(meant - set(paths)):
+        raise AdapterError(
+            f"{file} lacks the pair of {lost[0]} ({len(lost)} of the parameters that target_parameters "
+            f"of {CONFIG} names have no tensors)"
+        )
+    paths = [path for path in paths if path not in experts]
     for path in paths:
         if path not in modules:
             raise AdapterError(
@@ -150,7 +176,7 @@ def _plan(
                 f"{config.target_modules!r}"
             )
     try:
-        made = plan(model, _spec(config, paths, modules, notes), any_rank=True)
+        made = plan(model, _spec(config, paths, experts, modules, notes), any_rank=True)
     except (TargetError, ConfigError) as error:
         raise AdapterError(f"{file.parent} does not fit this model: {error}") from error
     wide = [target for target in made.targets if target.rank > target.geometry.largest_rank()]
@@ -175,9 +201,14 @@ def _refuse_dilated(file: Path, made: Plan) -> None:
 
 
 def _spec(
-    config: PeftConfig, paths: list[str], modules: Mapping[str, nn.Module], notes: list[str]
+    config: PeftConfig,
+    dense: list[str],
+    experts: list[str],
+    modules: Mapping[str, nn.Module],
+    notes: list[str],
 ) -> LoraSpec:
-    named = describe_targets(paths, modules)
+    named = describe_targets(dense, modules)
+    paths = [*dense, *experts]
     patterns = {
         "rank_pattern": config.spec.rank_pattern,
         "alpha_pattern": config.spec.alpha_pattern,
@@ -193,6 +224,7 @@ def _spec(
     return replace(
         config.spec,
         targets=("re:" + named,) if isinstance(named, str) else named,
+        target_parameters=tuple(experts),
         rank_pattern={k: v for k, v in config.spec.rank_pattern.items() if pattern_hits(k, paths)},
         alpha_pattern={
             k: v for k, v in config.spec.alpha_pattern.items() if pattern_hits(k, paths)

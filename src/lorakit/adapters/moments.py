@@ -90,8 +90,12 @@ def read_moments(
 
 def named_tensors(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     """The tensors of attached pairs by their names in peft's format."""
-    named: dict[str, Tensor] = {}
-    for path, layer in layers.items():
-        names = tensor_names(path, layer.geometry.kind, layer.variant)
-        named |= {names[key]: tensor for key, tensor in layer.tensors.items()}
-    return named
+    if not layers:
+        return {}
+    variant = next(iter(layers.values())).variant
+    names = tensor_names({path: layer.geometry.kind for path, layer in layers.items()}, variant)
+    return {
+        names[path][key]: tensor
+        for path, layer in layers.items()
+        for key, tensor in layer.tensors.items()
+    }

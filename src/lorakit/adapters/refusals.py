@@ -18,7 +18,6 @@ VARIANTS = {
     "lora_bias": "a trained bias on B",
     "modules_to_save": "modules trained and saved whole",
     "trainable_token_indices": "single rows of the embedding trained whole",
-    "target_parameters": "pairs on bare parameters, such as fused experts",
     "layer_replication": "layers repeated to make a deeper model",
     "use_qalora": "QA-LoRA pools its input in groups",
     "alora_invocation_tokens": "activated LoRA switches on at given tokens only",
@@ -69,6 +68,7 @@ READ = (
     "r",
     "rank_pattern",
     "target_modules",
+    "target_parameters",
 )
 
 

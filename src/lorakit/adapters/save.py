@@ -9,10 +9,11 @@ from torch import nn
 from lorakit.adapters.asking import asking_of
 from lorakit.adapters.attached import attached_mapping, attached_template, trained_moments
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
-from lorakit.adapters.peft_config import PeftConfig, describe_targets
+from lorakit.adapters.peft_config import PeftConfig, describe_parameters, describe_targets
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
+from lorakit.lora.parameters import bare_parameters
 from lorakit.models.load import source_of
 
 _GENERATES = "transformers.generation.utils.GenerationMixin"
@@ -58,13 +59,16 @@ def save_adapter(
         raise AdapterError("this model has no adapter attached: there is nothing to save")
     spec = next(iter(layers.values())).spec
     task_type, auto_mapping = _task(model)
+    experts = [path for path, layer in layers.items() if layer.geometry.experts]
+    dense = [path for path in layers if path not in experts]
     config = PeftConfig(
         spec,
-        describe_targets(list(layers), _base_modules(model, layers)),
+        describe_targets(dense, _base_modules(model, layers)),
         base_name=identity.name if identity is not None else _own_name(model),
         revision=identity.revision if identity is not None else None,
         task_type=task_type,
         auto_mapping=auto_mapping,
+        target_parameters=describe_parameters(experts, [*bare_parameters(model), *experts]),
     )
     base = identity.to_dict() if identity is not None else None
     pairs = {
@@ -76,6 +80,7 @@ def save_adapter(
             layer.geometry.kind,
             layer.geometry.dilated,
             {name: x for name, x in layer.tensors.items() if name not in ("A", "B")},
+            layer.geometry.experts,
         )
         for path, layer in layers.items()
     }

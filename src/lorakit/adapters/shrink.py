@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from lorakit.adapters.combine import Combined, combine
-from lorakit.adapters.pairs import StoredAdapter, rounded, unit_pair
+from lorakit.adapters.pairs import StoredAdapter, refuse_experts, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.errors import AdapterError
@@ -37,6 +37,11 @@ def shrink(
     """
     require_capability(
         *(adapter.spec.variant, Capability.SHRINK, adapter.source),
+        "train one of a lower rank instead",
+    )
+    refuse_experts(
+        adapter,
+        "shrinking works on linear layers only",
         "train one of a lower rank instead",
     )
     part = Part(adapter, name=name)

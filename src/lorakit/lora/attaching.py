@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.lora.experts import BareParameter, LoraExperts, put_experts, put_parameter
 from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
@@ -17,6 +18,7 @@ _LAYERS: dict[str, type[LoraLayer]] = {
     "conv1d": LoraLinear,
     "embedding": LoraEmbedding,
     "conv": LoraConv,
+    "experts": LoraExperts,
 }
 
 
@@ -48,17 +50,32 @@ def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for target in chosen.targets:
-        base = model.get_submodule(target.path)
+        base = base_module(model, target)
         layer = make_layer(base, target, chosen.spec).train(base.training)
         layer.reset(chosen.spec.init, generator)
-        model.set_submodule(target.path, layer)
+        if isinstance(layer, LoraExperts):
+            put_experts(model, target.path, layer)
+        else:
+            model.set_submodule(target.path, layer)
     return model
+
+
+def base_module(model: nn.Module, target: Target) -> nn.Module:
+    """What a target's pair stands beside, in a model without pairs: a module, or a parameter as one."""
+    if target.geometry.kind != "experts":
+        return model.get_submodule(target.path)
+    owner, _, name = target.path.rpartition(".")
+    module = model.get_submodule(owner)
+    return BareParameter(module.get_parameter(name)).train(module.training)
 
 
 def detach(model: Model) -> Model:
     """Put the base layers back where they were, in place; their bytes were never changed."""
     for path, layer in lora_layers(model).items():
-        model.set_submodule(path, layer.base)
+        if isinstance(layer, LoraExperts):
+            put_parameter(model, path, layer.base.weight)
+        else:
+            model.set_submodule(path, layer.base)
     return model
 
 

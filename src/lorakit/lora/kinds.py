@@ -33,13 +33,16 @@ class Geometry:
     """The shape of an adaptable module.
 
     Attributes:
-        kind: linear, conv1d (GPT-2's transposed linear), embedding or conv.
+        kind: linear, conv1d (GPT-2's transposed linear), embedding, conv, or experts (a bare
+            parameter that holds the matrices of all experts of a block).
         in_features: width of x; the vocabulary for an embedding; channels for a convolution.
         out_features: width of y.
         kernel: kernel size of a convolution, () elsewhere.
         groups: groups of a convolution, 1 elsewhere.
         dilated: a convolution whose kernel has gaps.
         plain: the weight is an ordinary matrix, so the fused path may read it.
+        experts: matrices in a bare parameter, 0 elsewhere; each has a pair of its own.
+        swapped: a bare parameter keeps each matrix as (in, out).
     """
 
     kind: str
@@ -49,6 +52,8 @@ class Geometry:
     groups: int = 1
     plain: bool = False
     dilated: bool = False
+    experts: int = 0
+    swapped: bool = False
 
     @property
     def transposed(self) -> bool:
@@ -61,16 +66,27 @@ class Geometry:
 
     def bias(self, base: nn.Module) -> Tensor | None:
         """The module's frozen bias, or None."""
-        return None if self.kind == "embedding" else cast("Tensor | None", base.bias)
+        bare = self.kind in ("embedding", "experts")
+        return None if bare else cast("Tensor | None", base.bias)
 
     def pair_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of A and B at a rank."""
+        """Shapes of A and B at a rank.
+
+        The pairs of experts lie in one A and one B, as in peft's format: A's rows by expert, B's
+        columns by rank with the expert innermost.
+        """
+        if self.kind == "experts":
+            return (self.experts * rank, self.in_features), (self.out_features, rank * self.experts)
         ones = (1,) * len(self.kernel)
         # peft's B is a grouped convolution: each group of outputs reads its share of the rank.
         return (
             (rank, self.in_features, *self.kernel),
             (self.out_features, rank // self.groups, *ones),
         )
+
+    def rank_of(self, A: Tensor) -> int:
+        """The rank of one pair, given A."""
+        return A.shape[0] // max(self.experts, 1)
 
     def largest_rank(self) -> int:
         """min(in, out): a pair of higher rank spans nothing more."""

@@ -68,7 +68,7 @@ class PlainLora:
         if embedding:
             draw.normal_(generator=generator)
         elif how == "gaussian":
-            draw.normal_(0.0, 1.0 / A.shape[0], generator=generator)
+            draw.normal_(0.0, 1.0 / geometry.rank_of(A), generator=generator)
         else:
             bound = equations.kaiming_bound(A[0].numel())
             draw.uniform_(-bound, bound, generator=generator)

@@ -9,11 +9,19 @@ from torch import nn
 
 from lorakit.errors import ConfigError, TargetError, did_you_mean
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
+from lorakit.lora.parameters import (
+    LINEAR,
+    Bare,
+    bare_parameters,
+    chosen_parameters,
+    expert_geometry,
+    inside_blocks,
+    not_adapted,
+    routers_of,
+)
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
 from lorakit.lora.variant import Variant
-
-_LINEAR = ("linear", "conv1d")
 
 
 @dataclass(frozen=True)
@@ -98,21 +106,31 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     modules = {path: module for path, module in model.named_modules() if path}
     _refuse_wrapped(modules)
     candidates = [path for path, module in modules.items() if kind_of(module)]
-    reasons = _reasons_to_skip(modules, candidates, spec)
+    bare = {path: at for path, at in bare_parameters(model).items() if not kind_of(at[0])}
+    reasons = _reasons_to_skip(modules, candidates, bare, spec)
     chosen = [path for path in candidates if path not in reasons]
-    if not chosen:
+    parameters = chosen_parameters(bare, reasons, spec)
+    if not chosen and not parameters:
         why = sorted(set(reasons.values()))
         raise TargetError(
             f"nothing is left to adapt with targets {list(spec.targets)}: " + "; ".join(why)
         )
     _check_shared(model, chosen)
-    _check_patterns(spec, chosen)
+    _check_patterns(spec, [*chosen, *parameters])
     sharing = _sharing(modules)
-    targets = tuple(_target(path, modules[path], spec, sharing[path], any_rank) for path in chosen)
-    skipped = [Skipped(path, type(modules[path]).__name__, why) for path, why in reasons.items()]
-    skipped += _unsupported(modules, candidates)
+    made = [_target(path, modules[path], spec, sharing[path], any_rank) for path in chosen]
+    made += [_parameter_target(path, *bare[path], spec, any_rank) for path in parameters]
+    # In the order of the modules, those that own the parameters among them.
+    order = {path: number for number, path in enumerate(modules)}
+    targets = sorted(made, key=lambda t: order[t.path if t.path in order else _owner(t.path)])
+    skipped = [
+        Skipped(path, type(modules[path]).__name__, why)
+        for path, why in reasons.items()
+        if path in modules
+    ]
+    skipped += [Skipped(*left) for left in not_adapted(modules, candidates, bare, parameters)]
     total = sum(parameter.numel() for parameter in model.parameters())
-    return Plan(spec, targets, tuple(skipped), total)
+    return Plan(spec, tuple(targets), tuple(skipped), total)
 
 
 def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
@@ -131,9 +149,10 @@ def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
 
 
 def _reasons_to_skip(
-    modules: dict[str, nn.Module], candidates: list[str], spec: LoraSpec
+    modules: dict[str, nn.Module], candidates: list[str], bare: Mapping[str, Bare], spec: LoraSpec
 ) -> dict[str, str]:
-    in_blocks = _inside_blocks(modules)
+    in_blocks = inside_blocks(modules)
+    routers = routers_of(modules)
     blocks = layer_range(spec.layers) if spec.layers is not None else None
     if blocks is not None and not blocks & {block_of(path) for path in candidates}:
         have = sorted({b for b in map(block_of, candidates) if b is not None})
@@ -143,7 +162,8 @@ def _reasons_to_skip(
 
     def is_hit(pattern: str, path: str) -> bool:
         if pattern == ALL_LINEAR:
-            hit = kind_of(modules[path]) in _LINEAR and path in in_blocks
+            linear = path in modules and kind_of(modules[path]) in LINEAR
+            hit = linear and path in in_blocks and path not in routers
         else:
             hit = matches(pattern, path)
         if hit:
@@ -155,12 +175,23 @@ def _reasons_to_skip(
         wanted = [is_hit(pattern, path) for pattern in spec.targets]
         unwanted = [pattern for pattern in spec.exclude if is_hit(pattern, path)]
         if not any(wanted):
-            head = kind_of(modules[path]) in _LINEAR and path not in in_blocks
-            reasons[path] = "outside the blocks (output head)" if head else "no target names it"
+            head = kind_of(modules[path]) in LINEAR and path not in in_blocks
+            reasons[path] = (
+                "router of experts, frozen unless a target names it"
+                if path in routers
+                else "outside the blocks (output head)"
+                if head
+                else "no target names it"
+            )
         elif unwanted:
             reasons[path] = f"excluded by {unwanted[0]!r}"
         elif blocks is not None and block_of(path) not in blocks:
             reasons[path] = f"outside layers {spec.layers}"
+    for path in bare:
+        unwanted = [pattern for pattern in spec.exclude if is_hit(pattern, path)]
+        if unwanted or (blocks is not None and block_of(path) not in blocks):
+            why = f"excluded by {unwanted[0]!r}" if unwanted else f"outside layers {spec.layers}"
+            reasons[path] = why
     for pattern, found in hits.items():
         if not found:
             raise TargetError(_no_hit(pattern, pattern in spec.exclude, modules, candidates))
@@ -178,19 +209,6 @@ def _no_hit(pattern: str, excluding: bool, modules: dict[str, nn.Module], known:
         )
     names = {path.rsplit(".", 1)[-1] for path in known}
     return f"{option} {pattern!r} matches no module; {did_you_mean(pattern, names)}"
-
-
-def _inside_blocks(modules: dict[str, nn.Module]) -> set[str]:
-    """Paths inside the repeated blocks: the elements of a ModuleList.
-
-    A model without any (a plain stack of layers) is one block, less its last linear layer.
-    """
-    lists = [path + "." for path, module in modules.items() if isinstance(module, nn.ModuleList)]
-    inside = {path for path in modules if any(path.startswith(prefix) for prefix in lists)}
-    if any(kind_of(modules[path]) in _LINEAR for path in inside):
-        return inside
-    linear = [path for path, module in modules.items() if kind_of(module) in _LINEAR]
-    return set(linear[:-1]) if len(linear) > 1 else set(linear)
 
 
 def _check_shared(model: nn.Module, chosen: list[str]) -> None:
@@ -235,6 +253,19 @@ def _target(
     path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...], any_rank: bool
 ) -> Target:
     geometry = geometry_of(module, path)
+    rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
+    frozen = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, tied_to)
+
+
+def _rank_and_scale(
+    path: str, geometry: Geometry, spec: LoraSpec, any_rank: bool
+) -> tuple[int, float, float]:
+    """Rank, alpha and scale of one target.
+
+    Raises:
+        TargetError: the rank does not fit its size.
+    """
     rank = first_hit(spec.rank_pattern, path, spec.rank)
     alpha = first_hit(spec.alpha_pattern, path, spec.alpha)
     if rank > geometry.largest_rank() and not any_rank:
@@ -249,18 +280,17 @@ def _target(
             f"rank {rank} of {path} is not a multiple of its {geometry.groups} groups: "
             "set a rank_pattern for it"
         )
-    scale = spec.variant.scale(alpha, rank)
-    frozen = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, tied_to)
+    return rank, alpha, spec.variant.scale(alpha, rank)
 
 
-def _unsupported(modules: dict[str, nn.Module], candidates: list[str]) -> list[Skipped]:
-    """Modules that keep matrices of their own in no known form, such as fused experts."""
-    known = set(candidates)
-    return [
-        Skipped(path, type(module).__name__, f"keeps a bare {p.dim()}-D parameter {name!r}")
-        for path, module in modules.items()
-        if path not in known
-        for name, p in module.named_parameters(recurse=False)
-        if p.dim() >= 2
-    ]
+def _parameter_target(
+    path: str, module: nn.Module, name: str, spec: LoraSpec, any_rank: bool
+) -> Target:
+    geometry = expert_geometry(module, name)
+    rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
+    frozen = module.get_parameter(name).numel()
+    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant)
+
+
+def _owner(path: str) -> str:
+    return path.rpartition(".")[0]

@@ -20,7 +20,7 @@ class LoraSpec:
     ``alpha / sqrt(rank)`` with `rslora` (arXiv 2312.03732).
 
     A pattern in `targets` and `exclude` is one of: ``all-linear`` (every linear layer of the
-    blocks, not the output head); a name such as ``q_proj`` or ``mlp.up_proj``, which matches
+    blocks, not the output head and no router); a name such as ``q_proj`` or ``mlp.up_proj``, which matches
     whole path components at the end of a module's path; a glob such as ``*.layers.3.*``; or
     ``re:`` and a regular expression for the full path. Keys of `rank_pattern` and
     `alpha_pattern` are peft's: the regular expression ``(.*\\.)?(key)$`` on the path, first hit
@@ -52,6 +52,14 @@ class LoraSpec:
     exclude: tuple[str, ...] = field(
         default=(),
         metadata={"help": "Modules that are not adapted, in the same forms as targets."},
+    )
+    target_parameters: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Bare parameters that are adapted beside the targets, above all the experts of a "
+            "mixture of experts that keeps them in one tensor: experts (all of them), names "
+            "(experts.gate_up_proj), globs, or re:REGEX. Each expert gets a pair of its own."
+        },
     )
     layers: str | None = field(
         default=None,
@@ -96,7 +104,12 @@ class LoraSpec:
         if self.dropout:
             who, instead = f"dropout {self.dropout:g}", "set dropout to 0"
             require_capability(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
-        if not self.targets:
+        if self.target_parameters and self.dropout:
+            raise ConfigError(
+                f"dropout is {self.dropout:g}, and pairs on bare parameters (target_parameters) have "
+                "none: their input is not theirs alone, and peft refuses it too; set dropout to 0"
+            )
+        if not self.targets and not self.target_parameters:
             raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
         if self.init not in ("kaiming", "gaussian"):
             raise ConfigError(f"init must be 'kaiming' or 'gaussian'; it is {self.init!r}")

@@ -17,6 +17,7 @@ from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import system_errors
 from lorakit.files.whole import write_folder, write_json
 from lorakit.lora import lora_layers
+from lorakit.lora.experts import LoraExperts, put_parameter
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.certify import (
     Certificate,
@@ -62,6 +63,9 @@ def merged_model(model: Model) -> Model:
         except TargetError as error:
             raise TargetError(f"{path} cannot be merged: {error}") from error
     merged = copy.deepcopy(model, memo)
+    for path, layer in layers.items():
+        if isinstance(layer, LoraExperts):
+            put_parameter(merged, path, memo[id(layer)].weight)
     if tied and is_transformers(model):
         _untie(cast(Any, merged), tied)
     return merged

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorakit.adapters.export.families import GgufBase
 from lorakit.adapters.export.fold import commonest_alpha, with_alpha
-from lorakit.adapters.pairs import Pair, StoredAdapter
+from lorakit.adapters.pairs import Pair, StoredAdapter, refuse_experts
 from lorakit.errors import AdapterError
 from lorakit.files.whole import write_file
 from lorakit.lora.variant import Capability, require_capability
@@ -50,6 +50,11 @@ def write_gguf_adapter(
             *(adapter.spec.variant, capability, adapter.source),
             "write the merged model instead: lorakit export --to gguf-merged",
         )
+    refuse_experts(
+        adapter,
+        "a GGUF adapter of lorakit has linear layers only",
+        "write the merged model instead: lorakit export --to gguf-merged",
+    )
     for path, pair in adapter.pairs.items():
         if pair.kind == "conv":
             raise AdapterError(

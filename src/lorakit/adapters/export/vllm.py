@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorakit.adapters.export.fold import with_alpha
-from lorakit.adapters.pairs import StoredAdapter
+from lorakit.adapters.pairs import StoredAdapter, refuse_experts
 from lorakit.adapters.vllm_ranks import RANKS, next_rank
 from lorakit.errors import AdapterError
 from lorakit.lora.variant import Capability, require_capability
@@ -32,6 +32,11 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
             *(adapter.spec.variant, capability, adapter.source),
             "merge it instead, and serve the merged model: lorakit merge",
         )
+    refuse_experts(
+        adapter,
+        "this export is for linear layers only",
+        "merge the adapter instead, and serve the merged model: lorakit merge",
+    )
     for path, pair in adapter.pairs.items():
         if pair.kind == "conv":
             raise AdapterError(

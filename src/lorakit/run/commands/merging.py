@@ -22,7 +22,7 @@ from lorakit.adapters.peft_config import read_json
 from lorakit.adapters.provenance import base_note, check_base
 from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
-from lorakit.errors import BaseMismatchError, ModelError
+from lorakit.errors import AdapterError, BaseMismatchError, ModelError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
@@ -141,6 +141,12 @@ def _merge(
         notes = (*notes, f"merged in memory and not file by file: {why}")
         return _in_memory(spec, adapter, chat, out, kept, tensors_of(base), made_of, notes)
     held = tensors_of(base)
+    if any(pair.experts for pair in adapter.pairs.values()):
+        why = "the files of a mixture may keep its experts one by one, and the model keeps them in one"
+        if certify == "weights":
+            raise AdapterError(f"{adapter.source}: {why}: merge it with --certify logits")
+        notes = (*notes, f"merged in memory and not file by file: {why}")
+        return _in_memory(spec, adapter, chat, out, kept, held, made_of, notes)
     try:
         places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)
     except OtherNamesError as error:
