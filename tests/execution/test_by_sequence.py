@@ -5,7 +5,9 @@ The oracle is transformers' own code on each sequence alone, with the pairs' s·
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from lorakit.execution.lengths import context_length
 from lorakit.execution.runnable import Packed, Runnable
 from lorakit.lora import LoraSpec, attach, lora_layers
 from mixing_families import KINDS, tiny_kind
@@ -67,3 +69,19 @@ def test_packed_rows_have_the_loss_and_gradients_of_each_alone(family):
         for name, gradient in gradients.items():
             apart = (mine[name] - gradient).abs().max()
             assert apart <= 1e-3 * gradient.abs().max() + 1e-7, (name, recompute)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (("llama", {"max_position_embeddings": 64}), 64),
+        (("gpt2", {"n_positions": 48}), 48),
+        (("mpt", {"max_seq_len": 96}), 96),
+        (("bloom", {}), None),
+        (("mamba", {}), None),
+        (("xlnet", {}), None),
+    ],
+)
+def test_the_longest_sequence_is_known_by_the_names_it_has(fields, expected):
+    family, given = fields
+    assert context_length(AutoConfig.for_model(family, **given)) == expected

@@ -22,6 +22,7 @@ from lorakit.data import Encoded, micro_batches
 from lorakit.errors import ModelError
 from lorakit.execution.cached import cached_layers, step_logits
 from lorakit.execution.facts import facts_of
+from lorakit.execution.lengths import context_length
 from lorakit.execution.modes import evaluating
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
@@ -76,7 +77,7 @@ def answer_log_probs(
 
 
 def _check_lengths(model: Any, groups: Sequence[Sequence[Encoded]]) -> None:
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = context_length(model.config)
     for group in groups:
         for row in group:
             if most is not None and len(row) > most:

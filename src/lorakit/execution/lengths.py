@@ -13,8 +13,22 @@ _NAMES = re.compile(
     r"window(?!_layers)|chunk|original_max|floor_scale|index_topk|max_position|max_seq|seq_len"
     r"|n_positions|n_ctx|context_len|block_size|block_len|local_(?!experts)|compress|max_distance|num_buckets"
 )
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
+UNNAMED = 1 << 20
+"""Tokens that a model is taken to read whose configuration names no limit, as of recurrent ones."""
 BEYOND = 6
 """Tokens of a trial past the largest limit that is crossed."""
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens of the longest sequence that a configuration names, None where it names none.
+
+    Args:
+        config: of a transformers model. Of one with several towers that of text counts.
+    """
+    text = config.get_text_config()
+    values = (getattr(text, name, None) for name in _POSITIONS)
+    return next((v for v in values if isinstance(v, int) and v > 0), None)
 
 
 def limits_of(config: Any) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.execution.lengths import context_length
 
 
 def embedding_count(model: Any) -> int:
@@ -22,7 +23,7 @@ def check_prompts(
     Raises:
         ModelError: which prompt does not fit, and what to do.
     """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = context_length(model.config)
     known = embedding_count(model)
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:

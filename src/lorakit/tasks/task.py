@@ -10,6 +10,7 @@ from lorakit.evaluation.bootstrap import Interval
 from lorakit.evaluation.kinds import ChosenMetrics
 from lorakit.evaluation.metrics import Scores
 from lorakit.execution.choices import ChoiceScores
+from lorakit.execution.lengths import UNNAMED, context_length
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
@@ -38,8 +39,8 @@ class Session:
 
     @property
     def context_length(self) -> int:
-        """Longest sequence that the model reads, in tokens."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Longest sequence that the model reads, in tokens; very many where it names no limit."""
+        return context_length(self.model.config) or UNNAMED
 
     @property
     def embeddings(self) -> int:

@@ -10,6 +10,7 @@ from lorakit import forecast as forecasting
 from lorakit.config import RunConfig
 from lorakit.data import TokenTable, load_data
 from lorakit.errors import ConfigError
+from lorakit.execution.lengths import context_length
 from lorakit.execution.outline import outline_elements_kept
 from lorakit.lora import Plan, plan
 from lorakit.models import empty_model, load_tokenizer
@@ -130,6 +131,6 @@ def _rows(
 
 def _read(config: RunConfig, model: Any) -> tuple[TokenTable, Sequence[str]]:
     tokenizer = load_tokenizer(config.model)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model.config)
     data = load_data(config.data, tokenizer, seed=config.train.seed, context_length=limit)
     return data.train, data.notes

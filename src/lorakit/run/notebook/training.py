@@ -9,6 +9,7 @@ from lorakit.config import load_config
 from lorakit.data import Dataset, DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
+from lorakit.execution.lengths import context_length
 from lorakit.lora import lora_layers
 from lorakit.run.against_parent import (
     ParentRows,
@@ -79,7 +80,7 @@ def train(
         replace(config.data, data=(as_source(data),), eval_data=held_out),
         tokenizer,
         seed=config.train.seed,
-        context_length=int(model.config.get_text_config().max_position_embeddings),
+        context_length=context_length(model.config),
         embeddings=int(model.get_input_embeddings().weight.shape[0]),
     )
     steps = steps_of(len(rows.train), config.train)
@@ -167,7 +168,7 @@ def _parents(model: Any, tokenizer: Any) -> ParentRows:
             config.data,
             tokenizer,
             seed=config.train.seed,
-            context_length=int(model.config.get_text_config().max_position_embeddings),
+            context_length=context_length(model.config),
             embeddings=int(model.get_input_embeddings().weight.shape[0]),
             template=recorded_template(info, None),
         ),

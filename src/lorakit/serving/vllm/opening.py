@@ -10,6 +10,7 @@ from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.data import DataSpec, resolve_template
 from lorakit.errors import EngineError
 from lorakit.execution.generate import end_tokens
+from lorakit.execution.lengths import UNNAMED, context_length
 from lorakit.execution.prompts import embedding_count
 from lorakit.execution.stepping import adaptable
 from lorakit.files.cache import Progress
@@ -53,7 +54,7 @@ def open_vllm(
     empty, tokenizer, folder = load_outline(model, progress=progress)
     identity = identify(model)
     template = resolve_template(DataSpec(), tokenizer)
-    context = int(empty.config.get_text_config().max_position_embeddings)
+    context = context_length(empty.config) or UNNAMED
     lowest = next_rank(spec.slot_rank)
     assert lowest is not None
     exports = Exports(Path(), adaptable(empty), lowest)
