@@ -48,7 +48,9 @@ class Idle:
     read: bool = False
 
 
-_READ = Idle("the model never calls it (but may read its weight): a pair would not be computed", True)
+_READ = Idle(
+    "the model never calls it (but may read its weight): a pair would not be computed", True
+)
 _NO_TEXT = Idle("it does not run for rows of text")
 _NO_GRADIENT = Idle("it runs without gradient, so a pair would not be trained")
 
@@ -96,7 +98,7 @@ def _tried(model: nn.Module) -> dict[str, Idle]:
         try:
             return _look(model, meta)
         # Whatever the foreign code of a model raises on tensors without values.
-        except Exception:  # noqa: BLE001
+        except Exception:
             if all(parameter.is_meta for parameter in model.parameters()):
                 return {}
     return {}
