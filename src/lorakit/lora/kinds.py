@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def kind_of(module: nn.Module) -> str | None:
 
 def _is_linear(module: nn.Module, kind: str) -> bool:
     """Whether a module of a linear class multiplies by its weight and adds its bias, no more."""
-    own = next(
+    own: Any = next(
         cls for cls in type(module).__mro__ if f"{cls.__module__}.{cls.__qualname__}" in _KINDS
     )
     if type(module).forward is own.forward:
