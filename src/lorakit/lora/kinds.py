@@ -5,11 +5,13 @@ import of transformers to know its `Conv1D`, nor of a quantization library whose
 derive from `torch.nn.Linear`.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
@@ -22,6 +24,8 @@ _KINDS = {
     "torch.nn.modules.conv.Conv2d": "conv",
     "torch.nn.modules.conv.Conv3d": "conv",
 }
+# Whose subclasses of Linear compute a product with a weight that they keep in fewer bits.
+_QUANTIZED = ("transformers.integrations.", "bitsandbytes.", "torchao.", "compressed_tensors.")
 _PLAIN = {
     "torch.nn.modules.linear.Linear",
     "transformers.pytorch_utils.Conv1D",
@@ -94,8 +98,52 @@ class Geometry:
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """The kind of an adaptable module, None for every other."""
-    return next((_KINDS[name] for name in _qualified_names(module) if name in _KINDS), None)
+    """The kind of an adaptable module, None for every other.
+
+    A subclass is of its parent's kind if it computes the same: y = W x + b, from a quantized W too. A
+    router that returns more, or a head that scales, is of none.
+    """
+    kind = next((_KINDS[name] for name in _qualified_names(module) if name in _KINDS), None)
+    return None if kind in ("linear", "conv1d") and not _is_linear(module, kind) else kind
+
+
+def _is_linear(module: nn.Module, kind: str) -> bool:
+    """Whether a module of a linear class multiplies by its weight and adds its bias, no more."""
+    own: Any = next(
+        cls for cls in type(module).__mro__ if f"{cls.__module__}.{cls.__qualname__}" in _KINDS
+    )
+    if type(module).forward is own.forward:
+        return True
+    weight = module.weight
+    quantized = (
+        type(module).__module__.startswith(_QUANTIZED)
+        or not isinstance(weight, Tensor)
+        or type(weight) not in (Tensor, nn.Parameter)
+        or not weight.is_floating_point()
+        or weight.element_size() == 1
+    )
+    return quantized or _computes_product(module, kind)
+
+
+def _computes_product(module: nn.Module, kind: str) -> bool:
+    """Tried on a small weight in a copy of the module: its own weight may not be here."""
+    small = copy.copy(module)
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(s, generator=generator) for s in ((5, 7), (5,), (3, 2, 7)))
+    has_bias = module.bias is not None
+    expected = x @ weight.T + (bias if has_bias else 0.0)
+    small.__dict__["_parameters"] = {
+        "weight": weight if kind == "linear" else weight.T.contiguous(),
+        "bias": bias if has_bias else None,
+    }
+    small.__dict__ |= {"in_features": 7, "out_features": 5, "nf": 5, "nx": 7}
+    try:
+        with torch.no_grad():
+            y = type(module).forward(small, x)
+    # Whatever foreign code raises on another size.
+    except Exception:
+        return False
+    return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected)
 
 
 def geometry_of(module: nn.Module, path: str) -> Geometry:

@@ -124,6 +124,10 @@ def not_adapted(
             if p.dim() < 2 or f"{path}.{name}" in adapted:
                 continue
             reason = f"keeps a bare {p.dim()}-D parameter {name!r}"
+            if isinstance(module, nn.Linear):
+                reason = (
+                    "a Linear class that computes more than its product: a pair would not merge"
+                )
             if not has_fused and p.dim() == 2 and len(p) == count_of(module):
                 reason = "router of experts, frozen unless target_parameters names it"
             if f"{path}.{name}" in fused:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.errors import ConfigError, TargetError, did_you_mean
+from lorakit.lora.called import reasons_of_idle
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
 from lorakit.lora.parameters import (
     LINEAR,
@@ -108,6 +109,8 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     candidates = [path for path, module in modules.items() if kind_of(module)]
     bare = {path: at for path, at in bare_parameters(model).items() if not kind_of(at[0])}
     reasons = _reasons_to_skip(modules, candidates, bare, spec)
+    own = [path for path in candidates if path not in reasons]
+    reasons |= reasons_of_idle(model, spec, own, exist=any_rank)
     chosen = [path for path in candidates if path not in reasons]
     parameters = chosen_parameters(bare, reasons, spec)
     if not chosen and not parameters:
