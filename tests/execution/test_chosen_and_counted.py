@@ -47,3 +47,10 @@ def test_packed_rows_are_each_row_alone(family):
     # A call from elsewhere is what it was.
     again = model(input_ids=ids[None, :9], use_cache=False).logits[0]
     assert (again - alone[:9]).abs().max() < 1e-6 * alone.abs().max()
+
+
+def test_a_model_is_no_module_of_its_own_that_counts():
+    """A rope chosen by the longest row: run apart as a whole it would be right, and no packing."""
+    runnable = Runnable(tiny_model("phi3+longrope"), longest=max(LENGTHS))
+    assert runnable.way == "alone"
+    assert runnable.by_sequence == ()

@@ -99,7 +99,9 @@ def _mixing(
         for each in _mixing(child, at, calls, lengths, where, counting)
     ]
     if counter is not None and mine is not None:
-        return [counter] if _counts(counter, mine, lengths, where, below) else below
+        # Not the model as a whole: that would be each row alone under another name.
+        whole = any(isinstance(inner, nn.ModuleList) for inner in module.modules())
+        return below if whole or not _counts(counter, mine, lengths, where, below) else [counter]
     if described is None or mine is None:
         return below
     if below:
