@@ -166,6 +166,12 @@ class TestNumbers:
         assert self.made(logits=0.97, logits_relative=0.01).passed
         assert self.made(logits=1.0, kl=0.0, argmax=1.0).passed
 
+    def test_measured_rounding_widens_the_limit_of_logits_and_no_further_than_a_share(self):
+        assert Tolerance().logit_limit(10.0) == pytest.approx(2e-4)
+        assert Tolerance().logit_limit(10.0, rounding=1e-5) == pytest.approx(2e-4)
+        assert Tolerance().logit_limit(10.0, rounding=1e-3) == pytest.approx(4e-3)
+        assert Tolerance().logit_limit(10.0, rounding=9.0) == pytest.approx(0.1)
+
     def test_narrow_formats_are_held_to_KL_and_argmax(self):
         assert self.made(torch.bfloat16, kl=1.0, argmax=0.5, logits=0.0).passed
         assert not self.made(torch.bfloat16, kl=0.01, argmax=0.5).passed
@@ -263,7 +269,8 @@ class TestWriting:
         assert rounded["arithmetic"] == "read back, float32 arithmetic"
         assert 0 < rounded["largest_logit_difference"] < 0.5
         assert exact["tokens"] == rounded["tokens"] == 30
-        assert written["tolerance"].keys() == {"logits", "logits_relative", "kl", "argmax"}
+        limits = {"logits", "logits_relative", "roundings", "logits_most", "kl", "argmax"}
+        assert written["tolerance"].keys() == limits
 
     def test_a_bfloat16_base_keeps_its_format(self, tmp_path):
         model = adapt(tiny_llama().bfloat16(), targets=("q_proj",))

@@ -9,7 +9,9 @@ the merged model's:
 
 Merging in float32 changes nothing but the order of additions, so the logits themselves must
 agree, to what float32 can tell: two orders of addition in one model differ by some 1e-6 of its
-largest logit. Rounding W + s·B·A to 16 bits moves every weight by up to half a unit in its last place,
+largest logit. A recurrence or a router enlarges that difference, some by a thousand. Where the logits
+differ by more than the fixed tolerance, the model's own rounding is measured (rounding.py), and the
+logits must agree to a few times that. Rounding W + s·B·A to 16 bits moves every weight by up to half a unit in its last place,
 which no logit tolerance fits at all sizes; there the distributions must agree.
 """
 
@@ -30,6 +32,8 @@ class Tolerance:
     Attributes:
         logits: largest logit difference, for float32 and float64 ...
         logits_relative: ... and this share of the largest logit on top of it.
+        roundings: ... or, where that is more, this many times the model's own rounding; ...
+        logits_most: ... but never more than this share of the largest logit.
         kl: mean KL in nats per token, for narrower formats. Measured on SmolLM2-135M: 1e-4.
         argmax: least share of tokens with the same first choice, for narrower formats. Measured
             there: 99 %.
@@ -37,8 +41,21 @@ class Tolerance:
 
     logits: float = 1e-4
     logits_relative: float = 1e-5
+    roundings: float = 4.0
+    logits_most: float = 1e-2
     kl: float = 5e-3
     argmax: float = 0.95
+
+    def logit_limit(self, largest_logit: float, rounding: float = 0.0) -> float:
+        """The largest logit difference that passes in float32 and float64.
+
+        Args:
+            largest_logit: largest absolute logit of the adapter.
+            rounding: what rounding alone does to this model's logits; 0 where it was not measured.
+        """
+        fixed = self.logits + self.logits_relative * largest_logit
+        measured = min(self.roundings * rounding, self.logits_most * largest_logit)
+        return max(fixed, measured)
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,8 @@ class LogitComparison:
         largest_logit: largest absolute logit of the adapter.
         largest_logit_difference, mean_kl, argmax_agreement: see this module's text.
         passed: whether they lie within the tolerance for this format.
+        rounding: largest logit difference that rounding alone makes in this model; None where it was
+            not measured, as the fixed tolerance was enough.
     """
 
     dtype: str
@@ -62,12 +81,14 @@ class LogitComparison:
     mean_kl: float
     argmax_agreement: float
     passed: bool
+    rounding: float | None = None
 
     def __str__(self) -> str:
+        own = "" if self.rounding is None else f" (rounding alone: {self.rounding:.2g})"
         return (
             f"{self.dtype} ({self.arithmetic}): largest logit difference "
             f"{self.largest_logit_difference:.2g} (of {self.largest_logit:.3g}), KL {self.mean_kl:.2g} nats per token, argmax "
-            f"agreement {self.argmax_agreement:.2%} over {self.tokens:,} tokens"
+            f"agreement {self.argmax_agreement:.2%} over {self.tokens:,} tokens{own}"
         )
 
 
@@ -160,6 +181,7 @@ def compare(
     dtype: torch.dtype,
     arithmetic: str,
     tolerance: Tolerance,
+    rounding: float | None = None,
 ) -> LogitComparison:
     """Compare two sets of logits.
 
@@ -169,6 +191,7 @@ def compare(
         dtype: of the merged weights; chooses which tolerance applies.
         arithmetic: how they were computed, in words.
         tolerance: what they may differ by.
+        rounding: what rounding alone does to the logits of this model, where that was measured.
     """
     scale = adapter_TV.abs().max().item()
     largest = (adapter_TV - merged_TV).abs().max().item()
@@ -177,11 +200,12 @@ def compare(
     same = (adapter_TV.argmax(-1) == merged_TV.argmax(-1)).float().mean().item()
     # A NaN compares false with every limit and so fails.
     if dtype in (torch.float32, torch.float64):
-        passed = largest <= tolerance.logits + tolerance.logits_relative * scale
+        passed = largest <= tolerance.logit_limit(scale, rounding or 0.0)
     else:
         passed = kl <= tolerance.kl and same >= tolerance.argmax
     name = str(dtype).removeprefix("torch.")
-    return LogitComparison(name, arithmetic, len(adapter_TV), scale, largest, kl, same, passed)
+    tokens = len(adapter_TV)
+    return LogitComparison(name, arithmetic, tokens, scale, largest, kl, same, passed, rounding)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from lorakit.merging.certify import (
 )
 from lorakit.merging.formats import format_of, save_as_in
 from lorakit.merging.model_folder import complete_settings, require_tied_by_config
+from lorakit.merging.rounding import own_rounding
 from lorakit.models.quiet import quiet
 
 CERTIFICATE = "certificate.json"
@@ -149,6 +150,7 @@ def write_merged(
             dtype=written,
             arithmetic=f"read back, {name} arithmetic",
             tolerance=held_to,
+            rounding=in_float32.rounding,
         )
         certificate = Certificate((in_float32, read_back), held_to, None, made_of, notes)
         require(certificate)
@@ -172,13 +174,21 @@ def exact_comparison(
     exact = model if floating_dtype(model) == torch.float32 else copy.deepcopy(model).float()
     adapter_TV = probe_logits(exact, probes_ids)
     merged = merged_model(exact)
-    compared = compare(
-        adapter_TV,
-        probe_logits(merged, probes_ids),
-        dtype=torch.float32,
-        arithmetic="float32 arithmetic",
-        tolerance=tolerance,
-    )
+    merged_TV = probe_logits(merged, probes_ids)
+
+    def compared_with(rounding: float | None) -> LogitComparison:
+        return compare(
+            adapter_TV,
+            merged_TV,
+            dtype=torch.float32,
+            arithmetic="float32 arithmetic",
+            tolerance=tolerance,
+            rounding=rounding,
+        )
+
+    compared = compared_with(None)
+    if not compared.passed:
+        compared = compared_with(own_rounding(exact, probes_ids, adapter_TV))
     return adapter_TV, compared, merged
 
 
@@ -203,7 +213,8 @@ def require(certificate: Certificate) -> None:
             t = certificate.tolerance
             wide = comparison.dtype in ("float32", "float64")
             limit = (
-                f"logit difference {t.logits:g} + {t.logits_relative:g} of the largest"
+                f"logit difference {t.logits:g} + {t.logits_relative:g} of the largest, or "
+                f"{t.roundings:g} times what rounding alone does to this model"
                 if wide
                 else f"KL {t.kl:g} and argmax agreement {t.argmax:.0%}"
             )

@@ -71,6 +71,7 @@ def compare_logits(
         dtype=written,
         arithmetic=f"read back, {name} arithmetic",
         tolerance=tolerance,
+        rounding=in_float32.rounding,
     )
     return in_float32, read_back
 
