@@ -196,16 +196,32 @@ def examine(name: str, folder: Path, *, short: bool = False) -> Architecture:
         folder: an empty folder to write to.
         short: without training, peft and merge: what `make test` has the time for.
     """
-    for seed in range(3):
-        subject = _examined(name, folder / str(seed), seed, short)
+    for seed in range(4):
+        subject = Architecture(name, folder / str(seed))
+        tiny_folder(name, subject.base, seed)
+        if seed < 3 and not is_steady(subject):
+            continue
+        _examine(subject, short)
         if subject.facts.get("gradient_rounding", 0.0) <= MOST_ROUNDING:
             break
     return subject
 
 
-def _examined(name: str, folder: Path, seed: int, short: bool) -> Architecture:
-    subject = Architecture(name, folder)
-    tiny_folder(name, subject.base, seed)
+def is_steady(subject: Architecture) -> bool:
+    """Whether weights that are off by their last bit leave the oracle's logits about as they are."""
+    try:
+        model, _ = load(subject)
+        attach_pairs(model)
+        oracle = Oracle(subject.base, lora_layers(model))
+        (row,) = random_rows(LENGTHS[-1:])
+        right = oracle.logits(row)
+        apart = (oracle.shaken.logits(row) - right).abs().max() / right.abs().max()
+    except Exception:
+        return True  # the checks say what it is
+    return bool(apart <= LOGITS_CLOSE / 4)
+
+
+def _examine(subject: Architecture, short: bool) -> None:
     held: dict[str, Any] = {}
 
     def loads() -> None:
@@ -217,12 +233,12 @@ def _examined(name: str, folder: Path, seed: int, short: bool) -> Architecture:
         subject.facts |= {"share": share, "pairs": pairs, "default_rank_fits": held["fits"]}
 
     if not (subject.check("loads", loads) and subject.check("adapts", adapts)):
-        return subject
+        return
     model, tokenizer = held["model"], held["tokenizer"]
     first = Oracle(subject.base, lora_layers(model))
     subject.check("loss", lambda: check_loss(subject, model, first))
     if subject.checks["loss"].startswith(("refused", "oracle")):
-        return subject
+        return
     adapter = subject.folder / "first"
     subject.check("saves", lambda: save(model, adapter))
     subject.check("generates", lambda: check_generation(subject, model, tokenizer, first))
@@ -239,7 +255,6 @@ def _examined(name: str, folder: Path, seed: int, short: bool) -> Architecture:
     if subject.check("saves", lambda: save(model, other)):
         served = {"": (None, Oracle(subject.base, {})), "a": (adapter, first), "b": (other, second)}
         subject.check("serves", lambda: check_serving(subject, served))
-    return subject
 
 
 def default_plan(name: str) -> dict[str, Any]:
