@@ -113,13 +113,13 @@ def check_training(subject: Architecture) -> None:
 
 
 def fused_experts(model: Any) -> list[str]:
-    """Parameters of three axes that are no convolution's: the matrices of all experts of a block."""
+    """Parameters of three axes, one for each expert that the configuration counts."""
+    fields_ = model.config.get_text_config().to_dict().items()
+    counts = {value for key, value in fields_ if "expert" in key and isinstance(value, int)}
     return [
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if not isinstance(module, torch.nn.Conv1d)
-        for name, p in module.named_parameters(recurse=False)
-        if p.ndim == 3 and min(p.shape) > 1
+        name
+        for name, p in model.named_parameters()
+        if p.ndim == 3 and p.shape[0] in counts - {0, 1}
     ]
 
 
