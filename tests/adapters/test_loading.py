@@ -292,7 +292,7 @@ class TestConfiguration:
             ({"bias": "all"}, "bias is 'all' (trained biases)"),
             ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
             ({"trainable_token_indices": [0]}, "trainable_token_indices is [0]"),
-            ({"target_parameters": ["experts.w"]}, "target_parameters is ['experts.w']"),
+            ({"target_parameters": "experts.w"}, "target_parameters must be a list of names"),
             ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]]"),
             ({"use_qalora": True}, "use_qalora is True"),
             ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5]"),

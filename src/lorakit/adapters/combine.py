@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters.pairs import Pair, StoredAdapter, refuse_experts, rounded, unit_pair
+from lorakit.adapters.experts_refused import refuse_experts
+from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of, weights_by_path
 from lorakit.adapters.specs import SPARSE, CombineSpec
 from lorakit.errors import AdapterError

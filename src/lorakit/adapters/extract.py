@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorakit.adapters.naming import describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import unit_spec
-from lorakit.adapters.peft_config import PeftConfig, describe_targets
+from lorakit.adapters.peft_config import PeftConfig
 from lorakit.adapters.provenance import Identity, make_record
 from lorakit.errors import AdapterError, TargetError
 from lorakit.files import shards

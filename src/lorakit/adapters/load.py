@@ -13,9 +13,10 @@ from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.model_paths import for_model
 from lorakit.adapters.moments import named_tensors
 from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
+from lorakit.adapters.naming import describe_targets
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.parameter_names import parameters_of
-from lorakit.adapters.peft_config import CONFIG, PeftConfig, describe_targets
+from lorakit.adapters.peft_config import CONFIG, PeftConfig
 from lorakit.adapters.provenance import Identity, base_note, check_base, known_identity
 from lorakit.adapters.refusals import merged_by_peft
 from lorakit.adapters.saved_tokenizer import tokens_note

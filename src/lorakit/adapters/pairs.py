@@ -107,20 +107,6 @@ class Pair:
         return equations.delta(self.A, self.B, self.scale)
 
 
-def refuse_experts(adapter: "StoredAdapter", why: str, instead: str) -> None:
-    """Stop where an adapter has pairs on experts.
-
-    Raises:
-        AdapterError: it has; the text says why that is no place for them, and what to do.
-    """
-    experts = [path for path, pair in adapter.pairs.items() if pair.experts]
-    if experts:
-        raise AdapterError(
-            f"{adapter.source}: {experts[0]} holds a pair for each expert ({len(experts)} such "
-            f"parameters), and {why}; {instead}"
-        )
-
-
 def unit_pair(A: Tensor, B: Tensor, kind: str) -> Pair:
     """A pair whose scale is 1: ΔW = B·A, alpha = rank."""
     return Pair(A, B, float(A.shape[0]), 1.0, kind)

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorakit.adapters.asking import common_asking
+from lorakit.adapters.naming import exactly
 from lorakit.adapters.pairs import StoredAdapter
-from lorakit.adapters.peft_config import PeftConfig, compact, exactly
+from lorakit.adapters.peft_config import PeftConfig, compact
 from lorakit.adapters.provenance import Record, check_alike, make_record
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec

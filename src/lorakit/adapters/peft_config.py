@@ -3,16 +3,17 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lorakit.adapters.naming import exactly, is_named
 from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal, way_on
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.pointers import pointer_problem
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
-from lorakit.lora.targets import first_hit, matches, pattern_hits
+from lorakit.lora.targets import first_hit, pattern_hits
 from lorakit.lora.variants import peft_keys, variant_in
 from lorakit.models.default import HUB_ID, NAME
 
@@ -62,7 +63,7 @@ class PeftConfig:
 
     def selects(self, path: str) -> bool:
         """peft's rule (0.21, `check_target_module_exists`) for the module at `path`."""
-        if _named(self.exclude, path) or not _named(self.target_modules, path):
+        if is_named(self.exclude, path) or not is_named(self.target_modules, path):
             return False
         exact = not isinstance(self.target_modules, str) and path in self.target_modules
         if not self.layers or exact:
@@ -171,40 +172,6 @@ def _flag(config: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{key} must be true or false; it is {value!r}")
     return value
-
-
-def _named(wanted: tuple[str, ...] | str, path: str) -> bool:
-    if isinstance(wanted, str):
-        return wanted == ALL_LINEAR or re.fullmatch(wanted, path) is not None
-    return any(path == name or path.endswith("." + name) for name in wanted)
-
-
-def describe_targets(paths: Sequence[str], modules: Collection[str]) -> tuple[str, ...] | str:
-    """The shortest `target_modules` that selects exactly `paths` among all of a model's modules.
-
-    Last names where they will do, full paths where not, and one regular expression where even
-    a full path is the end of another module's.
-    """
-    wanted = set(paths)
-    for names in (tuple(sorted({p.rsplit(".", 1)[-1] for p in paths})), tuple(paths)):
-        if {path for path in modules if _named(names, path)} == wanted:
-            return names
-    return exactly(paths)
-
-
-def describe_parameters(paths: Sequence[str], parameters: Collection[str]) -> tuple[str, ...]:
-    """The shortest `target_parameters` that mean exactly `paths` among all of a model's bare parameters.
-
-    The last two names where they will do, else whole paths; in the order of `paths`.
-    """
-    ends = dict.fromkeys(".".join(path.split(".")[-2:]) for path in paths)
-    meant = {path for path in parameters if any(matches(end, path) for end in ends)}
-    return tuple(ends) if meant == set(paths) else tuple(paths)
-
-
-def exactly(paths: Iterable[str]) -> str:
-    """A `target_modules` that selects these paths in whatever model: a regular expression."""
-    return "|".join(re.escape(path) for path in paths)
 
 
 def write_config(

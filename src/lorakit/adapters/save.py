@@ -8,8 +8,9 @@ from torch import nn
 
 from lorakit.adapters.asking import asking_of
 from lorakit.adapters.attached import attached_mapping, attached_template, trained_moments
+from lorakit.adapters.naming import describe_parameters, describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
-from lorakit.adapters.peft_config import PeftConfig, describe_parameters, describe_targets
+from lorakit.adapters.peft_config import PeftConfig
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from lorakit.adapters.combine import Combined, combine
-from lorakit.adapters.pairs import StoredAdapter, refuse_experts, rounded, unit_pair
+from lorakit.adapters.experts_refused import refuse_experts
+from lorakit.adapters.pairs import StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.errors import AdapterError

@@ -17,7 +17,7 @@ from lorakit.run.present import require_present
 
 OPTIONS = (
     *("model", "revision", "trust_remote_code", "ignore_adapter"),
-    *("rank", "targets", "exclude", "layers", "rank_pattern"),
+    *("rank", "targets", "target_parameters", "exclude", "layers", "rank_pattern"),
 )
 
 

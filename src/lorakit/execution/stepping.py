@@ -7,6 +7,7 @@ pieces and then token by token, two sequences in turn, must give the logits of e
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ from lorakit.execution.steps import Place, Step, plan_step
 from lorakit.execution.trial import random_ids, same_answer
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
+from lorakit.lora.parameters import routers_of
 from lorakit.lora.planning import Target, plan
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 
@@ -71,8 +73,10 @@ class Blocks(Protocol):
 
 
 def adaptable(model: nn.Module) -> dict[str, Target]:
-    """The linear layers of a model's blocks by path, as `LoraSpec()` would adapt them."""
-    return {target.path: target for target in plan(model, LoraSpec(rank=1)).targets}
+    """The linear layers of a model's blocks by path, those that choose among experts included."""
+    routers = sorted(routers_of(dict(model.named_modules())))
+    spec = LoraSpec(rank=1, targets=(ALL_LINEAR, *(f"re:{re.escape(path)}" for path in routers)))
+    return {target.path: target for target in plan(model, spec).targets}
 
 
 def slotted(model: nn.Module) -> dict[str, Target]:

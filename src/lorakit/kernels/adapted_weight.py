@@ -36,7 +36,7 @@ class AdaptedWeight(Tensor):
     @classmethod
     def of(cls, weight: Tensor, left: Tensor, right: Tensor, scale: float) -> "AdaptedWeight":
         """W + s·L·R of these parts; none of them is copied."""
-        made = cast(AdaptedWeight, torch.Tensor._make_subclass(cls, weight.detach()))
+        made = torch.Tensor._make_subclass(cls, weight.detach())
         made.weight, made.left, made.right, made.scale = weight, left, right, scale
         return made
 
@@ -52,8 +52,7 @@ class AdaptedWeight(Tensor):
 
     def turned(self) -> "AdaptedWeight":
         """Its last two axes exchanged: Wᵀ + s·Rᵀ Lᵀ."""
-        parts = (self.right, self.left)
-        return AdaptedWeight.of(self.weight.mT, *(part.mT for part in parts), self.scale)
+        return AdaptedWeight.of(self.weight.mT, self.right.mT, self.left.mT, self.scale)
 
     @classmethod
     def __torch_function__(
@@ -100,7 +99,7 @@ class _GroupedLowRank(torch.autograd.Function):
         return y_TN
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_TM, left, right, h_TR = ctx.saved_tensors
         grad_x, grad_h = torch.zeros_like(x_TM), torch.empty_like(h_TR)
         grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
@@ -150,8 +149,8 @@ def _picked(weight: Any, index: Any) -> Any:
         return NotImplemented
     if not isinstance(index, int | slice | Tensor) or isinstance(index, bool):
         return NotImplemented
-    parts = (part[index] for part in (weight.weight, weight.left, weight.right))
-    return AdaptedWeight.of(*parts, weight.scale)
+    W, left, right = weight.weight[index], weight.left[index], weight.right[index]
+    return AdaptedWeight.of(W, left, right, weight.scale)
 
 
 def _transposed(weight: Any, first: int, second: int) -> Any:
@@ -184,8 +183,8 @@ def _to(weight: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(weight, AdaptedWeight):
         return NotImplemented
     moved = weight.weight.to(*args, **kwargs)
-    parts = (part.to(moved.device) for part in (weight.left, weight.right))
-    return AdaptedWeight.of(moved, *parts, weight.scale)
+    left, right = weight.left.to(moved.device), weight.right.to(moved.device)
+    return AdaptedWeight.of(moved, left, right, weight.scale)
 
 
 def _linear(x: Any, weight: Any, bias: Tensor | None = None) -> Any:

@@ -7,7 +7,7 @@ That is the layout of peft's `target_parameters` (0.21, ParamWrapper). A matrix 
 The model's own code goes on reading its parameter by name, and gets an `AdaptedWeight` there.
 """
 
-from typing import cast
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -89,7 +89,7 @@ def put_parameter(model: nn.Module, path: str, weight: nn.Parameter) -> None:
     owner_path, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_path)
     owner._modules.pop(name, None)
-    adapted = cast("type[nn.Module]", type(owner))
+    adapted = type(owner)
     read = [other for other in adapted.__dict__.get(_READ, ()) if other != name]
     owner.__class__ = adapted.__bases__[0]
     owner._parameters[name] = weight
@@ -108,6 +108,12 @@ def _read_through(owner: nn.Module, name: str) -> None:
     owner.__class__ = _class_of(base, read)
 
 
+def _with_pairs(name: str, owner: nn.Module) -> Tensor:
+    layer = owner._modules[name]
+    assert isinstance(layer, LoraExperts)
+    return layer()  # type: ignore[no-any-return]
+
+
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
@@ -115,7 +121,7 @@ def _class_of(base: type, names: tuple[str, ...]) -> type:
     """The class with a property for each name, one and the same for all modules of a class."""
     key = (base, names)
     if key not in _classes:
-        properties = {name: property(lambda self, n=name: self._modules[n]()) for name in names}
+        properties = {name: property(partial(_with_pairs, name)) for name in names}
         own = {_READ: names, "__module__": base.__module__, "__qualname__": base.__qualname__}
         _classes[key] = type(base.__name__, (base,), {**properties, **own})
     return _classes[key]

@@ -250,6 +250,11 @@ def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
         for capability in (Capability.JOBS, Capability.KERNELS):
             instead = "train the jobs one by one"
             require_capability(target.variant, capability, target.path, instead, error=TargetError)
+        if target.geometry.kind == "experts":
+            raise TargetError(
+                f"{target.path} holds experts, which cannot be trained for several jobs at once: leave "
+                "target_parameters out, or train the jobs one by one"
+            )
         base = model.get_submodule(target.path)
         layer = make_layer(base, target, plan.spec).train(base.training)
         if not isinstance(layer, LoraLinear | LoraEmbedding):

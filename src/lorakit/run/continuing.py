@@ -26,7 +26,7 @@ from lorakit.training import FitResult, Moments, Schedule, TrainSpec
 # Options that mean something together: what is adapted, with which rank, at which scale. A start
 # has no meaning for A and B that are there; dropout alone may be another than the parent's.
 _TOGETHER = (
-    ("targets", "exclude", "layers"),
+    ("targets", "target_parameters", "exclude", "layers"),
     ("rank", "rank_pattern"),
     ("alpha", "alpha_pattern", "rslora"),
     ("init",),

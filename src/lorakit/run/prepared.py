@@ -62,7 +62,8 @@ def end_notes(session: Session, data: Dataset, plan: Plan) -> list[str]:
     """A note for each token that ends answers and that this adapter cannot be taught to write."""
     model, decode = session.model, session.tokenizer.decode
     head = model.get_output_embeddings()
-    if any(model.get_submodule(target.path) is head for target in plan.targets):
+    heads = {path for path, module in model.named_modules() if module is head}
+    if any(target.path in heads for target in plan.targets):
         return []
     last = data.train.offsets[1:] - 1
     ends = np.unique(data.train.ids_N[last][data.train.weight_N[last] > 0]).tolist()

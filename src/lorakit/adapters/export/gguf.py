@@ -16,9 +16,10 @@ import gguf
 import torch
 from torch import Tensor
 
+from lorakit.adapters.experts_refused import refuse_experts
 from lorakit.adapters.export.families import GgufBase
 from lorakit.adapters.export.fold import commonest_alpha, with_alpha
-from lorakit.adapters.pairs import Pair, StoredAdapter, refuse_experts
+from lorakit.adapters.pairs import Pair, StoredAdapter
 from lorakit.errors import AdapterError
 from lorakit.files.whole import write_file
 from lorakit.lora.variant import Capability, require_capability

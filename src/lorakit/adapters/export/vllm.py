@@ -8,8 +8,9 @@ few ranks, so the pairs are padded with zeros to the next of those.
 from dataclasses import replace
 from typing import Any
 
+from lorakit.adapters.experts_refused import refuse_experts
 from lorakit.adapters.export.fold import with_alpha
-from lorakit.adapters.pairs import StoredAdapter, refuse_experts
+from lorakit.adapters.pairs import StoredAdapter
 from lorakit.adapters.vllm_ranks import RANKS, next_rank
 from lorakit.errors import AdapterError
 from lorakit.lora.variant import Capability, require_capability

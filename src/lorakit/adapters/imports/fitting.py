@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from lorakit.adapters.load import fit_stored
+from lorakit.adapters.naming import describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter
-from lorakit.adapters.peft_config import PeftConfig, compact, describe_targets
+from lorakit.adapters.peft_config import PeftConfig, compact
 from lorakit.adapters.provenance import Identity, make_record
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.lora import LoraSpec
