@@ -74,7 +74,12 @@ class Oracle:
         try:
             with torch.set_grad_enabled(weights is not None):
                 output = functional_call(
-                    self.model, self.weights() if weights is None else weights, (), given
+                    self.model,
+                    self.weights() if weights is None else weights,
+                    (),
+                    given,
+                    # Zamba's blocks share weights, and each has pairs of its own.
+                    tie_weights=False,
                 )
         except Exception as error:
             raise OracleFailsError(f"{type(error).__name__}: {str(error)[:200]}") from error
