@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from architectures import tiny_model
 from families import VOCABULARY, tiny
 from lorakit.errors import ModelError
 from lorakit.evaluation.likelihood import log_probs_of
@@ -89,3 +90,8 @@ def test_a_model_that_does_not_run_on_a_row_of_tokens_is_named():
         ModelError, match=r"does not run on a row of 12 token ids.*bytes are wanted"
     ):
         Runnable(model)
+
+
+def test_a_model_that_cannot_be_followed_back_in_evaluation_mode_is_named():
+    with pytest.raises(ModelError, match="ReformerModelWithLMHead does not run on a row"):
+        Runnable(tiny_model("reformer"))

@@ -239,3 +239,10 @@ def test_prompts_of_one_length_share_a_batch_untried():
     model = tiny("gpt2")
     generate(model, tokenizer(), [[5, 6], [7, 8]], max_new_tokens=3)
     assert facts_of(model).batches is None
+
+
+@pytest.mark.parametrize("family", ["roberta", "camembert"])
+def test_a_model_that_generate_gives_other_positions_is_refused(family):
+    model = sized(family, is_decoder=True)
+    with pytest.raises(ModelError, match="not continued rightly by transformers' generate"):
+        generate(model, tokenizer(), PROMPTS, max_new_tokens=5)

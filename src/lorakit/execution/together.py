@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorakit.errors import ModelError
 from lorakit.execution.facts import facts_of
 from lorakit.execution.lengths import crossed, limits_of
-from lorakit.execution.trial import LENGTHS, random_ids, same_answer
+from lorakit.execution.modes import evaluating
+from lorakit.execution.trial import LENGTHS, random_ids, row_logits, same_answer, tolerance
 
 NEW = 5
 """Tokens by which the prompts of a trial are continued."""
@@ -29,9 +31,13 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
         model: a causal LM.
         longest: tokens of the longest prompt with its answer.
         continue_greedily: how a batch is continued.
+
+    Raises:
+        ModelError: a prompt alone is not continued by what the model says of the whole text.
     """
     facts = facts_of(model)
     if facts.batches is None:
+        _check_alone(model, continue_greedily)
         facts.batches = _same(model, LENGTHS, continue_greedily)
     if longest > facts.batches_to:
         limit = crossed(limits_of(model.config), facts.batches_to, longest)
@@ -41,6 +47,28 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
         if lengths and facts.batches:
             facts.batches = _same(model, lengths, continue_greedily)
     return facts.batches
+
+
+@torch.no_grad()
+def _check_alone(model: Any, continue_greedily: Continue) -> None:
+    """See that a prompt is continued by the likeliest tokens of the model's own forward.
+
+    transformers' `generate` counts positions from 0 where RoBERTa's kin count from behind the padding
+    token's, and appends a mask token for XLM (transformers 5.24).
+    """
+    prompt = random_ids(model, min(LENGTHS))
+    steps_NV = continue_greedily([prompt.tolist()])[0]
+    whole = torch.cat([prompt, steps_NV.argmax(-1)[:-1]])
+    with evaluating(model):
+        expected_NV = row_logits(model, whole)[len(prompt) - 1 :]
+    # Far more than rounding: steps with a cache may differ from the whole by some of that.
+    close = 10 * tolerance(model.dtype)
+    if not same_answer(model, "one prompt", lambda: steps_NV, expected_NV, close=close):
+        raise ModelError(
+            f"{type(model).__name__} is not continued rightly by transformers' generate: its tokens are "
+            "not those that the model's own forward finds likeliest. Its loss and choices among given "
+            "answers are right; for text take another model"
+        )
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ FAILURES = (
     KeyError,
     IndexError,
     AttributeError,
+    AssertionError,
     NotImplementedError,
 )
 LENGTHS = (7, 12)
