@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from architectures import tiny_model
+from lorakit.errors import ModelError
 from lorakit.execution.runnable import Packed, Runnable
-from lorakit.lora import LoraSpec, attach, lora_layers
+from lorakit.lora import LoraSpec, attach, lora_layers, plan
+from lorakit.lora.jobs import Jobs
+from lorakit.training.joint import check_can_share
 
 # One token, rows within the sparse choice, and two of unlike length past it that share a rectangle.
 LENGTHS = (9, 50, 1, 23, 37)
@@ -54,3 +57,16 @@ def test_a_model_is_no_module_of_its_own_that_counts():
     runnable = Runnable(tiny_model("phi3+longrope"), longest=max(LENGTHS))
     assert runnable.way == "alone"
     assert runnable.by_sequence == ()
+
+
+def test_jobs_do_not_share_rows_that_come_in_another_order():
+    """Inside modules that get the sequences apart, whose rows are whose would be lost."""
+    model = tiny_model("falcon")
+    with pytest.raises(ModelError, match="train them one by one"):
+        check_can_share(model)
+    runnable, where = Runnable(model), plan(model, LoraSpec(rank=1))
+    jobs = Jobs(model, [where, where], [0, 1])
+    jobs.assign([(0, 0, 5), (1, 5, 9)])
+    rows = Packed(torch.arange(9) + 5, torch.arange(9) % 5, (5, 4))
+    with pytest.raises(ModelError, match="apart, so jobs cannot share"):
+        runnable.logits(rows, torch.arange(9))

@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorakit.errors import ModelError
 from lorakit.kernels.layout import Layout, PaddedGroup
+from lorakit.lora.jobs import JointLinear
 
 _within: ContextVar[Layout | None] = ContextVar("lorakit_within", default=None)
 
@@ -85,6 +86,12 @@ class _Split:
         self.begun = None
         if where is None:
             return None
+        for inner in module.modules():
+            if isinstance(inner, JointLinear) and inner.jobs.only is None:
+                raise ModelError(
+                    f"{self.mixing.path} gets the sequences of a row apart, so jobs cannot share a "
+                    "pass: train them one by one"
+                )
         leaves, tree = pytree.tree_flatten_with_path((args, kwargs))
         groups = _groups(where, together=self.together)
         self.begun = groups, leaves, tree

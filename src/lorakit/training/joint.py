@@ -40,7 +40,8 @@ def check_can_share(model: Any) -> None:
             one of several jobs would not be the job alone.
     """
     name = type(model).__name__
-    if not Runnable(model).packs:
+    runnable = Runnable(model)
+    if not runnable.packs or runnable.by_sequence:
         raise ModelError(
             f"the sequences of {name} cannot be packed, so jobs cannot share a pass: "
             "train them one by one"
