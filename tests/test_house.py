@@ -172,7 +172,9 @@ def test_one_module_knows_the_parts_of_a_model_family():
         if (isinstance(node, ast.Attribute) and node.attr in PARTS)
         or (isinstance(node, ast.Constant) and node.value in PARTS)
     }
-    allowed = {"execution/family.py", "lora/targets.py", "adapters/export/families.py"}
+    allowed = {"execution/family.py", "lora/targets.py"}
+    # What other readers make of the names.
+    allowed |= {"adapters/export/families.py", "adapters/peft_experts.py"}
     assert knows - allowed == set()
 
 

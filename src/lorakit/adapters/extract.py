@@ -90,6 +90,7 @@ def extract(
     tuned_identity: Identity,
     task_type: str | None = "CAUSAL_LM",
     dtype: torch.dtype = torch.float32,
+    taken: tuple[str, ...] = (),
 ) -> Extracted:
     """Make the adapter.
 
@@ -103,6 +104,7 @@ def extract(
         tuned_identity: of the tuned model, for the record.
         task_type: peft's name of the task.
         dtype: of A and B.
+        taken: see `PeftConfig`.
 
     Raises:
         ConfigError: neither rank nor energy, or one out of range.
@@ -139,6 +141,7 @@ def extract(
         revision=identity.revision,
         task_type=task_type,
         fan_in_fan_out=all(pair.kind == "conv1d" for pair in pairs.values()),
+        taken=taken,
     )
     provenance: dict[str, Any] = {
         "method": {"name": "extract", "rank": rank, "energy": energy},

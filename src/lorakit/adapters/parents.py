@@ -79,7 +79,14 @@ def common_config(parts: Sequence[Part], *, force: bool) -> tuple[PeftConfig, li
         targets = tuple(sorted({name for config in configs for name in config.target_modules}))
     else:
         targets = exactly(dict.fromkeys(path for a in adapters for path in a.pairs))
-    made = replace(first, target_modules=targets, exclude=(), layers=None, layers_pattern=())
+    made = replace(
+        first,
+        target_modules=targets,
+        exclude=(),
+        layers=None,
+        layers_pattern=(),
+        taken=tuple(sorted({name for config in configs for name in config.taken})),
+    )
     return made, notes
 
 

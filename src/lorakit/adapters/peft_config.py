@@ -1,14 +1,18 @@
-"""adapter_config.json, the description in peft's format, both ways."""
+"""adapter_config.json, the description in peft's format, both ways.
+
+Longer than 300 lines: what is read and what is written of one format stand side by side.
+"""
 
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lorakit.adapters.naming import exactly, is_named
+from lorakit.adapters.peft_experts import by_module, by_parameter
 from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal, way_on
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.pointers import pointer_problem
@@ -38,6 +42,8 @@ class PeftConfig:
         auto_mapping: ... and then class and module of that model.
         fan_in_fan_out: the linear layers are GPT-2's, which keep their weight transposed.
         target_parameters: bare parameters with pairs, by the ends of their paths.
+        taken: last names of linear layers that peft takes for fused experts, so that they are
+            written as bare weights; see `peft_experts`.
     """
 
     spec: LoraSpec
@@ -51,6 +57,7 @@ class PeftConfig:
     auto_mapping: Mapping[str, str] | None = None
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -84,13 +91,26 @@ def read_config(folder: Path) -> PeftConfig:
             describes something that lorakit does not do.
     """
     path = folder / CONFIG
-    config = read_json(path)
+    config, taken = by_module(read_json(path))
     if reason := refusal(config):
         raise AdapterError(f"{path}: {reason}{way_on(folder, config)}")
     try:
-        return _parse(config)
+        parsed = replace(_parse(config), taken=taken)
+        return _with_dropout(parsed, folder) if taken else parsed
     except (ConfigError, TypeError, ValueError, re.error) as error:
         raise AdapterError(f"{path}: {error}") from error
+
+
+def _with_dropout(config: PeftConfig, folder: Path) -> PeftConfig:
+    """With the dropout of lorakit.json, where peft's own key had to be 0."""
+    record = folder / "lorakit.json"
+    if not record.is_file():
+        return config
+    recorded = read_json(record).get("spec")
+    dropout = recorded.get("dropout") if isinstance(recorded, dict) else None
+    if not isinstance(dropout, int | float):
+        return config
+    return replace(config, spec=replace(config.spec, dropout=float(dropout)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -228,6 +248,8 @@ def write_config(
         "use_qalora": False,
     }
     written |= dict.fromkeys(spec.variant.peft_keys, True)
+    if config.taken:
+        written = by_parameter(written, config.taken, dense, ranks, alphas)
     return dict(sorted(written.items()))
 
 

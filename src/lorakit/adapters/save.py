@@ -11,6 +11,7 @@ from lorakit.adapters.attached import attached_mapping, attached_template, train
 from lorakit.adapters.naming import describe_parameters, describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig
+from lorakit.adapters.peft_experts import taken_of
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
@@ -70,6 +71,7 @@ def save_adapter(
         task_type=task_type,
         auto_mapping=auto_mapping,
         target_parameters=describe_parameters(experts, [*bare_parameters(model), *experts]),
+        taken=taken_of(model),
     )
     base = identity.to_dict() if identity is not None else None
     pairs = {

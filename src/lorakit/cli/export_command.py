@@ -120,7 +120,9 @@ def _lint(name: str, findings: Any, adapter: str, flags: Mapping[str, Any]) -> l
     from lorakit.adapters.export.lint import RUNTIMES
 
     affected = {finding.runtime for finding in findings}
-    lines = [f"{runtime} takes {name} as it is" for runtime in RUNTIMES if runtime not in affected]
+    # What peft makes of names depends on the base.
+    known = [runtime for runtime in RUNTIMES if runtime != "peft" or "model" in flags]
+    lines = [f"{runtime} takes {name} as it is" for runtime in known if runtime not in affected]
     store = ["--store", flags["store"]] if "store" in flags else []
     short = re.sub(r"\W+", "-", Path(name).name)
     for runtime, form in (("vllm", "vllm"), ("llama.cpp", "gguf")):

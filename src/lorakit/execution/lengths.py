@@ -13,7 +13,10 @@ _NAMES = re.compile(
     r"window(?!_layers)|chunk|original_max|floor_scale|index_topk|max_position|max_seq|seq_len"
     r"|n_positions|n_ctx|context_len|block_size|block_len|local_(?!experts)|compress|max_distance|num_buckets"
 )
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
+_POSITIONS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "context_length"),
+    "max_target_positions",
+)
 UNNAMED = 1 << 20
 """Tokens that a model is taken to read whose configuration names no limit, as of recurrent ones."""
 BEYOND = 6

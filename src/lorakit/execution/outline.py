@@ -8,6 +8,7 @@ import torch
 from lorakit.execution.family import read_decoder
 from lorakit.execution.fused import elements_kept
 from lorakit.execution.settings import AttentionSettings
+from lorakit.models.dimensions import attention_heads, hidden_width
 
 
 def outline_elements_kept(
@@ -31,8 +32,10 @@ def outline_elements_kept(
     if decoder is None or not decoder.whole or not all(block.fits for block in decoder.blocks):
         return None
     config = model.config.get_text_config()
-    heads = int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads = attention_heads(config)
+    if heads is None:
+        return None
+    width = int(getattr(config, "head_dim", None) or hidden_width(model) // heads)
     settings = AttentionSettings(
         heads=heads,
         scale=width**-0.5,

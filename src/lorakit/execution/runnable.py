@@ -36,6 +36,7 @@ from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded
+from lorakit.models.dimensions import block_count
 
 
 class Sequences(Protocol):
@@ -225,7 +226,7 @@ class Runnable:
             None where a block of the model would not run fused.
         """
         blocks = self._fusible() if self.packs else []
-        if not blocks or len(blocks) != self.model.config.get_text_config().num_hidden_layers:
+        if not blocks or len(blocks) != block_count(self.model.config):
             return None
         model = self.model
         return elements_kept(blocks, self._settings(), lengths, model.dtype, model.device)

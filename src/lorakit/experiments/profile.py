@@ -8,6 +8,7 @@ from lorakit.data import TokenTable
 from lorakit.experiments.opening import TrialContext, base_hash
 from lorakit.experiments.rates import RateRule
 from lorakit.forecast import ModelShape, flops_per_token, shape_of
+from lorakit.models.dimensions import hidden_width
 from lorakit.run.estimating import estimate_run
 from lorakit.run.machine import machine, versions
 from lorakit.training import TrainSpec
@@ -107,7 +108,7 @@ def profile_of(context: TrialContext, train: TokenTable) -> Profile:
         supervised_share=train.loss_tokens / train.tokens,
         eval_supervised_share=held.loss_tokens / held.tokens,
         shape=shape_of(session.model),
-        rate_rule=RateRule(text.hidden_size, text.model_type),
+        rate_rule=RateRule(hidden_width(session.model), text.model_type),
         template=session.template.to_dict(),
         notes=tuple(context.data.notes),
         versions=versions(),

@@ -74,7 +74,7 @@ def merged_model(model: Model) -> Model:
 
 def _untie(merged: Any, tied: Sequence[str]) -> None:
     config = merged.config
-    require_tied_by_config(config.tie_word_embeddings, " and ".join(tied))
+    require_tied_by_config(getattr(config, "tie_word_embeddings", False), " and ".join(tied))
     config.tie_word_embeddings = False
 
 

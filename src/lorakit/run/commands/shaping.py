@@ -11,6 +11,7 @@ from lorakit.adapters.combine import Combined, combine
 from lorakit.adapters.extract import Extracted, extract
 from lorakit.adapters.pairs import StoredAdapter, read_stored, write_stored
 from lorakit.adapters.parents import Part
+from lorakit.adapters.peft_experts import taken_of
 from lorakit.adapters.shrink import shrink
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.adapters.store import Store
@@ -179,6 +180,7 @@ def run_extract(
         energy=energy,
         identity=identities[0],
         tuned_identity=identities[1],
+        taken=taken_of(model),
     )
     return made, output.keep(of_base(made.adapter, config.model))
 
