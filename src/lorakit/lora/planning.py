@@ -9,6 +9,7 @@ from torch import nn
 
 from lorakit.errors import ConfigError, TargetError, did_you_mean
 from lorakit.lora.called import reasons_of_idle
+from lorakit.lora.gates import too_narrow
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
 from lorakit.lora.parameters import (
     LINEAR,
@@ -111,6 +112,8 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     reasons = _reasons_to_skip(modules, candidates, bare, spec)
     own = [path for path in candidates if path not in reasons]
     reasons |= reasons_of_idle(model, spec, own, exist=any_rank)
+    if not any_rank:
+        reasons |= too_narrow(modules, [path for path in own if path not in reasons], spec)
     chosen = [path for path in candidates if path not in reasons]
     parameters = chosen_parameters(bare, reasons, spec)
     if not chosen and not parameters:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from lorakit.errors import ModelError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import default, files, gguf
+from lorakit.models.classes import built_empty, class_of
 from lorakit.models.devices import torch_device, torch_dtype
 from lorakit.models.quiet import quiet
 from lorakit.models.sources import Resolved, check_named, resolve
@@ -49,18 +50,16 @@ def load_model(
         ModelError: unknown name, missing or broken files, no causal language model, remote code.
         ConfigError: an unknown option or value.
     """
-    from transformers import AutoModelForCausalLM
-
     spec = as_spec(model, options)
     where = resolve(spec, progress=progress)
-    config = _config(where, spec)
+    config, cls = _config(where, spec)
     weights = files.weight_files(where.folder)
     for file in weights:
         files.check_whole(file)
     tokenizer = _tokenizer(where, spec)
     try:
         with quiet():
-            answer: Any = AutoModelForCausalLM.from_pretrained(
+            answer: Any = cls.from_pretrained(
                 where.folder,
                 config=config,
                 dtype=torch_dtype(spec),
@@ -99,6 +98,7 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    cls: Any = AutoModelForCausalLM
     spec = as_spec(model, options)
     path = Path(spec.model).expanduser()
     if spec.model == default.NAME:
@@ -107,11 +107,9 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
         check_named(spec)
         config = gguf.read_config(path)  # the conversion would unpack every weight
     else:
-        config = _config(resolve(spec, weights=False), spec)
+        config, cls = _config(resolve(spec, weights=False), spec)
     with torch.device("meta"), quiet():
-        empty = AutoModelForCausalLM.from_config(
-            config, dtype=torch_dtype(spec), trust_remote_code=spec.trust_remote_code
-        )
+        empty: Any = built_empty(cls, config, spec)
     return empty.requires_grad_(False).eval()
 
 
@@ -140,17 +138,15 @@ def load_outline(
         ModelError: as `load_model`.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     spec = as_spec(model, options)
     where = resolve(spec, progress=progress)
-    config = _config(where, spec)
+    config, cls = _config(where, spec)
     for file in files.weight_files(where.folder):
         files.check_whole(file)
     with torch.device("meta"), quiet():
-        empty = AutoModelForCausalLM.from_config(
-            config, dtype=torch_dtype(spec), trust_remote_code=spec.trust_remote_code
-        )
+        empty: Any = built_empty(cls, config, spec)
         if (where.folder / "generation_config.json").is_file():
             empty.generation_config = GenerationConfig.from_pretrained(
                 where.folder, local_files_only=True
@@ -158,9 +154,10 @@ def load_outline(
     return empty.requires_grad_(False).eval(), _tokenizer(where, spec), where.folder
 
 
-def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
-    """The configuration, once it is known to be a causal language model that needs no code."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+def _config(where: Resolved, spec: ModelSpec) -> "tuple[PretrainedConfig, Any]":
+    """The configuration and the class to load, once it is known to be a causal language model that
+    needs no code."""
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     raw = files.read_config(where.folder)
     remote = raw.get("auto_map", {})
@@ -191,7 +188,7 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{where.folder}/config.json cannot be used: {error}") from error
     made_for = raw.get("architectures") or []
-    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote
+    cls = class_of(config, made_for, remote)
     # BERT and its kin can be built as causal models, but their weights were not trained as such.
     masked = any(name.endswith(("MaskedLM", "Classification")) for name in made_for)
     # transformers finds a model for such a folder, and gives it a head that nobody trained.
@@ -203,12 +200,12 @@ def _config(where: Resolved, spec: ModelSpec) -> "PretrainedConfig":
             f"{spec.model} is a model of sentence-transformers (modules.json), a {bodies[0]} that turns "
             "texts into vectors and has no output head: name the language model that it was made from"
         )
-    if not causal or masked or config.is_encoder_decoder:
+    if cls is None or masked or config.is_encoder_decoder:
         raise ModelError(
             f"{spec.model} is {', '.join(made_for) or kind}, not a causal language model: lorakit "
             "trains models that predict the next token."
         )
-    return config
+    return config, cls
 
 
 def _tokenizer(where: Resolved, spec: ModelSpec) -> "PreTrainedTokenizerBase":
