@@ -147,17 +147,18 @@ def experts_difference(path: str, a: Pair, b: Pair) -> LayerDifference:
     Subspaces are each expert's own; their overlaps are the means over the experts that have them.
     """
     each = [layer_difference(path, x, y) for x, y in zip(a.each, b.each, strict=True)]
-    norms = [
+    norm_a, norm_b, apart = (
         sum(getattr(one, name) ** 2 for one in each) ** 0.5
         for name in ("norm_a", "norm_b", "norm_difference")
-    ]
+    )
     inner = sum((one.cosine or 0.0) * one.norm_a * one.norm_b for one in each)
-    whole = norms[0] * norms[1]
-    overlaps = []
+    whole = norm_a * norm_b
+    overlaps: list[float | None] = []
     for name in ("overlap_in", "overlap_out"):
         known = [x for one in each if (x := getattr(one, name)) is not None]
         overlaps.append(sum(known) / len(known) if known else None)
-    return LayerDifference(path, *norms, inner / whole if whole else None, *overlaps)
+    cosine = inner / whole if whole else None
+    return LayerDifference(path, norm_a, norm_b, apart, cosine, overlaps[0], overlaps[1])
 
 
 def b_rows(pair: Pair) -> Tensor:

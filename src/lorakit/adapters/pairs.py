@@ -2,6 +2,9 @@
 
 What is done to adapters on disk (combining, shrinking, exporting) reads a `StoredAdapter`, makes
 another and writes it. A model's own pairs go through the same writer (save.py).
+
+Longer than 300 lines: a pair of a layer, the pairs of a parameter of many experts, and the adapter that
+holds both are one value, read and written in one place.
 """
 
 from collections.abc import Mapping

@@ -111,7 +111,7 @@ def _read_through(owner: nn.Module, name: str) -> None:
 def _with_pairs(name: str, owner: nn.Module) -> Tensor:
     layer = owner._modules[name]
     assert isinstance(layer, LoraExperts)
-    return layer()  # type: ignore[no-any-return]
+    return layer()
 
 
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}

@@ -124,10 +124,9 @@ def write_merged(
     require(Certificate((in_float32,), held_to))
     kept = floating_dtype(model)
     # Parts that the base keeps wider than the rest stay so where the format is the base's own.
+    merged = cast(Any, exact_merged)
     if held is None:
         merged = cast(Any, merged_model(model) if written == kept else exact_merged.to(written))
-    else:
-        merged = cast(Any, exact_merged)
     device = next(model.parameters()).device
     computing = torch.float32 if device.type == "cpu" else written
     made: list[Certificate] = []
