@@ -116,6 +116,9 @@ def computed(
             out.
         first: the place of its first answer among those of all sequences, for the weights.
         following: whether gradients are asked for.
+
+    Raises:
+        ModelError: the model's backward fails in evaluation mode.
     """
     if not following or torch.is_inference_mode_enabled():
         return Computed(compute(), ())
@@ -123,20 +126,29 @@ def computed(
         answer = compute()
         if not answer.requires_grad:
             return Computed(answer, ())
+        if not leaves:  # what looks tokens up without calling the embedding
+            return Computed(answer.detach(), ())
         weights = _weights(answer, first)
         pairs = [p for _, p in pair_parameters(model)]
-        gradients = torch.autograd.grad(
-            (answer.float() * weights).sum(), [*leaves, *pairs], allow_unused=True
-        )
+        total = (answer.float() * weights).sum()
+        try:
+            gradients = torch.autograd.grad(total, [*leaves, *pairs], allow_unused=True)
+        except FAILURES as error:
+            raise ModelError(
+                f"the gradient of {type(model).__name__} cannot be computed in evaluation mode, so "
+                f"that no way to run it can be held against its own code: {error}"
+            ) from error
     at_leaves = [g.flatten(0, -2) for g in gradients[: len(leaves)] if g is not None]
-    total = [sum(at_leaves[1:], at_leaves[0])] if at_leaves else []
+    if not at_leaves:
+        return Computed(answer.detach(), ())
+    of_inputs = sum(at_leaves[1:], at_leaves[0])
     if pick is not None:
-        total = [g.index_select(0, pick) for g in total]
+        of_inputs = of_inputs.index_select(0, pick)
     of_pairs = [
         torch.zeros_like(p) if g is None else g
         for p, g in zip(pairs, gradients[len(leaves) :], strict=True)
     ]
-    return Computed(answer.detach(), (*total, *of_pairs))
+    return Computed(answer.detach(), (of_inputs, *of_pairs))
 
 
 def _weights(answer: Tensor, first: int) -> Tensor:
