@@ -148,12 +148,13 @@ def test_routers_stay_frozen_unless_named(family: str) -> None:
     model = mixture(family)
     made = plan(model, LoraSpec(rank=2, target_parameters=("experts",)))
     assert not [t.path for t in made.targets if "router" in t.path or ".gate." in t.path]
-    if family == "mixtral":
-        named = plan(model, LoraSpec(rank=2, targets=(), target_parameters=("mlp.gate.weight",)))
-        assert len(named.targets) == 2
-    else:  # one returns a tuple, the other runs without gradient: neither could be trained
-        with pytest.raises(TargetError, match="router"):
+    assert any(skipped.reason.startswith("router") for skipped in made.skipped)
+    if family == "dbrx":  # transformers 5.24 runs it without gradient
+        with pytest.raises(TargetError, match="without gradient"):
             plan(model, LoraSpec(rank=2, targets=("re:.*router.*",)))
+        return
+    named = plan(model, LoraSpec(rank=2, targets=(), target_parameters=("mlp.gate.weight",)))
+    assert len(named.targets) == 2
 
 
 @pytest.mark.parametrize(
