@@ -86,7 +86,9 @@ def test_a_model_that_needs_an_image_is_refused_by_name(tmp_path):
     saved("BlipForConditionalGeneration", tmp_path)
     model, words = load_model(str(tmp_path))
     attach(model, LoraSpec(rank=2))
-    with pytest.raises(ModelError, match=r"BlipForConditionalGeneration does not run .*pixel_values"):
+    with pytest.raises(
+        ModelError, match=r"BlipForConditionalGeneration does not run .*pixel_values"
+    ):
         lorakit.train(model, words, ROWS, eval_share=0, max_steps=1)
 
 
