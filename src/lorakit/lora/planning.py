@@ -1,7 +1,6 @@
 """What a spec would adapt in a model: shapes, counts, what is left out and why. Pure."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from lorakit.lora.parameters import (
     not_adapted,
     routers_of,
 )
+from lorakit.lora.sharing import check_shared, tied_weights
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
 from lorakit.lora.variant import Variant
@@ -101,7 +101,7 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
 
     Raises:
         TargetError: a pattern matches nothing, or only what cannot be adapted; a rank exceeds
-            its module's size; a module stands at two paths.
+            its module's size; a module stands in two parents.
         ConfigError: a regular expression or layer range is malformed, or a key of rank_pattern
             or alpha_pattern means no target.
     """
@@ -121,9 +121,9 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
         raise TargetError(
             f"nothing is left to adapt with targets {list(spec.targets)}: " + "; ".join(why)
         )
-    _check_shared(model, chosen)
+    check_shared(model, chosen)
     _check_patterns(spec, [*chosen, *parameters])
-    sharing = _sharing(modules)
+    sharing = tied_weights(modules)
     made = [_target(path, modules[path], spec, sharing[path], any_rank) for path in chosen]
     made += [_parameter_target(path, *bare[path], spec, any_rank) for path in parameters]
     # In the order of the modules, those that own the parameters among them.
@@ -217,18 +217,6 @@ def _no_hit(pattern: str, excluding: bool, modules: dict[str, nn.Module], known:
     return f"{option} {pattern!r} matches no module; {did_you_mean(pattern, names)}"
 
 
-def _check_shared(model: nn.Module, chosen: list[str]) -> None:
-    paths: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths[id(module)].append(path)
-    for same in paths.values():
-        if len(same) > 1 and set(same) & set(chosen):
-            raise TargetError(
-                f"one module stands at {' and '.join(same)}; a pair would count at each of them: "
-                "exclude it, or give the model separate modules"
-            )
-
-
 def _check_patterns(spec: LoraSpec, chosen: list[str]) -> None:
     for option, pattern_map in (
         ("rank_pattern", spec.rank_pattern),
@@ -240,19 +228,6 @@ def _check_patterns(spec: LoraSpec, chosen: list[str]) -> None:
                 raise ConfigError(
                     f"{option} {key!r} means none of the targets; {did_you_mean(key, names)}"
                 )
-
-
-def _sharing(modules: dict[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    owners: dict[int, list[str]] = defaultdict(list)
-    for path, module in modules.items():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "weight":
-                owners[id(parameter)].append(path)
-    others: dict[str, tuple[str, ...]] = defaultdict(tuple)
-    for paths in owners.values():
-        for path in paths:
-            others[path] = tuple(other for other in paths if other != path)
-    return others
 
 
 def _target(

@@ -158,7 +158,11 @@ def _jobs(
     for target in plan.targets:
         place, pair = places[f"{target.path}.weight"], pairs[target.path]
         if place.name in jobs:
-            raise AdapterError(f"two pairs change the one tensor {place.name}: {target.path}'s too")
+            raise AdapterError(
+                f"two pairs change the one tensor {place.name}: {target.path}'s too, and this model keeps "
+                "them tied, so that no merged weight is right for both: keep the adapter beside its base "
+                "(lorakit generate, serve)"
+            )
         if place.entry.dtype not in DTYPES:
             raise TargetError(
                 f"{place.file}: {place.name} is kept as {place.entry.dtype} and cannot take s·B·A: "
