@@ -117,6 +117,20 @@ def test_names_that_peft_takes_for_experts_are_found_and_rewritten(tmp_path: Pat
     torch.testing.assert_close(peft_logits(base, tmp_path / "new"), wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["deepseek_v3", "cohere2_moe"])
+def test_pairs_on_the_fused_experts_stand_beside_them(family: str, tmp_path: Path) -> None:
+    base = tiny_folder(family, tmp_path / "base")
+    model = adapt(base, target_parameters=("experts",), rank_pattern={"up_proj": 2})
+    folder = save_adapter(model, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    ends = {name.rpartition(".")[2] for name in config["target_parameters"]}
+    assert ends == {"weight", "gate_up_proj", "down_proj"}
+    with torch.no_grad():
+        wanted = model(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(peft_logits(base, folder), wanted, rtol=0, atol=1e-4)
+    assert read_stored(folder).pairs.keys() == lora_layers(model).keys()
+
+
 def test_families_without_fused_experts_keep_their_names(tmp_path: Path) -> None:
     base = tiny_folder("llama", tmp_path / "base")
     folder = save_adapter(adapt(base), tmp_path / "adapter")
