@@ -26,6 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorakit.errors import ModelError
+from lorakit.execution.lengths import context_length
 from lorakit.execution.modes import evaluating
 from lorakit.execution.settings import SPANS, AttentionSettings, settings_of
 from lorakit.execution.spans import MaskFunction, Span, hidden, read_span
@@ -221,11 +222,13 @@ def switch(model: Any) -> None:
         AttentionInterface.register(name, partial(_attention, loaded))
         if loaded in AttentionMaskInterface._global_mapping:
             AttentionMaskInterface.register(name, partial(_mask, loaded))
-    _set(model, name)
     try:
+        _set(model, name)
         _ask_masks(model)
     except Exception:
-        _set(model, loaded)
+        # Some towers may be switched already where another cannot be.
+        with quiet():
+            model.set_attn_implementation(loaded)
         raise
 
 
@@ -256,8 +259,7 @@ def _ask_masks(model: Any) -> None:
             _run_two(model, call)
     finally:
         _asked.reset(token)
-    config = model.config.get_text_config()
-    places = getattr(config, "max_position_embeddings", None) or 0
+    places = context_length(model.config) or 0
     spans: dict[MaskFunction, Span] = {}
     for module, function in call.asked.items():
         SPANS.pop(module, None)
