@@ -17,9 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorakit
 from architectures import tiny_folder
+from lorakit.adapters import read_adapter
+from lorakit.adapters.peft_experts import refused_by_peft
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded
-from lorakit.errors import TargetError
+from lorakit.errors import AdapterError, TargetError
 from lorakit.lora import LoraSpec, attach, detach, lora_layers, plan
 from lorakit.training.loss import CausalLoss
 from zoo_answers import check_generation, check_serving
@@ -158,6 +160,9 @@ def check_peft(subject: Architecture, adapter: Path, oracle: Oracle) -> None:
     from peft import PeftModel
 
     base = AutoModelForCausalLM.from_pretrained(subject.base, dtype=torch.float32)
+    refused = refused_by_peft(base.config.model_type, read_adapter(adapter).paths)
+    if refused:  # what `lorakit export --lint` says of it
+        raise AdapterError(f"peft refuses pairs on {refused[0]} beside a {base.config.model_type}")
     theirs = PeftModel.from_pretrained(base, adapter).eval()
     close_logits(lambda row: theirs(input_ids=row[None], use_cache=False).logits[0].float(), oracle)
 

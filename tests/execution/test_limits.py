@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from architectures import tiny_model
 from families import VOCABULARY, tiny
 from lorakit import LoraSpec, attach
 from lorakit.data import Encoded, TokenTable, micro_batches
@@ -191,3 +192,10 @@ def test_wrong_lengths_are_named_before_anything_is_tried():
     ids = torch.arange(10)
     with pytest.raises(ValueError, match="lengths sum to 9, but there are 10"):
         runnable.unpacked_logits(Packed(ids, ids, (4, 5)), ids)
+
+
+@pytest.mark.parametrize("family", ["ctrl", "git"])
+def test_embeddings_that_a_model_scales_in_their_place_are_followed(family):
+    """A leaf that wants a gradient may not be changed in its place: such models were refused."""
+    model = tiny_model(family)
+    assert Runnable(model).way in ("packed", "padded", "alone")

@@ -188,7 +188,8 @@ def _embedded(model: Any) -> Iterator[list[Tensor]]:
         if not isinstance(output, Tensor) or not torch.is_grad_enabled():
             return None
         leaves.append(output.detach().requires_grad_())
-        return leaves[-1]
+        # A leaf may not be scaled in its place, as some models do with their embeddings.
+        return leaves[-1].clone()
 
     embeddings = model.get_input_embeddings()
     for module in model.modules():  # outer ones first: inside, the tokens are in another order
