@@ -140,10 +140,13 @@ def test_families_without_fused_experts_keep_their_names(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])
-def test_the_linter_knows_what_peft_refuses(family: str, tmp_path: Path) -> None:
+def test_what_peft_refuses_is_said(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     base = tiny_folder(family, tmp_path / "base")
     model = adapt(base)
     folder = save_adapter(model, tmp_path / "adapter")
+    assert "out_proj beside a " + family in caplog.text
     with pytest.raises(ValueError, match="out_proj"):
         peft_logits(base, folder)
     verdicts = {f.verdict for f in lint(folder, GgufBase.of(model.config)) if f.runtime == "peft"}

@@ -1,6 +1,7 @@
 """A model's pairs -> an adapter folder in peft's format."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ from lorakit.adapters.attached import attached_mapping, attached_template, train
 from lorakit.adapters.naming import describe_parameters, describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig
-from lorakit.adapters.peft_experts import taken_of
+from lorakit.adapters.peft_experts import refused_by_peft, taken_of
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
 from lorakit.lora.parameters import bare_parameters
 from lorakit.models.load import source_of
 
+_log = logging.getLogger("lorakit.adapters")
 _GENERATES = "transformers.generation.utils.GenerationMixin"
 _TRANSFORMERS = "transformers.modeling_utils.PreTrainedModel"
 
@@ -73,6 +75,7 @@ def save_adapter(
         target_parameters=describe_parameters(experts, [*bare_parameters(model), *experts]),
         taken=taken_of(model),
     )
+    _warn_of_peft(model, dense)
     base = identity.to_dict() if identity is not None else None
     pairs = {
         path: Pair(
@@ -97,6 +100,17 @@ def save_adapter(
     record = make_record(spec, "", base, provenance)
     adapter = StoredAdapter(Path(folder), config, record, pairs)
     return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)
+
+
+def _warn_of_peft(model: nn.Module, dense: Sequence[str]) -> None:
+    """Say where peft would refuse the adapter."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if refused := refused_by_peft(model_type, dense):
+        _log.warning(
+            "peft loads no adapter with a pair on %s beside a %s; lorakit does. For peft, train "
+            "without that target, or merge the adapter",
+            *(refused[0], model_type),
+        )
 
 
 def _base_modules(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
