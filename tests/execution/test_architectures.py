@@ -1,6 +1,7 @@
 """Architectures against their own code: one of each kind of attention and layer, and all of them."""
 
 import dataclasses
+import os
 from types import SimpleNamespace
 
 import bench
@@ -71,6 +72,9 @@ def test_a_kind_is_right_or_refused_with_the_reason(name, tmp_path):
     assert not worse(subject), subject.facts
 
 
+@pytest.mark.skipif(
+    os.environ.get("LORAKIT_ZOO") != "all", reason="LORAKIT_ZOO=all examines all: about 20 minutes"
+)
 @pytest.mark.readers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*names(), *VARIANTS])
