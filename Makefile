@@ -21,8 +21,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## Train on a small task with the built-in model and show what happened
 	$(BIN)/lorakit demo
 
+# Tests compute in one thread each: two at once, a file to a worker, which shares its models.
+TWO := -n 2 --dist loadfile
+
 test: install ## Run the tests, and the examples in docstrings
-	$(BIN)/python -m pytest -m 'not readers'
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not readers' $(TWO)
 	$(BIN)/python -m pytest --doctest-modules src
 
 LOWEST := .venv-lowest
@@ -34,7 +37,7 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	touch $@
 
 test-lowest: $(LOWEST)/.installed ## Run the tests at the lowest versions of pyproject.toml
-	$(LOWEST)/bin/python -m pytest -m 'not readers'
+	OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m 'not readers' $(TWO)
 
 test-readers: install ## Run the tests that read whole models in other runtimes
 	$(BIN)/python -m pytest -m readers
