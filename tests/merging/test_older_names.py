@@ -5,6 +5,7 @@ import json
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from lorakit.merging.older_names import with_older_names
 
@@ -122,7 +123,9 @@ def test_what_is_there_stays():
 def test_transformers_reads_every_causal_model_as_before(tmp_path):
     """Not one configuration of transformers turns its rotation by the older keys beside the new."""
     compared = 0
-    for kind in sorted({c.model_type for c in MODEL_FOR_CAUSAL_LM_MAPPING}):
+    # Models of one's own that another test has registered are none of transformers'.
+    known = {c.model_type for c in MODEL_FOR_CAUSAL_LM_MAPPING} & CONFIG_MAPPING_NAMES.keys()
+    for kind in sorted(known):
         try:
             config = CONFIG_MAPPING[kind]().to_dict()
             new = read_again(config, tmp_path / f"{kind}-new")

@@ -280,3 +280,8 @@ def test_an_old_adapter_is_served(tmp_path):
     assert any(group.B.any() for group in new)
     ranks = read_adapter(tmp_path / "old").ranks
     assert bank.width(ranks, "old") == bank.width(read_adapter(tmp_path / "new").ranks, "new")
+    # Pairs beside its tower for images, which no text runs through, need no slots.
+    assert any("vision_tower" in path for path in ranks)
+    assert not any("vision_tower" in path for path in bank.targets)
+    with pytest.raises(AdapterError, match="nothing that runs for text"):
+        bank.width({path: 2 for path in ranks if "vision_tower" in path}, "tower")

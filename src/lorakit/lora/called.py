@@ -67,6 +67,11 @@ def idle_layers(model: nn.Module) -> dict[str, Idle]:
     return _known[model]
 
 
+def not_for_text(model: nn.Module) -> frozenset[str]:
+    """Paths of layers that do not run for rows of text: pairs beside them change no answer to text."""
+    return frozenset(path for path, idle in idle_layers(model).items() if idle is _NO_TEXT)
+
+
 def reasons_of_idle(
     model: nn.Module, spec: LoraSpec, chosen: list[str], *, exist: bool = False
 ) -> dict[str, str]:

@@ -13,6 +13,7 @@ from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.kernels.slots import SlotGroup
+from lorakit.lora.called import not_for_text
 from lorakit.lora.planning import Target
 from lorakit.lora.targets import block_of
 from lorakit.lora.variant import Capability, Variant, require_capability
@@ -83,6 +84,7 @@ class Bank:
         model: nn.Module | None = None,
     ) -> None:
         self._model = model
+        self._silent = frozenset[str]() if model is None else not_for_text(model)
         self.targets, self.slots, self.rank = dict(targets), slots, rank
         self.dtype, self.device = dtype, device
         self._grouped = [tuple(paths) for paths in grouped]
@@ -125,6 +127,12 @@ class Bank:
         if self._model is not None and not ranks.keys() <= self.targets.keys():
             moved = moved_paths(self._model, ranks)
             ranks = {moved.get(path, path): rank for path, rank in ranks.items()}
+        # The pairs of a tower for images change nothing of an answer to text.
+        ranks = {path: rank for path, rank in ranks.items() if path not in self._silent}
+        if not ranks:
+            raise AdapterError(
+                f"{name} adapts nothing that runs for text: it would change no answer"
+            )
         check_paths(ranks, self.targets, name)
         width = -(-max(ranks.values()) // self.rank)
         if width > self.slots:
