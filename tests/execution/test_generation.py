@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from architectures import tiny_model
 from families import FAMILIES, VOCABULARY, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.facts import facts_of
@@ -39,6 +40,7 @@ def test_batched_greedy_equals_one_at_a_time_by_hand(family):
 
 def forced(model, sequence):
     """Make the model say this, whatever the prompt of length 3: one-hot logits by position."""
+    facts_of(model).continued = True  # what it says is no model's: there is nothing to compare
     table = torch.full((600, VOCABULARY), -50.0)
     for place, token in enumerate(sequence):
         table[2 + place, token] = 50.0
@@ -246,3 +248,14 @@ def test_a_model_that_generate_gives_other_positions_is_refused(family):
     model = sized(family, is_decoder=True)
     with pytest.raises(ModelError, match="not continued rightly by transformers' generate"):
         generate(model, tokenizer(), PROMPTS, max_new_tokens=5)
+    with pytest.raises(ModelError, match="not continued rightly"):  # alone too, and piece by piece
+        generate(model, tokenizer(), PROMPTS[:1], max_new_tokens=5)
+    with pytest.raises(ModelError, match="not continued rightly"):
+        stream(model, tokenizer(), PROMPTS[0], max_new_tokens=5)
+
+
+def test_a_model_that_generate_does_not_run_is_refused_by_name():
+    """BLT's configuration has no number of layers, which transformers' caches ask for."""
+    model = tiny_model("blt")
+    with pytest.raises(ModelError, match="generate does not run BltForCausalLM"):
+        generate(model, tokenizer(), PROMPTS[:1], max_new_tokens=5)

@@ -58,6 +58,7 @@ class Facts:
         tried, right: paths of blocks that were run fused, and of those that gave the same answer.
         recomputes: whether activation checkpointing is on.
         answers_step: whether answers as steps after their prompt are as likely as in whole rows.
+        continued: whether a prompt alone was seen to be continued by the model's own likeliest tokens.
         batches: whether prompts of different lengths are continued in a batch as each is alone.
         batches_to: tokens of prompt and answer up to which that holds.
     """
@@ -75,6 +76,7 @@ class Facts:
     right: set[str] = field(default_factory=set)
     recomputes: bool = False
     answers_step: bool | None = None
+    continued: bool = False
     batches: bool | None = None
     batches_to: int = max(LENGTHS)
 

@@ -19,7 +19,7 @@ from lorakit.errors import ConfigError
 from lorakit.execution.chosen import ChosenLogProbs
 from lorakit.execution.modes import evaluating
 from lorakit.execution.prompts import check_prompts, left_padded
-from lorakit.execution.together import NEW, continues_together
+from lorakit.execution.together import NEW, check_continued, continues_together
 from lorakit.models.quiet import quiet
 
 _log = logging.getLogger("lorakit.execution")
@@ -80,7 +80,8 @@ def generate(
 
     Raises:
         ConfigError: a setting is out of range.
-        ModelError: an empty prompt, or one too long for the model's positions.
+        ModelError: an empty prompt, or one too long for the model's positions; or transformers does not
+            continue what the model's own forward finds likeliest.
     """
     settings = generation_settings(
         model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
@@ -114,6 +115,8 @@ def _batches(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new: int, batch_size: int
 ) -> list[list[int]]:
     """Which prompts share a batch, the longest first; one each where company changes the answers."""
+    if prompts:
+        check_runs(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     pads = any(len({len(prompts[i]) for i in members}) > 1 for members in batches)
@@ -127,6 +130,15 @@ def _batches(
         return batches
     _log.info("%s: prompts are continued one at a time", type(model).__name__)
     return [[i] for i in order]
+
+
+def check_runs(model: Any, tokenizer: Any) -> None:
+    """See that transformers' `generate` continues what this model would; asked once for a model.
+
+    Raises:
+        ModelError: see `together.check_continued`.
+    """
+    check_continued(model, lambda some: _greedy_logits(model, tokenizer, some))
 
 
 def _greedy_logits(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorakit.data import Template
 from lorakit.execution.generate import (
+    check_runs,
     decode,
     generation_settings,
     ready_to_generate,
@@ -40,6 +41,7 @@ def stream(
         model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
     )
     check_prompts(model, [ids], max_new_tokens, tokenizer)
+    check_runs(model, tokenizer)
     return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
 
 

@@ -15,7 +15,14 @@ from lorakit.errors import ModelError
 from lorakit.execution.facts import facts_of
 from lorakit.execution.lengths import crossed, limits_of
 from lorakit.execution.modes import evaluating
-from lorakit.execution.trial import LENGTHS, random_ids, row_logits, same_answer, tolerance
+from lorakit.execution.trial import (
+    FAILURES,
+    LENGTHS,
+    random_ids,
+    row_logits,
+    same_answer,
+    tolerance,
+)
 
 NEW = 5
 """Tokens by which the prompts of a trial are continued."""
@@ -33,11 +40,11 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
         continue_greedily: how a batch is continued.
 
     Raises:
-        ModelError: a prompt alone is not continued by what the model says of the whole text.
+        ModelError: see `check_continued`.
     """
+    check_continued(model, continue_greedily)
     facts = facts_of(model)
     if facts.batches is None:
-        _check_alone(model, continue_greedily)
         facts.batches = _same(model, LENGTHS, continue_greedily)
     if longest > facts.batches_to:
         limit = crossed(limits_of(model.config), facts.batches_to, longest)
@@ -49,15 +56,35 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
     return facts.batches
 
 
-@torch.no_grad()
-def _check_alone(model: Any, continue_greedily: Continue) -> None:
-    """See that a prompt is continued by the likeliest tokens of the model's own forward.
+def check_continued(model: Any, continue_greedily: Continue) -> None:
+    """See that a prompt is continued by the likeliest tokens of the model's own forward; asked once.
 
     transformers' `generate` counts positions from 0 where RoBERTa's kin count from behind the padding
-    token's, and appends a mask token for XLM (transformers 5.24).
+    token's, appends a mask token for XLM, and asks BLT for a size that it has not (transformers 5.24).
+
+    Args:
+        model: a causal LM.
+        continue_greedily: how a batch is continued.
+
+    Raises:
+        ModelError: it is not, or not at all.
     """
+    facts = facts_of(model)
+    if not facts.continued:
+        _check_alone(model, continue_greedily)
+        facts.continued = True
+
+
+@torch.no_grad()
+def _check_alone(model: Any, continue_greedily: Continue) -> None:
     prompt = random_ids(model, min(LENGTHS))
-    steps_NV = continue_greedily([prompt.tolist()])[0]
+    try:
+        steps_NV = continue_greedily([prompt.tolist()])[0]
+    except FAILURES as error:
+        raise ModelError(
+            f"transformers' generate does not run {type(model).__name__}: {error}. Its loss and choices "
+            "among given answers are right; for text take another model"
+        ) from error
     whole = torch.cat([prompt, steps_NV.argmax(-1)[:-1]])
     with evaluating(model):
         expected_NV = row_logits(model, whole)[len(prompt) - 1 :]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ConfigError
+from lorakit.execution.trial import row_logits
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def probe_logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> Tensor:
     model.eval()
     try:
         rows = [
-            model(input_ids=torch.as_tensor(probe, device=device).view(1, -1)).logits[0]
+            row_logits(model, torch.as_tensor(probe, device=device).view(-1))
             for probe in probes
             if len(probe)
         ]
