@@ -40,7 +40,9 @@ def test_batched_greedy_equals_one_at_a_time_by_hand(family):
 
 def forced(model, sequence):
     """Make the model say this, whatever the prompt of length 3: one-hot logits by position."""
-    facts_of(model).continued = True  # what it says is no model's: there is nothing to compare
+    facts_of(model).continued_to = (
+        1 << 20
+    )  # what it says is no model's: there is nothing to compare
     table = torch.full((600, VOCABULARY), -50.0)
     for place, token in enumerate(sequence):
         table[2 + place, token] = 50.0
@@ -252,6 +254,15 @@ def test_a_model_that_generate_gives_other_positions_is_refused(family):
         generate(model, tokenizer(), PROMPTS[:1], max_new_tokens=5)
     with pytest.raises(ModelError, match="not continued rightly"):
         stream(model, tokenizer(), PROMPTS[0], max_new_tokens=5)
+
+
+@pytest.mark.parametrize("family", ["moshi"])
+def test_a_model_that_generate_continues_otherwise_past_a_limit_is_refused_there(family):
+    """Below its limit (16 or 24 tokens here) it is right, and stays so."""
+    model = tiny_model(family)
+    generate(model, tokenizer(), [[5, 6, 7]], max_new_tokens=3)
+    with pytest.raises(ModelError, match="not continued rightly by transformers' generate"):
+        generate(model, tokenizer(), [list(range(20, 40))], max_new_tokens=5)
 
 
 def test_a_model_that_generate_does_not_run_is_refused_by_name():

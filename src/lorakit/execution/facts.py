@@ -58,7 +58,8 @@ class Facts:
         tried, right: paths of blocks that were run fused, and of those that gave the same answer.
         recomputes: whether activation checkpointing is on.
         answers_step: whether answers as steps after their prompt are as likely as in whole rows.
-        continued: whether a prompt alone was seen to be continued by the model's own likeliest tokens.
+        continued_to: tokens up to which a prompt alone was seen to be continued by the model's own
+            likeliest tokens; 0 where it was not tried.
         batches: whether prompts of different lengths are continued in a batch as each is alone.
         batches_to: tokens of prompt and answer up to which that holds.
     """
@@ -76,7 +77,7 @@ class Facts:
     right: set[str] = field(default_factory=set)
     recomputes: bool = False
     answers_step: bool | None = None
-    continued: bool = False
+    continued_to: int = 0
     batches: bool | None = None
     batches_to: int = max(LENGTHS)
 

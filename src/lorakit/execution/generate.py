@@ -115,9 +115,9 @@ def _batches(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new: int, batch_size: int
 ) -> list[list[int]]:
     """Which prompts share a batch, the longest first; one each where company changes the answers."""
-    if prompts:
-        check_runs(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    if prompts:
+        check_runs(model, tokenizer, len(prompts[order[0]]) + new)
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     pads = any(len({len(prompts[i]) for i in members}) > 1 for members in batches)
     if not pads:
@@ -132,13 +132,13 @@ def _batches(
     return [[i] for i in order]
 
 
-def check_runs(model: Any, tokenizer: Any) -> None:
-    """See that transformers' `generate` continues what this model would; asked once for a model.
+def check_runs(model: Any, tokenizer: Any, longest: int) -> None:
+    """See that transformers' `generate` continues a text of so many tokens as this model would.
 
     Raises:
         ModelError: see `together.check_continued`.
     """
-    check_continued(model, lambda some: _greedy_logits(model, tokenizer, some))
+    check_continued(model, longest, lambda some: _greedy_logits(model, tokenizer, some))
 
 
 def _greedy_logits(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

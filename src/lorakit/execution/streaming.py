@@ -41,7 +41,7 @@ def stream(
         model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
     )
     check_prompts(model, [ids], max_new_tokens, tokenizer)
-    check_runs(model, tokenizer)
+    check_runs(model, tokenizer, len(ids) + max_new_tokens)
     return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
 
 

@@ -42,7 +42,7 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
     Raises:
         ModelError: see `check_continued`.
     """
-    check_continued(model, continue_greedily)
+    check_continued(model, longest, continue_greedily)
     facts = facts_of(model)
     if facts.batches is None:
         facts.batches = _same(model, LENGTHS, continue_greedily)
@@ -56,34 +56,42 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
     return facts.batches
 
 
-def check_continued(model: Any, continue_greedily: Continue) -> None:
-    """See that a prompt is continued by the likeliest tokens of the model's own forward; asked once.
+def check_continued(model: Any, longest: int, continue_greedily: Continue) -> None:
+    """See that a prompt is continued by the likeliest tokens of the model's own forward.
 
+    Asked once, and again past each limit of the configuration that prompts and answers cross.
     transformers' `generate` counts positions from 0 where RoBERTa's kin count from behind the padding
     token's, appends a mask token for XLM, and asks BLT for a size that it has not (transformers 5.24).
 
     Args:
         model: a causal LM.
+        longest: tokens of the longest prompt with its answer.
         continue_greedily: how a batch is continued.
 
     Raises:
         ModelError: it is not, or not at all.
     """
     facts = facts_of(model)
-    if not facts.continued:
-        _check_alone(model, continue_greedily)
-        facts.continued = True
+    if not facts.continued_to:
+        _check_alone(model, min(LENGTHS), continue_greedily)
+        facts.continued_to = max(LENGTHS)
+    if longest > facts.continued_to:
+        limit = crossed(limits_of(model.config), facts.continued_to, longest)
+        if limit is not None:
+            _check_alone(model, limit + 3, continue_greedily)
+        facts.continued_to = longest
 
 
 @torch.no_grad()
-def _check_alone(model: Any, continue_greedily: Continue) -> None:
-    prompt = random_ids(model, min(LENGTHS))
+def _check_alone(model: Any, length: int, continue_greedily: Continue) -> None:
+    name = type(model).__name__
+    prompt = random_ids(model, length)
     try:
         steps_NV = continue_greedily([prompt.tolist()])[0]
     except FAILURES as error:
         raise ModelError(
-            f"transformers' generate does not run {type(model).__name__}: {error}. Its loss and choices "
-            "among given answers are right; for text take another model"
+            f"transformers' generate does not run {name}: {error}. Its loss and choices among given "
+            "answers are right; for text take another model"
         ) from error
     whole = torch.cat([prompt, steps_NV.argmax(-1)[:-1]])
     with evaluating(model):
@@ -92,9 +100,10 @@ def _check_alone(model: Any, continue_greedily: Continue) -> None:
     close = 10 * tolerance(model.dtype)
     if not same_answer(model, "one prompt", lambda: steps_NV, expected_NV, close=close):
         raise ModelError(
-            f"{type(model).__name__} is not continued rightly by transformers' generate: its tokens are "
-            "not those that the model's own forward finds likeliest. Its loss and choices among given "
-            "answers are right; for text take another model"
+            f"{name} is not continued rightly by transformers' generate (tried on {length} tokens): its "
+            "tokens are not those that the model's own forward finds likeliest. Its loss and choices "
+            "among given answers are right; for text take another model, or lorakit serve, which "
+            "tries its own ways"
         )
 
 
