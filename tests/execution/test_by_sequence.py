@@ -85,3 +85,13 @@ def test_packed_rows_have_the_loss_and_gradients_of_each_alone(family):
 def test_the_longest_sequence_is_known_by_the_names_it_has(fields, expected):
     family, given = fields
     assert context_length(AutoConfig.for_model(family, **given)) == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["xlstm", "rwkv", "bamba"])
+def test_some_places_are_those_of_all(family):
+    """Some models take `logits_to_keep`, some do not, and xLSTM takes any argument and does nothing."""
+    runnable, rows = Runnable(tiny_kind(family)), packed_rows()
+    some = torch.tensor([3, 20, 50])
+    every = runnable.logits(rows, torch.arange(sum(LENGTHS)))
+    torch.testing.assert_close(runnable.logits(rows, some), every[some], rtol=1e-5, atol=1e-5)

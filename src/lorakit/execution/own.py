@@ -35,13 +35,14 @@ def own_logits(
 ) -> Tensor:
     """Next-token logits at the places `keep_L` of the row, (L, vocabulary), by the model's head."""
     arguments = _arguments(model, model, ids_T, positions_T, where)
-    keeps = _takes(model, "logits_to_keep")
-    if keeps:
+    if _takes(model, "logits_to_keep"):
         arguments["logits_to_keep"] = keep_L
     with maskless(), within(where):
         logits_1LV = model(**arguments).logits
     assert isinstance(logits_1LV, Tensor)
-    return logits_1LV[0] if keeps else logits_1LV[0].index_select(0, keep_L)
+    # xLSTM takes any argument and leaves this one aside (transformers 5.24).
+    kept = logits_1LV.shape[1] == len(keep_L)
+    return logits_1LV[0] if kept else logits_1LV[0].index_select(0, keep_L)
 
 
 def _arguments(
