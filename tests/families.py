@@ -13,7 +13,7 @@ from transformers import (
 )
 
 VOCABULARY = 300
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -100,7 +100,7 @@ NOT_PACKABLE: dict[str, dict[str, Any]] = {
 def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
     """A two-layer model in eval mode, float32, with weights large enough to tell tokens apart."""
     own = FAMILIES | BY_SEQUENCE | NOT_PACKABLE | ATTENTION_KINDS
-    settings = {**_COMMON, **own[family], **changes}
+    settings = {**COMMON, **own[family], **changes}
     without = ("gpt2", "bloom", "mamba", "gpt_neox", "phi3", "xlm", "deepseek_v3", "minicpm3")
     if family in without:
         settings.pop("head_dim")
@@ -113,7 +113,7 @@ def gemma3_config(**text_changes: Any) -> Any:
     """A two-layer vision-language configuration; its files have other names than its modules."""
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     names += ("num_attention_heads", "num_key_value_heads", "head_dim", "initializer_range")
-    text = {name: _COMMON[name] for name in names} | text_changes
+    text = {name: COMMON[name] for name in names} | text_changes
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
     return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)

@@ -3,19 +3,10 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-_COMMON = {
-    "vocab_size": 300,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
+from families import COMMON
+
+# Without a width of heads: some of these have heads of their own.
+_COMMON = {key: value for key, value in COMMON.items() if key != "head_dim"}
 _MAMBA2 = {
     "mamba_n_heads": 12,
     "mamba_d_head": 8,

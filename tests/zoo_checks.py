@@ -6,7 +6,6 @@ where transformers' own code fails.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,9 @@ def check_loss(subject: Architecture, model: Any, oracle: Oracle) -> None:
     nll.backward()
     runnable = loss.runnable
     subject.facts["packs"] = runnable.packs
-    subject.facts["by_sequence"] = sorted(getattr(runnable, "by_sequence", ()) or ())
+    subject.facts["by_sequence"] = sorted(runnable.by_sequence)
     subject.facts["fused"] = len(runnable.fused_blocks)
-    subject.facts["way"] = getattr(runnable, "way", "packed" if runnable.packs else "padded")
+    subject.facts["way"] = runnable.way
     runnable.rest()
     apart = abs(float(nll) - wanted) / count
     subject.facts["loss_apart"] = apart
@@ -248,7 +247,7 @@ def _examine(subject: Architecture, short: bool) -> None:
     subject.check("saves", lambda: save(model, adapter))
     subject.check("generates", lambda: check_generation(subject, model, tokenizer, first))
     if not short:
-        if fused_experts(model) and "target_parameters" in {f.name for f in fields(LoraSpec)}:
+        if fused_experts(model):
             subject.facts["experts"] = subject.check("experts", lambda: check_experts(subject))
         subject.check("trains", lambda: check_training(subject))
         subject.check("peft", lambda: check_peft(subject, adapter, first))

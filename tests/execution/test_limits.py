@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from architectures import tiny_model
-from families import VOCABULARY, tiny
+from families import COMMON, VOCABULARY, tiny
 from lorakit import LoraSpec, attach
 from lorakit.data import Encoded, TokenTable, micro_batches
 from lorakit.execution.facts import facts_of
@@ -17,19 +17,7 @@ from lorakit.lora.layers import LoraLayer
 from lorakit.training.loss import CausalLoss
 
 LENGTHS = (9, 23, 37, 5)
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
+SIZES = {key: value for key, value in COMMON.items() if key != "head_dim"}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -95,7 +83,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
 def build(case: str) -> Any:
     family, changes, _ = CASES[case]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**COMMON, **changes})
+    config = AutoConfig.for_model(family, **{**SIZES, **changes})
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
