@@ -46,6 +46,7 @@ def main() -> None:
         "--steps", type=int, default=4, help="of a training run; the first is not timed"
     )
     parser.add_argument("--requests", type=int, default=32, help="of a serving run")
+    parser.add_argument("--adapters", default="0,8,32", help="how many are asked in turn, with commas")
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     given = parser.parse_args()
@@ -140,7 +141,7 @@ def _serve(
             stack.enter_context(serve.server(f"{scratch}/adapters", command, _environment(tree)))
             for tree in trees
         ]
-        for adapters in (0, 8, 32):
+        for adapters in map(int, given.adapters.split(",")):
             task = {"adapters": adapters, "new": given.new}
             for url in urls:  # adapters come into their slots
                 asyncio.run(serve.burst(url, task, asked[: serve.FLIGHT]))
