@@ -14,6 +14,7 @@ from torch import Tensor
 from lorakit.data import TokenTable, micro_batches
 from lorakit.data.batches import Batch
 from lorakit.execution.runnable import Runnable
+from lorakit.kernels.head import label_nats
 
 # 128 rows of a 49,152-word vocabulary are 25 MB of float32, well below the size of a training step: an
 # evaluation in the middle of training should not be what sets its peak of memory.
@@ -81,8 +82,8 @@ def row_losses(model: Any, table: TokenTable, batch_tokens: int) -> tuple[Floats
         moved = batch.to(model.device)
         row_L = row_of(batch)
         for part, log_p_CV in log_probs(moved):
-            log_p_C = log_p_CV.gather(1, moved.labels_L[part, None])[:, 0]
-            np.add.at(nats_S, row_L[part], -log_p_C.double().cpu().numpy())
+            nats_C = label_nats(log_p_CV, moved.labels_L[part])
+            np.add.at(nats_S, row_L[part], nats_C.double().cpu().numpy())
         np.add.at(tokens_S, row_L, 1.0)
     return nats_S, tokens_S
 

@@ -22,6 +22,8 @@ from lorakit.kernels.layout import compiles_shapes, rounded
 HEAD_CHUNK = 512
 # Rows whose softmax is taken at once on a CPU: 3 MB of float32 for that vocabulary.
 SOFTMAX_ROWS = 16
+# A label with fewer nats than this has p > 1/2: 1 - Σ of the others is the more precise of the two.
+SURE_NATS = 0.69
 
 
 def chunked_head_loss(
@@ -50,7 +52,7 @@ def chunked_head_loss(
 class _ChunkedHead(torch.autograd.Function):
     """Σ cross-entropy(h Wᵀ + b + s·(h Aᵀ) Bᵀ, labels) without ever holding the (L, V) logits.
 
-    With G = softmax - onehot, every gradient is formed chunk by chunk while the logits are there:
+    With G = softmax - onehot (`_nll_and_slope`), every gradient is formed chunk by chunk while the logits are there:
     G W + s·(G B) A of h, Gᵀ h of W, s·(G B)ᵀ h of A and s·Gᵀ (h Aᵀ) of B. The backward only scales
     them. What is frozen gets none.
     """
@@ -88,7 +90,7 @@ class _ChunkedHead(torch.autograd.Function):
             low_CR = None if beside is None else hidden @ beside.A_RD.t()
             if beside is not None and low_CR is not None:
                 logits.addmm_(low_CR, beside.B_VR.t(), alpha=beside.scale)
-            total += _nll_and_slope(logits[:count], labels)
+            total += _nll_and_slope(logits[:count], labels, logits[:count] if any(wants) else None)
             if not any(wants):
                 continue
             logits[count:].zero_()
@@ -159,11 +161,61 @@ class _Gradients:
             self.B.add_(slope_CV.t() @ low_CR, alpha=pair.scale)
 
 
-def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Σ cross-entropy, in float64; the logits become softmax - onehot in their place.
+def label_loss(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
+    """Summed nats of the labels by logits that are there: Σ_l -log softmax(logits_l)[label_l].
+
+    Differentiable in the logits. torch's own cross-entropy gives a token whose probability rounds to
+    1 in float32 (a lead above 16.6 nats) a loss and a gradient of zero; this one does not.
+
+    Args:
+        logits_LV: of the positions that predict a label, in any floating format.
+        labels_L: int64 token ids.
+
+    Returns:
+        A scalar in float32 at least.
+    """
+    return cast(Tensor, _LabelLoss.apply(logits_LV, labels_L))
+
+
+class _LabelLoss(torch.autograd.Function):
+    """Σ cross-entropy(logits, labels); softmax - onehot is formed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_LV: Tensor, labels_L: Tensor) -> Tensor:
+        wide = torch.promote_types(logits_LV.dtype, torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        slope_LV = torch.empty_like(logits_LV, dtype=wide) if wanted else None
+        total = _nll_and_slope(logits_LV, labels_L, slope_LV)
+        ctx.save_for_backward(slope_LV)
+        ctx.format = logits_LV.dtype
+        return total.to(wide)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        (slope_LV,) = ctx.saved_tensors
+        return (None if slope_LV is None else (slope_LV * grad).to(ctx.format)), None
+
+
+def label_nats(log_p_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """-log p of each label, (C,), by the log-probabilities of all words.
+
+    A probability near 1 is 1 - Σ of the others: its own logarithm rounds to zero.
+    """
+    nats_C = -log_p_CV.gather(1, labels_C[:, None])[:, 0]
+    sure = (nats_C < SURE_NATS).nonzero()[:, 0]
+    if len(sure):
+        others = log_p_CV[sure].exp_().scatter_(1, labels_C[sure, None], 0.0)
+        nats_C[sure] = -torch.log1p(-others.sum(1))
+    return nats_C
+
+
+def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None) -> Tensor:
+    """Σ cross-entropy, in float64; softmax - onehot goes to `slope`, which may be the logits.
 
     In float32 at least, whatever the base is kept in, because the sum runs over the vocabulary; a
-    few rows at a time, which stay in the cache.
+    few rows at a time, which stay in the cache. The slope of a label, p - 1, is minus the sum of the
+    others: where p rounds to 1 the difference is zero, and the sum is not.
     """
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=logits_CV.device)
@@ -174,7 +226,9 @@ def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
         labels = labels_C[start : start + at_once, None]
         log_p = log_p_RV[: len(part)].copy_(part)
         torch.log_softmax(log_p, 1, out=log_p)
-        total -= log_p.gather(1, labels).sum(dtype=torch.float64)
-        log_p.exp_()[torch.arange(len(part), device=part.device), labels[:, 0]] -= 1
-        part.copy_(log_p)
+        nats = -log_p.gather(1, labels)
+        others = log_p.exp_().scatter_(1, labels, 0.0).sum(1, keepdim=True)
+        total += torch.where(nats < SURE_NATS, -torch.log1p(-others), nats).sum(dtype=torch.float64)
+        if slope_CV is not None:
+            slope_CV[start : start + at_once].copy_(log_p.scatter_(1, labels, -others))
     return total

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.data.batches import Batch
 from lorakit.execution.runnable import Runnable
 from lorakit.kernels.groups import Linear
-from lorakit.kernels.head import chunked_head_loss
+from lorakit.kernels.head import chunked_head_loss, label_loss
 
 
 class Loss(Protocol):
@@ -105,9 +104,7 @@ def head_loss(head: Linear, hidden_LD: Tensor, labels_L: Tensor) -> Tensor:
 
 def logits_loss(logits_LV: Tensor, batch: Batch) -> Tensor:
     """Summed nats of a batch's labels by the logits of the positions that predict them."""
-    # float32 at least, whatever the base is kept in: the sum runs over the vocabulary.
-    wide = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
-    return F.cross_entropy(wide, batch.labels_L, reduction="sum")
+    return label_loss(logits_LV, batch.labels_L)
 
 
 @torch.no_grad()
