@@ -46,7 +46,9 @@ def main() -> None:
         "--steps", type=int, default=4, help="of a training run; the first is not timed"
     )
     parser.add_argument("--requests", type=int, default=32, help="of a serving run")
-    parser.add_argument("--adapters", default="0,8,32", help="how many are asked in turn, with commas")
+    parser.add_argument(
+        "--adapters", default="0,8,32", help="how many are asked in turn, with commas"
+    )
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     given = parser.parse_args()

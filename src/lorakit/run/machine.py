@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lorakit.kernels.native import kernels_of
+
 VERSIONS = ("lorakit", "torch", "transformers", "safetensors", "datasets")
 
 
@@ -23,8 +25,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory and device, as plain values."""
+def machine(model: Any) -> dict[str, Any]:
+    """Processor, cores, memory, kernels and device of a loaded model, as plain values."""
+    device = model.device
     info = Path("/proc/cpuinfo")
     names = [
         line.split(":", 1)[1].strip()
@@ -37,6 +40,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": str(device),
+        "kernels": kernels_of(model).name,
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
