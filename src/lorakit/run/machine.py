@@ -25,9 +25,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(model: Any) -> dict[str, Any]:
-    """Processor, cores, memory, kernels and device of a loaded model, as plain values."""
-    device = model.device
+def machine(device: torch.device, model: Any = None) -> dict[str, Any]:
+    """Processor, cores, memory and device, as plain values; of a loaded model also its kernels."""
     info = Path("/proc/cpuinfo")
     names = [
         line.split(":", 1)[1].strip()
@@ -40,8 +39,9 @@ def machine(model: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": str(device),
-        "kernels": kernels_of(model).name,
     }
+    if model is not None:
+        described["kernels"] = kernels_of(model).name
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
     return described
