@@ -5,18 +5,28 @@ BIN := $(VENV)/bin
 # Where real data lies for benchmarks; never needed by `make test`.
 DATA ?= data
 
-.PHONY: help install demo test test-lowest test-readers check format bench release clean
+.PHONY: help install demo test test-lowest test-readers sanitize check format bench release clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-install: $(VENV)/.installed ## Set up .venv with everything that demo and test need
+install: $(VENV)/.installed $(VENV)/.kernels ## Set up .venv with everything that demo and test need
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The compiled kernels of native/, where there is a C++ compiler. Without them everything works by plain torch.
+NATIVE := $(wildcard native/pyproject.toml native/CMakeLists.txt native/lorakit_kernels/*.py native/src/*)
+$(VENV)/.kernels: $(VENV)/.installed $(NATIVE)
+	@if ! command -v $(CXX) >/dev/null; then \
+	    echo "no C++ compiler ($(CXX)): lorakit computes by plain torch"; \
+	elif ! $(BIN)/python -m pip install --quiet --disable-pip-version-check ./native; then \
+	    echo "the compiled kernels could not be built: lorakit computes by plain torch"; \
+	fi
+	@touch $@
 
 demo: install ## Train on a small task with the built-in model and show what happened
 	$(BIN)/lorakit demo
@@ -41,6 +51,18 @@ test-lowest: $(LOWEST)/.installed ## Run the tests at the lowest versions of pyp
 
 test-readers: install ## Run the tests that read whole models in other runtimes
 	$(BIN)/python -m pytest -m readers
+
+# Tests of the compiled kernels, under AddressSanitizer and UndefinedBehaviorSanitizer. Python itself is not
+# compiled with them, so that the runtime is loaded before it; what Python never frees is no leak of ours.
+SANITIZED := build/sanitize
+sanitize: $(VENV)/.installed ## Run the tests of the compiled kernels under AddressSanitizer
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/lorakit_kernels
+	cmake -S native -B $(SANITIZED)/build -DLK_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug
+	cmake --build $(SANITIZED)/build
+	cp native/lorakit_kernels/__init__.py $(SANITIZED)/build/liblorakit_kernels.so $(SANITIZED)/lorakit_kernels/
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZE_TESTS)
+SANITIZE_TESTS := $(wildcard tests/kernels/test_native_*.py)
 
 check: install ## Format, lint, types, imports
 	$(BIN)/ruff format --check .

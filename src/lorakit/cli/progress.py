@@ -120,6 +120,8 @@ def fetching() -> Iterator[Callable[[str, int, int], None]]:
 
 def show_prepared(prepared: Any) -> None:
     """The rows, the plan and the forecast of a run that is about to start."""
+    from lorakit.kernels.native import kernels_of  # it imports torch
+
     data, forecast, model = prepared.data, prepared.forecast, prepared.session.model
     say(data.notes)
     rows = f"{count(len(data.train))} training rows, {count(len(data.eval))} held-out rows"
@@ -136,6 +138,7 @@ def show_prepared(prepared: Any) -> None:
             f"{forecast.flops_per_token / 1e6:,.0f} MFLOP a token at "
             f"{forecast.matmul_flops / 1e9:,.0f} GFLOP/s",
             *([prepared.estimate.note] if prepared.estimate.note else []),
+            kernels_of(model).line,
         ]
     )
 

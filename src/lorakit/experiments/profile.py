@@ -112,7 +112,7 @@ def profile_of(context: TrialContext, train: TokenTable) -> Profile:
         template=session.template.to_dict(),
         notes=tuple(context.data.notes),
         versions=versions(),
-        machine=machine(session.model.device),
+        machine=machine(session.model.device, session.model),
     )
 
 

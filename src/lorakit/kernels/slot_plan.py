@@ -73,7 +73,8 @@ class BatchPlan:
     """How the tokens of a step are cut; `rows` counts all of them, the base's included.
 
     `runs`: of adapters, as they were planned. `kept`: the plan of the tokens whose logits are wanted,
-    for the output head; None where nobody said.
+    for the output head; None where nobody said. `table`: the runs on the CPU, (runs, 4) int64: slot,
+    width, first token, tokens.
     """
 
     rows: int
@@ -81,6 +82,7 @@ class BatchPlan:
     slots: frozenset[int]
     runs: tuple[SlotRun, ...] = ()
     kept: "BatchPlan | None" = None
+    table: Tensor | None = None
 
 
 def runs_of(runs: Sequence[SlotRun], keep: Sequence[int]) -> tuple[SlotRun, ...]:
@@ -132,10 +134,12 @@ def plan_batch(
     """
     by_width: dict[int, list[_Member]] = {}
     token = free = 0
+    table = list[tuple[int, int, int, int]]()
     for run in runs:
         if run.slot < free or run.rows < 1 or run.width < 1 or run.slot % run.width:
             raise ValueError(f"runs overlap, are out of order or misplaced: {run} in {runs}")
         by_width.setdefault(run.width, []).append(_Member(run.slot // run.width, token, run.rows))
+        table.append((run.slot, run.width, token, run.rows))
         token, free = token + run.rows, run.slot + run.width
     if token > rows:
         raise ValueError(f"the runs hold {token} tokens, and there are {rows}")
@@ -145,7 +149,7 @@ def plan_batch(
         for part in _cut(members, width, cost)
     ]
     taken = frozenset(s for run in runs for s in range(run.slot, run.slot + run.width))
-    return BatchPlan(rows, tuple(segments), taken, runs)
+    return BatchPlan(rows, tuple(segments), taken, runs, table=torch.tensor(table))
 
 
 def _cut(members: list[_Member], width: int, cost: Costs) -> list[list[_Member]]:

@@ -15,6 +15,9 @@ width, their greatest common divisor, so that they too are one product: q of 576
 are five chunks of 192, each of which knows whose H it takes. Tokens of the base are in no segment.
 How tokens are cut into segments is planned once a step, by `plan_batch`, and used by every layer.
 
+On a CPU with compiled kernels (native.py) it is one call instead, native/src/serve.cpp, which needs no
+segments: up to four tokens of an adapter share what is read of it.
+
 docs/performance.md has what other ways of cutting cost. The oracle in the tests is a loop over tokens.
 """
 
@@ -25,6 +28,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from lorakit.kernels import native
 from lorakit.kernels.slot_plan import BatchPlan, Segment
 
 
@@ -53,6 +57,9 @@ class SlotGroup:
         self._shapes = (len(chunks), rank, in_features), (sum(chunks), rank, self.chunk)
         owners = [i for i, count in enumerate(chunks) for _ in range(count)]
         self._owners = None if len(owners) == 1 else torch.tensor(owners, device=device)
+        self._compiled = native.function("slots_add", "i" * 8, dtype, device)
+        shape = [in_features, len(chunks), rank, sum(chunks), self.chunk]
+        self._described = torch.tensor(shape), torch.tensor(owners)
         self._hold(torch.zeros(slots * self.elements, dtype=dtype, device=device), slots)
 
     def _hold(self, storage: Tensor, slots: int) -> None:
@@ -146,6 +153,12 @@ class SlotGroup:
         if x_TI.shape[0] != plan.rows:
             raise ValueError(f"{x_TI.shape[0]} tokens came, {plan.rows} were planned")
         if self._filled.isdisjoint(plan.slots):
+            return
+        if self._compiled is not None and y_TO.is_contiguous() and y_TO.dtype == self.A.dtype:
+            assert plan.table is not None
+            x_TI = x_TI.contiguous()
+            tensors = x_TI, y_TO, self.A, self.B, *self._described, plan.table
+            self._compiled(*(each.data_ptr() for each in tensors), len(plan.runs))
             return
         for each in plan.segments:
             n, m = each.high - each.low, each.tokens_each

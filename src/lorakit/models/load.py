@@ -48,9 +48,12 @@ def load_model(
 
     Raises:
         ModelError: unknown name, missing or broken files, no causal language model, remote code.
-        ConfigError: an unknown option or value.
+        ConfigError: an unknown option or value, or a set of kernels that is not here.
     """
+    from lorakit.kernels.native import requested
+
     spec = as_spec(model, options)
+    requested()  # a wrong LORAKIT_KERNELS is an error before anything heavy is read
     where = resolve(spec, progress=progress)
     config, cls = _config(where, spec)
     weights = files.weight_files(where.folder)

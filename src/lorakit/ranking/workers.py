@@ -19,6 +19,7 @@ from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import RowLosses, measure_rows, save_pairs, spread_rows
 from lorakit.experiments.opening import TrialContext, ask_held_out, open_trial
 from lorakit.experiments.stamps import Sources
+from lorakit.kernels.native import kernels_of
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
 from lorakit.ranking.pairs import MeanPairs, put_pairs
@@ -101,7 +102,11 @@ def train(request: TrainRequest, sources: Sources, folder: Path, report: Report)
                 context.data.eval.take(()),
                 schedule,
                 Observers(report=recorder),
-                Checkpoints(own, resume=run.resumes is not None),
+                Checkpoints(
+                    own,
+                    resume=run.resumes is not None,
+                    kernels=kernels_of(context.session.model).name,
+                ),
             )
         )
     batch_tokens = context.config.train.batch_tokens

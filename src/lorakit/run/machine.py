@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lorakit.kernels.native import kernels_of
+
 VERSIONS = ("lorakit", "torch", "transformers", "safetensors", "datasets")
 
 
@@ -23,8 +25,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory and device, as plain values."""
+def machine(device: torch.device, model: Any = None) -> dict[str, Any]:
+    """Processor, cores, memory and device, as plain values; of a loaded model also its kernels."""
     info = Path("/proc/cpuinfo")
     names = [
         line.split(":", 1)[1].strip()
@@ -38,6 +40,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": str(device),
     }
+    if model is not None:
+        described["kernels"] = kernels_of(model).name
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
     return described

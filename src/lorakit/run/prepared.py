@@ -145,7 +145,7 @@ def training_figures(
         "template": session.template.to_dict(),
         "data_sha256": data.data_sha256,
         "versions": versions(),
-        "machine": machine(device),
+        "machine": machine(device, session.model),
         "layers": [
             {
                 "path": target.path,

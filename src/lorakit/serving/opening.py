@@ -9,6 +9,7 @@ from lorakit.execution.generate import end_tokens
 from lorakit.execution.prompts import embedding_count
 from lorakit.files.cache import Progress
 from lorakit.files.wording import size
+from lorakit.kernels.native import kernels_of
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.session import Session, open_base
@@ -67,7 +68,8 @@ def open_own(
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
         f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {forward.room.positions:,} tokens"
     )
-    notes = (slots, *way_notes(forward, type(session.model).__name__))
+    kernels = kernels_of(session.model).line
+    notes = (slots, kernels, *way_notes(forward, type(session.model).__name__))
     return PreparedBase(
         catalog,
         session.tokenizer,

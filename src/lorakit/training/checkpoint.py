@@ -18,6 +18,7 @@ from torch import Tensor
 from lorakit.errors import AdapterError, OutputError
 from lorakit.files.tensors import read_tensors, write_tensors
 from lorakit.files.whole import remove_folder, sweep, write_folder, write_json
+from lorakit.kernels.native import PLAIN, VARIABLE
 
 _PREFIX = "step-"
 
@@ -49,7 +50,13 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, state: dict[str, Tensor], best: Tensor | None, *, run: str
+    folder: Path,
+    progress: Progress,
+    state: dict[str, Tensor],
+    best: Tensor | None,
+    *,
+    run: str,
+    kernels: str = PLAIN,
 ) -> Path:
     """Write the checkpoint of a step beside the others and remove the ones before it.
 
@@ -59,12 +66,13 @@ def save_checkpoint(
         state: the optimizer's state.
         best: (n,) the best flat parameters so far; None where the last ones are kept.
         run: hash of what the run depends on; resuming with another is refused.
+        kernels: what computes, see `lorakit.kernels.native`; likewise.
 
     Raises:
         OutputError: it cannot be written, as on a full disk; the one before is still there. Or the
             one before cannot be removed.
     """
-    described = {"run": run, **asdict(progress)}
+    described = {"run": run, "kernels": kernels, **asdict(progress)}
 
     def fill(partial: Path) -> None:
         write_tensors(
@@ -79,12 +87,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, *, run: str
+    folder: Path, *, run: str, kernels: str = PLAIN
 ) -> tuple[Progress, dict[str, Tensor], Tensor | None] | None:
     """The newest checkpoint, or None where there is none; older ones that a kill left are removed.
 
     Raises:
-        OutputError: it belongs to a run with other data, model or settings, or is damaged.
+        OutputError: it belongs to a run with other data, model or settings, was computed by other
+            kernels, or is damaged.
     """
     found = _checkpoints(folder)
     if not found:
@@ -99,6 +108,12 @@ def load_checkpoint(
         raise OutputError(
             f"the checkpoint {newest} was made with other data, model or settings: give the ones "
             "in the run's config.yaml, or another --out"
+        )
+    before = described.pop("kernels", PLAIN)
+    if before != kernels:
+        raise OutputError(
+            f"the checkpoint {newest} was computed by the kernels {before!r}, and this run would go on by "
+            f"{kernels!r}, with other bits: set {VARIABLE}={before}, or begin anew with another --out"
         )
     _keep_only(newest)
     best = tensors.pop("best", None)

@@ -84,7 +84,8 @@ class Course:
         """
         saved, observers = None, self._observers
         if self._checkpoints.resume and self._checkpoints.place:
-            saved = load_checkpoint(self._checkpoints.place, run=self._checkpoints.run)
+            kept = self._checkpoints
+            saved = load_checkpoint(self._checkpoints.place, run=kept.run, kernels=kept.kernels)
         if saved:
             self._progress, state, self._best = saved
             self._optimizer.load_state(state)
@@ -210,6 +211,7 @@ class Course:
                 state,
                 self._best,
                 run=self._checkpoints.run,
+                kernels=self._checkpoints.kernels,
             )
             self._observers.report(
                 {"kind": "checkpoint", "step": self._progress.step, "path": str(path)}

@@ -83,12 +83,14 @@ class Checkpoints:
     Attributes:
         folder: of the run, for checkpoints and a diverged batch; None keeps nothing on disk.
         run: hash of what the run depends on, kept in its checkpoints.
+        kernels: what computes (kernels/native.py), kept in them too: another set gives other bits.
         resume: go on from the newest checkpoint in `folder`, if there is one.
     """
 
     folder: Path | None = None
     run: str = ""
     resume: bool = False
+    kernels: str = "plain"
 
     @property
     def place(self) -> Path | None:

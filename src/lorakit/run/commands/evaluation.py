@@ -131,7 +131,7 @@ def _result(
         "data_sha256": content_hash(examples),
         "recorded": None,
         "versions": versions(),
-        "machine": machine(device),
+        "machine": machine(device, session.model),
         "notes": [*notes, *asked.notes()],
     }
     return result

@@ -25,6 +25,7 @@ from lorakit.config import RunConfig
 from lorakit.errors import DivergedError
 from lorakit.evaluation.scores import REACHED
 from lorakit.files.whole import write_json
+from lorakit.kernels.native import kernels_of
 from lorakit.lora import LoraLayer, detach, lora_layers
 from lorakit.lora.jobs import Jobs
 from lorakit.run import folder as folders
@@ -178,7 +179,7 @@ def _work(
         ready.data.eval,
         start.begins.schedule,
         Observers(report=reported, should_stop=should_stop),
-        Checkpoints(folder, run, job.config.output.resume),
+        Checkpoints(folder, run, job.config.output.resume, kernels_of(ready.session.model).name),
         for_layers(start.moments, layers) if start.moments else None,
     )
 

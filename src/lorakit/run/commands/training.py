@@ -16,6 +16,7 @@ from lorakit.data import Example, check_sources
 from lorakit.execution.choices import ChoiceScores
 from lorakit.extras import need
 from lorakit.files.whole import write_json
+from lorakit.kernels.native import kernels_of
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import store_result
@@ -115,6 +116,7 @@ def run_training(
         attach(model, ready.plan, seed=spec.seed)
     begins = begin(ready, report, should_stop, lost)
     report({"kind": "stage", "name": "train", "steps": ready.steps})
+    run = run_hash(config, session, data, ready.parent)
     with metrics_of(ready, report) as tell:
         fitted = fit_model(
             model,
@@ -124,9 +126,7 @@ def run_training(
             recompute=ready.estimate.recompute,
             task=session.task,
             observers=Observers(report=tell, should_stop=should_stop),
-            checkpoints=Checkpoints(
-                folder, run_hash(config, session, data, ready.parent), config.output.resume
-            ),
+            checkpoints=Checkpoints(folder, run, config.output.resume, kernels_of(model).name),
             moments=begins.moments,
             keep_moments=True,
         )

@@ -127,7 +127,11 @@ def begun_of(
         "dtype": str(session.model.dtype),
     }
     depends |= {"seed": decoding.seed} if decoding.temperature > 0 else {}
-    environment = {**versions(), **machine(session.model.device), "way": answerer.way}
+    environment = {
+        **versions(),
+        **machine(session.model.device, session.model),
+        "way": answerer.way,
+    }
     return kept.Begun(json.loads(json.dumps(depends)), environment, decoding.seed)
 
 

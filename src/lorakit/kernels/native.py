@@ -1,0 +1,228 @@
+"""The compiled kernels of the package lorakit-kernels: found, and one instruction set of them chosen.
+
+Each set computes in one number format: avx2 in float32, avx512bf16 and amx in bfloat16. A set gives other
+bits than plain torch and than another set, so that a checkpoint records which one trained it.
+
+    LORAKIT_KERNELS   what runs
+    (nothing)         avx2 where the processor has AVX2 and FMA and no AVX512; plain torch elsewhere, since on
+                      wider processors no set has been measured yet
+    plain             plain torch
+    avx2, ...         that set, for models of its number format; an error where it cannot be
+
+The library holds no OpenMP runtime of its own: it is handed the one that torch has loaded, whose team of
+threads is then the only one in the process. Sources, and what they promise, are in native/ of the repository.
+"""
+
+import ctypes
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorakit.errors import ConfigError, did_you_mean
+
+VARIABLE, PLAIN = "LORAKIT_KERNELS", "plain"
+FORMATS = {"avx2": torch.float32, "avx512bf16": torch.bfloat16, "amx": torch.bfloat16}
+"""The sets, in the order of the library's bits, and the number format of each."""
+CALLS = 1
+"""What the library's functions take, as a number: LK_CALLS of native/src/base.cpp has to be the same."""
+_PACKAGE = "lorakit_kernels"
+_TYPES: dict[str, Any] = {"i": ctypes.c_int64, "f": ctypes.c_float}
+_RUNTIME = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What computes where a compiled kernel and plain torch could: the set's name or "plain", and why."""
+
+    name: str
+    why: str
+
+    @property
+    def line(self) -> str:
+        """For the user, one line."""
+        return f"kernels: {'plain torch' if self.name == PLAIN else self.name} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Library:
+    """The library of an installation.
+
+    Attributes:
+        code: it, loaded.
+        path: where it lies.
+        machine, built: sets that this machine has, and that are compiled into it.
+        avx512: whether the processor has AVX512 in whatever form.
+        threads: whose threads it computes with.
+    """
+
+    code: ctypes.CDLL
+    path: Path
+    machine: frozenset[str]
+    built: frozenset[str]
+    avx512: bool
+    threads: str
+
+
+def requested() -> str | None:
+    """The set that the environment forces, None where it leaves the choice.
+
+    Raises:
+        ConfigError: there is no such set, or this machine or this build lacks it.
+    """
+    name = os.environ.get(VARIABLE, "")
+    if name in ("", PLAIN):
+        return name or None
+    if name not in FORMATS:
+        known = (PLAIN, *FORMATS)
+        raise ConfigError(f"{VARIABLE}={name}: there is no such set; {did_you_mean(name, known)}")
+    found = library()
+    if isinstance(found, str):
+        raise ConfigError(f"{VARIABLE}={name}: {found}. Leave it out, or give {VARIABLE}={PLAIN}")
+    if name not in found.built:
+        raise ConfigError(
+            f"{VARIABLE}={name}: the compiler that built {found.path} did not know it; it has "
+            f"{', '.join(sorted(found.built)) or 'no set'}. `pip install ./native` builds it again"
+        )
+    if name not in found.machine:
+        can = ", ".join(s for s in (PLAIN, *FORMATS) if s == PLAIN or s in usable(found))
+        raise ConfigError(f"{VARIABLE}={name}: this processor has it not; here it can be {can}")
+    return name
+
+
+def choose(dtype: torch.dtype, device: torch.device) -> KernelChoice:
+    """What computes with a model.
+
+    Args:
+        dtype: of its weights.
+        device: where they lie.
+
+    Raises:
+        ConfigError: see `requested`.
+    """
+    forced = requested()
+    if device.type != "cpu":
+        return KernelChoice(PLAIN, f"on {device.type} the compiled kernels are not used")
+    if forced == PLAIN:
+        return KernelChoice(PLAIN, f"{VARIABLE}={PLAIN}")
+    found = library()
+    if isinstance(found, str):
+        return KernelChoice(PLAIN, found)
+    name = forced or ("avx2" if "avx2" in usable(found) and not found.avx512 else None)
+    if name is None:
+        why = "the processor has AVX512, for which no set was measured yet; "
+        if "avx2" not in usable(found):
+            why = "the processor has no AVX2 with FMA"
+        elif usable(found):
+            why += f"{VARIABLE} can force {' or '.join(s for s in FORMATS if s in usable(found))}"
+        return KernelChoice(PLAIN, why)
+    if dtype != FORMATS[name]:
+        format, own = (str(d).removeprefix("torch.") for d in (dtype, FORMATS[name]))
+        return KernelChoice(PLAIN, f"{name} computes in {own}, and the model is in {format}")
+    return KernelChoice(name, f"lorakit-kernels {_version()}, {found.threads}")
+
+
+def kernels_of(model: Any) -> KernelChoice:
+    """What computes with a loaded model, by its number format and its device.
+
+    Raises:
+        ConfigError: see `requested`.
+    """
+    return choose(model.dtype, model.device)
+
+
+def function(
+    name: str, arguments: str, dtype: torch.dtype, device: torch.device
+) -> Callable[..., None] | None:
+    """A kernel of the chosen set, `lk_<set>_<name>`; None where plain torch computes, or it has none.
+
+    Ask once and keep the answer. The caller has looked that tensors are contiguous and of the set's
+    number format; other Python threads run while a kernel computes.
+
+    Args:
+        name: of the kernel.
+        arguments: a letter for each: "i" int64 or the address of a tensor, "f" float.
+        dtype, device: as for `choose`.
+    """
+    choice = choose(dtype, device)
+    return None if choice.name == PLAIN else _function(choice.name, name, arguments)
+
+
+@lru_cache
+def _function(set: str, name: str, arguments: str) -> Callable[..., None] | None:
+    found = library()
+    assert isinstance(found, Library)
+    if not hasattr(found.code, f"lk_{set}_{name}"):
+        return None
+    kernel = found.code[f"lk_{set}_{name}"]
+    kernel.restype = None
+    kernel.argtypes = [_TYPES[letter] for letter in arguments]
+    return kernel
+
+
+def usable(found: Library) -> frozenset[str]:
+    """Sets that run here."""
+    return found.machine & found.built
+
+
+@lru_cache
+def library() -> Library | str:
+    """The library, ready to be called, or why there is none."""
+    try:
+        package: Any = importlib.import_module(_PACKAGE)
+    except ModuleNotFoundError:
+        return "lorakit-kernels is not installed"
+    try:
+        path = package.library()
+        code = ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"lorakit-kernels cannot be loaded: {error}"
+    if not hasattr(code, "lk_calls") or code.lk_calls() != CALLS:
+        return (
+            f"lorakit-kernels {_version()} belongs to another version of lorakit: `pip install ./native` "
+            "or `pip install -U lorakit-kernels` brings this one's"
+        )
+    runtime = openmp_runtime()
+    if runtime is None:
+        return "torch has loaded no libgomp, whose threads the compiled kernels compute with"
+    functions = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in _RUNTIME]
+    code.lk_init(*functions, 0)
+    return Library(
+        code,
+        path,
+        _named(code.lk_machine_sets()),
+        _named(code.lk_built_sets()),
+        bool(code.lk_machine_has_avx512()),
+        "torch's threads",
+    )
+
+
+def openmp_runtime() -> ctypes.CDLL | None:
+    """GNU's OpenMP runtime, where this process has loaded it, as torch does on Linux."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    loaded = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if ".so" in line}
+    for path in sorted(loaded):
+        if Path(path).name.startswith("libgomp"):
+            runtime = ctypes.CDLL(path)
+            if all(hasattr(runtime, name) for name in _RUNTIME):
+                return runtime
+    return None
+
+
+def _named(bits: int) -> frozenset[str]:
+    return frozenset(name for place, name in enumerate(FORMATS) if bits >> place & 1)
+
+
+def _version() -> str:
+    try:
+        return version("lorakit-kernels")
+    except PackageNotFoundError:
+        return "of no known version"
