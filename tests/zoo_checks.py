@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import lorakit
 from architectures import tiny_folder
 from lorakit.adapters import read_adapter
-from lorakit.adapters.peft_experts import refused_by_peft
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded
 from lorakit.errors import AdapterError, TargetError
 from lorakit.lora import LoraSpec, attach, detach, lora_layers, plan
+from lorakit.lora.unreadable import refused_by_peft
 from lorakit.training.loss import CausalLoss
 from zoo_answers import check_generation, check_serving
 from zoo_oracle import (

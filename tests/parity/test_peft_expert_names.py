@@ -139,15 +139,28 @@ def test_families_without_fused_experts_keep_their_names(tmp_path: Path) -> None
     assert config["target_parameters"] is None
 
 
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_h1", "nemotron_h"])
+def test_peft_reads_what_is_adapted_by_default(family: str, tmp_path: Path) -> None:
+    base = tiny_folder(family, tmp_path / "base")
+    model = adapt(base)
+    wanted = merged_logits(base, model)
+    folder = save_adapter(model, tmp_path / "adapter")
+    torch.testing.assert_close(peft_logits(base, folder), wanted, rtol=0, atol=1e-4)
+    assert not [f for f in lint(folder, GgufBase.of(model.config)) if f.runtime == "peft"]
+
+
 @pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])
 def test_what_peft_refuses_is_said(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = tiny_folder(family, tmp_path / "base")
-    model = adapt(base)
+    model = adapt(base, targets=("all-linear", "out_proj"))
     folder = save_adapter(model, tmp_path / "adapter")
     assert "out_proj beside a " + family in caplog.text
     with pytest.raises(ValueError, match="out_proj"):
         peft_logits(base, folder)
     verdicts = {f.verdict for f in lint(folder, GgufBase.of(model.config)) if f.runtime == "peft"}
     assert verdicts == {"refuses"}
+    back = loaded(base)
+    load_adapter(back, folder)
+    assert lora_layers(back).keys() == lora_layers(model).keys()

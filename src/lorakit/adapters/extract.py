@@ -91,6 +91,7 @@ def extract(
     task_type: str | None = "CAUSAL_LM",
     dtype: torch.dtype = torch.float32,
     taken: tuple[str, ...] = (),
+    moved: Mapping[str, str] | None = None,
 ) -> Extracted:
     """Make the adapter.
 
@@ -104,7 +105,7 @@ def extract(
         tuned_identity: of the tuned model, for the record.
         task_type: peft's name of the task.
         dtype: of A and B.
-        taken: see `PeftConfig`.
+        taken, moved: see `PeftConfig`.
 
     Raises:
         ConfigError: neither rank nor energy, or one out of range.
@@ -142,6 +143,7 @@ def extract(
         task_type=task_type,
         fan_in_fan_out=all(pair.kind == "conv1d" for pair in pairs.values()),
         taken=taken,
+        moved=moved or {},
     )
     provenance: dict[str, Any] = {
         "method": {"name": "extract", "rank": rank, "energy": energy},

@@ -10,10 +10,11 @@ means one module and no other, so it is read, and a note says how the file calls
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lorakit.adapters.names import PREFIX
+from lorakit.adapters.peft_names import renamed
 from lorakit.errors import AdapterError
 
 # Modules that torch puts around others: DDP and DataParallel in front, the others anywhere.
@@ -32,20 +33,24 @@ _OWN = re.compile(
 _NAMED = re.compile(rf"\.(?P<part>{_PART})\.(?P<name>[^.]+)(?P<end>\.weight|\.bias)?$")
 
 
-def own_names(file: Path, names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def own_names(
+    file: Path, names: Iterable[str], moved: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """peft's own name of every tensor in a file, and notes about those that have another.
 
     Args:
         file: for messages.
         names: of all its tensors. What is no part of a pair keeps its name.
+        moved: paths in the file by the paths of the layers, as lorakit.json has them for peft's sake;
+            they are not noted.
 
     Raises:
         AdapterError: the file holds several adapters, or two tensors that mean one.
     """
-    own: dict[str, str] = {}
-    adapters: set[str] = set()
-    for name in names:
-        own[name], adapter = _own(name)
+    own = renamed(names, {there: path for path, there in moved.items()})
+    at_home, adapters = dict(own), set[str]()
+    for name in own:
+        own[name], adapter = _own(own[name])
         adapters |= {adapter} if adapter else set()
     if len(adapters) > 1:
         raise AdapterError(
@@ -59,7 +64,7 @@ def own_names(file: Path, names: Iterable[str]) -> tuple[dict[str, str], tuple[s
                 f"{file} holds {first[meant]} and {name}, which mean the same tensor"
             )
         first[meant] = name
-    changed = [name for name, meant in own.items() if name != meant]
+    changed = [name for name, meant in own.items() if at_home[name] != meant]
     if not changed:
         return own, ()
     note = (

@@ -60,7 +60,7 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     folder = adapter_folder(folder)
     config, record = read_config(folder), read_record(folder)
     in_file = read_shapes(folder / TENSORS)
-    own, notes = own_names(folder / TENSORS, in_file)
+    own, notes = own_names(folder / TENSORS, in_file, record.moved if record else {})
     shapes = {own[name]: shape for name, shape in in_file.items()}
     ranks: dict[str, int] = {}
     count = 0

@@ -81,14 +81,24 @@ def moved_paths(model: nn.Module, paths: Collection[str]) -> dict[str, str]:
 def _moved_config(
     config: PeftConfig, paths: Collection[str], moved: Mapping[str, str]
 ) -> PeftConfig:
-    """The configuration with the model's paths; what its patterns said of the file's own still holds."""
-    chosen = [path for path in paths if config.selects(path)]
+    """The configuration with the model's paths; what its patterns said of the file's own still holds.
+
+    A configuration may name the model's own paths already, where the file has older ones for peft's sake.
+    """
+    chosen = [path for path in paths if _selects(config, path, moved)]
     values = (
         (config.spec.rank_pattern, config.spec.rank),
         (config.spec.alpha_pattern, config.spec.alpha),
     )
     (rank, ranks), (alpha, alphas) = (
-        compact({moved.get(path, path): first_hit(known, path, default) for path in paths})
+        compact(
+            {
+                moved.get(path, path): first_hit(
+                    known, path, first_hit(known, moved.get(path, path), default)
+                )
+                for path in paths
+            }
+        )
         for known, default in values
     )
     targets = tuple(moved.get(path, path) for path in chosen)
@@ -106,6 +116,10 @@ def _moved_config(
     return replace(
         config, spec=spec, target_modules=targets, exclude=(), layers=None, layers_pattern=()
     )
+
+
+def _selects(config: PeftConfig, path: str, moved: Mapping[str, str]) -> bool:
+    return config.selects(path) or (path in moved and config.selects(moved[path]))
 
 
 def _note(moved: Mapping[str, str]) -> str:

@@ -20,8 +20,9 @@ from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.foreign_names import own_names
 from lorakit.adapters.info import AdapterInfo, describe, pair_kinds
 from lorakit.adapters.moments import StoredMoments, write_moments
-from lorakit.adapters.names import check_pair, tensor_names
+from lorakit.adapters.names import check_pair, pair_of, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
+from lorakit.adapters.peft_names import renamed
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
 from lorakit.errors import AdapterError
 from lorakit.files.copying import hash_of
@@ -202,8 +203,9 @@ def open_adapter(folder: str | Path, *, check: bool = True) -> AdapterFiles:
         require_finite(file, tensors)
     else:
         tensors = read_tensors_at_once(file)
-    own, notes = own_names(file, tensors)
+    own, notes = own_names(file, tensors, record.moved if record else {})
     named = {own[name]: tensor for name, tensor in tensors.items()}
+    config = replace(config, moved=record.moved if record else {})
     return AdapterFiles(folder, config, record, named, notes)
 
 
@@ -287,13 +289,16 @@ def write_stored(
         alphas={path: pair.alpha for path, pair in pairs.items()},
         kinds={path: pair.kind for path, pair in pairs.items()},
     )
-    tensors = _named(pairs, adapter.spec.variant)
+    own = _named(pairs, adapter.spec.variant)
+    tensors = {name: own[first] for first, name in renamed(own, adapter.config.moved).items()}
+    held = {path for name in own if (found := pair_of(name)) for path in found[:1]}
+    moved = {path: there for path, there in adapter.config.moved.items() if path in held}
     make_record(adapter.spec, "", base, told)  # refuses what it cannot hold before any writing
 
     def fill(partial: Path) -> None:
         write_tensors(partial / TENSORS, tensors)
         digest = hash_of(partial / TENSORS)[1]
-        write_record(partial, make_record(adapter.spec, digest, base, told))
+        write_record(partial, make_record(adapter.spec, digest, base, told, moved))
         write_moments(partial, moments, digest)
         write_json(partial / CONFIG, config, sort_keys=True)
         recorded = (base or {}).get("name") or adapter.config.base_name

@@ -86,6 +86,7 @@ def common_config(parts: Sequence[Part], *, force: bool) -> tuple[PeftConfig, li
         layers=None,
         layers_pattern=(),
         taken=tuple(sorted({name for config in configs for name in config.taken})),
+        moved={path: there for config in configs for path, there in config.moved.items()},
     )
     return made, notes
 

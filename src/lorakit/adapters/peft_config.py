@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class PeftConfig:
         target_parameters: bare parameters with pairs, by the ends of their paths.
         taken: last names of linear layers that peft takes for fused experts, so that they are
             written as bare weights; see `peft_experts`.
+        moved: paths that the pairs have in the file, where peft would not find them under their own;
+            see `peft_names`.
     """
 
     spec: LoraSpec
@@ -58,6 +60,7 @@ class PeftConfig:
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:

@@ -8,7 +8,7 @@ puts the same pair beside the same layer, under the same names of tensors.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lorakit.lora.targets import first_hit
@@ -18,9 +18,6 @@ from lorakit.models.weights import conversion_family
 # `gate` is left out, because it becomes `gate.weight`, which means the same pair.
 _TAKEN = {"mixtral": ("w1", "w2", "w3"), "qwen2_moe": ("gate_proj", "up_proj", "down_proj")}
 _EVERY = frozenset(name for names in _TAKEN.values() for name in names)
-# peft's `_check_lora_target_modules_mamba`: it refuses these last names beside these families.
-_REFUSED_NAMES = ("out_proj", "conv1d")
-_REFUSED_FAMILIES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 _WEIGHT = ".weight"
 
 
@@ -33,13 +30,6 @@ def taken_names(model_type: str | None) -> tuple[str, ...]:
 def taken_of(model: Any) -> tuple[str, ...]:
     """The same beside a model; () for one that is not of transformers."""
     return taken_names(getattr(getattr(model, "config", None), "model_type", None))
-
-
-def refused_by_peft(model_type: str | None, paths: Iterable[str]) -> list[str]:
-    """Those of the paths for which peft refuses to load an adapter beside a model of this type."""
-    if model_type not in _REFUSED_FAMILIES:
-        return []
-    return [path for path in paths if _last(path) in _REFUSED_NAMES]
 
 
 def by_parameter(

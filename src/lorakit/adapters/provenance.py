@@ -58,6 +58,7 @@ class Record:
         spec: the LoraSpec as the user gave it.
         provenance: what the caller said: template, data hash, configuration, metrics.
         versions: of lorakit, torch, safetensors and Python when it was written.
+        moved: paths that pairs have in the file by those of their layers, where the two differ.
     """
 
     base: dict[str, Any] | None
@@ -65,6 +66,7 @@ class Record:
     spec: dict[str, Any]
     provenance: dict[str, Any] | None
     versions: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
 
 
 def known_identity(model: nn.Module, given: Identity | None) -> Identity | None:
@@ -80,6 +82,7 @@ def make_record(
     tensors_sha256: str,
     base: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
+    moved: Mapping[str, str] | None = None,
 ) -> Record:
     """Gather a record.
 
@@ -88,13 +91,15 @@ def make_record(
         tensors_sha256: of the tensors' file, "" before it is written.
         base: the base's fingerprint, where it is known.
         provenance: what else is known.
+        moved: see `Record`.
 
     Raises:
         ConfigError: `provenance` holds something that JSON cannot.
     """
     given = _json_ready(provenance, "provenance") if provenance is not None else None
     known = dict(base) if base is not None else None
-    return Record(known, tensors_sha256, _json_ready(asdict(spec), "spec"), given, _versions())
+    recorded = _json_ready(asdict(spec), "spec")
+    return Record(known, tensors_sha256, recorded, given, _versions(), dict(moved or {}))
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -122,6 +127,10 @@ def read_record(folder: Path) -> Record | None:
     for name in ("base", "provenance"):
         if not isinstance(content[name], dict | None):
             raise AdapterError(f"{path}: {name} must be an object; it is {content[name]!r}")
+    if not isinstance(record.moved, dict) or not all(
+        isinstance(v, str) for v in record.moved.values()
+    ):
+        raise AdapterError(f"{path}: moved must map paths to paths; it is {record.moved!r}")
     return record
 
 

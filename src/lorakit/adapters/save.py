@@ -12,11 +12,13 @@ from lorakit.adapters.attached import attached_mapping, attached_template, train
 from lorakit.adapters.naming import describe_parameters, describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig
-from lorakit.adapters.peft_experts import refused_by_peft, taken_of
+from lorakit.adapters.peft_experts import taken_of
+from lorakit.adapters.peft_names import moved_for_peft
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
 from lorakit.lora.parameters import bare_parameters
+from lorakit.lora.unreadable import refused_by_peft
 from lorakit.models.load import source_of
 
 _log = logging.getLogger("lorakit.adapters")
@@ -65,6 +67,8 @@ def save_adapter(
     task_type, auto_mapping = _task(model)
     experts = [path for path, layer in layers.items() if layer.geometry.experts]
     dense = [path for path in layers if path not in experts]
+    kinds = {path: layer.geometry.kind for path, layer in layers.items()}
+    moved, lost = moved_for_peft(model, kinds)
     config = PeftConfig(
         spec,
         describe_targets(dense, _base_modules(model, layers)),
@@ -74,8 +78,9 @@ def save_adapter(
         auto_mapping=auto_mapping,
         target_parameters=describe_parameters(experts, [*bare_parameters(model), *experts]),
         taken=taken_of(model),
+        moved=moved,
     )
-    _warn_of_peft(model, dense)
+    _warn_of_peft(model, dense, lost)
     base = identity.to_dict() if identity is not None else None
     pairs = {
         path: Pair(
@@ -102,14 +107,18 @@ def save_adapter(
     return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)
 
 
-def _warn_of_peft(model: nn.Module, dense: Sequence[str]) -> None:
-    """Say where peft would refuse the adapter."""
+def _warn_of_peft(model: nn.Module, dense: Sequence[str], lost: Sequence[str]) -> None:
+    """Say where peft would refuse the adapter, or leave pairs of it out."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if refused := refused_by_peft(model_type, dense):
+    refused = refused_by_peft(model_type, dense)
+    for path, does in (
+        *((path, "loads no adapter with a pair on") for path in refused[:1]),
+        *((path, "leaves out the pair on") for path in lost[:1]),
+    ):
         _log.warning(
-            "peft loads no adapter with a pair on %s beside a %s; lorakit does. For peft, train "
-            "without that target, or merge the adapter",
-            *(refused[0], model_type),
+            "peft %s %s beside a %s; lorakit takes it. For peft, leave that target out (--targets "
+            "all-linear does), or merge the adapter",
+            *(does, path, model_type),
         )
 
 

@@ -23,6 +23,7 @@ from lorakit.lora.parameters import (
 from lorakit.lora.sharing import check_shared, tied_weights
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
+from lorakit.lora.unreadable import unreadable
 from lorakit.lora.variant import Variant
 
 
@@ -111,6 +112,9 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     bare = {path: at for path, at in bare_parameters(model).items() if not kind_of(at[0])}
     reasons = _reasons_to_skip(modules, candidates, bare, spec)
     own = [path for path in candidates if path not in reasons]
+    if not any_rank:
+        reasons |= unreadable(model, own, spec)
+        own = [path for path in own if path not in reasons]
     reasons |= reasons_of_idle(model, spec, own, exist=any_rank)
     if not any_rank:
         reasons |= too_narrow(modules, [path for path in own if path not in reasons], spec)

@@ -21,14 +21,18 @@ from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.names import PREFIX, foreign, pair_of, whole_weight_of
 from lorakit.adapters.peft_config import CONFIG, read_json
-from lorakit.adapters.peft_experts import named_for_experts, refused_by_peft, taken_names
+from lorakit.adapters.peft_experts import named_for_experts, taken_names
+from lorakit.adapters.peft_names import file_path, left_out_by_peft
+from lorakit.adapters.provenance import read_record
 from lorakit.adapters.refusals import VARIANTS, refusal
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 from lorakit.errors import ConfigError
 from lorakit.files.tensors import read_shapes
 from lorakit.lora.targets import first_hit
+from lorakit.lora.unreadable import refused_by_peft
 from lorakit.lora.variant import Capability, cannot
 from lorakit.lora.variants import peft_keys, variant_in
+from lorakit.models.renaming import Renamings
 
 Runtime = Literal["lorakit", "peft", "vllm", "llama.cpp"]
 RUNTIMES: tuple[Runtime, ...] = ("lorakit", "peft", "vllm", "llama.cpp")
@@ -77,7 +81,9 @@ class Finding:
         return f"{self.runtime} {self.verdict} {self.what}: {self.why}"
 
 
-def lint(folder: str | Path, base: GgufBase | None = None) -> tuple[Finding, ...]:
+def lint(
+    folder: str | Path, base: GgufBase | None = None, model: Any = None
+) -> tuple[Finding, ...]:
     """Every finding, in the order of `RUNTIMES`; a runtime without one takes the folder as it is.
 
     The folder is in peft's own format: of peft there is only what depends on the base.
@@ -86,6 +92,8 @@ def lint(folder: str | Path, base: GgufBase | None = None) -> tuple[Finding, ...
         folder: an adapter in peft's format, of any variant of LoRA.
         base: its base model; without it llama.cpp's names and peft's rules for some families are
             not looked up.
+        model: the same base, which may be on the meta device; without it peft's renaming of paths is not
+            looked up.
 
     Raises:
         AdapterError: the folder is no adapter, or a file of it is broken.
@@ -93,7 +101,8 @@ def lint(folder: str | Path, base: GgufBase | None = None) -> tuple[Finding, ...
     folder = adapter_folder(folder)
     config, shapes = read_json(folder / CONFIG), read_shapes(folder / TENSORS)
     found = list(_lorakit(config, shapes))
-    found += _peft(config, shapes, base)
+    found += _peft(config, shapes, base, folder)
+    found += _moved_by_peft(shapes, model)
     found += _vllm(config, shapes)
     return (*found, *_llama_cpp(config, shapes, base))
 
@@ -105,11 +114,15 @@ def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
         yield Finding("lorakit", "refuses", name, reason)
 
 
-def _peft(config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None) -> Iterator[Finding]:
+def _peft(
+    config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None, folder: Path
+) -> Iterator[Finding]:
     """What peft makes of names beside some families of bases."""
     if base is None:
         return
-    paths = list(_ranks(shapes))
+    record = read_record(folder)
+    layers = {there: path for path, there in record.moved.items()} if record else {}
+    paths = [layers.get(path, path) for path in _ranks(shapes)]
     if lost := named_for_experts(config, paths, taken_names(base.family)):
         why = (
             f"beside a {base.family} it takes this name for fused experts, and leaves the pairs of "
@@ -121,6 +134,21 @@ def _peft(config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None) -> I
         name = refused[0].rsplit(".", 1)[-1]
         why = f"it loads no adapter that names {name} beside a {base.family}; {_MERGE}"
         yield Finding("peft", "refuses", refused[0], why)
+
+
+def _moved_by_peft(shapes: Shapes, model: Any) -> Iterator[Finding]:
+    """Where peft looks for another path than any layer of the base has."""
+    if model is None:
+        return
+    if lost := left_out_by_peft(model, _ranks(shapes)):
+        path, at = next(iter(lost.items()))
+        readable = file_path(path, Renamings.of(model)) is not None
+        way = "`lorakit export` --to peft with this --model writes a path that it finds"
+        why = (
+            f"it renames the path to {at}, which no layer of this base has, and leaves the pairs of "
+            f"{len(lost)} modules out (it warns of missing keys); {way if readable else _MERGE}"
+        )
+        yield Finding("peft", "mis-scales", path, why)
 
 
 def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:

@@ -73,6 +73,7 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
         target_modules=tuple(adapter.pairs) if isinstance(named, str) else named,
         # vLLM keeps these layers by their own names.
         taken=(),
+        moved={},
     )
     pairs = {path: with_alpha(pair, alpha, rank) for path, pair in adapter.pairs.items()}
     return replace(adapter, config=config, pairs=pairs)

@@ -11,6 +11,7 @@ from lorakit.adapters.naming import describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter
 from lorakit.adapters.peft_config import PeftConfig, compact
 from lorakit.adapters.peft_experts import taken_of
+from lorakit.adapters.peft_names import moved_for_peft
 from lorakit.adapters.provenance import Identity, make_record
 from lorakit.errors import AdapterError, did_you_mean
 from lorakit.lora import LoraSpec
@@ -96,6 +97,7 @@ def as_adapter(
         task_type="CAUSAL_LM",
         fan_in_fan_out=all(pair.kind == "conv1d" for pair in pairs.values()),
         taken=taken_of(model),
+        moved=moved_for_peft(model, {path: pair.kind for path, pair in pairs.items()})[0],
     )
     record = make_record(spec, "", identity.to_dict(), {"method": dict(method)})
     made = StoredAdapter(source, config, record, pairs)

@@ -22,8 +22,10 @@ from lorakit.adapters.export.gguf_fields import Speech, read_field
 from lorakit.adapters.export.gguf_model import converter
 from lorakit.adapters.export.ollama import check_family, go_template, modelfile
 from lorakit.adapters.export.quantizing import check_type, quantizer
+from lorakit.adapters.model_paths import stored_for_model
 from lorakit.adapters.pairs import StoredAdapter, read_stored, write_stored
 from lorakit.adapters.peft_experts import taken_of
+from lorakit.adapters.peft_names import moved_for_peft
 from lorakit.adapters.provenance import check_base
 from lorakit.config import RunConfig
 from lorakit.data import DataSpec, Example, Template, encode_prompt, resolve_template
@@ -102,8 +104,7 @@ def run_export(
     # vLLM's form takes of the base its tokenizer, and that only beside a recorded template.
     opens = form != "peft" and not (form == "vllm" and not stored.info.provenance)
     if form == "peft" and "model" in config.given:
-        taken = taken_of(empty_model(config.model))
-        stored = replace(stored, config=replace(stored.config, taken=taken))
+        stored = _as_peft_reads(stored, empty_model(config.model))
     config = with_recorded(config, found, base=opens)
     if form == "peft":
         return Exported(write_stored(out, stored), stored.notes)
@@ -131,8 +132,24 @@ def run_lint(
         What the adapter is called, and the findings.
     """
     found = find_adapter(adapter, config.output.store)
-    base = GgufBase.of(empty_model(config.model).config) if with_base else None
-    return found.name, lint(found.folder, base)
+    if not with_base:
+        return found.name, lint(found.folder)
+    model = empty_model(config.model)
+    return found.name, lint(found.folder, GgufBase.of(model.config), model)
+
+
+def _as_peft_reads(stored: StoredAdapter, model: Any) -> StoredAdapter:
+    """The adapter in the names and paths under which peft finds every layer of this base."""
+    stored = stored_for_model(model, stored)
+    moved, lost = moved_for_peft(model, {path: pair.kind for path, pair in stored.pairs.items()})
+    notes = stored.notes
+    if lost:
+        notes += (
+            f"peft leaves out the pair on {lost[0]} ({len(lost)} such) beside this base, whatever its name "
+            "in the file: merge the adapter for it",
+        )
+    config = replace(stored.config, taken=taken_of(model), moved=moved)
+    return replace(stored, config=config, notes=notes)
 
 
 def _vllm(config: RunConfig, stored: StoredAdapter, out: Path) -> Exported:

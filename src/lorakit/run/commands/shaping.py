@@ -12,6 +12,7 @@ from lorakit.adapters.extract import Extracted, extract
 from lorakit.adapters.pairs import StoredAdapter, read_stored, write_stored
 from lorakit.adapters.parents import Part
 from lorakit.adapters.peft_experts import taken_of
+from lorakit.adapters.peft_names import moved_for_peft
 from lorakit.adapters.shrink import shrink
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.adapters.store import Store
@@ -181,6 +182,7 @@ def run_extract(
         identity=identities[0],
         tuned_identity=identities[1],
         taken=taken_of(model),
+        moved=moved_for_peft(model, {t.path: t.geometry.kind for t in made_plan.targets})[0],
     )
     return made, output.keep(of_base(made.adapter, config.model))
 
