@@ -4,13 +4,22 @@ What a practitioner who knows what they are doing writes by hand: padded batches
 step, labels masked on the prompt, token-exact division, AdamW fused, no activation checkpointing,
 SDPA attention. It shares lorakit's rows and order, so that the losses can be compared, and none
 of its layers, loss or attention.
+
+    python benchmarks/peft_loop.py rows.jsonl --model FOLDER
+
+trains so on prompts and completions, as a script of one's own; benchmarks/startup.py times it up to the
+end of its first step, benchmarks/busy.py beside other processes.
 """
 
+import argparse
+import json
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -91,8 +100,12 @@ def train(
     pad: int,
     clip: float,
     micro_rows: int = 16,
+    report: bool = False,
 ) -> PeftRun:
-    """Plain training: AdamW, the given rows and learning rate of each step, clipping."""
+    """Plain training: AdamW, the given rows and learning rate of each step, clipping.
+
+    Each step is printed as a line of JSON where `report` is set.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, lr=rates[0], weight_decay=0.0, fused=True)
     losses, tokens, times = [], [], []
@@ -119,4 +132,65 @@ def train(
         losses.append(total / count)
         tokens.append(sum(len(train_rows[i]) for i in rows))
         times.append(time.perf_counter() - started)
+        if report:
+            print(
+                json.dumps({"kind": "train", "tokens": tokens[-1], "seconds": times[-1]}),
+                flush=True,
+            )
     return PeftRun(losses, tokens, times)
+
+
+@dataclass
+class Row:
+    """Token ids of a prompt and its completion, and 1 where loss falls."""
+
+    ids: np.ndarray
+    weight: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read(path: Path, tokenizer: Any) -> list[Row]:
+    """Prompts and completions as raw text, an end token after each."""
+    rows = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
+        weight = [0] * len(prompt) + [1] * len(answer)
+        rows.append(Row(np.array(prompt + answer), np.array(weight)))
+    return rows
+
+
+def main() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=Path, help="JSONL file with prompt and completion")
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--dtype", default="float32", help="number format of the base")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=1)
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype)
+    base.requires_grad_(False)
+    rows = read(options.rows, tokenizer)
+    size = options.batch_size
+    steps = [tuple((i * size + j) % len(rows) for j in range(size)) for i in range(options.steps)]
+    train(
+        attach(base, rank=options.rank, alpha=32.0, seed=0),
+        rows,
+        steps,
+        [options.rate] * options.steps,
+        pad=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        clip=1.0,
+        report=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

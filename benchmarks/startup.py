@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py --out benchmarks/results/startup.jsonl
 
-`lorakit train` against a script around TRL's SFTTrainer (benchmarks/trl_loop.py), taking turns:
-same model folder, number format, rows (the demo's, made here), rank and batch. The clock runs from
+`lorakit train` against a script around TRL's SFTTrainer (benchmarks/trl_loop.py) and a careful loop
+around peft (benchmarks/peft_loop.py), taking turns: same model folder, number format, rows (the demo's, made here), rank and batch. The clock runs from
 before the process is started until its first step is on record: the first line of a step in
-lorakit's metrics.jsonl, a printed line in the script. `lorakit --help` is timed until it ends. One
+lorakit's metrics.jsonl, a printed line in the scripts. `lorakit --help` is timed until it ends. One
 round before those that count brings files into the machine's memory.
 
     python benchmarks/startup.py --quick --out benchmarks/results/quick.jsonl
@@ -28,6 +28,7 @@ import bench
 import tables
 
 TRL_SCRIPT = Path(__file__).parent / "trl_loop.py"
+PEFT_SCRIPT = Path(__file__).parent / "peft_loop.py"
 LORAKIT = Path(sys.executable).with_name("lorakit")
 # Commands that are answered before torch is imported, each with its exit code.
 QUICK = (
@@ -84,12 +85,18 @@ def main() -> None:
             wanted += ["--batch-size", str(options.batch_size), "--rank", "8"]
             return timed([sys.executable, str(TRL_SCRIPT), *wanted], out, out / "said")
 
+        def peft(out: Path) -> bench.Line:
+            wanted = [str(rows), "--model", model, "--dtype", dtype, "--rank", "8"]
+            wanted += ["--batch-size", str(options.batch_size)]
+            return timed([sys.executable, str(PEFT_SCRIPT), *wanted], out, out / "said")
+
         def help_page(out: Path) -> bench.Line:
             return timed([str(LORAKIT), "--help"], out)
 
         commands: dict[str, Callable[[Path], bench.Line]] = {
             "lorakit train": lorakit,
             "TRL": trl,
+            "peft loop": peft,
             "lorakit --help": help_page,
         }
         for turn in range(options.rounds + 1):

@@ -11,6 +11,7 @@ import typer
 from lorakit.cli.mistakes import check_command, mended
 from lorakit.cli.show import errors, show_error
 from lorakit.errors import InputError, InterruptedRunError, LorakitError
+from lorakit.models.light import import_light
 from lorakit.run.limits import limit_caches
 
 # Command -> one line of help. A command's module is imported when that command runs:
@@ -61,6 +62,7 @@ EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
 def main() -> None:
     """Entry point of the `lorakit` command."""
     limit_caches()
+    import_light()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -16,12 +16,14 @@ from typing import Any
 from lorakit.errors import LorakitError
 from lorakit.experiments.folder import ERROR, TIED, work
 from lorakit.files.whole import write_json
+from lorakit.models.light import import_light
 from lorakit.run.limits import limit_caches
 
 
 def main(arguments: list[str]) -> int:
     """Do the trial in the folder that is named; with --tied end when standard input does."""
     limit_caches()
+    import_light()
     folder = Path(arguments[0])
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -9,6 +9,7 @@
     fingerprint.py  BaseIdentity: hashes of weights, tokenizer and chat template
     weights.py shards.py   where each weight lies in a folder's files; reading and writing them in blocks
     quiet.py        silence for transformers' messages
+    light.py        the command's process without what transformers imports for others
 
 The names below are loaded when first used: importing this package costs nothing.
 """
