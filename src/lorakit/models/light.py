@@ -8,6 +8,7 @@ imports lorakit has transformers as it is.
 """
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +29,8 @@ _MARKS = ("allow_in_graph", "assume_constant_result")
 
 def import_light() -> None:
     """From now on import torch and transformers light; imports nothing itself."""
-    if "transformers.modeling_utils" not in sys.modules:
+    # torchrun starts several processes, which need what one has no use for.
+    if "WORLD_SIZE" not in os.environ and "transformers.modeling_utils" not in sys.modules:
         sys.meta_path.insert(0, _Light({"torch": _nothing, "transformers.modeling_utils": _light}))
 
 
@@ -83,13 +85,14 @@ def _light() -> None:
     # transformers asks what there is once and remembers the answer. One process trains and serves here,
     # so that tensors over several are not met; attention is never compiled (transformers has none of that
     # kind on a TPU); and nobody detects objects, or drafts tokens by scikit-learn.
-    with _answering(torch.distributed, "is_available", lambda: False):
+    # Where another version has no such question, its import takes its time.
+    with suppress(AttributeError), _answering(torch.distributed, "is_available", lambda: False):
         _asked(import_utils.is_torch_distributed_available)
-    with _answering(import_utils, "get_device_type", lambda: "tpu"):
+    with suppress(AttributeError), _answering(import_utils, "get_device_type", lambda: "tpu"):
         _asked(import_utils.is_torch_flex_attn_available)
-    with _missing("scipy"):
+    with suppress(AttributeError), _missing("scipy"):
         _asked(import_utils.is_scipy_available)
-    with _missing("sklearn"):
+    with suppress(AttributeError), _missing("sklearn"):
         _asked(import_utils.is_sklearn_available)
     with suppress(ImportError):
         _later(_COMPILER, needed=_OF_MASKS)
