@@ -82,12 +82,22 @@ def left_out(plan: "Plan") -> list[str]:
         f"left out: {paths[0]}" + (f" and {len(paths) - 1} more" if paths[1:] else "") + f": {why}"
         for why, paths in reasons.items()
     ]
+    adapted = {t.path for t in plan.targets}
     tied = [t for t in plan.targets if t.tied_to]
-    return lines + [
+    alone = [t for t in tied if not adapted & set(t.tied_to)]
+    together = [t for t in tied if t not in alone]
+    lines += [
         f"{t.path} shares its weight with {', '.join(t.tied_to)}: only {t.path} is adapted, and "
         "merging unties them"
-        for t in tied
+        for t in alone
     ]
+    if together:
+        first = together[0]
+        lines.append(
+            f"{len(together)} modules share their weight with others, such as {first.path} with "
+            f"{first.tied_to[0]}: each has a pair of its own, and merging unties them"
+        )
+    return lines
 
 
 def scores_table(result: Mapping[str, Any]) -> Table:

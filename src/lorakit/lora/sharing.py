@@ -30,6 +30,18 @@ def check_shared(model: nn.Module, chosen: Collection[str]) -> None:
             )
 
 
+def tied_parameters(model: nn.Module) -> list[tuple[str, ...]]:
+    """Names of each parameter that several modules hold, the first module's first; all such parameters.
+
+    A module that stands at several paths holds its parameters once.
+    """
+    owners: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners[id(parameter)].append(f"{path}.{name}" if path else name)
+    return [tuple(names) for names in owners.values() if len(names) > 1]
+
+
 def tied_weights(modules: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     """Of each module by path, the paths of the others that share its weight tensor."""
     owners: dict[int, list[str]] = defaultdict(list)

@@ -28,8 +28,9 @@ from lorakit.merging.certify import (
     probe_logits,
 )
 from lorakit.merging.formats import format_of, save_as_in
-from lorakit.merging.model_folder import complete_settings, require_tied_by_config
+from lorakit.merging.model_folder import complete_settings
 from lorakit.merging.rounding import own_rounding
+from lorakit.merging.ties import require_tied_by_config, tied_groups, untie
 from lorakit.models.quiet import quiet
 
 CERTIFICATE = "certificate.json"
@@ -40,8 +41,9 @@ def merged_model(model: Model) -> Model:
     """A new model of plain layers that computes what the adapted one does.
 
     Every weight is a copy, W + s·B·A where there was a pair, in the dtype of W. An adapted
-    weight that was tied to another (an embedding to the output head) cannot stay tied, because
-    only one of the two changes: both are kept, and a transformers model's configuration says so.
+    weight that was tied to others (an embedding to the output head, Zamba's shared block) cannot stay
+    tied, because they change otherwise or not at all: each is kept, no weight of the model stays tied,
+    and a transformers model's configuration says so.
 
     Raises:
         AdapterError: the model has no pairs.
@@ -52,7 +54,7 @@ def merged_model(model: Model) -> Model:
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("this model has no adapter attached: there is nothing to merge")
-    tied = [path for path, layer in layers.items() if layer.target.tied_to]
+    tied = tied_groups(layer.target for layer in layers.values())
     # deepcopy asks its memo first, so each adapted layer is replaced as the copy is made.
     memo: dict[int, Any] = {}
     for path, layer in layers.items():
@@ -68,14 +70,9 @@ def merged_model(model: Model) -> Model:
         if isinstance(layer, LoraExperts):
             put_parameter(merged, path, memo[id(layer)].weight)
     if tied and is_transformers(model):
-        _untie(cast(Any, merged), tied)
+        require_tied_by_config(merged, tied)
+        untie(merged)
     return merged
-
-
-def _untie(merged: Any, tied: Sequence[str]) -> None:
-    config = merged.config
-    require_tied_by_config(getattr(config, "tie_word_embeddings", False), " and ".join(tied))
-    config.tie_word_embeddings = False
 
 
 def write_merged(

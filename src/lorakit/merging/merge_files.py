@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters.pairs import Pair
-from lorakit.errors import AdapterError, TargetError
+from lorakit.errors import TargetError
 from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
@@ -109,6 +109,7 @@ def merge_files(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
+    tied: Sequence[Sequence[str]] = (),
 ) -> WeightsReport:
     """Write the weight files of the merged model and check them.
 
@@ -119,50 +120,45 @@ def merge_files(
         pairs: by path.
         folder: gets the files; they must not be there.
         dtype: of all floating-point tensors; None keeps each as it is.
+        tied: names of each parameter of the model that several modules hold, where merging unties: then
+            each name gets a tensor of its own, merged or copied.
 
     Raises:
         TargetError: a weight cannot take its product: a grouped convolution, or integers.
-        AdapterError: the variant cannot be merged by rows; two pairs are on one tied weight.
+        AdapterError: the variant cannot be merged by rows.
         OtherNamesError: a tied weight has a name in the files that the model does not know.
     """
     require_capability(
         *(plan.spec.variant, Capability.MERGE_ROWS, "merging"),
         "merge it in memory instead: certify by logits, or `write_merged`",
     )
-    jobs, extra = _jobs(places, held, plan, pairs)
+    jobs = _jobs(places, plan, pairs)
+    extra = _copies(jobs, held, tied)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
         there = written.setdefault(place.file, [])
-        job = jobs.get(place.name)
-        there.append(_merged(job, dtype) if job else planned_copy(place, place.name, dtype))
-        # The other half of a tie keeps the base's numbers under its own name.
+        there += [_merged(job, dtype) for job in jobs.get(place.name, ())]
+        if place.name not in jobs:
+            there.append(planned_copy(place, place.name, dtype))
+        # The others of a tie keep the base's numbers under their own names.
         there += [planned_copy(place, name, dtype) for name in extra.get(place.name, ())]
     for file, tensors in written.items():
         shards.write_stream(folder / file.name, tensors)
     write_index(folder, {file.name: tensors for file, tensors in written.items()})
     names = {place.file: place.file.name for place in held.values()}
-    checks = [_check(job, folder / names[job.place.file], dtype) for job in jobs.values()]
-    copied = sum(map(len, written.values())) - len(jobs)
+    merged = [job for same in jobs.values() for job in same]
+    checks = [_check(job, folder / names[job.place.file], dtype) for job in merged]
+    copied = sum(map(len, written.values())) - len(merged)
     return WeightsReport(tuple(checks), copied)
 
 
 def _jobs(
-    places: Mapping[str, StoredTensor],
-    held: Mapping[str, StoredTensor],
-    plan: Plan,
-    pairs: Mapping[str, Pair],
-) -> tuple[dict[str, TensorMerge], dict[str, list[str]]]:
-    """What to merge by the base's name of the tensor; and names that a tie's other half needs."""
-    jobs: dict[str, TensorMerge] = {}
-    extra: dict[str, list[str]] = {}
+    places: Mapping[str, StoredTensor], plan: Plan, pairs: Mapping[str, Pair]
+) -> dict[str, list[TensorMerge]]:
+    """What to merge by the base's name of the tensor: several of one that modules with pairs share."""
+    jobs: dict[str, list[TensorMerge]] = {}
     for target in plan.targets:
         place, pair = places[f"{target.path}.weight"], pairs[target.path]
-        if place.name in jobs:
-            raise AdapterError(
-                f"two pairs change the one tensor {place.name}: {target.path}'s too, and this model keeps "
-                "them tied, so that no merged weight is right for both: keep the adapter beside its base "
-                "(lorakit generate, serve)"
-            )
         if place.entry.dtype not in DTYPES:
             raise TargetError(
                 f"{place.file}: {place.name} is kept as {place.entry.dtype} and cannot take s·B·A: "
@@ -178,10 +174,27 @@ def _jobs(
                 raise OtherNamesError(
                     f"{place.file} calls the tied weight {place.name}, and the model {name}"
                 )
-            # A folder may hold both halves of a tie; then each keeps its own.
-            extra[place.name] = [n for n in others if n not in held or n == place.name]
-        jobs[place.name] = TensorMerge(place, name, left, right, pair.scale)
-    return jobs, extra
+        jobs.setdefault(place.name, []).append(TensorMerge(place, name, left, right, pair.scale))
+    return jobs
+
+
+def _copies(
+    jobs: Mapping[str, Sequence[TensorMerge]],
+    held: Mapping[str, StoredTensor],
+    tied: Sequence[Sequence[str]],
+) -> dict[str, list[str]]:
+    """Names by the base's tensor of which each gets a copy: those of a tie that nothing else writes."""
+    merged = {job.name for same in jobs.values() for job in same}
+    copies: dict[str, list[str]] = {}
+    for names in tied:
+        sources = [name for name in names if name in held]
+        if not sources:
+            raise OtherNamesError(f"the files of this model hold no tensor {' or '.join(names)}")
+        for name in names:
+            if name in merged or (name in held and name not in jobs):
+                continue
+            copies.setdefault(name if name in held else sources[0], []).append(name)
+    return copies
 
 
 def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:

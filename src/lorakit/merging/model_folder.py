@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from lorakit.errors import TargetError
 from lorakit.files.whole import write_json
 from lorakit.merging.older_names import with_older_names
 from lorakit.models.files import read_config
@@ -19,7 +18,7 @@ _LEFT = ("*.index.json", "adapter_config.json", "certificate.json")
 
 
 def copy_settings(
-    base: Path, folder: Path, *, dtype: torch.dtype | None, untie: str | None, code: bool
+    base: Path, folder: Path, *, dtype: torch.dtype | None, untie: bool, code: bool
 ) -> None:
     """Copy the settings of a model, config.json changed as far as its weights are.
 
@@ -30,12 +29,8 @@ def copy_settings(
         base: the model's folder.
         folder: gets the files.
         dtype: number format of the merged weights; None where it is the base's.
-        untie: path of an adapted module whose weight was tied, or None.
+        untie: whether weights were tied and each module has its own now.
         code: take Python files along too.
-
-    Raises:
-        TargetError: the tie is not one that config.json speaks of, so that transformers would tie
-            the weights again.
     """
     _copy(base, folder, (*_TAKEN, *(("*.py",) if code else ())), _LEFT)
     before = read_config(base)
@@ -43,7 +38,7 @@ def copy_settings(
     for part in _parts(config):
         if dtype is not None:
             _set_dtype(part, dtype)
-        if untie is not None:
+        if untie:
             part["tie_word_embeddings"] = False
     if config != before:
         write_json(folder / "config.json", config)
@@ -70,20 +65,6 @@ def _set_dtype(part: dict[str, Any], dtype: torch.dtype) -> None:
 def copy_tokenizer(base: Path, folder: Path) -> None:
     """Copy all settings but config.json."""
     _copy(base, folder, _TAKEN, (*_LEFT, "config.json"))
-
-
-def require_tied_by_config(tied: bool, path: str) -> None:
-    """See that a tie is one that the configuration can undo.
-
-    Raises:
-        TargetError: it is not.
-    """
-    if not tied:
-        raise TargetError(
-            f"{path} shares its weight with another module, but the model's tie_word_embeddings "
-            "is off: the merged model would tie them again when it is loaded; keep the adapter, "
-            "or train one without these targets"
-        )
 
 
 def _copy(base: Path, folder: Path, taken: Sequence[str], left: Sequence[str]) -> None:

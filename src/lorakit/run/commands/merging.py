@@ -26,6 +26,8 @@ from lorakit.errors import AdapterError, BaseMismatchError, ModelError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
+from lorakit.files.wording import count
+from lorakit.lora.sharing import tied_parameters
 from lorakit.lora.variant import Capability, cannot
 from lorakit.merging.certify import Certificate, Tolerance
 from lorakit.merging.chat_files import write_chat_files
@@ -38,11 +40,8 @@ from lorakit.merging.merge import (
     write_merged,
 )
 from lorakit.merging.merge_files import merge_files
-from lorakit.merging.model_folder import (
-    copy_settings,
-    copy_tokenizer,
-    require_tied_by_config,
-)
+from lorakit.merging.model_folder import copy_settings, copy_tokenizer
+from lorakit.merging.ties import require_tied_by_config, tied_groups
 from lorakit.models import ModelSpec, empty_model, identify, load_model
 from lorakit.models.files import weight_files
 from lorakit.models.fingerprint import hash_files
@@ -130,12 +129,18 @@ def _merge(
     """Merge into the files of an ordinary model folder."""
     empty = empty_model(spec)
     adapter = stored_for_model(empty, adapter)
-    plan, more = fit_stored(empty, adapter)
-    notes = (*notes, *more)
-    tied = [target.path for target in plan.targets if target.tied_to]
+    plan, found = fit_stored(empty, adapter)
+    notes = (*notes, *found)
+    tied = tied_groups(plan.targets)
+    shared = tied_parameters(empty) if tied else []
     if tied:
-        require_tied_by_config(
-            getattr(empty.config, "tie_word_embeddings", False), " and ".join(tied)
+        require_tied_by_config(empty, tied)
+        more = sum(empty.get_parameter(names[0]).numel() * (len(names) - 1) for names in shared)
+        notes = (
+            *notes,
+            f"the base keeps {len(shared)} weights once that several modules use, such as {shared[0][0]} "
+            f"and {shared[0][1]}; pairs make them differ, so that the merged model keeps one for each "
+            f"module: {count(more)} parameters more",
         )
     variant = adapter.spec.variant
     if Capability.MERGE_ROWS not in variant.capabilities and certify != "weights":
@@ -159,12 +164,12 @@ def _merge(
     made: list[Certificate] = []
 
     def fill(partial: Path) -> None:
-        report = merge_files(places, held, plan, adapter.pairs, partial, dtype=kept)
+        report = merge_files(places, held, plan, adapter.pairs, partial, dtype=kept, tied=shared)
         copy_settings(
             base,
             partial,
             dtype=kept,
-            untie=tied[0] if tied else None,
+            untie=bool(tied),
             code=spec.trust_remote_code,
         )
         if chat is not None:

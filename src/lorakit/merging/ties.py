@@ -1,0 +1,53 @@
+"""Weights that several modules share: which of them config.json ties, and a model in which none is shared."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lorakit.errors import TargetError
+from lorakit.lora.planning import Target
+from lorakit.lora.sharing import tied_parameters
+
+
+def tied_groups(targets: Iterable[Target]) -> list[tuple[str, ...]]:
+    """Paths of the modules that share a weight with an adapted one, by adapted module, itself first."""
+    return [(target.path, *target.tied_to) for target in targets if target.tied_to]
+
+
+def require_tied_by_config(model: Any, groups: Sequence[Sequence[str]]) -> None:
+    """See that the ties of some modules are ones that the configuration can undo.
+
+    Args:
+        model: of transformers; may be on the meta device.
+        groups: see `tied_groups`.
+
+    Raises:
+        TargetError: a tie is not, so that the weights would be tied again when the model is loaded.
+    """
+    by_config = getattr(model.config, "tie_word_embeddings", False)
+    declared = model.get_expanded_tied_weights_keys(all_submodels=True) if by_config else {}
+    for paths in groups:
+        # Of a tie, all but the one that the others follow are declared.
+        if sum(f"{path}.weight" in declared for path in paths) < len(paths) - 1:
+            why = "does not name this tie" if by_config else "is off"
+            raise TargetError(
+                f"{paths[0]} shares its weight with {paths[1]}, but the model's tie_word_embeddings "
+                f"{why}: the merged model would tie them again when it is loaded; keep the adapter, "
+                "or train one without these targets"
+            )
+
+
+def untie(model: Any) -> None:
+    """Give every module its own copy of a weight that it shares, in place; the configuration says so."""
+    for names in tied_parameters(model):
+        for name in names[1:]:
+            path, _, last = name.rpartition(".")
+            own = model.get_parameter(name)
+            copied = nn.Parameter(own.detach().clone(), requires_grad=own.requires_grad)
+            setattr(model.get_submodule(path), last, copied)
+    config = model.config
+    for part in {id(each): each for each in (config, config.get_text_config())}.values():
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
