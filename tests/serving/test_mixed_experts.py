@@ -15,6 +15,7 @@ from engines import SPEC, Alone, Watched, base, make_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lorakit.adapters import read_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.errors import AdapterError
 from lorakit.execution.stepping import OwnBlocks, adaptable
@@ -22,6 +23,7 @@ from lorakit.kernels.slot_plan import SlotRun
 from lorakit.lora.parameters import bare_parameters
 from lorakit.serving.opening import expert_notes
 from lorakit.serving.vllm.exports import Exports
+from older_adapters import merged, older_adapter, older_checkpoint
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "both": {"rank": 3, "target_parameters": ("experts",)},
@@ -159,6 +161,20 @@ def test_slots_are_taken_and_given_up_with_the_pairs_on_experts(tmp_path: Path) 
     held = {r.slot for r in set(engine.pool._in) if r and r.key != "plain"}
     served = engine.forward.experts._served.values()
     assert all(set(each.held) == held for each in served)
+
+
+def test_pairs_of_experts_that_were_modules_are_served(tmp_path: Path) -> None:
+    model = base("mixtral")
+    held = older_checkpoint(model, tmp_path / "base")
+    pairs = older_adapter(held, tmp_path / "old", ("q_proj", "w1", "w2", "w3", "gate"))
+    engine = Watched("mixtral", replace(SPEC, slot_rank=4))
+    engine.folders["old"] = tmp_path / "old"
+    info = read_adapter(tmp_path / "old")
+    # Of one fused matrix two parts of rank 2: a slot of rank 4.
+    assert engine.forward.bank.width(info.ranks, "old") == 1
+    oracle = Merged("mixtral", {})
+    oracle.models["old"] = merged(tmp_path / "base", held, pairs, lambda _, r: 6 / r)
+    check(engine, oracle, [("old", [7, 9, 30], 1), ("", [7, 9, 30], 1), ("old", [40, 8], 0)])
 
 
 def test_what_the_pairs_take_is_said() -> None:

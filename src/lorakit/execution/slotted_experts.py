@@ -182,13 +182,8 @@ class SlottedExperts:
 
     def _forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         adapters_T, runs = self._adapters_T, self._runs
-        names = [
-            name for name, each in module._modules.items() if isinstance(each, ServedParameter)
-        ]
-        served = {name: module._modules[name] for name in names}
-        if adapters_T is None or not any(
-            run.slot in s.held for run in runs for s in served.values()
-        ):
+        held = [each.held for each in module._modules.values() if isinstance(each, ServedParameter)]
+        if adapters_T is None or not any(run.slot in each for run in runs for each in held):
             return type(module).forward(module, *args, **kwargs)
         return _experts(module, adapters_T, runs, *args, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit.adapters.model_paths import moved_paths, stored_for_model
+from lorakit.adapters.model_paths import ranks_for_model, stored_for_model
 from lorakit.adapters.pairs import Pair, StoredAdapter, read_stored
 from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
@@ -110,6 +110,7 @@ class Bank:
         self._bare: Mapping[str, Geometry] = {} if experts is None else experts.geometries
         self._silent = frozenset[str]() if model is None else not_for_text(model)
         self.targets, self.slots, self.rank = dict(targets), slots, rank
+        self._known = self.targets.keys() | self._bare.keys()
         self.dtype, self.device = dtype, device
         self._grouped = [tuple(paths) for paths in grouped]
         assert {path for paths in grouped for path in paths} == self.targets.keys()
@@ -154,16 +155,15 @@ class Bank:
         Raises:
             AdapterError: it is wider than all slots, or adapts what a server cannot.
         """
-        if self._model is not None and not ranks.keys() <= self.targets.keys():
-            moved = moved_paths(self._model, ranks)
-            ranks = {moved.get(path, path): rank for path, rank in ranks.items()}
+        if self._model is not None and not ranks.keys() <= self._known:
+            ranks = ranks_for_model(self._model, ranks, self._bare)
         # The pairs of a tower for images change nothing of an answer to text.
         ranks = {path: rank for path, rank in ranks.items() if path not in self._silent}
         if not ranks:
             raise AdapterError(
                 f"{name} adapts nothing that runs for text: it would change no answer"
             )
-        check_paths(ranks, {**self.targets, **self._bare}, name)
+        check_paths(ranks, self._known, name)
         width = -(-max(ranks.values()) // self.rank)
         if width > self.slots:
             raise AdapterError(
@@ -198,8 +198,8 @@ class Bank:
             AdapterError: its variant cannot be served from slots; it does not fit the model, or is not finite in the slots' dtype.
         """
         name = str(adapter.source)
-        if self._model is not None and not adapter.pairs.keys() <= self.targets.keys():
-            adapter = stored_for_model(self._model, adapter)
+        if self._model is not None and not adapter.pairs.keys() <= self._known:
+            adapter = stored_for_model(self._model, adapter, self._bare)
         check_variant(adapter.spec.variant, self.needs, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.whole:
