@@ -34,7 +34,7 @@ def bank(model):
 
 
 def elements(staged):
-    return [tensor for group in staged for tensor in (group.A, group.B)]
+    return [tensor for group in staged.groups for tensor in (group.A, group.B)]
 
 
 def test_an_adapter_that_was_checked_before_is_staged_the_same(model, bank, tmp_path):

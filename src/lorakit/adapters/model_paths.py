@@ -3,7 +3,7 @@
 They differ where transformers moved modules after the adapter was trained: the language model of a
 vision-language model lies at `model.language_model` since transformers 4.52, and at `language_model.model`
 before. transformers renames a base's weights while it loads them, and peft an adapter's, by one list of
-rules; lorakit goes by the same list.
+rules; lorakit goes by the same list. Experts that were modules are one parameter now: older_experts.py.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,7 +12,8 @@ from dataclasses import replace
 from torch import nn
 
 from lorakit.adapters.names import PREFIX, pair_of, whole_weight_of
-from lorakit.adapters.pairs import AdapterFiles, StoredAdapter
+from lorakit.adapters.older_experts import Bare, older_parts, present_ranks, with_present_experts
+from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, stored_of
 from lorakit.adapters.peft_config import PeftConfig, compact
 from lorakit.lora.targets import first_hit
 from lorakit.models.weights import names_in_model
@@ -29,7 +30,7 @@ def for_model(model: nn.Module, opened: AdapterFiles) -> AdapterFiles:
     pairs = {found[0] for name in opened.tensors if (found := pair_of(name))}
     moved = moved_paths(model, {path for path in paths.values() if path})
     if not moved:
-        return opened
+        return _with_present_experts(model, opened, pairs)
     tensors = {}
     for name, tensor in opened.tensors.items():
         path = paths[name]
@@ -37,20 +38,41 @@ def for_model(model: nn.Module, opened: AdapterFiles) -> AdapterFiles:
             name = PREFIX + moved[path] + name[len(PREFIX) + len(path) :]
         tensors[name] = tensor
     config = _moved_config(opened.config, pairs, moved)
-    return replace(opened, config=config, tensors=tensors, notes=(*opened.notes, _note(moved)))
+    notes = (*opened.notes, _note(moved))
+    opened = replace(opened, config=config, tensors=tensors, notes=notes)
+    return _with_present_experts(model, opened, {moved.get(path, path) for path in pairs})
 
 
-def stored_for_model(model: nn.Module, adapter: StoredAdapter) -> StoredAdapter:
-    """The same for an adapter as a value."""
-    moved = moved_paths(model, adapter.pairs)
-    if not moved:
-        return adapter
-    return replace(
-        adapter,
-        config=_moved_config(adapter.config, adapter.pairs, moved),
-        pairs={moved.get(path, path): pair for path, pair in adapter.pairs.items()},
-        notes=(*adapter.notes, _note(moved)),
-    )
+def _with_present_experts(
+    model: nn.Module, opened: AdapterFiles, paths: Collection[str]
+) -> AdapterFiles:
+    if not older_parts(model, paths):
+        return opened
+    adapter = with_present_experts(model, stored_of(opened))
+    return replace(adapter.opened, notes=adapter.notes)
+
+
+def stored_for_model(
+    model: nn.Module, adapter: StoredAdapter, bare: Bare | None = None
+) -> StoredAdapter:
+    """The same for an adapter as a value; `bare` as for `older_parts`."""
+    if moved := moved_paths(model, adapter.pairs):
+        adapter = replace(
+            adapter,
+            config=_moved_config(adapter.config, adapter.pairs, moved),
+            pairs={moved.get(path, path): pair for path, pair in adapter.pairs.items()},
+            notes=(*adapter.notes, _note(moved)),
+        )
+    return with_present_experts(model, adapter, bare)
+
+
+def ranks_for_model(
+    model: nn.Module, ranks: Mapping[str, int], bare: Bare | None = None
+) -> dict[str, int]:
+    """Ranks of an adapter by the paths of a model; `bare` as for `older_parts`."""
+    moved = moved_paths(model, ranks)
+    by_path = {moved.get(path, path): rank for path, rank in ranks.items()}
+    return present_ranks(model, by_path, bare)
 
 
 def _path_of(name: str) -> str | None:

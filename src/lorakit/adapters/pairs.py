@@ -221,7 +221,15 @@ def read_stored(folder: str | Path, *, check: bool = True) -> StoredAdapter:
     Raises:
         AdapterError: as `open_adapter`; or a missing, extra or misshapen tensor.
     """
-    opened = open_adapter(folder, check=check)
+    return stored_of(open_adapter(folder, check=check))
+
+
+def stored_of(opened: AdapterFiles) -> StoredAdapter:
+    """The files of an adapter as a value; see `read_stored`.
+
+    Raises:
+        AdapterError: a missing, extra or misshapen tensor.
+    """
     config, tensors = opened.config, opened.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     pairs: dict[str, Pair] = {}

@@ -191,3 +191,12 @@ def fits(module: nn.Module) -> bool:
 def _eps(norm: nn.Module) -> float:
     known = vars(norm)
     return float(known.get("variance_epsilon", known.get("eps", 0.0)))
+
+
+def expert_matrices(module: Any) -> tuple[str, str]:
+    """The names of the two matrices of transformers' experts (5.24): into the expert, and out of it.
+
+    Args:
+        module: experts that say whether they have a gate, which then shares the first matrix.
+    """
+    return "gate_up_proj" if module.has_gate else "up_proj", "down_proj"

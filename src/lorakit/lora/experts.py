@@ -8,6 +8,7 @@ The model's own code goes on reading its parameter by name, and gets an `Adapted
 """
 
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -72,10 +73,15 @@ def expert_factors(
     return (left[0], right[0]) if axes == 2 else (left, right)
 
 
-def put_experts(model: nn.Module, path: str, layer: LoraExperts) -> None:
+def put_experts(model: nn.Module, path: str, layer: nn.Module) -> None:
     """Let the module that owns a parameter read it with its pairs, in place.
 
     The module keeps its weights and its code; its class gets the parameter's name as a property.
+
+    Args:
+        model: the model.
+        path: of the parameter.
+        layer: calling it gives the weight with its pairs: a `LoraExperts`, or what a server has.
     """
     owner_path, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_path)
@@ -110,8 +116,8 @@ def _read_through(owner: nn.Module, name: str) -> None:
 
 def _with_pairs(name: str, owner: nn.Module) -> Tensor:
     layer = owner._modules[name]
-    assert isinstance(layer, LoraExperts)
-    return layer()
+    assert layer is not None
+    return cast(Tensor, layer())
 
 
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}

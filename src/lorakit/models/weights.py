@@ -1,6 +1,7 @@
 """Where each weight of a model lies in the files of its folder."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,66 @@ def names_in_model(model: "nn.Module", names: Iterable[str]) -> dict[str, str]:
         if converter is None and new != name:
             renamed[name] = new
     return renamed
+
+
+@dataclass(frozen=True)
+class StackedName:
+    """Where transformers puts the matrix of one expert: into a parameter of all experts.
+
+    Attributes:
+        target: name of that parameter in the model.
+        part: which share of each expert's rows it is, from 0.
+        parts: how many there are: 2 where the gate's matrix stands above another.
+    """
+
+    target: str
+    part: int
+    parts: int
+
+
+def stacked_in_model(model: "nn.Module", names: Iterable[str]) -> dict[str, StackedName]:
+    """Names of matrices of single experts, as older transformers had them -> where they are now.
+
+    Args:
+        model: may be on the meta device.
+        names: of parameters, as files have them.
+
+    Returns:
+        Those that transformers' rules for the model's checkpoints stack by expert, and do no more with
+        than laying parts of one expert under one another.
+    """
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        Concatenate,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    places: dict[str, tuple[int, int]] = {}
+    for rule in converters:
+        match rule.operations:
+            case [MergeModulelist(dim=0)] if len(rule.source_patterns) == 1:
+                pass
+            case [MergeModulelist(dim=0), Concatenate(dim=1)]:
+                pass
+            case _:
+                continue
+        for part, pattern in enumerate(rule.source_patterns):
+            places[pattern] = part, len(rule.source_patterns)
+    stacked: dict[str, StackedName] = {}
+    for name in names if places else ():
+        new, source = rename_source_key(name, renamings, converters)
+        if source in places:
+            stacked[name] = StackedName(new, *places[source])
+    return stacked
 
 
 def conversion_family(model_type: str) -> str | None:

@@ -101,9 +101,15 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
     spec = settled(config, parent).lora
     try:
         own = plan(model, spec, any_rank=True)
-    except TargetError:  # its paths are those of before the base's modules moved
+        as_saved = parent.info.ranks.keys() <= {target.path for target in own.targets}
+    except TargetError:
+        as_saved = False
+    if not as_saved:  # its paths are those of before the base's modules moved, or became one
         fitted, _ = fit_stored(model, read_stored(parent.found.folder))
-        spec = replace(fitted.spec, dropout=spec.dropout)
+        dropout = spec.dropout
+        if fitted.spec.target_parameters and "dropout" not in config.given:
+            dropout = 0.0
+        spec = replace(fitted.spec, dropout=dropout)
         own = plan(model, spec, any_rank=True)
     wanted = {target.path: (target.rank, target.scale) for target in own.targets}
     for group in _TOGETHER:

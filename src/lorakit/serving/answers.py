@@ -19,7 +19,7 @@ class Prompt:
     Attributes:
         ids: token ids, at least one.
         key: content id of the adapter, "" for the base.
-        load: reads that adapter into the form it is held in (here `Staged`); called in the loader's
+        load: reads that adapter into the form it is held in (here `StagedAdapter`); called in the loader's
             thread, when it is not there.
         name: what the client calls the model, for figures.
         most: longest completion, in tokens.

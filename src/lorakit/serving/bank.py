@@ -1,19 +1,28 @@
-"""The slots' elements: every linear layer of a model's blocks, and the pairs written beside them."""
+"""The slots' elements: every linear layer of a model's blocks, and the pairs written beside them.
+
+Pairs on experts and other bare parameters are not kept in slots of one rank: they take memory as they
+come, and go when other adapters get their slots.
+"""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lorakit.adapters.model_paths import moved_paths, stored_for_model
-from lorakit.adapters.pairs import StoredAdapter, read_stored
+from lorakit.adapters.model_paths import ranks_for_model, stored_for_model
+from lorakit.adapters.pairs import Pair, StoredAdapter, read_stored
 from lorakit.adapters.store.contents import signature
 from lorakit.errors import AdapterError, did_you_mean
+from lorakit.execution.slotted_experts import SlottedExperts
+from lorakit.kernels.expert_slots import ExpertPairs
 from lorakit.kernels.slots import SlotGroup
 from lorakit.lora.called import not_for_text
+from lorakit.lora.experts import expert_factors
+from lorakit.lora.kinds import Geometry
 from lorakit.lora.planning import Target
 from lorakit.lora.targets import block_of
 from lorakit.lora.variant import Capability, Variant, require_capability
@@ -21,8 +30,20 @@ from lorakit.lora.variant import Capability, Variant, require_capability
 _REMEMBERED = 4096
 """Adapters of which it is remembered that they were checked."""
 
-Staged = Sequence[SlotGroup]
-"""An adapter in the form of the slots, as many of them as it takes."""
+
+@dataclass(frozen=True, eq=False)
+class StagedAdapter:
+    """An adapter in the form of the slots.
+
+    Attributes:
+        width: slots that it takes.
+        groups: so many slots of each group of linear layers.
+        experts: its pairs on bare parameters, by path.
+    """
+
+    width: int
+    groups: Sequence[SlotGroup]
+    experts: Mapping[str, ExpertPairs] = field(default_factory=dict)
 
 
 def finite(elements: torch.Tensor) -> bool:
@@ -68,6 +89,7 @@ class Bank:
         dtype: of the slots, the base's.
         device: likewise.
         model: the base, by whose paths adapters are known that were trained before its modules moved.
+        experts: its bare parameters; None for a base whose parameters get no pairs.
     """
 
     needs = (Capability.SLOTS,)
@@ -82,10 +104,13 @@ class Bank:
         dtype: torch.dtype,
         device: torch.device,
         model: nn.Module | None = None,
+        experts: SlottedExperts | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._experts = model, experts
+        self._bare: Mapping[str, Geometry] = {} if experts is None else experts.geometries
         self._silent = frozenset[str]() if model is None else not_for_text(model)
         self.targets, self.slots, self.rank = dict(targets), slots, rank
+        self._known = self.targets.keys() | self._bare.keys()
         self.dtype, self.device = dtype, device
         self._grouped = [tuple(paths) for paths in grouped]
         assert {path for paths in grouped for path in paths} == self.targets.keys()
@@ -108,6 +133,12 @@ class Bank:
         return sum(group.elements for group in self.groups) * self.groups[0].A.element_size()
 
     @property
+    def expert_bytes(self) -> int:
+        """Memory that pairs on all experts take beside one slot, where an adapter has them."""
+        elements = 0 if self._experts is None else self._experts.elements(self.rank)
+        return elements * self.dtype.itemsize
+
+    @property
     def elements(self) -> float:
         """Of A and B for each unit of rank in a block, as `lora.batched.costs` takes them."""
         blocks = {block_of(path) for path in self.targets} - {None}
@@ -124,16 +155,15 @@ class Bank:
         Raises:
             AdapterError: it is wider than all slots, or adapts what a server cannot.
         """
-        if self._model is not None and not ranks.keys() <= self.targets.keys():
-            moved = moved_paths(self._model, ranks)
-            ranks = {moved.get(path, path): rank for path, rank in ranks.items()}
+        if self._model is not None and not ranks.keys() <= self._known:
+            ranks = ranks_for_model(self._model, ranks, self._bare)
         # The pairs of a tower for images change nothing of an answer to text.
         ranks = {path: rank for path, rank in ranks.items() if path not in self._silent}
         if not ranks:
             raise AdapterError(
                 f"{name} adapts nothing that runs for text: it would change no answer"
             )
-        check_paths(ranks, self.targets, name)
+        check_paths(ranks, self._known, name)
         width = -(-max(ranks.values()) // self.rank)
         if width > self.slots:
             raise AdapterError(
@@ -146,9 +176,9 @@ class Bank:
     @property
     def largest_file(self) -> int:
         """Bytes of tensors that could fill all slots in the widest format, and some to spare."""
-        return 8 * self.slots * self.slot_bytes + (64 << 20)
+        return 8 * self.slots * (self.slot_bytes + self.expert_bytes) + (64 << 20)
 
-    def open(self, folder: Path, key: str) -> Staged:
+    def open(self, folder: Path, key: str) -> StagedAdapter:
         """Read and stage the adapter in a folder; see `stage`.
 
         Everything is checked the first time. As long as the files stay those that were checked,
@@ -161,15 +191,15 @@ class Bank:
             del self._checked[next(iter(self._checked))]
         return staged
 
-    def stage(self, adapter: StoredAdapter) -> Staged:
+    def stage(self, adapter: StoredAdapter) -> StagedAdapter:
         """An adapter in the slots' form, ready to be copied into them; it touches no slot.
 
         Raises:
             AdapterError: its variant cannot be served from slots; it does not fit the model, or is not finite in the slots' dtype.
         """
         name = str(adapter.source)
-        if self._model is not None and not adapter.pairs.keys() <= self.targets.keys():
-            adapter = stored_for_model(self._model, adapter)
+        if self._model is not None and not adapter.pairs.keys() <= self._known:
+            adapter = stored_for_model(self._model, adapter, self._bare)
         check_variant(adapter.spec.variant, self.needs, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.whole:
@@ -177,11 +207,11 @@ class Bank:
         sizes = [width * group.elements for group in self.groups]
         elements = torch.zeros(sum(sizes), dtype=self.dtype, device=self.device)
         places = zip(self.groups, elements.split(sizes), strict=True)
-        staged, left = [mine.beside(place, width) for mine, place in places], dict(adapter.pairs)
+        staged = [mine.beside(place, width) for mine, place in places]
         for group, paths in zip(staged, self._grouped, strict=True):
             pairs = []
             for path in paths:
-                pair = left.pop(path, None)
+                pair = adapter.pairs.get(path)
                 if pair is not None and pair.kind not in ("linear", "conv1d"):
                     raise AdapterError(f"{name}: {path} is a pair of the kind {pair.kind}")
                 pairs.append(None if pair is None else (pair.A, pair.B, pair.scale))
@@ -189,11 +219,33 @@ class Bank:
                 group.write(0, width, pairs)
             except ValueError as error:
                 raise AdapterError(f"{name} does not fit this model at {paths}: {error}") from None
-        if not finite(elements):
+        experts = {
+            path: self._expert_pairs(path, pair, name)
+            for path, pair in adapter.pairs.items()
+            if path in self._bare
+        }
+        held = [tensor for pairs in experts.values() for tensor in (pairs.down, pairs.up)]
+        if not all(finite(tensor) for tensor in (elements, *held)):
             raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
-        return staged
+        return StagedAdapter(width, staged, experts)
 
-    def install(self, slot: int, staged: Staged) -> None:
+    def _expert_pairs(self, path: str, pair: Pair, name: str) -> ExpertPairs:
+        """Pairs on a bare parameter, in the slots' dtype, s in the second of each."""
+        geometry = self._bare[path]
+        shapes = tuple(pair.A.shape), tuple(pair.B.shape)
+        if pair.kind != "experts" or shapes != geometry.pair_shapes(pair.rank):
+            raise AdapterError(
+                f"{name} does not fit this model at {path}: A is {shapes[0]} and B {shapes[1]} "
+                f"({pair.kind}), for {geometry.experts} matrices of {geometry.out_features} x "
+                f"{geometry.in_features}"
+            )
+        left, right = expert_factors(pair.A, pair.B * pair.scale, geometry)
+        down, up = (left, right) if geometry.swapped else (right.mT, left.mT)
+        return ExpertPairs(*(each.to(self.device, self.dtype).contiguous() for each in (down, up)))
+
+    def install(self, slot: int, staged: StagedAdapter) -> None:
         """Copy a staged adapter into slots [slot, slot + width)."""
-        for mine, theirs in zip(self.groups, staged, strict=True):
+        for mine, theirs in zip(self.groups, staged.groups, strict=True):
             mine.take(slot, theirs)
+        if self._experts is not None:
+            self._experts.put(slot, staged.width, staged.experts)

@@ -28,7 +28,7 @@ from lorakit.kernels.slot_plan import SlotRun
 from lorakit.serving import scheduler
 from lorakit.serving.adjusting import Adjuster, NothingAllowedError
 from lorakit.serving.answers import CompletionEvent, Deliver, Observer, Prompt, StoppingError
-from lorakit.serving.bank import Staged
+from lorakit.serving.bank import StagedAdapter
 from lorakit.serving.forward import Forward
 from lorakit.serving.pool import SlotPool
 from lorakit.serving.sampling import Chosen, choose
@@ -93,7 +93,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._count, self._counted = 0, threading.Lock()
-        self._loading: dict[str, Future[tuple[Staged, float]]] = {}
+        self._loading: dict[str, Future[tuple[StagedAdapter, float]]] = {}
         # The loader computes alone: a second team would slow every step (thread.py). What it sets
         # for itself torch takes for every thread that begins to compute later.
         self._threads = torch.get_num_threads()
@@ -388,7 +388,7 @@ class Engine:
                 future = self._loading[key] = self._loader.submit(self._timed, load)
                 future.add_done_callback(lambda _: self._wake.set())
 
-    def _timed(self, load: Callable[[], Staged]) -> tuple[Staged, float]:
+    def _timed(self, load: Callable[[], StagedAdapter]) -> tuple[StagedAdapter, float]:
         """Read and stage an adapter, in the loader's thread; and how long it took."""
         began = self.clock()
         staged = load()
@@ -413,7 +413,7 @@ class Engine:
                 continue
             staged, reading = future.result()
             began = self.clock()
-            resident = self.pool.place(key, staged[0].A.shape[0])
+            resident = self.pool.place(key, staged.width)
             if resident is None:  # all slots are in use: at a later step
                 continue
             del self._loading[key]

@@ -1,8 +1,9 @@
 """A base made ready to serve: what computes a step, its KV cache and the adapters' slots."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lorakit.execution.own_caches import SequencesApart, Way, measured_bytes
 from lorakit.execution.settings import AttentionSettings
+from lorakit.execution.slotted_experts import SlottedExperts
 from lorakit.execution.stepping import Blocks, open_steps, slotted
 from lorakit.execution.steps import Place, plan_step
 from lorakit.kernels.slot_plan import Costs, SlotRun, costs, plan_batch, runs_of
@@ -39,11 +41,15 @@ class Forward:
         room: Room,
     ) -> None:
         self.blocks, self.device, self.room = blocks, model.device, room
+        self.experts = SlottedExperts(model)
+        if blocks.states is None:
+            self.experts.try_together(blocks, layers)
         self.bank = Bank(
             *(slotted(model), blocks.grouped, spec.slots, spec.slot_rank),
             dtype=model.dtype,
             device=model.device,
             model=model,
+            experts=self.experts,
         )
         blocks.use(self.bank.groups)
         self.costs: Costs = costs(model.device, model.dtype, self.bank.elements, self.bank.rank)
@@ -75,12 +81,36 @@ class Forward:
             keep: the tokens whose logits are wanted.
             runs: of adapters, see `lora.batched`.
         """
+        alone = self.experts.parts(runs)
+        if not alone:
+            return self._run(ids, places, keep, runs)
+        logits = torch.empty(0)
+        for part in step_parts(places, runs, alone):
+            where = [number for number, token in enumerate(keep) if token in part.tokens]
+            kept = [part.tokens.index(keep[number]) for number in where]
+            with nullcontext() if part.slot is None else self.experts.alone(part.slot):
+                rows = self._run([ids[t] for t in part.tokens], part.places, kept, part.runs)
+            if not len(logits):
+                logits = rows.new_empty(len(keep), rows.shape[-1])
+            logits[where] = rows
+        return logits
+
+    def _run(
+        self,
+        ids: Sequence[int],
+        places: Sequence[Place],
+        keep: Sequence[int],
+        runs: Sequence[SlotRun],
+    ) -> Tensor:
         step = plan_step(places, self.device)
         batch = plan_batch(tuple(runs), len(ids), self.device, self.costs)
         kept = plan_batch(runs_of(runs, keep), len(keep), self.device, self.costs)
         ids_T = torch.tensor(ids, device=self.device)
         keep_L = torch.tensor(keep, dtype=torch.long, device=self.device)
-        return self.blocks.logits(ids_T, step, keep_L, self.kv_caches, replace(batch, kept=kept))
+        with self.experts.together(batch):
+            return self.blocks.logits(
+                ids_T, step, keep_L, self.kv_caches, replace(batch, kept=kept)
+            )
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, count: int) -> None:
@@ -102,6 +132,50 @@ class Forward:
         """Free what is kept of sequences apart whose block is gone."""
         if self.blocks.states is not None:
             self.blocks.states.retain(starts)
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """Tokens of a step that are computed as a step of their own.
+
+    Attributes:
+        tokens: which of the whole step's, ascending.
+        places: their sequences.
+        runs: the adapters among them.
+        slot: of the one adapter whose pairs the model's own code reads; None where there is none.
+    """
+
+    tokens: Sequence[int]
+    places: Sequence[Place]
+    runs: Sequence[SlotRun]
+    slot: int | None
+
+
+def step_parts(
+    places: Sequence[Place], runs: Sequence[SlotRun], alone: Collection[SlotRun]
+) -> list[StepPart]:
+    """A step cut into parts: one for each run of `alone`, and one for all the rest.
+
+    Args:
+        places: the sequences of the step, in the order of its tokens.
+        runs: of adapters; their tokens come first.
+        alone: some of them.
+    """
+    owners = [run for run in runs for _ in range(run.rows)]
+    first, mine = 0, list[tuple[SlotRun | None, list[int], Place]]()
+    for place in places:
+        owner = owners[first] if first < len(owners) else None
+        mine.append((owner, list(range(first, first + place.count)), place))
+        first += place.count
+    parts = []
+    for run in (*alone, None):
+        own = [each for each in mine if (each[0] if each[0] in alone else None) == run]
+        if own:
+            tokens = [token for _, some, _ in own for token in some]
+            others = [each for each in runs if each not in alone]
+            held, slot = ([run], run.slot) if run is not None else (others, None)
+            parts.append(StepPart(tokens, [place for *_, place in own], held, slot))
+    return parts
 
 
 def cell_bytes(layers: Sequence[AttentionSettings], dtype: torch.dtype) -> int:

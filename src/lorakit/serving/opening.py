@@ -68,8 +68,8 @@ def open_own(
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
         f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {forward.room.positions:,} tokens"
     )
-    kernels = kernels_of(session.model).line
-    notes = (slots, kernels, *way_notes(forward, type(session.model).__name__))
+    kernels, name = kernels_of(session.model).line, type(session.model).__name__
+    notes = (slots, *expert_notes(forward), kernels, *way_notes(forward, name))
     return PreparedBase(
         catalog,
         session.tokenizer,
@@ -81,6 +81,17 @@ def open_own(
         ),
         notes,
         forward.blocks.way,
+    )
+
+
+def expert_notes(forward: Forward) -> tuple[str, ...]:
+    """What pairs on a mixture's experts cost here; nothing where a base has no experts of its kind."""
+    if not forward.bank.expert_bytes:
+        return ()
+    way = "in the step of all others" if forward.experts.is_together else "a step for each adapter"
+    return (
+        f"pairs on experts are computed {way}, and take up to {size(forward.bank.expert_bytes)} beside "
+        "each slot of an adapter that has them",
     )
 
 

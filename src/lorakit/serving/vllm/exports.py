@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,12 +31,20 @@ class Exports:
         root: the folder.
         targets: layers of the base that can be adapted, by path.
         rank: highest rank of an adapter; one of vLLM's.
+        parameters: paths of the base's bare parameters, such as fused experts.
     """
 
     needs = (Capability.VLLM, Capability.FOLD)
 
-    def __init__(self, root: Path, targets: Mapping[str, Target], rank: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        targets: Mapping[str, Target],
+        rank: int,
+        parameters: Collection[str] = (),
+    ) -> None:
         self.root, self.targets, self.rank = root, dict(targets), rank
+        self._parameters = frozenset(parameters)
 
     @property
     def largest_file(self) -> int:
@@ -51,6 +59,11 @@ class Exports:
         Raises:
             AdapterError: its rank is above the highest, or it adapts what a server does not.
         """
+        if bare := sorted(self._parameters & ranks.keys()):
+            raise AdapterError(
+                f"{name} has pairs on {bare[0]} and {len(bare) - 1} more bare parameters (experts), which "
+                "are not given to vLLM: serve it without --engine vllm, or merge it into a model of its own"
+            )
         check_paths(ranks, self.targets, name)
         highest = max(ranks.values())
         if highest > self.rank:

@@ -14,6 +14,7 @@ from lorakit.execution.lengths import UNNAMED, context_length
 from lorakit.execution.prompts import embedding_count
 from lorakit.execution.stepping import adaptable
 from lorakit.files.cache import Progress
+from lorakit.lora.parameters import bare_parameters
 from lorakit.models import ModelSpec, identify, load_outline
 from lorakit.serving.answers import Deliver, Observer
 from lorakit.serving.catalog import Catalog
@@ -57,7 +58,7 @@ def open_vllm(
     context = context_length(empty.config) or UNNAMED
     lowest = next_rank(spec.slot_rank)
     assert lowest is not None
-    exports = Exports(Path(), adaptable(empty), lowest)
+    exports = Exports(Path(), adaptable(empty), lowest, bare_parameters(empty))
     catalog = make_catalog(identity, template, exports)
     exports.rank = _rank(catalog, lowest)
 
