@@ -114,7 +114,9 @@ class TestMergedModel:
     def test_tied_by_the_code_itself_is_refused(self):
         model = tiny_llama()
         model.lm_head.weight = model.model.embed_tokens.weight
-        with pytest.raises(TargetError, match=r"lm_head shares its weight with .*embed_tokens, but"):
+        with pytest.raises(
+            TargetError, match=r"lm_head shares its weight with .*embed_tokens, but"
+        ):
             merged_model(adapt(model, targets=("lm_head",)))
 
     def test_a_plain_module(self):
