@@ -17,10 +17,9 @@ from lorakit.adapters.parents import Part
 from lorakit.adapters.shrink import shrink
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
 from lorakit.config import load_config
-from lorakit.errors import AdapterError, TargetError
+from lorakit.errors import AdapterError
 from lorakit.execution.runnable import Packed, Runnable
-from lorakit.lora import LoraSpec, attach, lora_layers, plan
-from lorakit.lora.jobs import Jobs
+from lorakit.lora import LoraSpec, attach, lora_layers
 from lorakit.merging.merge import merged_model, write_merged
 from mixtures import mixture, rows
 
@@ -127,10 +126,6 @@ def test_what_takes_linear_layers_only_says_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(AdapterError, match="holds a pair for each expert"):
             work()
-    model = mixture("mixtral")
-    spec = LoraSpec(rank=2, target_parameters=("experts",))
-    with pytest.raises(TargetError, match="several jobs at once"):
-        Jobs(model, [plan(model, spec)], [0])
 
 
 def test_a_run_trains_the_experts_and_leaves_what_it_should(tmp_path: Path) -> None:

@@ -165,6 +165,30 @@ def test_embeddings_have_jobs_too():
         assert apart(jobs.layers[job], alone(work, "llama")[0]) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen2_moe"])
+def test_pairs_on_experts_have_jobs_too(family):
+    experts = {"target_parameters": ("experts",)}
+    works = [Work(2, steps=5, lora=experts), Work(3, rows=1, steps=3, lora=experts), Work(2)]
+    model, jobs, _ = concurrent(works, family)
+    for job, work in enumerate(works):
+        assert apart(jobs.layers[job], alone(work, family, fused=False)[0]) < 1e-5
+    # Put in and taken out again, in any order, the model has one job's pairs, or none.
+    with torch.no_grad():
+        ids = torch.arange(5, 16)[None]
+        jobs.remove()
+        plain = model(ids).logits
+        jobs.remove()
+        assert torch.equal(plain, tiny(family)(ids).logits)
+        jobs.install(1)
+        jobs.install(0)
+        assert lora_layers(model) == jobs.layers[0]
+        assert not torch.allclose(model(ids).logits, plain)
+        jobs.install_all()
+        jobs.assign([(0, 0, 5), (1, 5, 11)])
+        with pytest.raises(ValueError, match="come to one weight"):
+            model(ids)
+
+
 def test_each_job_is_evaluated_and_keeps_its_own_best():
     best = TrainSpec(batch_size=4, eval_every=3, patience=1)
     works = [Work(2, rate=0.05, spec=best), Work(4, rows=1, spec=best)]
@@ -216,6 +240,11 @@ def test_what_cannot_share_a_pass_is_refused():
         check_can_share(tiny("xlm"))
     with pytest.raises(ModelError, match="drops activations of its own"):
         check_can_share(tiny("gpt2"))
+    sampling = tiny("phimoe")
+    state = torch.get_rng_state()
+    with pytest.raises(ModelError, match="draws random numbers of its own"):
+        check_can_share(sampling)
+    assert torch.equal(torch.get_rng_state(), state)
     model = attach(tiny("llama"), LoraSpec(rank=2))
     with pytest.raises(TargetError, match="attached already"):
         Jobs(model, [], [])

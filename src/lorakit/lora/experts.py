@@ -96,6 +96,9 @@ def put_parameter(model: nn.Module, path: str, weight: nn.Parameter) -> None:
     owner = model.get_submodule(owner_path)
     owner._modules.pop(name, None)
     adapted = type(owner)
+    if name not in adapted.__dict__.get(_READ, ()):
+        owner._parameters[name] = weight
+        return
     read = [other for other in adapted.__dict__.get(_READ, ()) if other != name]
     owner.__class__ = adapted.__bases__[0]
     owner._parameters[name] = weight
@@ -109,6 +112,8 @@ _READ = "_read_with_pairs"
 def _read_through(owner: nn.Module, name: str) -> None:
     cls = type(owner)
     names = cls.__dict__.get(_READ, ())
+    if name in names:
+        return
     base = cls.__bases__[0] if names else cls
     read = (*names, name)
     owner.__class__ = _class_of(base, read)

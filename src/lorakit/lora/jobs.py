@@ -13,8 +13,13 @@ that it would be anywhere else:
     ...                                # passes whose rows are all of the first job
     jobs.install(0)                    # the model has the first job's pairs, as after `attach`
 
+Pairs on experts are for passes of one job: the model's own code routes the rows, and multiplies by one
+weight (`apart`).
+
 This is for training, where every job brings many rows. What serves many adapters at once, a row
 each, is another thing.
+
+Longer than 300 lines: the joint layers read whose rows a pass has from their jobs, and nothing else does.
 """
 
 import contextlib
@@ -27,7 +32,8 @@ from torch import Tensor, nn
 from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
-from lorakit.lora.attaching import lora_layers, make_layer
+from lorakit.lora.attaching import base_module, lora_layers, make_layer
+from lorakit.lora.experts import LoraExperts, put_experts, put_parameter
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan
 from lorakit.lora.variant import Capability, require_capability
@@ -61,21 +67,25 @@ class Jobs:
         self.only: int | None = None
         self.layers = tuple(_layers(model, p, s) for p, s in zip(plans, seeds, strict=True))
         self._draws: dict[int, Tensor] = {}
-        paths = [path for path, _ in model.named_modules()]
+        order = {path: number for number, (path, _) in enumerate(model.named_modules())}
         used = {path for layers in self.layers for path in layers}
-        self._joint = {
+        by_order = sorted(used, key=lambda p: order[p if p in order else p.rpartition(".")[0]])
+        self._joint: dict[str, Any] = {
             path: _joint(
-                model.get_submodule(path),
                 {job: layers[path] for job, layers in enumerate(self.layers) if path in layers},
                 self,
             )
-            for path in paths
-            if path in used
+            for path in by_order
         }
         self.install_all()
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the rows of each job must be a pass of their own."""
+        return any(isinstance(joint, JointExperts) for joint in self._joint.values())
 
     def parameters(self, job: int) -> list[nn.Parameter]:
         """A, B and what else every layer of a job keeps."""
@@ -130,7 +140,12 @@ class Jobs:
     def _install(self, modules: Mapping[str, nn.Module]) -> None:
         for path, joint in self._joint.items():
             module = modules.get(path, joint.base)
-            self.model.set_submodule(path, module.train(self.model.training))
+            if not isinstance(joint, JointExperts):
+                self.model.set_submodule(path, module.train(self.model.training))
+            elif module is joint.base:
+                put_parameter(self.model, path, joint.base.weight)
+            else:
+                put_experts(self.model, path, module)
 
 
 class JointLinear(nn.Module):
@@ -231,6 +246,39 @@ class JointEmbedding(nn.Module):
         return y.view(*ids.shape, y.shape[-1])
 
 
+class JointExperts(nn.Module):
+    """A frozen parameter of experts, with the pairs of the job whose rows a pass has.
+
+    Attributes:
+        base: the parameter, as a module.
+        layers: the jobs' own pairs, by job.
+    """
+
+    def __init__(self, layers: Mapping[int, LoraExperts], jobs: Jobs) -> None:
+        super().__init__()
+        self.base = next(iter(layers.values())).base
+        self.__dict__["layers"] = dict(layers)
+        self.__dict__["jobs"] = jobs
+
+    layers: dict[int, LoraExperts]
+    jobs: Jobs
+
+    def forward(self) -> Tensor:
+        """The weight with the pairs of the one job that has rows; the weight alone where none has.
+
+        Raises:
+            ValueError: a pass has rows of several jobs.
+        """
+        job = self.jobs.only
+        if job is None:
+            having = [job for job, first, last in self.jobs.spans if last > first]
+            if len(having) > 1:
+                raise ValueError(f"rows of the jobs {having} come to one weight of experts")
+            job = having[0] if having else None
+        layer = None if job is None else self.layers.get(job)
+        return self.base.weight if layer is None else layer()
+
+
 def _added(y_TO: Tensor, rows: Tensor, layers: Mapping[int, Any], jobs: Jobs) -> Tensor:
     """y and, on each job's rows, its own low-rank path."""
     low_TO = torch.zeros_like(y_TO)
@@ -250,14 +298,9 @@ def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
         for capability in (Capability.JOBS, Capability.KERNELS):
             instead = "train the jobs one by one"
             require_capability(target.variant, capability, target.path, instead, error=TargetError)
-        if target.geometry.kind == "experts":
-            raise TargetError(
-                f"{target.path} holds experts, which cannot be trained for several jobs at once: leave "
-                "target_parameters out, or train the jobs one by one"
-            )
-        base = model.get_submodule(target.path)
+        base = base_module(model, target)
         layer = make_layer(base, target, plan.spec).train(base.training)
-        if not isinstance(layer, LoraLinear | LoraEmbedding):
+        if not isinstance(layer, LoraLinear | LoraEmbedding | LoraExperts):
             raise TargetError(
                 f"{target.path} is a convolution, which cannot be trained for several jobs at "
                 "once: exclude it, or train the jobs one by one"
@@ -267,10 +310,12 @@ def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
     return made
 
 
-def _joint(base: nn.Module, layers: Mapping[int, Any], jobs: Jobs) -> Any:
+def _joint(layers: Mapping[int, Any], jobs: Jobs) -> Any:
     first = next(iter(layers.values()))
+    if isinstance(first, LoraExperts):
+        return JointExperts(layers, jobs)
     kind = JointEmbedding if isinstance(first, LoraEmbedding) else JointLinear
-    return kind(base, layers, jobs)
+    return kind(first.base, layers, jobs)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -30,6 +30,7 @@ from typing import Any
 from lorakit.adapters.asking import asking_of
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.config import RunConfig
+from lorakit.errors import ConfigError
 from lorakit.experiments import Report, Runner
 from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.experiments.measuring import RowLosses
@@ -122,6 +123,10 @@ def run_rank(
     return result
 
 
+_TRUNCATING = ("heal", "nested")
+"""Methods that take a lower rank out of a higher one."""
+
+
 def first_stamp(config: RunConfig) -> Stamp:
     """What all trials of a search depend on, without the options that it decides."""
     return stamp_of(config, Sources.of(config), without=_DECIDED)
@@ -133,6 +138,11 @@ def profile_rank(spec: RankSpec, config: RunConfig, runner: Runner) -> RankProfi
     Raises:
         InputError: something given cannot be used.
     """
+    if config.lora.target_parameters and spec.method in _TRUNCATING:
+        raise ConfigError(
+            f"method {spec.method} truncates pairs, and those on experts (target_parameters) cannot be "
+            "truncated: take --method bracket or halving"
+        )
     concurrent = max(2, spec.rates if config.train.learning_rate == "auto" else 2)
     request = RankProfileRequest(first_stamp(config), spec.ranks, concurrent)
     return PROFILE.run(runner, request, Sources.of(config), "profile")

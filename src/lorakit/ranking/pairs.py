@@ -28,9 +28,17 @@ def at_scale(pair: Pair, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def spectra_of(folder: Path) -> dict[str, list[float]]:
-    """Singular values of s·B·A by module, from the largest down."""
+    """Singular values of s·B·A by module, from the largest down.
+
+    Of a parameter of experts, whose pairs have one rank, the i-th is the root of the sum of the squares of
+    every expert's i-th: its square is what one more rank adds to all of them.
+    """
     return {
-        path: spectrum.spectrum(pair.A, pair.B, pair.scale)[1].tolist()
+        path: torch.stack([spectrum.spectrum(p.A, p.B, p.scale)[1] for p in pair.each])
+        .square()
+        .sum(dim=0)
+        .sqrt()
+        .tolist()
         for path, pair in read_stored(folder).pairs.items()
     }
 

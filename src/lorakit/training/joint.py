@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.data.batches import Batch, join
 from lorakit.errors import ConfigError, DivergedError, InterruptedRunError, ModelError
 from lorakit.execution.family import linear_of
+from lorakit.execution.modes import dropping
 from lorakit.execution.runnable import Runnable
+from lorakit.execution.trial import random_ids
 from lorakit.kernels.groups import Linear
 from lorakit.lora.jobs import Jobs, JointLinear
 from lorakit.training.course import Course, MakeGuard
@@ -36,8 +39,8 @@ def check_can_share(model: Any) -> None:
     """See that runs on this base can share a pass.
 
     Raises:
-        ModelError: its sequences cannot be packed, or it drops some activations by itself: then
-            one of several jobs would not be the job alone.
+        ModelError: its sequences cannot be packed, or it draws random numbers by itself in training
+            (dropout, a router that samples): then one of several jobs would not be the job alone.
     """
     name = type(model).__name__
     runnable = Runnable(model)
@@ -52,6 +55,26 @@ def check_can_share(model: Any) -> None:
             f"{name} drops activations of its own in training ({dropping[0]}), and jobs that share "
             "a pass would share what is dropped: train them one by one"
         )
+    if _draws(model):
+        raise ModelError(
+            f"{name} draws random numbers of its own in training (a router that samples or jitters), "
+            "and jobs that share a pass would share them: train them one by one"
+        )
+
+
+@torch.no_grad()
+def _draws(model: Any) -> bool:
+    """Whether a forward pass in training mode uses the random generator."""
+    device = model.device
+    cuda = device.type == "cuda"
+    before = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+    with dropping(model):
+        model(input_ids=random_ids(model, 1, 5), use_cache=False)
+    after = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+    if torch.equal(before, after):
+        return False
+    torch.cuda.set_rng_state(before, device) if cuda else torch.set_rng_state(before)
+    return True
 
 
 class JointLoss:
@@ -132,7 +155,8 @@ def fit_jobs(
         jobs: the pairs.
         courses: of each job, in their order, on its own parameters.
         loss: of these jobs.
-        batch_tokens: most tokens of a pass; a micro-batch above it has a pass of its own.
+        batch_tokens: most tokens of a pass; a micro-batch above it has a pass of its own, and so has
+            every one where jobs have pairs on experts.
         ended: told of each job as it leaves.
 
     Returns:
@@ -142,6 +166,7 @@ def fit_jobs(
         InterruptedRunError: `should_stop` of a course said so; each that was asked has saved.
         ConfigError: not as many courses as jobs.
     """
+    batch_tokens = 0 if jobs.apart else batch_tokens
     if len(courses) != len(jobs):
         raise ConfigError(f"{len(jobs)} jobs need as many courses, not {len(courses)}")
     done: dict[int, FitResult | DivergedError] = {}
