@@ -27,6 +27,7 @@ from torch import nn
 from lorakit.errors import ConfigError, OutputError
 from lorakit.files.cache import cache_dir
 from lorakit.files.whole import write_text
+from lorakit.kernels.native import kernels_of, library
 from lorakit.models.fingerprint import files_of
 
 _log = logging.getLogger("lorakit.execution")
@@ -130,6 +131,9 @@ def _surroundings(model: Any) -> Iterator[str]:
     yield f"{device.type} {torch.cuda.get_device_name(device) if device.type == 'cuda' else ''}"
     yield f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     yield f"{torch.get_float32_matmul_precision()} {torch.are_deterministic_algorithms_enabled()}"
+    yield kernels_of(model).line
+    compiled = library()
+    yield "" if isinstance(compiled, str) else _state(compiled.path)
     config = model.config.to_dict()
     yield json.dumps(config, sort_keys=True, default=str)
     yield str(model.config._attn_implementation).removeprefix("lorakit_")
@@ -172,10 +176,14 @@ def _code() -> str:
     root = Path(__file__).parents[1]
     for room in ("execution", "kernels", "lora", "models"):
         for path in sorted((root / room).rglob("*")):
-            if path.suffix in (".py", ".so"):
-                stat = path.stat()
-                lines.append(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}")
+            if path.suffix == ".py":
+                lines.append(_state(path))
     return "\n".join(lines)
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _version(name: str) -> str:
