@@ -28,6 +28,7 @@ from lorakit.execution.trial import (
     row_logits,
     same_answer,
     tolerance,
+    with_padding_token,
 )
 from lorakit.execution.trial_memory import asked_once
 
@@ -93,7 +94,7 @@ def _right(model: Any, length: int, continue_greedily: Continue) -> bool:
 @torch.no_grad()
 def _tried(model: Any, length: int, continue_greedily: Continue) -> bool:
     name = type(model).__name__
-    prompt = random_ids(model, length)
+    prompt = with_padding_token(model, random_ids(model, length))
     if length > max(LENGTHS) and chooses_among_equals(model, length + NEW):
         return False
     try:

@@ -34,7 +34,7 @@ from lorakit.execution.own_caches import (
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
-from lorakit.execution.trial import LENGTHS, random_ids, same_answer
+from lorakit.execution.trial import LENGTHS, random_ids, same_answer, with_padding_token
 from lorakit.execution.trial_memory import asked_once
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
@@ -225,10 +225,8 @@ _APART: _Counts = ((5, 14, 1, 1), (23, 9, 1, 1))
 
 
 def _trials(model: Any, longest: int, short: _Counts, *, in_pieces: bool = True) -> "list[_Trial]":
-    """A short trial, and one for each limit of the configuration that `longest` tokens cross.
-
-    Its second sequence crosses it with the second piece of its prompt, or else with single tokens.
-    """
+    """A short trial, and one for each limit of the configuration that `longest` tokens cross: with the
+    second piece of a prompt, or else with single tokens after a whole one."""
     counts = [short]
     for limit in limits_of(model.config):
         if 2 < limit < longest:
@@ -262,7 +260,8 @@ class _Trial:
         self.model, self.counts = model, counts
         lengths = [sum(each) for each in counts]
         self.longest = max(lengths)
-        self.sequences = random_ids(model, sum(lengths)).split(lengths)
+        ids = random_ids(model, sum(lengths)).split(lengths)
+        self.sequences = [with_padding_token(model, ids_N) for ids_N in ids]
 
     @cached_property
     def expected(self) -> Tensor:
