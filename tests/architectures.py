@@ -324,6 +324,11 @@ def _one_of_each(lists: Iterable[list[Any]], layers: int) -> list[int]:
 @torch.no_grad()
 def _enliven(model: Any) -> None:
     """Make what a fresh model leaves at zero, one or almost nothing tell in its answers."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            # Where such a token asks for keys all scores are equal, and the choice is anybody's.
+            row = module.weight[module.padding_idx]
+            row.add_(module.weight.std() * torch.randn_like(row))
     for parameter in model.parameters():
         if not parameter.is_floating_point():
             continue

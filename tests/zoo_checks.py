@@ -29,6 +29,7 @@ from zoo_oracle import (
     DiffersError,
     Oracle,
     largest_apart,
+    own_model,
     random_rows,
     within,
 )
@@ -63,12 +64,12 @@ def attach_pairs(model: Any, seed: int = 0, **spec: Any) -> bool:
 def check_loss(subject: Architecture, model: Any, oracle: Oracle) -> None:
     """Loss and gradients of every A and B of a batch of rows, as it trains."""
     rows = random_rows(LENGTHS)
+    loss = CausalLoss(model)  # what cannot be trained is refused here
     wanted, gradients = oracle.loss(rows)
     table = [
         Encoded(row.numpy().astype(np.int32), np.ones(len(row), dtype=np.uint8), "") for row in rows
     ]
     (batch,) = micro_batches(table, range(len(rows)), sum(LENGTHS))
-    loss = CausalLoss(model)
     if not oracle.is_causal(rows[-1]):
         raise DiffersError("it is trained although its tokens see later ones")
     nll, count = loss(batch, training=True)
@@ -158,7 +159,7 @@ def check_peft(subject: Architecture, adapter: Path, oracle: Oracle) -> None:
     """peft reads the saved adapter and answers with the oracle's logits."""
     from peft import PeftModel
 
-    base = AutoModelForCausalLM.from_pretrained(subject.base, dtype=torch.float32)
+    base = own_model(subject.base)
     refused = refused_by_peft(base.config.model_type, read_adapter(adapter).paths)
     if refused:  # what `lorakit export --lint` says of it
         raise AdapterError(f"peft refuses pairs on {refused[0]} beside a {base.config.model_type}")
@@ -170,7 +171,7 @@ def check_merge(subject: Architecture, adapter: Path, oracle: Oracle) -> None:
     """transformers reads the merged model and answers with the oracle's logits."""
     merged_folder = subject.folder / "merged"
     lorakit.merge(adapter, merged_folder, model=str(subject.base))
-    merged = AutoModelForCausalLM.from_pretrained(merged_folder, dtype=torch.float32).eval()
+    merged = own_model(merged_folder)
     close_logits(lambda row: merged(input_ids=row[None], use_cache=False).logits[0].float(), oracle)
 
 

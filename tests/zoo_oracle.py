@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 LOGITS_CLOSE = 1e-4
 
@@ -31,6 +32,12 @@ def random_rows(lengths: Sequence[int], seed: int = 0) -> list[Tensor]:
     return [torch.randint(5, 260, (n,), generator=generator) for n in lengths]
 
 
+def own_model(folder: Path) -> Any:
+    """A saved model in float32, by the class that wrote it: a language tower has no automatic one."""
+    (name,) = AutoConfig.from_pretrained(folder).architectures
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
+
+
 class Oracle:
     """transformers' own forward with W + s·B·A, each row alone.
 
@@ -41,7 +48,7 @@ class Oracle:
 
     def __init__(self, base: Path, layers: Mapping[str, Any]) -> None:
         self.base = base
-        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.model = own_model(base)
         self.model.requires_grad_(False)
         self.pairs = {
             path: tuple(x.detach().clone().requires_grad_() for x in (layer.A, layer.B))
@@ -121,7 +128,10 @@ class Oracle:
         for row in rows:
             nll = nll + F.cross_entropy(self.logits(row, weights)[:-1], row[1:], reduction="sum")
         leaves = [x for pair in self.pairs.values() for x in pair]
-        gradients = torch.autograd.grad(nll, leaves, allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(nll, leaves, allow_unused=True)
+        except RuntimeError as error:
+            raise OracleFailsError(f"its gradient: {error}") from error
         found = [
             torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)
         ]

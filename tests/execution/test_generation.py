@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from architectures import tiny_model
 from families import FAMILIES, VOCABULARY, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.facts import facts_of
@@ -243,30 +242,3 @@ def test_prompts_of_one_length_share_a_batch_untried():
     model = tiny("gpt2")
     generate(model, tokenizer(), [[5, 6], [7, 8]], max_new_tokens=3)
     assert facts_of(model).batches is None
-
-
-@pytest.mark.parametrize("family", ["roberta", "camembert"])
-def test_a_model_that_generate_gives_other_positions_is_refused(family):
-    model = sized(family, is_decoder=True)
-    with pytest.raises(ModelError, match="not continued rightly by transformers' generate"):
-        generate(model, tokenizer(), PROMPTS, max_new_tokens=5)
-    with pytest.raises(ModelError, match="not continued rightly"):  # alone too, and piece by piece
-        generate(model, tokenizer(), PROMPTS[:1], max_new_tokens=5)
-    with pytest.raises(ModelError, match="not continued rightly"):
-        stream(model, tokenizer(), PROMPTS[0], max_new_tokens=5)
-
-
-@pytest.mark.parametrize("family", ["moshi"])
-def test_a_model_that_generate_continues_otherwise_past_a_limit_is_refused_there(family):
-    """Below its limit (16 or 24 tokens here) it is right, and stays so."""
-    model = tiny_model(family)
-    generate(model, tokenizer(), [[5, 6, 7]], max_new_tokens=3)
-    with pytest.raises(ModelError, match="not continued rightly by transformers' generate"):
-        generate(model, tokenizer(), [list(range(20, 40))], max_new_tokens=5)
-
-
-def test_a_model_that_generate_does_not_run_is_refused_by_name():
-    """BLT's configuration has no number of layers, which transformers' caches ask for."""
-    model = tiny_model("blt")
-    with pytest.raises(ModelError, match="generate does not run BltForCausalLM"):
-        generate(model, tokenizer(), PROMPTS[:1], max_new_tokens=5)

@@ -187,3 +187,28 @@ def test_embeddings_that_a_model_scales_in_their_place_are_followed(family):
     """A leaf that wants a gradient may not be changed in its place: such models were refused."""
     model = tiny_model(family)
     assert Runnable(model).way in ("packed", "padded", "alone")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_chooses_among_equals_runs_each_row_alone(seed):
+    """Equal tokens have equal scores in Doge's first layer: which are seen depends on the tensor's width."""
+    model = tiny_model("doge", seed)
+    assert Runnable(model).way == "packed"
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randint(5, VOCABULARY, (6,), generator=generator)
+    rows = [few[torch.randint(6, (n,), generator=generator)] for n in (9, 37, 23)]
+    with torch.no_grad():
+        expected = torch.cat(
+            [model(input_ids=row[None], use_cache=False).logits[0] for row in rows]
+        )
+    runnable = Runnable(model, longest=37)
+    assert runnable.way == "alone"
+    packed = Packed(torch.cat(rows), torch.cat([torch.arange(len(r)) for r in rows]), (9, 37, 23))
+    with torch.no_grad():
+        logits = runnable.unpacked_logits(packed, torch.arange(len(packed.ids_T)))
+    assert torch.equal(logits, expected)
+
+
+def test_a_choice_among_unequal_scores_packs():
+    model = tiny_model("deepseek_v32")
+    assert Runnable(model, longest=40).way == "packed"

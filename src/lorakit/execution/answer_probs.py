@@ -28,6 +28,7 @@ from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, plan_step
 from lorakit.execution.trial import random_ids, same_answer
+from lorakit.execution.trial_memory import asked_once
 
 Floats = NDArray[np.float64]
 # Places whose distribution over the vocabulary is held at once.
@@ -231,7 +232,9 @@ def _layers(model: Any) -> dict[torch.nn.Module, AttentionSettings] | None:
         facts_of(model).answers_step = False
         return None
     if facts_of(model).answers_step is None:
-        facts_of(model).answers_step = _same(model, layers)
+        facts_of(model).answers_step = asked_once(
+            model, f"answers in steps, {_TRIAL}", lambda: _same(model, layers)
+        )
     return layers if facts_of(model).answers_step else None
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.execution.equals import chooses_among_equals
 from lorakit.execution.modes import evaluating
 from lorakit.execution.trial import (
+    LENGTHS,
     Computed,
     computed,
     joined,
@@ -23,6 +25,7 @@ from lorakit.execution.trial import (
     same_computed,
     tolerance,
 )
+from lorakit.execution.trial_memory import asked_once
 
 # Fields of a configuration by which a model may see later tokens, and what makes it causal.
 _CAUSAL_FIELDS = {
@@ -73,7 +76,6 @@ def _one(model: Any, ids_N: Tensor, keep: Tensor, first: int) -> Computed:
     return computed(model, lambda: row_logits(model, ids_N).index_select(0, keep), first=first)
 
 
-@torch.no_grad()
 def check_causality(model: Any) -> None:
     """See that what a model says of a beginning does not change with what follows it.
 
@@ -81,13 +83,19 @@ def check_causality(model: Any) -> None:
         ModelError: it does, so that a loss would see its own labels; or the model does not run on a
             row of tokens. The text says what to do.
     """
+    asked_once(model, "sees no later tokens", lambda: _is_causal(model))
+
+
+@torch.no_grad()
+def _is_causal(model: Any) -> bool:
+    """True; what is not is raised."""
     ids_N = random_ids(model, 12)
     begins = ids_N[:7]
     with evaluating(model):
         whole, beginning = row_logits(model, ids_N)[:7].float(), row_logits(model, begins).float()
         limit = tolerance(model.dtype) * whole.abs().max()
         if whole.shape == beginning.shape and (whole - beginning).abs().max() <= limit:
-            return
+            return True
         again = row_logits(model, begins).float()
     name = type(model).__name__
     if again.shape == beginning.shape and (again - beginning).abs().max() > limit:
@@ -116,7 +124,6 @@ def _way_on(model: Any) -> str:
     return f"{why}Set {fields} in its config.json: that makes it causal"
 
 
-@torch.no_grad()
 def try_padding(model: Any, lengths: Sequence[int]) -> bool:
     """Whether rows padded on the right have the logits and gradients of each alone.
 
@@ -124,6 +131,14 @@ def try_padding(model: Any, lengths: Sequence[int]) -> bool:
         model: a causal LM that attends as it was loaded to.
         lengths: tokens of the rows that are tried.
     """
+    return asked_once(model, f"padded, rows of {lengths} tokens", lambda: _pads(model, lengths))
+
+
+@torch.no_grad()
+def _pads(model: Any, lengths: Sequence[int]) -> bool:
+    longest = max(lengths)
+    if longest > max(LENGTHS) and chooses_among_equals(model, longest):
+        return False
     ids_T = random_ids(model, sum(lengths))
     keep_L = places_compared(lengths).to(ids_T.device)
     with evaluating(model):

@@ -4,9 +4,8 @@ transformers' own `generate` does the work, key-value cache included; here are t
 batch, the tokens that end an answer, and a state of the model that is the same before and after.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +16,12 @@ from lorakit.data import DataSpec, Template, resolve_template
 from lorakit.data.ends import end_of_turn
 from lorakit.errors import ConfigError
 from lorakit.execution.chosen import ChosenLogProbs
-from lorakit.execution.modes import evaluating
+from lorakit.execution.continuing import NEW, continued_apart
+from lorakit.execution.own_caches import SequencesApart
+from lorakit.execution.own_decoding import own_decoding
 from lorakit.execution.prompts import check_prompts, left_padded
-from lorakit.execution.together import NEW, check_continued, continues_together
+from lorakit.execution.ready_generation import ready_to_generate, seeded
+from lorakit.execution.together import continues_together
 from lorakit.models.quiet import quiet
 
 _log = logging.getLogger("lorakit.execution")
@@ -58,7 +60,8 @@ def generate(
     """Continue each prompt; the answers come in the order of the prompts.
 
     Prompts of similar length share a batch, padded on the left, where the model continues them so as
-    it continues each alone (together.py); else it is given one at a time. Of the sampling settings that
+    it continues each alone (together.py); else it is given one at a time, by transformers' own loop
+    or, where that is wrong for the model, by a loop of ours (continuing.py). Of the sampling settings that
     come with a model none is applied: what is not given here is off. Greedy answers do not depend
     on the batch (up to float rounding in ties); sampled ones repeat with the same seed, prompts
     and `batch_size`.
@@ -80,8 +83,8 @@ def generate(
 
     Raises:
         ConfigError: a setting is out of range.
-        ModelError: an empty prompt, or one too long for the model's positions; or transformers does not
-            continue what the model's own forward finds likeliest.
+        ModelError: an empty prompt, or one too long for the model's positions; or a model that answers
+            otherwise each time it is asked.
     """
     settings = generation_settings(
         model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
@@ -90,9 +93,12 @@ def generate(
         raise ConfigError(f"batch_size must be at least 1; it is {batch_size}")
     check_prompts(model, prompt_ids, max_new_tokens, tokenizer)
     ends = frozenset(settings.eos_token_id)
-    extra: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     answers: dict[int, Generation] = {}
-    batches = _batches(model, tokenizer, prompt_ids, max_new_tokens, batch_size)
+    batches, apart = _batches(model, tokenizer, prompt_ids, max_new_tokens, batch_size)
+    extra = stopping(stop, tokenizer)
+    if apart is not None:
+        extra["custom_generate"] = own_decoding(apart)
+        settings.use_cache = False  # of transformers' making
     with ready_to_generate(model, settings), seeded(seed, model):
         for members in batches:
             ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
@@ -113,32 +119,47 @@ def generate(
 
 def _batches(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new: int, batch_size: int
-) -> list[list[int]]:
-    """Which prompts share a batch, the longest first; one each where company changes the answers."""
+) -> tuple[list[list[int]], SequencesApart | None]:
+    """Which prompts share a batch, the longest first; one each where company changes the answers.
+
+    And what continues each, where transformers' own loop does not: see `continued_by_itself`.
+    """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    if prompts:
-        check_runs(model, tokenizer, len(prompts[order[0]]) + new)
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    pads = any(len({len(prompts[i]) for i in members}) > 1 for members in batches)
-    if not pads:
-        return batches
+    if not prompts:
+        return batches, None
+    longest = len(prompts[order[0]]) + new
+    apart = continued_by_itself(model, tokenizer, longest)
+    if apart is not None:
+        return [[i] for i in order], apart
+    if not any(len({len(prompts[i]) for i in members}) > 1 for members in batches):
+        return batches, None
 
     def continue_greedily(some: Sequence[Sequence[int]]) -> list[Tensor]:
         return _greedy_logits(model, tokenizer, some)
 
-    if continues_together(model, len(prompts[order[0]]) + new, continue_greedily):
-        return batches
+    if continues_together(model, longest, continue_greedily):
+        return batches, None
     _log.info("%s: prompts are continued one at a time", type(model).__name__)
-    return [[i] for i in order]
+    return [[i] for i in order], None
 
 
-def check_runs(model: Any, tokenizer: Any, longest: int) -> None:
-    """See that transformers' `generate` continues a text of so many tokens as this model would.
+def continued_by_itself(model: Any, tokenizer: Any, longest: int) -> SequencesApart | None:
+    """What computes the next tokens of a text of so many tokens, where transformers' `generate` does not.
 
     Raises:
-        ModelError: see `together.check_continued`.
+        ModelError: see `continuing.continued_apart`.
     """
-    check_continued(model, longest, lambda some: _greedy_logits(model, tokenizer, some))
+    return continued_apart(model, longest, lambda some: _greedy_logits(model, tokenizer, some))
+
+
+def stopping(stop: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+    """Arguments of transformers' `generate` that end an answer at one of these strings."""
+    from transformers.generation import StoppingCriteriaList, StopStringCriteria
+
+    if not stop:
+        return {}
+    return {"stopping_criteria": StoppingCriteriaList([StopStringCriteria(tokenizer, list(stop))])}
 
 
 def _greedy_logits(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -232,52 +253,3 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of tokens, special ones left out, spaces as they are."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text)
-
-
-@contextlib.contextmanager
-def ready_to_generate(model: Any, settings: Any) -> Iterator[None]:
-    """Evaluation mode and these settings alone; everything comes back.
-
-    The settings are set on the model too, because transformers fills what they leave open (a
-    repetition penalty, for one) from the model's.
-    """
-    declared = model.generation_config
-    model.generation_config = settings
-    try:
-        with evaluating(model), _dense_head(model), quiet():
-            yield
-    finally:
-        model.generation_config = declared
-
-
-@contextlib.contextmanager
-def _dense_head(model: Any) -> Iterator[None]:
-    """Within the block the output head gets the last positions as a tensor of their own.
-
-    transformers hands it a view of all positions. torch cannot fold the batch of such a view into
-    the rows of one product, takes a batch of products, and oneDNN copies the weight for each of
-    them: 16 prompts at SmolLM2-135M's head took .95 GB for a moment (bfloat16, torch 2.13).
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(
-        lambda _, given: (given[0].contiguous(), *given[1:]) if given else None
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
-def seeded(seed: int | None, model: Any) -> Iterator[None]:
-    """Within the block random numbers start from the seed; the global generators come back."""
-    if seed is None:
-        yield
-        return
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -60,7 +60,7 @@ CALLS = (Call(), Call(positions=True), Call(mask=True), Call(positions=True, mas
 
 
 @dataclass(eq=False)
-class _State:
+class SequenceState:
     """One sequence: its tokens, and what the model keeps of the first `seen` of them."""
 
     ids: list[int] = field(default_factory=list)
@@ -72,16 +72,16 @@ class SequenceStates:
     """The sequences by the first of their cells; the cells themselves hold nothing."""
 
     def __init__(self) -> None:
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, SequenceState] = {}
 
-    def at(self, place: Place, new: Sequence[int]) -> _State:
+    def at(self, place: Place, new: Sequence[int]) -> SequenceState:
         """The sequence of a place, with the tokens of this step added.
 
         Raises:
             ModelError: its earlier tokens are not here.
         """
         if not place.past:
-            self._states[place.start] = _State()
+            self._states[place.start] = SequenceState()
         state = self._states.get(place.start)
         if state is None or len(state.ids) < place.past:
             raise ModelError(f"the sequence at {place.start} lacks its first {place.past} tokens")
@@ -113,7 +113,7 @@ class SequenceStates:
         return len(self._states)
 
 
-def _cut(state: _State, count: int) -> None:
+def _cut(state: SequenceState, count: int) -> None:
     """Keep the first tokens; a cache that has seen more is dropped, and computed anew when needed."""
     del state.ids[count:]
     if state.seen > count:
@@ -190,7 +190,17 @@ class SequencesApart:
             return torch.empty(0, self._vocabulary, device=ids_T.device)
         return torch.stack([rows[t] for t in keep])
 
-    def _forward(self, state: _State, count: int) -> Tensor:
+    def following(self, state: SequenceState, ids: Sequence[int]) -> Tensor:
+        """Logits of the token after a sequence's tokens, (vocabulary,).
+
+        Args:
+            state: of the sequence; an empty one at first.
+            ids: all its tokens: those that the state has, and new ones.
+        """
+        state.ids = list(ids)
+        return self._forward(state, 1)[-1]
+
+    def _forward(self, state: SequenceState, count: int) -> Tensor:
         """Logits of a sequence's last `count` tokens at least, (≥ count, vocabulary)."""
         pending = len(state.ids) - state.seen
         caching = self.kind is not Way.ROWS
@@ -255,7 +265,7 @@ def measured_bytes(blocks: SequencesApart, ids: Sequence[int]) -> StateBytes:
     sizes = []
     counts = (len(ids) // 4, len(ids))
     for count in counts:
-        state = _State(list(ids[:count]))
+        state = SequenceState(list(ids[:count]))
         blocks._forward(state, 1)
         sizes.append(tensor_bytes(state.kept))
     token = math.ceil((sizes[1] - sizes[0]) / (counts[1] - counts[0]))

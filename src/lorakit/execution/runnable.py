@@ -28,11 +28,11 @@ from lorakit.execution.facts import (
     settings_in_training,
     try_fused,
     try_head,
-    try_packing,
 )
 from lorakit.execution.family import DecoderBlock, fits, linear_of, read_decoder
 from lorakit.execution.fused import elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits
+from lorakit.execution.packing import try_packing
 from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded

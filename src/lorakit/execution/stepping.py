@@ -9,7 +9,7 @@ pieces and then token by token, two sequences in turn, must give the logits of e
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lorakit.errors import ModelError
 from lorakit.execution import attention
 from lorakit.execution.cached import cached_layers, step_logits
+from lorakit.execution.equals import chooses_among_equals
 from lorakit.execution.family import head_path
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.lengths import limits_of
@@ -33,7 +34,8 @@ from lorakit.execution.own_caches import (
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
-from lorakit.execution.trial import random_ids, same_answer
+from lorakit.execution.trial import LENGTHS, random_ids, same_answer, with_padding_token
+from lorakit.execution.trial_memory import asked_once
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
 from lorakit.lora.parameters import routers_of
@@ -188,31 +190,29 @@ def open_steps(model: Any, longest: int) -> tuple[Blocks, list[AttentionSettings
     return open_apart(model, longest), []
 
 
-def open_apart(model: Any, longest: int) -> SequencesApart:
+def open_apart(model: Any, longest: int, paths: Sequence[str] | None = None) -> SequencesApart:
     """The fastest right way to compute each sequence apart.
 
     Args:
         model, longest: as for `open_blocks`.
+        paths: linear layers that adapters may add to; those that slots are kept for if left out.
 
     Raises:
         ModelError: none is right: the model answers otherwise each time it is asked.
     """
-    name, paths = type(model).__name__, list(slotted(model))
+    name, paths = type(model).__name__, list(slotted(model)) if paths is None else paths
     for way in (Way.CONTINUED, Way.PROMPTS):
         trials = _trials(model, longest, _APART, in_pieces=way is Way.CONTINUED)
         for call in CALLS:
             if _right(SequencesApart(model, paths, way, call), f"{way.value}, {call}", trials):
-                _log.info("%s is served sequence by sequence, %s", name, way.value)
+                _log.info("%s is computed sequence by sequence, %s", name, way.value)
                 return SequencesApart(model, paths, way, call)
     # Rows computed anew are what the others are held against; they can only differ from themselves.
     ids_T = random_ids(model, sum(_APART[1]))
     with torch.no_grad(), evaluating(model):
         once = last_logits(model, ids_T, 1)
-        again = same_answer(model, "asked again", lambda: last_logits(model, ids_T, 1), once)
-    if not again:
-        raise ModelError(
-            f"{name} cannot be served: asked twice for the same tokens, it gives other logits"
-        )
+        if not same_answer(model, "asked again", lambda: last_logits(model, ids_T, 1), once):
+            raise ModelError(f"{name} answers the same tokens otherwise each time it is asked")
     return SequencesApart(model, paths, Way.ROWS, Call())
 
 
@@ -225,11 +225,8 @@ _APART: _Counts = ((5, 14, 1, 1), (23, 9, 1, 1))
 
 
 def _trials(model: Any, longest: int, short: _Counts, *, in_pieces: bool = True) -> "list[_Trial]":
-    """A short trial, and one for each limit of the configuration that `longest` tokens cross.
-
-    Its second sequence crosses it with the second piece of its prompt, or else with single tokens
-    after a whole one.
-    """
+    """A short trial, and one for each limit of the configuration that `longest` tokens cross: with the
+    second piece of a prompt, or else with single tokens after a whole one."""
     counts = [short]
     for limit in limits_of(model.config):
         if 2 < limit < longest:
@@ -244,7 +241,11 @@ def _right(
     trials: "Sequence[_Trial]",
     layers: Mapping[nn.Module, AttentionSettings] | None = None,
 ) -> bool:
-    return all(trial.passed(blocks, way, layers or {}) for trial in trials)
+    return asked_once(
+        trials[0].model,
+        f"{way}, two sequences in steps of {[trial.counts for trial in trials]} tokens",
+        lambda: all(trial.passed(blocks, way, layers or {}) for trial in trials),
+    )
 
 
 class _Trial:
@@ -258,20 +259,28 @@ class _Trial:
     def __init__(self, model: Any, counts: _Counts) -> None:
         self.model, self.counts = model, counts
         lengths = [sum(each) for each in counts]
-        self.sequences = random_ids(model, sum(lengths)).split(lengths)
-        with torch.no_grad(), evaluating(model):
-            self.expected = torch.cat([last_logits(model, ids, 3) for ids in self.sequences])
+        self.longest = max(lengths)
+        ids = random_ids(model, sum(lengths)).split(lengths)
+        self.sequences = [with_padding_token(model, ids_N) for ids_N in ids]
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """The logits that follow the last three tokens of each sequence, in its whole row."""
+        with torch.no_grad(), evaluating(self.model):
+            return torch.cat([last_logits(self.model, ids, 3) for ids in self.sequences])
 
     def passed(
         self, blocks: Blocks, way: str, layers: Mapping[nn.Module, AttentionSettings]
     ) -> bool:
         """Whether a way gives the expected logits."""
+        if self.longest > max(LENGTHS) and chooses_among_equals(self.model, self.longest):
+            return False
         with evaluating(self.model):
             return same_answer(self.model, way, lambda: self._steps(blocks, layers), self.expected)
 
     @torch.inference_mode()
     def _steps(self, blocks: Blocks, layers: Mapping[nn.Module, AttentionSettings]) -> Tensor:
-        model, size = self.model, 1 << (max(map(sum, self.counts)) - 1).bit_length()
+        model, size = self.model, 1 << (self.longest - 1).bit_length()
         kv_caches = [
             torch.zeros(
                 2 * size, 2, x.key_heads, x.cell_width, dtype=model.dtype, device=model.device

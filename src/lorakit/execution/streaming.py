@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lorakit.data import Template
 from lorakit.execution.generate import (
-    check_runs,
+    continued_by_itself,
     decode,
     generation_settings,
-    ready_to_generate,
-    seeded,
 )
+from lorakit.execution.own_caches import SequencesApart
+from lorakit.execution.own_decoding import own_decoding
 from lorakit.execution.prompts import check_prompts, left_padded
+from lorakit.execution.ready_generation import ready_to_generate, seeded
 
 
 def stream(
@@ -41,8 +42,8 @@ def stream(
         model, tokenizer, template, max_new_tokens, temperature, top_p, top_k
     )
     check_prompts(model, [ids], max_new_tokens, tokenizer)
-    check_runs(model, tokenizer, len(ids) + max_new_tokens)
-    return _stream(model, tokenizer, ids, settings, seed, tuple(stop))
+    apart = continued_by_itself(model, tokenizer, len(ids) + max_new_tokens)
+    return _stream(model, tokenizer, ids, settings, seed, tuple(stop), apart)
 
 
 class _Tokens:
@@ -68,11 +69,17 @@ def _stream(
     settings: Any,
     seed: int | None,
     stop: tuple[str, ...],
+    apart: SequencesApart | None,
 ) -> Iterator[str]:
     from transformers import StoppingCriteriaList
 
     tokens, closed, failures = _Tokens(), threading.Event(), []
     ids_1T, mask_1T = left_padded([ids], tokenizer, model)
+    extra: dict[str, Any] = {"streamer": tokens}
+    if apart is not None:
+        # transformers hands its streamer the prompt, and to a loop that is not its own no more.
+        extra["custom_generate"] = own_decoding(apart, tokens.put)
+        settings.use_cache = False  # of transformers' making
 
     def is_closed(ids_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         return torch.full((ids_BT.shape[0],), closed.is_set(), device=ids_BT.device)
@@ -83,9 +90,11 @@ def _stream(
                 ids_1T,
                 attention_mask=mask_1T,
                 generation_config=settings,
-                streamer=tokens,
                 stopping_criteria=StoppingCriteriaList([is_closed]),
+                **extra,
             )
+            if apart is not None:
+                tokens.end()
         except BaseException as error:  # handed to the reader, who raises it
             failures.append(error)
             tokens.end()

@@ -5,30 +5,17 @@ some models answer otherwise in company. So two prompts are continued together a
 model, and again past each limit of its configuration that prompts and answers cross.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorakit.errors import ModelError
+from lorakit.execution.continuing import Continue
 from lorakit.execution.facts import facts_of
 from lorakit.execution.lengths import crossed, limits_of
-from lorakit.execution.modes import evaluating
-from lorakit.execution.trial import (
-    FAILURES,
-    LENGTHS,
-    random_ids,
-    row_logits,
-    same_answer,
-    tolerance,
-)
-
-NEW = 5
-"""Tokens by which the prompts of a trial are continued."""
-
-Continue = Callable[[Sequence[Sequence[int]]], list[Tensor]]
-"""Prompts to the logits of the first `NEW` tokens that follow each, (NEW, V), greedily, in one batch."""
+from lorakit.execution.trial import LENGTHS, random_ids, same_answer
+from lorakit.execution.trial_memory import asked_once
 
 
 def continues_together(model: Any, longest: int, continue_greedily: Continue) -> bool:
@@ -38,11 +25,7 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
         model: a causal LM.
         longest: tokens of the longest prompt with its answer.
         continue_greedily: how a batch is continued.
-
-    Raises:
-        ModelError: see `check_continued`.
     """
-    check_continued(model, longest, continue_greedily)
     facts = facts_of(model)
     if facts.batches is None:
         facts.batches = _same(model, LENGTHS, continue_greedily)
@@ -56,59 +39,16 @@ def continues_together(model: Any, longest: int, continue_greedily: Continue) ->
     return facts.batches
 
 
-def check_continued(model: Any, longest: int, continue_greedily: Continue) -> None:
-    """See that a prompt is continued by the likeliest tokens of the model's own forward.
-
-    Asked once, and again past each limit of the configuration that prompts and answers cross.
-    transformers' `generate` counts positions from 0 where RoBERTa's kin count from behind the padding
-    token's, appends a mask token for XLM, and asks BLT for a size that it has not (transformers 5.24).
-
-    Args:
-        model: a causal LM.
-        longest: tokens of the longest prompt with its answer.
-        continue_greedily: how a batch is continued.
-
-    Raises:
-        ModelError: it is not, or not at all.
-    """
-    facts = facts_of(model)
-    if not facts.continued_to:
-        _check_alone(model, min(LENGTHS), continue_greedily)
-        facts.continued_to = max(LENGTHS)
-    if longest > facts.continued_to:
-        limit = crossed(limits_of(model.config), facts.continued_to, longest)
-        if limit is not None:
-            _check_alone(model, limit + 3, continue_greedily)
-        facts.continued_to = longest
-
-
-@torch.no_grad()
-def _check_alone(model: Any, length: int, continue_greedily: Continue) -> None:
-    name = type(model).__name__
-    prompt = random_ids(model, length)
-    try:
-        steps_NV = continue_greedily([prompt.tolist()])[0]
-    except FAILURES as error:
-        raise ModelError(
-            f"transformers' generate does not run {name}: {error}. Its loss and choices among given "
-            "answers are right; for text take another model"
-        ) from error
-    whole = torch.cat([prompt, steps_NV.argmax(-1)[:-1]])
-    with evaluating(model):
-        expected_NV = row_logits(model, whole)[len(prompt) - 1 :]
-    # Far more than rounding: steps with a cache may differ from the whole by some of that.
-    close = 10 * tolerance(model.dtype)
-    if not same_answer(model, "one prompt", lambda: steps_NV, expected_NV, close=close):
-        raise ModelError(
-            f"{name} is not continued rightly by transformers' generate (tried on {length} tokens): its "
-            "tokens are not those that the model's own forward finds likeliest. Its loss and choices "
-            "among given answers are right; for text take another model, or lorakit serve, which "
-            "tries its own ways"
-        )
-
-
-@torch.no_grad()
 def _same(model: Any, lengths: Sequence[int], continue_greedily: Continue) -> bool:
+    return asked_once(
+        model,
+        f"prompts of {lengths} tokens padded on the left",
+        lambda: _tried(model, lengths, continue_greedily),
+    )
+
+
+@torch.no_grad()
+def _tried(model: Any, lengths: Sequence[int], continue_greedily: Continue) -> bool:
     ids = random_ids(model, sum(lengths)).split(list(lengths))
     prompts = [part.tolist() for part in ids]
     alone = [continue_greedily([prompt])[0] for prompt in prompts]

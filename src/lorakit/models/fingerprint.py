@@ -26,7 +26,7 @@ from lorakit.files.cache import cache_dir
 from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_text
 from lorakit.models import files
-from lorakit.models.load import source_of
+from lorakit.models.load import folder_of, source_of
 from lorakit.models.sources import resolve
 from lorakit.models.spec import ModelSpec, as_spec
 
@@ -96,6 +96,21 @@ def identify(model: str | ModelSpec = "smollm2-135m", **options: Any) -> BaseIde
         }
         write_text(memory, json.dumps(hashes))
     return BaseIdentity(where.name, where.revision, **hashes)
+
+
+def files_of(model: Any) -> str | None:
+    """Which files a model from `load_model` has, by path, size and time of change; None for another.
+
+    Unlike a hash of the weights it costs nothing, and what is remembered of a fingerprint goes by it.
+    """
+    folder = folder_of(model)
+    if folder is None:
+        return None
+    try:
+        involved = [*files.weight_files(folder), *_tokenizer_files(folder), folder / "config.json"]
+        return _key(involved)
+    except (OSError, ModelError):
+        return None
 
 
 def identify_settings(

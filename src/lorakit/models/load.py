@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _log = logging.getLogger("lorakit.models")
-# Which spec a model was loaded from: what its identity is computed from (fingerprint.py).
-_sources: "WeakKeyDictionary[nn.Module, ModelSpec]" = WeakKeyDictionary()
+# Which spec and which folder a model was loaded from: what its identity is computed from (fingerprint.py).
+_sources: "WeakKeyDictionary[nn.Module, tuple[ModelSpec, Path]]" = WeakKeyDictionary()
 
 # In this order, what stands in for a missing pad token: never a new token, the end token last.
 _PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
@@ -80,13 +80,20 @@ def load_model(
     loaded.requires_grad_(False)
     loaded.eval()
     loaded.to(torch_device(spec))
-    _sources[loaded] = spec
+    _sources[loaded] = spec, where.folder
     return loaded, tokenizer
 
 
 def source_of(model: "nn.Module") -> ModelSpec | None:
     """The spec that `load_model` made this very model from; None for a model made elsewhere."""
-    return _sources.get(model)
+    known = _sources.get(model)
+    return None if known is None else known[0]
+
+
+def folder_of(model: "nn.Module") -> Path | None:
+    """The folder of files that `load_model` made this very model from; None for another."""
+    known = _sources.get(model)
+    return None if known is None else known[1]
 
 
 def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "PreTrainedModel":
