@@ -5,7 +5,8 @@ layers of width d, mean sequence length s and share c of supervised tokens:
 
     F_lora = 4 N + 6 P r + 7 s d L + 4 H c        F_full = 6 N + 7 s d L + 6 H c
 
-and 2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen
+N and P count what a token reaches: of the experts of a mixture those that its router sends it to. There are
+2 N + 2 P r + 2 s d L more where activations are computed again in the backward pass. A frozen
 weight costs 2 FLOPs forward and 2 for the gradient of its input, but none for its own.
 The head runs on supervised tokens only. Time is that of the matmuls and of everything else,
 
@@ -20,8 +21,9 @@ copy where the weight is narrower) where LoRA holds the frozen weight alone and 
 the adapter's; and each of its steps reads and writes all of that once, at the rate of memory.
 """
 
+import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +31,9 @@ import torch
 from torch import nn
 
 from lorakit.lora.kinds import geometry_of, kind_of
+from lorakit.lora.parameters import bare_parameters, count_of, expert_geometry, is_fused
+from lorakit.lora.planning import Target
+from lorakit.models.dimensions import experts_a_token
 
 # Share of the measured rate that the matmuls of a step reach: its weights and activations are not
 # in the cache, its attention has small inner dimensions.
@@ -57,7 +62,8 @@ class ModelShape:
     """The sizes of a model that FLOPs and bytes depend on.
 
     Attributes:
-        block_parameters: N, weights of linear layers inside the blocks.
+        block_parameters: N, weights of linear layers inside the blocks, and of the experts that a token
+            reaches.
         head_parameters: H, weights of the output head, tied or not.
         layers, width: L and d.
         vocabulary: rows of the head.
@@ -124,6 +130,9 @@ def shape_of(model: nn.Module) -> ModelShape:
         else:
             head, vocabulary = size[0] * size[1], size[0]
             width = geometry.in_features
+    for (out, width), times in _reached_matrices(model):
+        counts[out, width] = counts.get((out, width), 0) + times
+        kept += times * (out + width)
     return ModelShape(
         block_parameters=sum(o * i * n for (o, i), n in counts.items()),
         head_parameters=head,
@@ -136,6 +145,48 @@ def shape_of(model: nn.Module) -> ModelShape:
     )
 
 
+def _reached_matrices(model: nn.Module) -> list[tuple[tuple[int, int], int]]:
+    """(out, in) of one expert's matrix, and of how many a token reaches, for each parameter of experts."""
+    found = []
+    for module, name in bare_parameters(model).values():
+        if kind_of(module) or not is_fused(module, name):
+            continue
+        geometry, count = expert_geometry(module, name), count_of(module)
+        rows = geometry.out_features // (1 if geometry.experts > 1 else count)
+        found.append(((rows, geometry.in_features), _experts_a_token(model, module, count)))
+    return found
+
+
+def _experts_a_token(model: nn.Module, module: nn.Module, count: int) -> int:
+    """Of a module's experts those that compute for a token.
+
+    That is as many as the router chooses, by the configuration; all of them where that does not say, or
+    where the module is not told the choice: it multiplies every token by every expert (Llama 4).
+    """
+    config = getattr(model, "config", None)
+    chosen = None if config is None else experts_a_token(config)
+    told = len(inspect.signature(type(module).forward).parameters) > 2
+    return min(count, chosen) if chosen and told else count
+
+
+def reached_share(model: nn.Module, targets: Iterable[Target]) -> float:
+    """Of the parameters of pairs the share that a token reaches: 1 without pairs on experts.
+
+    Args:
+        model: the base, or one with pairs attached.
+        targets: what has pairs.
+    """
+    held = list(targets)
+    reached = 0.0
+    for target in held:
+        count, share = target.geometry.experts, 1.0
+        if count > 1:
+            owner = model.get_submodule(target.path.rpartition(".")[0])
+            share = _experts_a_token(model, owner, count) / count
+        reached += target.trainable * share
+    return reached / sum(target.trainable for target in held) if held else 1.0
+
+
 def flops_per_token(
     shape: ModelShape, trainable: int, mean_length: float, loss_share: float, *, full: bool = False
 ) -> float:
@@ -143,7 +194,7 @@ def flops_per_token(
 
     Args:
         shape: of the model.
-        trainable: P·r, parameters of the adapter; not read for full fine-tuning.
+        trainable: P·r, parameters of the adapter that a token reaches; not read for full fine-tuning.
         mean_length: s, of the sequences, weighted by token: Σ s² / Σ s.
         loss_share: c, supervised tokens over all tokens.
         full: for full fine-tuning.
@@ -236,6 +287,7 @@ def forecast(
     full: bool = False,
     steps: int = 0,
     bytes_rate: float | None = None,
+    reached: float = 1.0,
 ) -> Forecast:
     """What training on rows of these lengths will need.
 
@@ -255,12 +307,14 @@ def forecast(
         full: every parameter of the base is trained, without an adapter.
         steps: optimizer steps, whose time counts where `bytes_rate` is given.
         bytes_rate: bytes/s, see `memory_rate`.
+        reached: of the adapter's parameters the share that a token reaches, see `reached_share`.
     """
     total = sum(lengths)
     mean = sum(n * n for n in lengths) / total
-    flops = flops_per_token(shape, trainable, mean, loss_tokens / total, full=full)
+    computing = round(trainable * reached)
+    flops = flops_per_token(shape, computing, mean, loss_tokens / total, full=full)
     if recompute:
-        flops += 2 * shape.block_parameters + (0 if full else 2 * trainable)
+        flops += 2 * shape.block_parameters + (0 if full else 2 * computing)
         flops += 2 * mean * shape.width * shape.layers
     size = dtype.itemsize
     elements = KEPT * shape.activation_floats if elements_kept is None else elements_kept

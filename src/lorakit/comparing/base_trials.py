@@ -18,7 +18,7 @@ from lorakit.experiments import Report
 from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import measure_rows
 from lorakit.experiments.opening import ask_held_out, open_trial, split_validation
-from lorakit.experiments.profile import estimate_step, profile_of
+from lorakit.experiments.profile import estimate_step, profile_of, reached_in
 from lorakit.experiments.stamps import Sources
 from lorakit.run.machine import peak_memory
 
@@ -42,7 +42,9 @@ def profile(
     train, validation = split_validation(context.data.train, config.seed)
     estimates = tuple(
         estimate_step(
-            model, train, config, trained_parameters(model, method), full=method.kind == "full"
+            *(model, train, config, trained_parameters(model, method)),
+            full=method.kind == "full",
+            reached=1.0 if method.lora is None else reached_in(model, method.lora),
         )
         for method in request.methods
     )

@@ -7,7 +7,8 @@ from typing import Any
 from lorakit.data import TokenTable
 from lorakit.experiments.opening import TrialContext, base_hash
 from lorakit.experiments.rates import RateRule
-from lorakit.forecast import ModelShape, flops_per_token, shape_of
+from lorakit.forecast import ModelShape, flops_per_token, reached_share, shape_of
+from lorakit.lora import LoraSpec, plan
 from lorakit.models.dimensions import hidden_width
 from lorakit.run.estimating import estimate_run
 from lorakit.run.machine import machine, versions
@@ -33,6 +34,7 @@ class Profile:
         template: how prompts are put to the model.
         notes: what was reported of the rows.
         versions, machine: software and hardware.
+        reached: of the parameters of the configuration's pairs the share that a token reaches.
     """
 
     data_sha256: str
@@ -53,10 +55,12 @@ class Profile:
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
+    reached: float = 1.0
 
     def training_flops(self, trainable: int, tokens: float) -> float:
         """FLOPs of training on so many tokens with so many parameters of an adapter."""
-        each = flops_per_token(self.shape, trainable, self.mean_length, self.supervised_share)
+        computing = round(trainable * self.reached)
+        each = flops_per_token(self.shape, computing, self.mean_length, self.supervised_share)
         return tokens * each
 
     def evaluation_flops(self, trainable: int, tokens: float) -> float:
@@ -64,7 +68,8 @@ class Profile:
         shape = self.shape
         attention = 2 * self.eval_mean_length * shape.width * shape.layers
         head = 2 * shape.head_parameters * self.eval_supervised_share
-        return tokens * (2 * shape.block_parameters + 2 * trainable + attention + head)
+        pairs = 2 * round(trainable * self.reached)
+        return tokens * (2 * shape.block_parameters + pairs + attention + head)
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,13 @@ def profile_of(context: TrialContext, train: TokenTable) -> Profile:
         notes=tuple(context.data.notes),
         versions=versions(),
         machine=machine(session.model.device, session.model),
+        reached=reached_in(session.model, context.config.lora),
     )
+
+
+def reached_in(model: Any, spec: LoraSpec) -> float:
+    """See `reached_share`; the same at every rank that fits."""
+    return reached_share(model, plan(model, replace(spec, rank=1, rank_pattern={})).targets)
 
 
 def estimate_step(
@@ -124,6 +135,7 @@ def estimate_step(
     *,
     full: bool = False,
     concurrent: int = 1,
+    reached: float = 1.0,
 ) -> StepEstimate:
     """Estimate a step of one job, or of several concurrent jobs on one base.
 
@@ -134,9 +146,12 @@ def estimate_step(
         trainable: parameters that are trained, of all jobs.
         full: every parameter of the base is trained.
         concurrent: jobs that share a pass; the time is that of one of them, the memory of all.
+        reached: as in `Profile`.
     """
     wide = replace(config, batch_size=config.batch_size * concurrent)
-    estimate = estimate_run(model, train, wide, steps=1, trainable=trainable, full=full)
+    estimate = estimate_run(
+        *(model, train, wide), steps=1, trainable=trainable, full=full, reached=reached
+    )
     return StepEstimate(
         trainable,
         estimate.forecast.seconds / concurrent,

@@ -8,6 +8,7 @@ from typing import Any
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "decoder_attention_heads")
 _BLOCKS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers")
+_REACHED = ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 _WIDTH = ("hidden_size", "d_model", "n_embd", "dim")
 
 
@@ -33,6 +34,18 @@ def hidden_width(model: Any) -> int:
     """Numbers of a token between two blocks: that of its embedding where no size is named."""
     named = _size(model.config, _WIDTH)
     return named or int(model.get_input_embeddings().weight.shape[1])
+
+
+def experts_a_token(config: Any) -> int | None:
+    """Experts that a router sends each token to; None where the configuration does not count them.
+
+    Args:
+        config: of a transformers model. Of one with several towers that of text counts.
+    """
+    inside = getattr(config.get_text_config(), "ffn_config", None)  # DBRX keeps it apart
+    return _size(config, _REACHED) or next(
+        (n for name in _REACHED if isinstance(n := getattr(inside, name, None), int)), None
+    )
 
 
 def _size(config: Any, names: tuple[str, ...]) -> int | None:

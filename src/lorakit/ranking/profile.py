@@ -21,6 +21,7 @@ from lorakit.experiments.measuring import measure_rows, spread_rows
 from lorakit.experiments.opening import open_trial
 from lorakit.experiments.profile import estimate_step, profile_of
 from lorakit.experiments.stamps import Sources
+from lorakit.forecast import reached_share
 from lorakit.lora import LoraSpec, Plan, plan
 from lorakit.ranking.trials import EVALUATION_TOKENS, Prior, RankProfile, RankProfileRequest
 from lorakit.run.fitting import steps_of
@@ -88,7 +89,9 @@ def profile(
     plans = _plans(model, context.config.lora, request.ranks)
     check_can_share(model)
     estimate = estimate_step(
-        model, rows, config, sum(each.trainable for each in plans), concurrent=request.concurrent
+        *(model, rows, config, sum(each.trainable for each in plans)),
+        concurrent=request.concurrent,
+        reached=reached_share(model, plans[-1].targets),
     )
     report({"kind": "stage", "name": "measure"})
     measured = spread_rows(held_out, early_rows(len(held_out)))

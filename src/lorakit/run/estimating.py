@@ -42,6 +42,7 @@ def estimate_run(
     steps: int,
     trainable: int,
     full: bool = False,
+    reached: float = 1.0,
 ) -> RunEstimate:
     """Forecast the training of a model on these rows.
 
@@ -52,6 +53,7 @@ def estimate_run(
         steps: optimizer steps.
         trainable: parameters of the adapter; all of the model's for full fine-tuning.
         full: every parameter of the base is trained.
+        reached: of the adapter's parameters the share that a token reaches (`forecast.reached_share`).
     """
     lengths = table.lengths.tolist()
     return estimate(
@@ -65,6 +67,7 @@ def estimate_run(
         device=model.device,
         kept=Runnable(model, longest=max(lengths, default=0)).elements_kept(lengths),
         full=full,
+        reached=reached,
     )
 
 
@@ -80,6 +83,7 @@ def estimate(
     device: torch.device,
     kept: float | None,
     full: bool = False,
+    reached: float = 1.0,
     measured_tokens: int = 1024,
 ) -> RunEstimate:
     """Forecast the training of a model of this shape on rows of these lengths.
@@ -95,6 +99,7 @@ def estimate(
         device: where it computes; its rates are measured.
         kept: elements for the backward pass of each token, None where blocks do not run fused.
         full: every parameter of the base is trained.
+        reached: as for `estimate_run`.
         measured_tokens: of each product by which the rates are measured.
     """
     rows, mean = min(spec.batch_size, len(lengths)), statistics.fmean(lengths)
@@ -121,6 +126,7 @@ def estimate(
             full=full,
             steps=steps,
             bytes_rate=bytes_rate,
+            reached=reached,
         )
 
     if spec.activation_checkpointing != "auto":

@@ -88,6 +88,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         config.train,
         steps=steps,
         trainable=chosen.trainable,
+        reached=forecasting.reached_share(model, chosen.targets),
         dtype=dtype,
         device=device,
         kept=outline_elements_kept(model, lengths, dtype, device),

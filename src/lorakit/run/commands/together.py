@@ -25,6 +25,7 @@ from lorakit.config import RunConfig
 from lorakit.errors import DivergedError
 from lorakit.evaluation.scores import REACHED
 from lorakit.files.whole import write_json
+from lorakit.forecast import reached_share
 from lorakit.kernels.native import kernels_of
 from lorakit.lora import LoraLayer, detach, lora_layers
 from lorakit.lora.jobs import Jobs
@@ -229,6 +230,9 @@ def _estimate(ready: list[Prepared]) -> RunEstimate:
         replace(spec, batch_size=spec.batch_size * len(ready)),
         steps=max(each.steps for each in ready),
         trainable=sum(each.plan.trainable for each in ready),
+        reached=reached_share(
+            longest.session.model, [target for each in ready for target in each.plan.targets]
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from lorakit.data import Example, check_sources
 from lorakit.execution.choices import ChoiceScores
 from lorakit.extras import need
 from lorakit.files.whole import write_json
+from lorakit.forecast import reached_share
 from lorakit.kernels.native import kernels_of
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
@@ -67,7 +68,10 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     spec = config.train
     steps = steps_of(len(data.train), spec)
     expected = estimate_run(
-        session.model, data.train, spec, steps=steps, trainable=chosen.trainable
+        *(session.model, data.train, spec),
+        steps=steps,
+        trainable=chosen.trainable,
+        reached=reached_share(session.model, chosen.targets),
     )
     rate = peak_rate(session.model, steps, spec)
     data = replace(data, notes=(*data.notes, *way_notes(session)))

@@ -10,6 +10,7 @@ from lorakit.data import Dataset, DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.execution.lengths import context_length
+from lorakit.forecast import reached_share
 from lorakit.lora import lora_layers
 from lorakit.run.against_parent import (
     ParentRows,
@@ -86,8 +87,13 @@ def train(
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
+    targets = [layer.target for layer in lora_layers(model).values()]
     expected = estimate_run(
-        model, rows.train, config.train, steps=steps, trainable=trainable, full=full
+        *(model, rows.train, config.train),
+        steps=steps,
+        trainable=trainable,
+        full=full,
+        reached=reached_share(model, targets),
     )
     if expected.note:
         report({"kind": "note", "text": expected.note})
