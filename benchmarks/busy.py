@@ -18,6 +18,7 @@ interval (95 %, from a t-distribution over the logarithms).
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from typing import Any
 
 import bench
 import tables
+
+from lorakit.execution.other_work import OtherWork
 
 MANY = 200  # steps that a contender could take
 SETTLE = 4.0  # seconds until everyone has seen that the machine is another: a busy one lasts
@@ -63,8 +66,11 @@ def main() -> None:
                     for name in names if turn % 2 == 0 else reversed(names):
                         done = workers[name].turn(options.steps)
                         line = same | workers[name].known | {"contender": name, "beside": beside}
-                        lines.append(line | {"round": turn, "tokens_per_second": done})
-                        bench.note(f"round {turn}, beside {beside}, {name}: {done:.0f} tokens/s")
+                        lines.append(line | {"round": turn} | done)
+                        bench.note(
+                            f"round {turn}, beside {beside} ({done['others']:.1f} cores), {name}: "
+                            f"{done['tokens_per_second']:.0f} tokens/s"
+                        )
     finally:
         for worker in workers.values():
             worker.end()
@@ -94,12 +100,18 @@ class Worker:
         """Wait until its model is there."""
         self.known = self._read()
 
-    def turn(self, steps: int) -> float:
-        """Real tokens/s of so many steps."""
+    def turn(self, steps: int) -> bench.Line:
+        """Real tokens/s of so many steps; the cores that everyone else kept, those beside it included."""
         assert self.process.stdin is not None
+        work, began = OtherWork(), time.perf_counter()
         print(steps, file=self.process.stdin, flush=True)
         done = [self._read() for _ in range(steps)]
-        return sum(step["tokens"] for step in done) / sum(step["seconds"] for step in done)
+        wall = time.perf_counter() - began
+        tokens, seconds, own = (
+            sum(step[name] for step in done) for name in ("tokens", "seconds", "processor_seconds")
+        )
+        others = (work.cores() or math.nan) - own / wall
+        return {"tokens_per_second": tokens / seconds, "others": others}
 
     def _read(self) -> bench.Line:
         assert self.process.stdout is not None
@@ -133,7 +145,7 @@ class Turns:
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
-        self.left = 0
+        self.left, self.used = 0, 0.0
 
     def say(self, line: bench.Line) -> None:
         print(json.dumps(line), file=self.out, flush=True)
@@ -142,11 +154,12 @@ class Turns:
         """Before a step."""
         while self.left == 0:
             self.left = int(sys.stdin.readline() or sys.exit())
-        self.left -= 1
+        self.left, self.used = self.left - 1, time.process_time()
 
     def after(self, event: Any) -> None:
         """After a step."""
-        self.say({"tokens": event["tokens"], "seconds": event["seconds"]})
+        used = time.process_time() - self.used
+        self.say({k: event[k] for k in ("tokens", "seconds")} | {"processor_seconds": used})
         self.wait()
 
 
