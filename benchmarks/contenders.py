@@ -109,9 +109,18 @@ class Contender:
         return self.split or self.grouped
 
 
-def lorakit(task: Task) -> Trained:
-    """lorakit as `lorakit train` runs it."""
+Report = Callable[[Any], None]
+
+
+def lorakit(task: Task, report: Report = lambda event: None) -> Trained:
+    """lorakit as `lorakit train` runs it; `report` is told of each step."""
     events: list[Any] = []
+
+    def told(event: Any) -> None:
+        if event["kind"] == "train":
+            events.append(event)
+            report(event)
+
     if not task.full:
         attach(task.model, task.config.lora, seed=task.config.train.seed)
     empty = task.held_out.take(())
@@ -120,15 +129,15 @@ def lorakit(task: Task) -> Trained:
         task.train,
         empty,
         Schedule(len(task.steps), task.rate, task.config.train),
-        observers=Observers(report=lambda e: events.append(e) if e["kind"] == "train" else None),
+        observers=Observers(report=told),
     )
     seconds, losses, tokens = ([e[k] for e in events] for k in ("seconds", "loss", "tokens"))
     return Trained(task.model, seconds, losses, tokens)
 
 
-def peft(task: Task) -> Trained:
-    """The careful loop around peft."""
-    return _loop(task, with_peft(task))
+def peft(task: Task, report: Report = lambda event: None) -> Trained:
+    """The careful loop around peft; `report` is told of each step."""
+    return _loop(task, with_peft(task), report)
 
 
 def full(task: Task) -> Trained:
@@ -136,7 +145,7 @@ def full(task: Task) -> Trained:
     return _loop(task, task.model)
 
 
-def _loop(task: Task, model: Any) -> Trained:
+def _loop(task: Task, model: Any, report: Report = lambda event: None) -> Trained:
     run = peft_loop.train(
         model,
         task.train,
@@ -145,6 +154,7 @@ def _loop(task: Task, model: Any) -> Trained:
         pad=task.tokenizer.pad_token_id,
         clip=CLIP,
         micro_rows=task.forward_rows,
+        report=report,
     )
     return Trained(model, run.step_seconds, run.train_losses, run.step_tokens)
 

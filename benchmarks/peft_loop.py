@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,11 @@ def train(
     pad: int,
     clip: float,
     micro_rows: int = 16,
-    report: bool = False,
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> PeftRun:
     """Plain training: AdamW, the given rows and learning rate of each step, clipping.
 
-    Each step is printed as a line of JSON where `report` is set.
+    `report` is told of each step.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, lr=rates[0], weight_decay=0.0, fused=True)
@@ -188,7 +189,7 @@ def main() -> None:
         [options.rate] * options.steps,
         pad=tokenizer.pad_token_id or tokenizer.eos_token_id,
         clip=1.0,
-        report=True,
+        report=lambda event: print(json.dumps(event), flush=True),
     )
 
 

@@ -10,6 +10,7 @@ machine, the command given last counts. Figures of two machines never share a ro
 """
 
 import argparse
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -264,6 +265,47 @@ def startup(lines: Sequence[Line]) -> str:
         step = f"{median(runs, 'step_seconds'):.2f} s" if steps else ""
         rows.append((what, f"{median(runs, 'seconds'):.2f} s", step))
     return table(("command", "to the end of the first step", "of which the step"), rows)
+
+
+def busy(lines: Sequence[Line]) -> str:
+    """benchmarks/busy.py: medians over rounds; the last contender is held against, quiet."""
+    lines = newest(lines)
+    loads = sorted({line["beside"] for line in lines})
+    names = list(dict.fromkeys(line["contender"] for line in lines))
+
+    def speeds(name: str, beside: int) -> list[float]:
+        runs = [x for x in lines if (x["contender"], x["beside"]) == (name, beside)]
+        return [x["tokens_per_second"] for x in sorted(runs, key=lambda x: x["round"])]
+
+    head, rows = ["contender"], []
+    for beside in loads:
+        head += ["quiet, tokens/s", "/ last"] if beside == 0 else [f"beside {beside}", "/ quiet"]
+        head += ["/ peft"] if "peft" in names and beside else []
+    for name in names:
+        row = [name]
+        for beside in loads:
+            own = statistics.median(speeds(name, beside))
+            row.append(f"{own:.0f}")
+            if beside == 0:
+                row.append(paired(speeds(name, 0), speeds(names[-1], 0)))
+            else:
+                row.append(f"{own / statistics.median(speeds(name, 0)):.2f}" if 0 in loads else "")
+                if "peft" in names:
+                    row.append(f"{own / statistics.median(speeds('peft', beside)):.2f}")
+        rows.append(row)
+    return table(head, rows)
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The ratio over rounds, geometric mean, and the lower end of its 95 % interval."""
+    logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
+    ratio = math.exp(statistics.fmean(logs))
+    if len(logs) < 2 or ours == theirs:
+        return f"{ratio:.2f}"
+    from scipy.stats import t
+
+    reach = t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return f"{ratio:.2f}, at least {math.exp(statistics.fmean(logs) - reach):.2f}"
 
 
 def quick(lines: Sequence[Line]) -> str:

@@ -151,6 +151,30 @@ def test_starting_up_is_the_median_of_the_last_command():
     ]
 
 
+def test_beside_others_every_ratio_is_of_its_own_kind():
+    def turn(name, beside, number, speed, date="2"):
+        return {
+            "contender": name,
+            "beside": beside,
+            "round": number,
+            "date": date,
+            "tokens_per_second": speed,
+        }
+
+    lines = [
+        turn("lorakit", 0, 0, 1.0, date="1"),
+        *(turn("lorakit", 0, i, s) for i, s in enumerate((100.0, 110.0, 121.0))),
+        *(turn("lorakit", 1, i, s) for i, s in enumerate((44.0, 66.0, 55.0))),
+        *(turn("peft", 0, i, 50.0) for i in range(3)),
+        *(turn("peft", 1, i, 20.0) for i in range(3)),
+    ]
+    first, last = cells(tables.busy(lines))
+    # Quiet: the geometric mean of 2, 2.2 and 2.42 is 2.2; its logarithms lie .0953 apart, and
+    # t(.975, 2) is 4.303: exp(ln 2.2 - 4.303 · .0953 / √3) is 1.736.
+    assert first == ["lorakit", "110", "2.20, at least 1.74", "55", "0.50", "2.75"]
+    assert last == ["peft", "50", "1.00", "20", "0.40", "1.00"]
+
+
 def test_what_is_answered_at_once_is_the_median_of_the_last_command():
     def took(seconds, date="2"):
         return {"what": "lorakit trian", "seconds": seconds, "processor_seconds": 0.2, "date": date}

@@ -155,3 +155,20 @@ def test_full_fine_tuning_takes_sixteen_bytes_a_parameter_and_moves_them_each_st
     products = flops_per_token(shape, 0, 60, 0.45, full=True)
     products -= flops_per_token(shape, chosen.trainable, 60, 0.45)
     assert free.seconds - lora.seconds == pytest.approx(6000 * products / (1e11 * MATMUL_SHARE))
+
+
+def test_what_others_compute_is_said_beside_the_forecast(monkeypatch):
+    class Others:
+        def cores(self):
+            return 1.0
+
+    monkeypatch.setattr(estimating, "OtherWork", Others)
+    monkeypatch.setattr(estimating.os, "cpu_count", lambda: 2)
+    small = tiny("llama")
+    rows = TokenTable.build([Encoded(np.arange(9), np.ones(9, np.uint8), "a")])
+    for threads, words in ((2, "1.0 of 2 cores"), (1, "")):
+        monkeypatch.setattr(estimating.torch, "get_num_threads", lambda n=threads: n)
+        found = estimate_run(small, rows, TrainSpec(), steps=1, trainable=1000)
+        assert words in found.busy
+        assert bool(found.busy) is bool(words)
+        assert found.note == ""  # it is shown, and not recorded

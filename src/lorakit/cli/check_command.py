@@ -84,6 +84,7 @@ def _outline(settings: RunConfig, rows: int | None, row_tokens: int | None) -> N
             f"forecast: {size(expected.peak_memory_bytes)} of memory, {duration(expected.seconds)} "
             f"of training, {expected.flops_per_token / 1e6:,.0f} MFLOP a token at "
             f"{expected.matmul_flops / 1e9:,.0f} GFLOP/s, measured here",
+            *([found.estimate.busy] if found.estimate.busy else []),
             *([found.estimate.note] if found.estimate.note else []),
             f"memory here: {size(found.available)}; {fits}",
         ]

@@ -137,6 +137,7 @@ def show_prepared(prepared: Any) -> None:
             f"{duration(forecast.seconds)} of training, "
             f"{forecast.flops_per_token / 1e6:,.0f} MFLOP a token at "
             f"{forecast.matmul_flops / 1e9:,.0f} GFLOP/s",
+            *([prepared.estimate.busy] if prepared.estimate.busy else []),
             *([prepared.estimate.note] if prepared.estimate.note else []),
             kernels_of(model).line,
         ]

@@ -74,11 +74,12 @@ class TogetherWatcher(Bars):
             self._bars[job.name] = self._progress.add_task(job.name, total=each.steps, detail="")
         from lorakit.kernels.native import kernels_of  # it imports torch
 
-        note = event["estimate"].note
+        busy, note = event["estimate"].busy, event["estimate"].note
         say(
             [
                 f"forecast: {size(forecast.peak_memory_bytes)} of memory, "
                 f"{duration(forecast.seconds)} of training for all {len(ready)} at once",
+                *([busy] if busy else []),
                 *([note] if note else []),
                 kernels_of(ready[0].session.model).line,
             ]

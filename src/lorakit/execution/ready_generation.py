@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lorakit.execution.modes import evaluating
+from lorakit.execution.waiting import watch
 from lorakit.models.quiet import quiet
 
 
@@ -19,6 +20,7 @@ def ready_to_generate(model: Any, settings: Any) -> Iterator[None]:
     """
     declared = model.generation_config
     model.generation_config = settings
+    watch()
     try:
         with evaluating(model), _dense_head(model), quiet():
             yield

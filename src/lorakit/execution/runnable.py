@@ -34,6 +34,7 @@ from lorakit.execution.fused import elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.packing import try_packing
 from lorakit.execution.settings import AttentionSettings
+from lorakit.execution.waiting import watch
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded
 from lorakit.models.dimensions import block_count
@@ -80,6 +81,8 @@ class Runnable:
 
     def __init__(self, model: Any, *, fused: bool = True, longest: int = 0) -> None:
         self.model = model
+        if model.device.type == "cpu":
+            watch()
         self._facts = facts_of(model)
         self._decoder = read_decoder(model) if fused else None
         if not self._facts.causal:

@@ -1,6 +1,7 @@
 """What a run needs before it starts: the forecast of its model on its rows, on this machine."""
 
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 
 from lorakit import forecast as forecasting
 from lorakit.data import TokenTable
+from lorakit.execution.other_work import OtherWork, said
 from lorakit.execution.runnable import Runnable
 from lorakit.files.wording import size
 from lorakit.run.machine import available_memory
@@ -27,11 +29,14 @@ class RunEstimate:
         forecast: parameters, FLOPs, memory and time.
         recompute: activation checkpointing, 'auto' resolved.
         note: what the user should know of that, '' for nothing.
+        busy: what other processes' work means for the forecast, '' where the machine is quiet. It is shown
+            and not recorded.
     """
 
     forecast: forecasting.Forecast
     recompute: bool
     note: str
+    busy: str = ""
 
 
 def estimate_run(
@@ -55,7 +60,7 @@ def estimate_run(
         full: every parameter of the base is trained.
         reached: of the adapter's parameters the share that a token reaches (`forecast.reached_share`).
     """
-    lengths = table.lengths.tolist()
+    lengths, work = table.lengths.tolist(), OtherWork()
     return estimate(
         forecasting.shape_of(model),
         lengths,
@@ -68,6 +73,7 @@ def estimate_run(
         kept=Runnable(model, longest=max(lengths, default=0)).elements_kept(lengths),
         full=full,
         reached=reached,
+        work=work,
     )
 
 
@@ -85,6 +91,7 @@ def estimate(
     full: bool = False,
     reached: float = 1.0,
     measured_tokens: int = 1024,
+    work: OtherWork | None = None,
 ) -> RunEstimate:
     """Forecast the training of a model of this shape on rows of these lengths.
 
@@ -101,7 +108,9 @@ def estimate(
         full: every parameter of the base is trained.
         reached: as for `estimate_run`.
         measured_tokens: of each product by which the rates are measured.
+        work: what other processes do, looked at since before; otherwise while the rates are measured.
     """
+    work = work or OtherWork()
     rows, mean = min(spec.batch_size, len(lengths)), statistics.fmean(lengths)
     tokens_a_step = rows * mean
     # The largest step of a run lies about two standard deviations above the mean.
@@ -109,6 +118,9 @@ def estimate(
     rate = forecasting.matmul_rate(shape, dtype, device, tokens=measured_tokens)
     elementwise = forecasting.elementwise_rate(shape, dtype, device, tokens=measured_tokens)
     bytes_rate = forecasting.memory_rate(device) if full else None
+    busy = ""
+    if device.type == "cpu":
+        busy = said(work.cores(), os.cpu_count() or 1, torch.get_num_threads())
 
     def made(recompute: bool) -> forecasting.Forecast:
         return forecasting.forecast(
@@ -130,10 +142,12 @@ def estimate(
         )
 
     if spec.activation_checkpointing != "auto":
-        return RunEstimate(made(spec.activation_checkpointing), spec.activation_checkpointing, "")
+        return RunEstimate(
+            made(spec.activation_checkpointing), spec.activation_checkpointing, "", busy
+        )
     plain, there = made(False), available_memory(device)
     if plain.peak_memory_bytes <= MEMORY_SHARE * there:
-        return RunEstimate(plain, False, "")
+        return RunEstimate(plain, False, "", busy)
     less = made(True)
     return RunEstimate(
         less,
@@ -141,4 +155,5 @@ def estimate(
         f"activation checkpointing is on: without it {size(plain.peak_memory_bytes)} would be "
         f"needed of {size(there)}, with it {size(less.peak_memory_bytes)}; fewer "
         "--batch-tokens need less memory too",
+        busy,
     )
