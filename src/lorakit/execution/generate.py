@@ -155,7 +155,7 @@ def continued_by_itself(model: Any, tokenizer: Any, longest: int) -> SequencesAp
 
 def stopping(stop: Sequence[str], tokenizer: Any) -> dict[str, Any]:
     """Arguments of transformers' `generate` that end an answer at one of these strings."""
-    from transformers.generation import StoppingCriteriaList, StopStringCriteria
+    from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
     if not stop:
         return {}
