@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 _log = logging.getLogger("lorakit.kernels")
-_FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+"""The number formats in which they compute."""
 # Where the function of each name is. The modules import Triton, so that they are imported late.
 _HOMES = {
     "normed": "norm",
@@ -45,10 +46,10 @@ def suits(x: Tensor) -> bool:
     if kind != "cuda" and (kind != "cpu" or os.environ.get("TRITON_INTERPRET") != "1"):
         return False
     return (
-        x.dtype in _FORMATS
+        x.dtype in FORMATS
         and x.numel() > 0
         and os.environ.get("LORAKIT_KERNELS") != "plain"
-        and _installed()
+        and installed()
     )
 
 
@@ -144,5 +145,6 @@ def _outline(value: Any, rows: int) -> Any:
 
 
 @functools.cache
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether Triton is there to be imported."""
     return importlib.util.find_spec("triton") is not None
