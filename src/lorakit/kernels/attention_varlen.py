@@ -19,7 +19,7 @@ from torch import Tensor
 from lorakit.kernels.layout import Bounds, Layout
 
 _log = logging.getLogger("lorakit.kernels")
-_FORMATS = (torch.bfloat16, torch.float16)
+FORMATS = (torch.bfloat16, torch.float16)
 _WIDEST, _MULTIPLE = 256, 8
 _TRIED, _WINDOW = (5, 130, 64), 33
 """Tokens of the sequences that are tried (shorter than a kernel's tile, longer, and as long), and of the window."""
@@ -54,6 +54,8 @@ def attended(
     known = (q_THD.device, q_THD.dtype, *q_THD.shape[1:], k_TKD.shape[1])
     known = (*known, window is not None, softcap is not None)
     if known not in _right:
+        if q_THD.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # nothing can be compared while a graph is captured
         _right[known] = _tried(kernel, q_THD, k_TKD, scale, window, softcap, padded)
     if not _right[known]:
         return None
@@ -66,7 +68,7 @@ def _kernel_for(
     width = q_THD.shape[2]
     at_home = (
         _at_home(q_THD.device)
-        and q_THD.dtype in _FORMATS
+        and q_THD.dtype in FORMATS
         and width == v_TKD.shape[2]
         and width <= _WIDEST
         and width % _MULTIPLE == 0

@@ -117,6 +117,32 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
+class OpenLayout(Layout):
+    """Sequences whose bounds are read when a kernel runs: what a step that is recorded once is made of.
+
+    Attributes:
+        lengths: of one sequence, as long as the longest may be.
+        starts: as of `Bounds`; what it holds may change between two runs.
+    """
+
+    starts: Tensor | None = None
+
+    @cached_property
+    def groups(self) -> tuple[PaddedGroup, ...]:
+        """There are none.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("attention takes padded groups here, whose shapes change with the rows")
+
+    def bounds(self, tokens: int) -> "Bounds":
+        """The bounds as they are now; every token is in a sequence."""
+        assert self.starts is not None
+        return Bounds(self.starts, self.lengths[0])
+
+
+@dataclass(frozen=True, eq=False)
 class Bounds:
     """Where packed sequences begin and end.
 
