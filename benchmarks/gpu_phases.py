@@ -248,7 +248,7 @@ def turn_of(who: str, task: contenders.Task, shape: forecast.ModelShape) -> benc
         done = contenders.trl(task, liger=who == "trl-liger")
     line = {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
     line |= {"flops_per_token": flops, "peak_memory_bytes": peak_memory(device)}
-    line["warm"] = min(4, len(done.seconds) - 1)
+    line["warm"] = len(done.seconds) // 2
     if who == "lorakit":
         line["kernels_left"] = dict(dispatch.left)
         _packed.append(attention.is_switched(model))
