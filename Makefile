@@ -70,8 +70,9 @@ $(VENV)/.installed-gpu: $(VENV)/.installed
 	touch $@
 
 # A process of its own: Triton decides when it is imported whether it interprets.
-test-triton: $(VENV)/.installed-gpu ## Run the tests of the Triton kernels, in Triton's interpreter
+test-triton: $(VENV)/.installed-gpu ## Run the Triton kernels in Triton's interpreter, and compile them for GPUs
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py
+	LORAKIT_TEST_TRITON=compile $(BIN)/python -m pytest tests/kernels/test_triton_compiles.py
 >>>>>>> 92020e7 (GPU: Triton kernels beside their plain twins, attention by varlen kernels)
 
 check: install ## Format, lint, types, imports

@@ -6,7 +6,8 @@
 Training: lorakit, a careful loop around peft, and TRL's SFTTrainer tuned (with Liger's kernels too, where they
 are installed), on the built-in model and on random Llamas of 1 and 8 billion parameters in bfloat16, rank 8 on
 all linears. A model is loaded once, in a process of its own; contenders take turns on it (A B C A B C …), each
-for a few steps on the same rows, of which the first half is not counted (kernels are compiled, graphs captured). Serving: 32 requests at once on the
+for a few steps on the same rows, of which the first half is not counted: kernels are compiled and graphs captured
+then. Serving: 32 requests at once on the
 built-in model's shapes without adapters, with 8 and with 32, beside peft's mixed batch (`adapter_names`).
 
 Printed are medians: real tokens/s (padding does not count), the ratio to lorakit, MFU (F · tokens/s over the
@@ -40,17 +41,22 @@ def main() -> None:
     )
     parser.add_argument("--phases", default=",".join(SHARES), help="which, commas between")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="who trains")
-    parser.add_argument("--seconds", type=float, default=450.0, help="for everything together")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender, at most")
+    parser.add_argument("--seconds", type=float, help="for everything together [450; dry 110]")
+    parser.add_argument("--rounds", type=int, help="turns of each contender, at most [3; dry 2]")
     parser.add_argument(
-        "--steps", type=int, default=10, help="of a turn; three times as many of the built-in model"
+        "--steps", type=int, help="of a turn [30 of the built-in model, 10 of others; dry 3]"
     )
     parser.add_argument("--dry-run", action="store_true", help="tiny models, on whatever is here")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     options = parser.parse_args()
     phases = bench.pick(parser, options.phases, SHARES)
     contenders = list(bench.pick(parser, options.contenders, dict.fromkeys(CONTENDERS)))
-    if not options.dry_run:
+    dry = options.dry_run
+    total, rounds = (
+        options.seconds or (110.0 if dry else 450.0),
+        options.rounds or (2 if dry else 3),
+    )
+    if not dry:
         import torch
 
         if not torch.cuda.is_available():
@@ -59,10 +65,10 @@ def main() -> None:
     began, shared = time.monotonic(), sum(phases.values())
     due = 0.0
     for phase, share in phases.items():
-        due += share / shared * options.seconds
-        task = {"phase": phase, "contenders": contenders, "rounds": options.rounds}
-        steps = options.steps * (3 if phase == "builtin" and not options.dry_run else 1)
-        task |= {"steps": steps, "dry": options.dry_run}
+        due += share / shared * total
+        steps = options.steps or (3 if dry else 30 if phase == "builtin" else 10)
+        task = {"phase": phase, "contenders": contenders, "rounds": rounds}
+        task |= {"steps": steps, "dry": dry}
         left = began + due - time.monotonic()
         bench.note(f"{phase}: at most {left:.0f} s")
         for line in _of_phase(task, left):

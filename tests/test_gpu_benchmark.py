@@ -108,7 +108,7 @@ def test_without_a_gpu_it_says_how_to_try_it(monkeypatch, capsys):
 @pytest.mark.readers
 def test_the_dry_run_goes_through_every_phase(tmp_path):
     out = tmp_path / "gpu.jsonl"
-    command = [sys.executable, str(SCRIPT), "--dry-run", "--rounds", "2", "--steps", "3"]
+    command = [sys.executable, str(SCRIPT), "--dry-run", "--seconds", "400"]
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(text) for text in out.read_text().splitlines()]
