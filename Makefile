@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where real data lies for benchmarks; never needed by `make test`.
 DATA ?= data
 
-.PHONY: help install demo test test-lowest test-readers sanitize check format bench release clean
+.PHONY: help install demo test test-lowest test-readers test-triton sanitize check format bench release clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,7 @@ test-lowest: $(LOWEST)/.installed ## Run the tests at the lowest versions of pyp
 test-readers: install ## Run the tests that read whole models in other runtimes
 	$(BIN)/python -m pytest -m readers
 
+<<<<<<< HEAD
 # Tests of the compiled kernels, under AddressSanitizer and UndefinedBehaviorSanitizer. Python itself is not
 # compiled with them, so that the runtime is loaded before it; what Python never frees is no leak of ours.
 SANITIZED := build/sanitize
@@ -63,6 +64,16 @@ sanitize: $(VENV)/.installed ## Run the tests of the compiled kernels under Addr
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZE_TESTS)
 SANITIZE_TESTS := $(wildcard tests/kernels/test_native_*.py)
+=======
+$(VENV)/.installed-gpu: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
+	touch $@
+
+# A process of its own: Triton decides when it is imported whether it interprets.
+test-triton: $(VENV)/.installed-gpu ## Run the Triton kernels in Triton's interpreter, and compile them for GPUs
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py
+	LORAKIT_TEST_TRITON=compile $(BIN)/python -m pytest tests/kernels/test_triton_compiles.py
+>>>>>>> 92020e7 (GPU: Triton kernels beside their plain twins, attention by varlen kernels)
 
 check: install ## Format, lint, types, imports
 	$(BIN)/ruff format --check .

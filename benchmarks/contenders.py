@@ -169,8 +169,9 @@ def with_peft(task: Task) -> Any:
     return adapted
 
 
-def trl(task: Task, *, flat: bool = False) -> Trained:
-    """SFTTrainer at its best; with `flat` it lays the rows of a step end to end itself."""
+def trl(task: Task, *, flat: bool = False, liger: bool = False) -> Trained:
+    """SFTTrainer at its best; with `flat` it lays the rows of a step end to end itself, with `liger`
+    it takes Liger's kernels, which stay in the model."""
     import trl_loop
 
     lengths = task.train.lengths
@@ -185,6 +186,7 @@ def trl(task: Task, *, flat: bool = False) -> Trained:
             seed=task.config.train.seed,
             gradient_accumulation_steps=task.batch_size // task.forward_rows,
             padding_free=flat,
+            use_liger_kernel=liger,
         )
         model = with_peft(task)
         clock = trl_loop.train(model, dataset(task, ordered), settings, task.tokenizer, None)

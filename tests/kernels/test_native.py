@@ -14,6 +14,7 @@ import torch
 from families import saved
 from lorakit.errors import ConfigError, OutputError
 from lorakit.kernels import native
+from lorakit.kernels.gpu import dispatch
 from lorakit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def test_a_set_is_forced_for_models_of_its_format(fresh):
         fresh.setenv(native.VARIABLE, name)
         assert native.choose(dtype, CPU).name == name
     assert native.choose(torch.float32, CPU).name == native.PLAIN
-    assert native.choose(torch.bfloat16, torch.device("cuda")).name == native.PLAIN
+    assert native.choose(torch.bfloat16, torch.device("mps")).name == native.PLAIN
     fresh.setenv(native.VARIABLE, "plain")
     assert native.choose(torch.bfloat16, CPU).why == "LORAKIT_KERNELS=plain"
 
@@ -209,3 +210,29 @@ def test_no_set_holds_an_instruction_of_a_higher_one():
 )
 def test_the_check_of_instructions_can_fail(symbol, instruction):
     assert above(f"0000000000001000 <{symbol}>:\n    1000:\t{instruction}\n")
+
+
+def test_triton_computes_on_a_gpu_where_it_is_installed(monkeypatch):
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(native, "version", lambda package: "3.7.1")
+    monkeypatch.setattr(dispatch, "installed", lambda: True)
+    for value in (None, native.TRITON):
+        _set(monkeypatch, value)
+        assert native.choose(torch.bfloat16, cuda).line == "kernels: triton (Triton 3.7.1)"
+        assert native.choose(torch.float64, cuda).name == native.PLAIN
+    assert native.choose(torch.float32, cpu).name == native.PLAIN
+    assert native.function("slots", "i", torch.float32, cpu) is None
+    _set(monkeypatch, native.PLAIN)
+    assert native.choose(torch.bfloat16, cuda).name == native.PLAIN
+    monkeypatch.setattr(dispatch, "installed", lambda: False)
+    _set(monkeypatch, None)
+    assert native.choose(torch.bfloat16, cuda).name == native.PLAIN
+    _set(monkeypatch, native.TRITON)
+    with pytest.raises(ConfigError, match=r'`pip install "lorakit\[gpu\]"` brings it'):
+        native.choose(torch.bfloat16, cuda)
+
+
+def _set(monkeypatch, value):
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(native.VARIABLE, value)

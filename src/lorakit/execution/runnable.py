@@ -96,16 +96,15 @@ class Runnable:
     def prepare(self, longest: int) -> None:
         """See that what was tried holds for rows of so many tokens; cheap where it does.
 
-        Rows that cross a limit of the configuration for the first time (lengths.py) are tried just
-        above it, which costs some forward passes of that length. `packs`, `way` and `fused_blocks`
-        may be others afterwards.
+        Rows that cross a limit of the configuration for the first time (lengths.py) are tried just above
+        it, some forward passes of that length. `packs`, `way` and `fused_blocks` may be others afterwards.
         """
         if self._facts.reach(self.model.config, longest) and self.packs:
             self._fusible()
 
     @property
     def packs(self) -> bool:
-        """Whether packed sequences give this model what each gives alone; see `try_packing`."""
+        """Whether packed sequences give what each gives alone; see `try_packing`."""
         if self._facts.packs is None:
             self._facts.packs = try_packing(self.model, self._facts)
         return self._facts.packs
@@ -127,10 +126,8 @@ class Runnable:
             case "padded":
                 return f"rows are padded: packed they have other logits or gradients ({tried})"
             case "alone":
-                return (
-                    "each row is run alone: packed or padded they have other logits or gradients "
-                    f"({tried})"
-                )
+                said = "each row is run alone: packed or padded they have other logits or gradients"
+                return f"{said} ({tried})"
         return ""
 
     @property
@@ -142,9 +139,8 @@ class Runnable:
     def head(self) -> Linear | None:
         """The output head as the kernels take it, a pair beside it included.
 
-        Logits are then exactly its product with `hidden`, so that a loss may run it in chunks. None
-        where they are something else: a soft cap or a scale is put on them, the head is of another kind,
-        its pair drops activations, or a hook of somebody else hangs on it.
+        Logits are then exactly its product with `hidden`, so that a loss may run it in chunks. None where
+        they are not: a soft cap, a scale, another kind of head, a pair that drops activations, a hook on it.
         """
         head = self.model.get_output_embeddings()
         if head is None or not fits(head) or head._forward_hooks or head._forward_pre_hooks:
@@ -161,7 +157,14 @@ class Runnable:
         """Paths of the blocks that run fused, () where the model's own code stays."""
         return tuple(block.path for block in self._fusible()) if self.packs else ()
 
-    def hidden(self, rows: Sequences, *, training: bool = False, recompute: bool = False) -> Tensor:
+    def hidden(
+        self,
+        rows: Sequences,
+        *,
+        training: bool = False,
+        recompute: bool = False,
+        where: Layout | None = None,
+    ) -> Tensor:
         """The last hidden states of packed sequences, (T, hidden), after the final norm.
 
         Row t depends on the tokens of its own sequence up to t, and on nothing else.
@@ -170,12 +173,13 @@ class Runnable:
             rows: the sequences.
             training: dropout is on. The model stays in that mode until the next call.
             recompute: keep the inputs of the blocks alone and run them again in the backward.
+            where: the sequences lie, instead of `lengths_S`.
 
         Raises:
             ModelError: the model cannot run packed sequences: see `packs`.
             ValueError: the lengths do not sum to T.
         """
-        ids_T, positions_T, where = self._pack(rows)
+        ids_T, positions_T, where = self._pack(rows, where)
         blocks = self._fusible()
         self._set_mode(training, recompute)
         if blocks and self._decoder is not None:
@@ -203,7 +207,7 @@ class Runnable:
         Raises:
             ModelError, ValueError: as `hidden`.
         """
-        packed = self._pack(rows)
+        packed = self._pack(rows, None)
         self._set_mode(training, recompute)
         return own_logits(self.model, *packed, keep_L)
 
@@ -212,8 +216,7 @@ class Runnable:
     ) -> Tensor:
         """The same as `logits` for a model that does not pack: padded on the right, or one by one.
 
-        The model attends as it was loaded to. Slower, and memory grows with the padding. Which of
-        the two, see `way`; alone is right for every model.
+        The model attends as it was loaded to. Memory grows with the padding. Which of the two, see `way`.
         """
         _check_lengths(rows)
         self.prepare(max(rows.lengths_S))
@@ -228,10 +231,9 @@ class Runnable:
         Returns:
             None where a block of the model would not run fused.
         """
-        blocks = self._fusible() if self.packs else []
-        if not blocks or len(blocks) != block_count(self.model.config):
+        blocks, model = self._fusible() if self.packs else [], self.model
+        if not blocks or len(blocks) != block_count(model.config):
             return None
-        model = self.model
         return elements_kept(blocks, self._settings(), lengths, model.dtype, model.device)
 
     def rest(self) -> None:
@@ -250,7 +252,9 @@ class Runnable:
                 self.model.activation_checkpointing_disable()
             self._facts.recomputes = recompute
 
-    def _pack(self, rows: Sequences) -> tuple[Tensor, Tensor, Layout]:
+    def _pack(self, rows: Sequences, where: Layout | None = None) -> tuple[Tensor, Tensor, Layout]:
+        if where is not None:
+            return rows.ids_T, rows.positions_T, where
         _check_lengths(rows)
         self.prepare(max(rows.lengths_S))
         if not self.packs:
@@ -271,7 +275,7 @@ class Runnable:
         return self._facts.settings
 
     def _fusible(self) -> list[DecoderBlock]:
-        """The blocks that fit now and give the same answer fused."""
+        """Those that fit now and give the same answer fused."""
         decoder = self._decoder
         if decoder is None or not attention.is_switched(self.model):
             return []

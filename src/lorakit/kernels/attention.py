@@ -7,8 +7,9 @@ D elements a head; a group is n sequences padded to M tokens, on the right: caus
 padding from every real token, and the padded rows are never read back, so no padding mask is
 needed.
 
-Four ways, chosen by `attend`:
+Five ways, chosen by `attend`:
 
+  varlen   16 bits on a GPU (attention_varlen.py): flash kernels that take the sequences end to end.
   flash    bfloat16 on a CPU (attention_flash.py): torch's forward, a backward of plain matmuls.
   blocked  everything else on a CPU (attention_blocked.py): batched matmuls over blocks of query rows, with
            a hand-written backward. Memory is linear in T.
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorakit.kernels import attention_varlen
 from lorakit.kernels.attention_blocked import KEEP, Blocked, ScoreTerms, mask
 from lorakit.kernels.attention_flash import Flash, suits
 from lorakit.kernels.layout import Layout, PaddedGroup
@@ -71,6 +73,11 @@ def attend(
     alike = q_THD.shape[2] == v_TKE.shape[2]
     if simple and alike and suits(q_THD.dtype, q_THD.device):
         return Flash.apply(q_THD, k_TKD, v_TKE, where.groups, scale)
+    if not dropout and all(each is None for each in (chunk, sinks, bias)):
+        packed = (q_THD, k_TKD, v_TKE, where, scale, window, softcap)
+        found = attention_varlen.attended(*packed, padded=_padded)
+        if found is not None:
+            return found
     # Its backward is written out for queries, keys and values alone.
     constant = not any(
         each.requires_grad for each in (sinks, *(bias or {}).values()) if each is not None
@@ -84,14 +91,47 @@ def attend(
         out_THE = Blocked.apply(q_THD, k_TKD, v_TKE, blocked, scores)
     else:
         out_THE = q_THD.new_zeros(*q_THD.shape[:2], v_TKE.shape[2])
-    for group in where.groups:
-        if group not in blocked:
-            q, k, v = (_pad(x, group, k_TKD.shape[1]).flatten(1, 2) for x in (q_THD, k_TKD, v_TKE))
-            if softcap is None and not dropout:
-                o = _torch(q, k, v, scores, group, simple)
-            else:
-                o = _plain(q, k, v, scores, group, dropout)
-            out_THE = out_THE.index_copy(0, group.tokens, _unpad(o, group))
+    rest = [group for group in where.groups if group not in blocked]
+    return _in_groups(q_THD, k_TKD, v_TKE, rest, scores, out_THE, simple=simple, dropout=dropout)
+
+
+def _padded(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    where: Layout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention in padded groups by torch's kernel or the formula, (T, H, E)."""
+    scores = ScoreTerms(scale, window, None, softcap, None, None)
+    out_THE = q_THD.new_zeros(*q_THD.shape[:2], v_TKE.shape[2])
+    simple = window is None and softcap is None
+    return _in_groups(
+        q_THD, k_TKD, v_TKE, where.groups, scores, out_THE, simple=simple, dropout=0.0
+    )
+
+
+def _in_groups(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKE: Tensor,
+    groups: Sequence[PaddedGroup],
+    scores: ScoreTerms,
+    out_THE: Tensor,
+    *,
+    simple: bool,
+    dropout: float,
+) -> Tensor:
+    """`out` with these groups' rows in it; simple: nothing but causality hides a token."""
+    for group in groups:
+        q, k, v = (_pad(x, group, k_TKD.shape[1]).flatten(1, 2) for x in (q_THD, k_TKD, v_TKE))
+        if scores.softcap is None and not dropout:
+            o = _torch(q, k, v, scores, group, simple)
+        else:
+            o = _plain(q, k, v, scores, group, dropout)
+        out_THE = out_THE.index_copy(0, group.tokens, _unpad(o, group))
     return out_THE
 
 

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakit.kernels.gpu import dispatch
 from lorakit.kernels.groups import GroupLayout, Linear, LinearGroup, flat, size_of
 
 # Rows of an element-wise chain taken at once: what lies between its passes stays in a cache.
@@ -76,6 +77,12 @@ def gated_mlp(
     return _GatedMLP.apply(x_TD, norm_D, eps, layout, *tensors)
 
 
+def _normed(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """norm(x), and 1 / sqrt(mean(x²) + ε)."""
+    rstd_T1 = _rstd(x_TD, eps)
+    return _norm(x_TD, weight_D, rstd_T1), rstd_T1
+
+
 def _norm(x_TD: Tensor, weight_D: Tensor, rstd_T1: Tensor) -> Tensor:
     """norm(x), given 1 / sqrt(mean(x²) + ε)."""
     if x_TD.dtype == rstd_T1.dtype:
@@ -95,10 +102,15 @@ def _rstd(x_TD: Tensor, eps: float) -> Tensor:
     return length_T1.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
 
 
-def _norm_backward(
-    grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T1: Tensor, *, wants_weight: bool
+def _norm_gradients(
+    grad_TD: Tensor,
+    x_TD: Tensor,
+    weight_D: Tensor,
+    rstd_T1: Tensor,
+    onto_TD: Tensor | None,
+    wants_weight: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x, in the place of `grad_TD`, and of the norm's weight.
+    """Gradients of x, in the place of `grad_TD` and with `onto` added, and of the norm's weight.
 
     With u = grad · w:  dx = rstd · u - x · rstd³ · mean(u · x).
     """
@@ -111,7 +123,30 @@ def _norm_backward(
         mean = torch.linalg.vecdot(u, wide).unsqueeze(-1).div_(-x_TD.shape[-1])
         mean.mul_(rstd).mul_(rstd).mul_(rstd)
         grad.copy_(u.mul_(rstd).addcmul_(wide, mean))
+    if onto_TD is not None:
+        grad_TD.add_(onto_TD)
     return grad_TD, grad_weight
+
+
+def _gated(g_TM: Tensor, u_TM: Tensor) -> Tensor:
+    """silu(g)·u."""
+    act_TM = torch.empty_like(g_TM)
+    for part in _parts(g_TM):
+        torch.mul(F.silu(g_TM[part]), u_TM[part], out=act_TM[part])
+    return act_TM
+
+
+def _gated_gradients(grad_TM: Tensor, g_TM: Tensor, u_TM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(g)·u, which is needed once more for A and W, the gradient of g, and that of u, in the
+    place of `grad_TM`: silu(g)·grad."""
+    act_TM, grad_g_TM = torch.empty_like(g_TM), torch.empty_like(g_TM)
+    for part in _parts(g_TM):
+        g, u, grad = g_TM[part], u_TM[part], grad_TM[part]
+        silu = F.silu(g)
+        torch.mul(silu, u, out=act_TM[part])
+        torch.ops.aten.silu_backward.grad_input(grad * u, g, grad_input=grad_g_TM[part])
+        grad.mul_(silu)
+    return act_TM, grad_g_TM, grad_TM
 
 
 class _NormedGroup(torch.autograd.Function):
@@ -127,8 +162,7 @@ class _NormedGroup(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         group = LinearGroup(layout, tensors)
-        rstd_T1 = _rstd(x_TD, eps)
-        n_TD = _norm(x_TD, norm_D, rstd_T1)
+        n_TD, rstd_T1 = dispatch.run("normed", _normed, x_TD, norm_D, eps)
         hs = group.low(n_TD)
         ctx.save_for_backward(x_TD, norm_D, rstd_T1, *tensors, *hs)
         ctx.layout = layout
@@ -142,18 +176,15 @@ class _NormedGroup(torch.autograd.Function):
         group, hs = LinearGroup(ctx.layout, rest[:count]), rest[count:]
         needs = ctx.needs_input_grad
         grad_hs = group.gradient_h(grads)
-        n_TD = _norm(x_TD, norm_D, rstd_T1)
+        n_TD = dispatch.run("norm_again", _norm, x_TD, norm_D, rstd_T1)
         of_tensors = group.gradients(grads, n_TD, hs, grad_hs, needs[4:])
         del n_TD
         grad_x = grad_norm = None
         # The first block's input comes from the frozen embedding: nobody asks for its gradient.
         if needs[0] or needs[1]:
-            grad_x, grad_norm = _norm_backward(
-                group.gradient_input(grads, grad_hs),
-                x_TD,
-                norm_D,
-                rstd_T1,
-                wants_weight=needs[1],
+            grad_n_TD = group.gradient_input(grads, grad_hs)
+            grad_x, grad_norm = dispatch.run(
+                "norm_gradients", _norm_gradients, grad_n_TD, x_TD, norm_D, rstd_T1, None, needs[1]
             )
         return grad_x, grad_norm, None, None, *of_tensors
 
@@ -201,14 +232,11 @@ class _GatedMLP(torch.autograd.Function):
             LinearGroup(layout[:2], tensors[:count]),
             LinearGroup(layout[2:], tensors[count:]),
         )
-        rstd_T1 = _rstd(x_TD, eps)
-        n_TD = _norm(x_TD, norm_D, rstd_T1)
+        n_TD, rstd_T1 = dispatch.run("normed", _normed, x_TD, norm_D, eps)
         hs = ins.low(n_TD)
         g_TM, u_TM = (ins.forward(n_TD, hs, i, None) for i in (0, 1))
         del n_TD
-        act_TM = torch.empty_like(g_TM)
-        for part in _parts(g_TM):
-            torch.mul(F.silu(g_TM[part]), u_TM[part], out=act_TM[part])
+        act_TM = dispatch.run("gated", _gated, g_TM, u_TM)
         hs_out = out.low(act_TM)
         ctx.save_for_backward(x_TD, norm_D, rstd_T1, g_TM, u_TM, *tensors, *hs, *hs_out)
         ctx.layout = layout
@@ -226,28 +254,24 @@ class _GatedMLP(torch.autograd.Function):
         hs, hs_out = rest[every : every + len(ins.parts)], rest[every + len(ins.parts) :]
         needs = ctx.needs_input_grad
         grad_hs_out = out.gradient_h([grad_TD])
-        # d(silu(g) u): of u it is silu(g)·grad; silu(g)·u itself is needed once more for A and W.
-        grad_u_TM = out.gradient_input([grad_TD], grad_hs_out)
-        act_TM, grad_g_TM = torch.empty_like(g_TM), torch.empty_like(g_TM)
-        for part in _parts(g_TM):
-            g, u, grad = g_TM[part], u_TM[part], grad_u_TM[part]
-            silu = F.silu(g)
-            torch.mul(silu, u, out=act_TM[part])
-            torch.ops.aten.silu_backward.grad_input(grad * u, g, grad_input=grad_g_TM[part])
-            grad.mul_(silu)
+        grad_act_TM = out.gradient_input([grad_TD], grad_hs_out)
+        act_TM, grad_g_TM, grad_u_TM = dispatch.run(
+            "gated_gradients", _gated_gradients, grad_act_TM, g_TM, u_TM
+        )
         of_out = out.gradients([grad_TD], act_TM, hs_out, grad_hs_out, needs[4 + count :])
         del act_TM
         grads = [grad_g_TM, grad_u_TM]
         grad_hs = ins.gradient_h(grads)
-        n_TD = _norm(x_TD, norm_D, rstd_T1)
+        n_TD = dispatch.run("norm_again", _norm, x_TD, norm_D, rstd_T1)
         of_ins = ins.gradients(grads, n_TD, hs, grad_hs, needs[4 : 4 + count])
         del n_TD
         grad_x = grad_norm = None
         if needs[0] or needs[1]:
-            grad_x, grad_norm = _norm_backward(
-                ins.gradient_input(grads, grad_hs), x_TD, norm_D, rstd_T1, wants_weight=needs[1]
+            grad_n_TD = ins.gradient_input(grads, grad_hs)
+            grad_x, grad_norm = dispatch.run(
+                *("norm_gradients", _norm_gradients, grad_n_TD, x_TD, norm_D, rstd_T1),
+                *(grad_TD, needs[1]),
             )
-            grad_x.add_(grad_TD)
         return grad_x, grad_norm, None, None, *of_ins, *of_out
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, addmm, bfloat16, cat, float16, float32, float64
 from torch.nn.functional import pad
 
+from lorakit.kernels.gpu import dispatch, pairs
 from lorakit.kernels.weights import DenseWeight, FrozenWeight
 
 _COLUMNS = 8
@@ -123,11 +124,13 @@ class _RowPart:
             self.columns[i] = slice(start, start + pair.columns(weight))
             start = self.columns[i].stop
 
+    def kept_A(self) -> Tensor:
+        """All A's under one another, (R, in_features), as they are kept."""
+        return cat([_filled(pair.A.t(), self.columns[i]).t() for i, pair in self.pairs.items()])
+
     def A(self, like: Tensor) -> Tensor:
-        """All A's under one another, (R, in_features), in the dtype of the activations."""
-        return cat([_filled(pair.A.t(), self.columns[i]).t() for i, pair in self.pairs.items()]).to(
-            like.dtype
-        )
+        """The same in the dtype of the activations."""
+        return self.kept_A().to(like.dtype)
 
     def scaled(self, i: int, like: Tensor, *, rows_of_rank: bool = False) -> Tensor:
         """s·B in the dtype of the activations, (out, R), or laid out as (R, out): which a CPU multiplies faster."""
@@ -160,6 +163,8 @@ class LinearGroup:
 
     def low(self, n_TI: Tensor) -> list[Tensor]:
         """h = n Aᵀ for all pairs of a part together."""
+        if dispatch.suits(n_TI):
+            return [pairs.project(n_TI[part.rows], part.kept_A()) for part in self.parts]
         return [n_TI[part.rows] @ part.A(n_TI).t() for part in self.parts]
 
     def forward(self, n_TI: Tensor, hs: Sequence[Tensor], i: int, onto: Tensor | None) -> Tensor:
@@ -176,11 +181,16 @@ class LinearGroup:
             y_TO = self._weights[i].product(n_TI, onto)
         else:
             before = onto if n_TI.dtype in (float32, float64) else None
-            factors = [
-                (part.rows, h_TR[:, part.columns[i]], part.scaled(i, n_TI).t())
-                for part, h_TR in here
-            ]
-            y_TO = _products(factors, n_TI.shape[0], before)
+            (part, h_TR), pair = here[0], here[0][0].pairs[i]
+            if len(here) == 1 and len(h_TR) == len(n_TI) and dispatch.suits(n_TI):
+                h_TR = h_TR[:, part.columns[i]][:, : pair.B.shape[1]]
+                y_TO = pairs.expand(h_TR, pair.B.t(), pair.scale, before)
+            else:
+                factors = [
+                    (part.rows, h_TR[:, part.columns[i]], part.scaled(i, n_TI).t())
+                    for part, h_TR in here
+                ]
+                y_TO = _products(factors, n_TI.shape[0], before)
             self._weights[i].add_product(y_TO, n_TI)
             if before is None and onto is not None:
                 y_TO.add_(onto)
@@ -192,10 +202,18 @@ class LinearGroup:
         """Gradient of each h."""
         found = []
         for part in self.parts:
-            pieces = [
-                grads[i][part.rows] @ part.scaled(i, grads[i], rows_of_rank=True).t()
-                for i in part.pairs
-            ]
+            if dispatch.suits(grads[0]):
+                pieces = [
+                    pairs.project(
+                        grads[i][part.rows], _filled(pair.B, part.columns[i]).t(), pair.scale
+                    )
+                    for i, pair in part.pairs.items()
+                ]
+            else:
+                pieces = [
+                    grads[i][part.rows] @ part.scaled(i, grads[i], rows_of_rank=True).t()
+                    for i in part.pairs
+                ]
             found.append(pieces[0] if len(pieces) == 1 else cat(pieces, dim=1))
         return found
 
@@ -204,11 +222,15 @@ class LinearGroup:
         if not self.parts:
             grad_TI = self._weights[0].input_gradient(grads[0])
         else:  # the low-rank products first, as in the forward
-            factors = [
-                (part.rows, grad_h_TR, part.A(grad_h_TR))
-                for part, grad_h_TR in zip(self.parts, grad_hs, strict=True)
-            ]
-            grad_TI = _products(factors, grads[0].shape[0], None)
+            whole = len(grad_hs) == 1 and len(grad_hs[0]) == len(grads[0])
+            if whole and dispatch.suits(grads[0]):
+                grad_TI = pairs.expand(grad_hs[0], self.parts[0].kept_A())
+            else:
+                factors = [
+                    (part.rows, grad_h_TR, part.A(grad_h_TR))
+                    for part, grad_h_TR in zip(self.parts, grad_hs, strict=True)
+                ]
+                grad_TI = _products(factors, grads[0].shape[0], None)
             self._weights[0].add_input_gradient(grad_TI, grads[0])
         for weight, grad_TO in zip(self._weights[1:], grads[1:], strict=True):
             weight.add_input_gradient(grad_TI, grad_TO)
@@ -233,14 +255,23 @@ class LinearGroup:
                 place = self._place[pair.rows]
                 part, rank = self.parts[place], pair.A.shape[0]
                 grad_A = grad_B = None
+                fast = dispatch.suits(grad_TO)
                 if next(wanted):
                     if place not in grads_A:  # of all linears of the part at once
-                        grads_A[place] = grad_hs[place].t() @ n_TI[part.rows]
+                        rows = n_TI[part.rows]
+                        grad_h_TR = grad_hs[place]
+                        grads_A[place] = (
+                            pairs.outer(grad_h_TR, rows) if fast else grad_h_TR.t() @ rows
+                        )
                     grad_A = grads_A[place][part.columns[i]][:rank].to(pair.A.dtype)
                 if next(wanted):
                     h_TR = hs[place][:, part.columns[i]]
-                    grad_B_RO = (h_TR.t() @ grad_TO[part.rows])[:rank]
-                    grad_B = grad_B_RO.t().to(pair.B.dtype).mul(pair.scale)
+                    if fast:
+                        grad_B = pairs.outer(h_TR, grad_TO[part.rows], pair.scale, turn=True)
+                        grad_B = grad_B[:, :rank].to(pair.B.dtype)
+                    else:
+                        grad_B_RO = (h_TR.t() @ grad_TO[part.rows])[:rank]
+                        grad_B = grad_B_RO.t().to(pair.B.dtype).mul(pair.scale)
                 out += [grad_A, grad_B]
         return out
 

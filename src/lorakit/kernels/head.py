@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakit.kernels.gpu import dispatch
 from lorakit.kernels.groups import LowRank
 from lorakit.kernels.layout import compiles_shapes, rounded
 
@@ -211,7 +212,17 @@ def label_nats(log_p_CV: Tensor, labels_C: Tensor) -> Tensor:
 
 
 def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None) -> Tensor:
-    """Σ cross-entropy, in float64; softmax - onehot goes to `slope`, which may be the logits.
+    """Σ cross-entropy, in float64; softmax - onehot goes to `slope`, which may be the logits."""
+    total: Tensor = dispatch.run(
+        "nll_and_slope", _plain_nll_and_slope, logits_CV, labels_C, slope_CV
+    )[0]
+    return total
+
+
+def _plain_nll_and_slope(
+    logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """By torch's own operations; a row whose label is negative counts for nothing.
 
     In float32 at least, whatever the base is kept in, because the sum runs over the vocabulary; a
     few rows at a time, which stay in the cache. The slope of a label, p - 1, is minus the sum of the
@@ -219,7 +230,11 @@ def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None)
     """
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
     total = torch.zeros((), dtype=torch.float64, device=logits_CV.device)
-    at_once = SOFTMAX_ROWS if logits_CV.device.type == "cpu" else HEAD_CHUNK
+    on_cpu = logits_CV.device.type == "cpu"
+    at_once = SOFTMAX_ROWS if on_cpu else HEAD_CHUNK
+    # Asking a GPU would wait for it.
+    spare_C1 = None if on_cpu and not (labels_C < 0).any() else (labels_C < 0)[:, None]
+    labels_C = labels_C if spare_C1 is None else labels_C.clamp_min(0)
     log_p_RV = logits_CV.new_empty(min(at_once, len(logits_CV)), logits_CV.shape[1], dtype=wide)
     for start in range(0, len(logits_CV), at_once):
         part = logits_CV[start : start + at_once]
@@ -228,7 +243,12 @@ def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None)
         torch.log_softmax(log_p, 1, out=log_p)
         nats = -log_p.gather(1, labels)
         others = log_p.exp_().scatter_(1, labels, 0.0).sum(1, keepdim=True)
-        total += torch.where(nats < SURE_NATS, -torch.log1p(-others), nats).sum(dtype=torch.float64)
+        nats = torch.where(nats < SURE_NATS, -torch.log1p(-others), nats)
+        slope = log_p.scatter_(1, labels, -others)
+        if spare_C1 is not None:
+            spare = spare_C1[start : start + at_once]
+            nats, slope = nats.masked_fill(spare, 0.0), slope.masked_fill_(spare, 0.0)
+        total += nats.sum(dtype=torch.float64)
         if slope_CV is not None:
-            slope_CV[start : start + at_once].copy_(log_p.scatter_(1, labels, -others))
-    return total
+            slope_CV[start : start + at_once].copy_(slope)
+    return total, slope_CV

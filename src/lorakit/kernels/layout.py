@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -83,10 +84,75 @@ def head_rows(groups: tuple[PaddedGroup, ...], tokens: int, heads: int) -> HeadR
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the sequences of a row of T tokens lie, and how attention groups them."""
+    """Where the sequences of a row of T tokens lie, and how attention takes them.
+
+    Attributes:
+        lengths: tokens of each sequence.
+        device: where the indices are.
+        few_sizes: groups are padded to few different lengths.
+    """
 
     lengths: tuple[int, ...]
-    groups: tuple[PaddedGroup, ...]
+    device: torch.device
+    few_sizes: bool = False
+
+    @cached_property
+    def groups(self) -> tuple[PaddedGroup, ...]:
+        """The sequences in padded groups, for attention that takes rectangles."""
+        return _grouped(self.lengths, self.device, self.few_sizes)
+
+    def bounds(self, tokens: int) -> "Bounds":
+        """The sequences by their bounds, for attention that takes them end to end.
+
+        Tokens of no sequence, at the end of a row of so many tokens, are one more sequence: what such an
+        attention writes nowhere is whatever was in memory there.
+        """
+        rest = tokens - sum(self.lengths)
+        lengths = self.lengths + ((rest,) if rest else ())
+        known: dict[int, Bounds] = self.__dict__.setdefault("_bounds", {})
+        if tokens not in known:
+            starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+            known[tokens] = Bounds(starts.to(self.device), max(lengths))
+        return known[tokens]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenLayout(Layout):
+    """Sequences whose bounds are read when a kernel runs: what a step that is recorded once is made of.
+
+    Attributes:
+        lengths: of one sequence, as long as the longest may be.
+        starts: as of `Bounds`; what it holds may change between two runs.
+    """
+
+    starts: Tensor | None = None
+
+    @cached_property
+    def groups(self) -> tuple[PaddedGroup, ...]:
+        """There are none.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("attention takes padded groups here, whose shapes change with the rows")
+
+    def bounds(self, tokens: int) -> "Bounds":
+        """The bounds as they are now; every token is in a sequence."""
+        assert self.starts is not None
+        return Bounds(self.starts, self.lengths[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Where packed sequences begin and end.
+
+    Attributes:
+        starts: (S + 1,) int32: the first token of each sequence, and one past the last token.
+        longest: tokens of the longest sequence, or more.
+    """
+
+    starts: Tensor
+    longest: int
 
 
 def layout(lengths_S: Sequence[int], device: torch.device, *, few_sizes: bool = False) -> Layout:
@@ -108,6 +174,12 @@ def layout(lengths_S: Sequence[int], device: torch.device, *, few_sizes: bool = 
 
 @lru_cache(maxsize=16)
 def _layout(lengths: tuple[int, ...], device: torch.device, few_sizes: bool) -> Layout:
+    return Layout(lengths, device, few_sizes)
+
+
+def _grouped(
+    lengths: tuple[int, ...], device: torch.device, few_sizes: bool
+) -> tuple[PaddedGroup, ...]:
     starts = [0]
     for n in lengths:
         starts.append(starts[-1] + n)
@@ -128,7 +200,7 @@ def _layout(lengths: tuple[int, ...], device: torch.device, few_sizes: bool) -> 
                 len(members), longest, rows.to(device), real.to(device), rows[real].to(device)
             )
         )
-    return Layout(lengths, tuple(groups))
+    return tuple(groups)
 
 
 def _group_length(length: int) -> int:

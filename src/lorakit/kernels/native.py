@@ -8,6 +8,7 @@ bits than plain torch and than another set, so that a checkpoint records which o
                       wider processors no set has been measured yet
     plain             plain torch
     avx2, ...         that set, for models of its number format; an error where it cannot be
+    triton            on a GPU what is chosen there anyway where Triton is installed (gpu/dispatch.py)
 
 The library holds no OpenMP runtime of its own: it is handed the one that torch has loaded, whose team of
 threads is then the only one in the process. Sources, and what they promise, are in native/ of the repository.
@@ -26,8 +27,9 @@ from typing import Any
 import torch
 
 from lorakit.errors import ConfigError, did_you_mean
+from lorakit.kernels.gpu import dispatch
 
-VARIABLE, PLAIN = "LORAKIT_KERNELS", "plain"
+VARIABLE, PLAIN, TRITON = "LORAKIT_KERNELS", "plain", "triton"
 FORMATS = {"avx2": torch.float32, "avx512bf16": torch.bfloat16, "amx": torch.bfloat16}
 """The sets, in the order of the library's bits, and the number format of each."""
 CALLS = 1
@@ -79,8 +81,14 @@ def requested() -> str | None:
     name = os.environ.get(VARIABLE, "")
     if name in ("", PLAIN):
         return name or None
+    if name == TRITON:
+        if not dispatch.installed():
+            raise ConfigError(
+                f'{VARIABLE}={name}: Triton is not installed; `pip install "lorakit[gpu]"` brings it'
+            )
+        return name
     if name not in FORMATS:
-        known = (PLAIN, *FORMATS)
+        known = (PLAIN, *FORMATS, TRITON)
         raise ConfigError(f"{VARIABLE}={name}: there is no such set; {did_you_mean(name, known)}")
     found = library()
     if isinstance(found, str):
@@ -107,10 +115,14 @@ def choose(dtype: torch.dtype, device: torch.device) -> KernelChoice:
         ConfigError: see `requested`.
     """
     forced = requested()
-    if device.type != "cpu":
-        return KernelChoice(PLAIN, f"on {device.type} the compiled kernels are not used")
     if forced == PLAIN:
         return KernelChoice(PLAIN, f"{VARIABLE}={PLAIN}")
+    if device.type == "cuda" and dtype in dispatch.FORMATS and dispatch.installed():
+        return KernelChoice(TRITON, f"Triton {version('triton')}")
+    if device.type != "cpu":
+        return KernelChoice(PLAIN, f"on {device.type} the compiled kernels are not used")
+    if forced == TRITON:
+        return KernelChoice(PLAIN, f"{TRITON} computes on a GPU, and the model is on the CPU")
     found = library()
     if isinstance(found, str):
         return KernelChoice(PLAIN, found)
@@ -151,7 +163,7 @@ def function(
         dtype, device: as for `choose`.
     """
     choice = choose(dtype, device)
-    return None if choice.name == PLAIN else _function(choice.name, name, arguments)
+    return _function(choice.name, name, arguments) if choice.name in FORMATS else None
 
 
 @lru_cache

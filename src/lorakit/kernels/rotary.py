@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakit.kernels.gpu import dispatch
+
 
 def rotate(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """The heads of each token turned by its angles, (T, H, D).
@@ -40,6 +42,11 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x_THD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, sign: float) -> Tensor:
+    turned: Tensor = dispatch.run("turned", _plain_turned, x_THD, cos_T1E, sin_T1E, sign)
+    return turned
+
+
+def _plain_turned(x_THD: Tensor, cos_T1E: Tensor, sin_T1E: Tensor, sign: float) -> Tensor:
     x1, x2 = x_THD.chunk(2, dim=-1)
     out = torch.empty_like(x_THD)
     y1, y2 = out.chunk(2, dim=-1)

@@ -98,13 +98,15 @@ class JointLoss:
         """Of each batch its nats; part: the jobs and their batches, at most one of each job."""
         self.jobs.assign(spans(part))
         batches = [batch for _, batch in part]
-        whole, how = join(batches), {"training": True, "recompute": self.recompute}
+        whole = join(batches)
         self.runnable.prepare(max(whole.lengths_S))
         if self.runnable.head is None:
-            logits_LV = self.runnable.logits(whole, whole.predict_L, **how)
+            logits_LV = self.runnable.logits(
+                whole, whole.predict_L, training=True, recompute=self.recompute
+            )
             parts = logits_LV.split([batch.token_count for batch in batches])
             return tuple(logits_loss(part, b) for part, b in zip(parts, batches, strict=True))
-        hidden_TD = self.runnable.hidden(whole, **how)
+        hidden_TD = self.runnable.hidden(whole, training=True, recompute=self.recompute)
         nlls, start = [], 0
         for job, batch in part:
             hidden_LD = hidden_TD.index_select(0, batch.predict_L + start)

@@ -13,6 +13,7 @@ from torch import nn
 
 from lorakit.data.batches import Batch
 from lorakit.training.course import Course
+from lorakit.training.graphs import gradients_of
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import Loss
 from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
@@ -57,13 +58,13 @@ def fit(
         keep_moments=keep_moments,
     )
     course.begin()
+    gradients = gradients_of(loss, next(model.parameters()).device)
     while not course.over:
         started = time.perf_counter()
         torch.manual_seed(course.seed)
         batches, nll, count = course.batches(), 0.0, 0
         for batch in batches:
-            nll_sum, tokens = loss(batch, training=True)
-            nll_sum.backward()
-            nll, count = nll + float(nll_sum.detach()), count + tokens
+            nats, tokens = gradients(batch)
+            nll, count = nll + nats, count + tokens
         course.advance(nll, count, batches, time.perf_counter() - started)
     return course.finish()

@@ -1,0 +1,1 @@
+"""Triton kernels for what stands between a block's large matmuls on a GPU, each beside its plain twin"""
