@@ -49,10 +49,9 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST)/.installed ## Run the tests at the lowest versions of pyproject.toml
 	OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m 'not readers' $(TWO)
 
-test-readers: install ## Run the tests that read whole models in other runtimes
+test-readers: test-triton ## Run the tests that read whole models in other runtimes, and those of the GPU's kernels
 	$(BIN)/python -m pytest -m readers
 
-<<<<<<< HEAD
 # Tests of the compiled kernels, under AddressSanitizer and UndefinedBehaviorSanitizer. Python itself is not
 # compiled with them, so that the runtime is loaded before it; what Python never frees is no leak of ours.
 SANITIZED := build/sanitize
@@ -64,16 +63,15 @@ sanitize: $(VENV)/.installed ## Run the tests of the compiled kernels under Addr
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZE_TESTS)
 SANITIZE_TESTS := $(wildcard tests/kernels/test_native_*.py)
-=======
+
 $(VENV)/.installed-gpu: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
 	touch $@
 
 # A process of its own: Triton decides when it is imported whether it interprets.
-test-triton: $(VENV)/.installed-gpu ## Run the Triton kernels in Triton's interpreter, and compile them for GPUs
+test-triton: install $(VENV)/.installed-gpu ## Run the Triton kernels in Triton's interpreter, and compile them for GPUs
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_triton.py
 	LORAKIT_TEST_TRITON=compile $(BIN)/python -m pytest tests/kernels/test_triton_compiles.py
->>>>>>> 92020e7 (GPU: Triton kernels beside their plain twins, attention by varlen kernels)
 
 check: install ## Format, lint, types, imports
 	$(BIN)/ruff format --check .
