@@ -9,7 +9,9 @@ what they seem to is for a trial to say (trial.py).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.kernels.groups import Linear
@@ -52,6 +54,14 @@ class DecoderBlock:
         """On the heads of q and of k, or None."""
         attention: Any = self.attention
         return (attention.q_norm, attention.k_norm) if "q_norm" in children(attention) else None
+
+    @property
+    def rms_of_heads(self) -> tuple["Norm", "Norm"] | None:
+        """Those of `head_norms`, where each is w · x / sqrt(mean(x²) + ε): seen by trying them."""
+        modules = self.head_norms
+        if modules is None or not all(map(_is_plain_rms, modules)):
+            return None
+        return Norm.of(modules[0]), Norm.of(modules[1])
 
     def linears(self, names: Sequence[str] = (*_ATTENTION, *_MLP)) -> list[nn.Module]:
         """The modules of linear layers by their short names."""
@@ -163,6 +173,22 @@ def linear_of(module: Any) -> Linear:
 def is_rms(module: nn.Module) -> bool:
     """One weight, no bias, and an ε under one of the two names that transformers gives it."""
     return [name for name, _ in module.named_parameters()] == ["weight"] and bool(_eps(module))
+
+
+_plain_rms: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _is_plain_rms(module: nn.Module) -> bool:
+    """Whether a norm on heads is what an RMSNorm is in this house: some give w + 1 for w."""
+    if module not in _plain_rms:
+        if not is_rms(module):
+            return _plain_rms.setdefault(module, False)
+        norm = Norm.of(module)
+        x = torch.linspace(-3, 5, 3 * norm.weight.numel()).view(3, -1).to(norm.weight)
+        wanted = norm.weight * x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        _plain_rms[module] = torch.allclose(module(x), wanted, rtol=1e-2, atol=1e-3)
+    return _plain_rms[module]
 
 
 def children(module: nn.Module) -> set[str]:

@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakit.execution.attention import KEYWORD, PackedCall
 from lorakit.execution.by_sequence import within
-from lorakit.execution.family import Decoder, DecoderBlock, linear_of
+from lorakit.execution.family import Decoder, DecoderBlock, Norm, linear_of
 from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.attention import attend, probabilities_kept
 from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
+from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block
+from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout
 from lorakit.kernels.rotary import rotate
 
@@ -75,8 +77,13 @@ def _block(
 ) -> Tensor:
     """One block: (T, D) -> (T, D)."""
     width = cos_TE.shape[-1]
-    q, k, v, o, gate, up, down = map(linear_of, block.linears())
+    q, k, v, o, gate, up, down = linears = [linear_of(each) for each in block.linears()]
     before, between = block.norms
+    form = _form(block, linears, settings)
+    if form is not None:
+        y_TD = compiled_block(x_TD, cos_TE, sin_TE, where, form)
+        if y_TD is not None:
+            return y_TD
     parts = normed_group(x_TD, before.weight, before.eps, [q, k, v])
     q_THE, k_TKE, v_TKE = (y.view(y.shape[0], -1, width) for y in parts)
     if block.head_norms is not None:
@@ -91,6 +98,29 @@ def _block(
     )
     x_TD = residual_linear(x_TD, o_THE.flatten(1), o)
     return gated_mlp(x_TD, between.weight, between.eps, gate, up, down)
+
+
+def _form(
+    block: DecoderBlock, linears: Sequence[Linear], settings: AttentionSettings
+) -> BlockForm | None:
+    """The block as the compiled kernels take it; None where it is more than they know."""
+    beyond = (settings.chunk, settings.softcap, settings.sinks, settings.function)
+    if settings.dropout or any(each is not None for each in beyond):
+        return None
+    head_norms = block.rms_of_heads
+    if head_norms is None and block.head_norms is not None:
+        return None
+    return BlockForm(
+        linears,
+        (_rms(block.norms[0]), _rms(block.norms[1])),
+        None if head_norms is None else (_rms(head_norms[0]), _rms(head_norms[1])),
+        settings.scale,
+        settings.window,
+    )
+
+
+def _rms(norm: Norm) -> RmsNorm:
+    return RmsNorm(norm.weight, norm.eps)
 
 
 def elements_kept(

@@ -1,0 +1,169 @@
+// Products of activations with frozen weights, and what is added to them.
+//
+//   C (M x N)  =  initial  +  sum over segments s of  f_s A_s (M x K_s) B_s (K_s x N)
+//
+// A segment is one term of such a sum: x W^T and s h B^T of a forward product; dy W of each linear
+// layer that read one input, and dh A of their pairs, in a backward one. `initial` is zero, a bias or
+// the residual stream. A is read by rows where it lies. B is packed piece by piece, so that no weight
+// is held twice:
+//
+//        N (NC columns at most)
+//      +----+----+----+----+
+//    K | p0 | p1 | p2 |    |   KC rows at most; panels of NR columns, each K x NR floats one after
+//      +----+----+----+----+   another, zeros beyond N. A panel (20 KB) stays in the first cache
+//                              while MC rows of A (250 KB, in the second) go past it.
+//
+// The pieces of K are the same whatever the number of threads is, so the sums are too.
+#pragma once
+#include <algorithm>
+
+#include "items.h"
+#include "tile.h"
+
+namespace LK_SPACE {
+namespace {
+
+constexpr int64_t KC = 320, MC = 192, NC = 96;
+constexpr int64_t PACKED = KC * NC;  // floats of a room that B is packed into
+
+enum class Form : int64_t {
+  TURNED,    // B[k][n] = w[n][k]: a weight (out, in) in the forward product
+  AS_IT_IS,  // B[k][n] = w[k][n]: the same weight in the backward one
+};
+
+struct Segment {
+  const float* a;
+  int64_t lda;
+  const float* w;
+  int64_t ldw, depth;
+  Form form;
+  float factor;
+};
+
+struct Product {
+  float* c;
+  int64_t ldc, columns;
+  const float* onto;  // (M, N), rows ldo apart, that the sum is added to; or null
+  int64_t ldo;
+  const float* bias;  // (N,) or null
+  int count;
+  Segment segment[4];
+};
+
+// f B[k0 .. k0 + depth)[n0 .. n1) in panels.
+inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_t n1, float* out) {
+  for (int64_t n = n0; n < n1; n += NR, out += depth * NR) {
+    const int64_t width = std::min(NR, n1 - n);
+    int64_t k = 0;
+    if (s.form == Form::AS_IT_IS) {
+      const float* from = s.w + k0 * s.ldw + n;
+      for (; k < depth; k++, from += s.ldw) {
+        float* to = out + k * NR;
+        if (width == NR)
+          for (int64_t v = 0; v < NR; v += W) store(to + v, load(from + v));
+        else
+          for (int64_t j = 0; j < NR; j++) to[j] = j < width ? from[j] : 0.f;
+      }
+    } else {
+      const float* from = s.w + n * s.ldw + k0;
+      if (width == NR)
+        for (; k + W <= depth; k += W)
+          for (int64_t v = 0; v < NR; v += W) turn(from + v * s.ldw + k, s.ldw, out + k * NR + v, NR);
+      for (; k < depth; k++)
+        for (int64_t j = 0; j < NR; j++) out[k * NR + j] = j < width ? from[j * s.ldw + k] : 0.f;
+    }
+    if (s.factor != 1.f)
+      for (int64_t i = 0; i < depth * NR; i += W) store(out + i, mul(load(out + i), all(s.factor)));
+  }
+}
+
+// One tile of C at (m, n): what is there, or `initial` the first time, and A B.
+template <int64_t M>
+inline void tile_of(const Product& p, bool first, const float* a, int64_t lda, const float* b, int64_t depth, int64_t m, int64_t n) {
+  const int64_t width = std::min(NR, p.columns - n);
+  float* to = p.c + m * p.ldc + n;
+  const float* from = !first ? to : p.onto ? p.onto + m * p.ldo + n : nullptr;
+  const int64_t step = first ? p.ldo : p.ldc;
+  const float* bias = first && p.bias ? p.bias + n : nullptr;
+  V c[M][NV];
+  if (width == NR) {
+#pragma GCC unroll 6
+    for (int64_t i = 0; i < M; i++) {  // of the tile below this one
+      ahead(to + (M + i) * p.ldc);
+      ahead(a + (M + i) * lda);
+    }
+    if (from) get(c, from, step);
+    else clear(c);
+    if (bias)
+#pragma GCC unroll 6
+      for (int64_t i = 0; i < M; i++)
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < NV; v++) c[i][v] = add(c[i][v], load(bias + v * W));
+    tile(a, lda, 1, b, NR, depth, c);
+    put(c, to, p.ldc);
+    return;
+  }
+  alignas(64) float edge[M * NR] = {};
+  for (int64_t i = 0; i < M; i++)
+    for (int64_t j = 0; j < width; j++) edge[i * NR + j] = (from ? from[i * step + j] : 0.f) + (bias ? bias[j] : 0.f);
+  get(c, edge, NR);
+  tile(a, lda, 1, b, NR, depth, c);
+  put(c, edge, NR);
+  for (int64_t i = 0; i < M; i++)
+    for (int64_t j = 0; j < width; j++) to[i * p.ldc + j] = edge[i * NR + j];
+}
+
+inline void some_rows(int64_t rows, const Product& p, bool first, const float* a, int64_t lda, const float* b, int64_t depth, int64_t m, int64_t n) {
+  switch (rows) {
+    case 1: return tile_of<1>(p, first, a, lda, b, depth, m, n);
+    case 2: return tile_of<2>(p, first, a, lda, b, depth, m, n);
+    case 3: return tile_of<3>(p, first, a, lda, b, depth, m, n);
+    case 4: return tile_of<4>(p, first, a, lda, b, depth, m, n);
+    case 5: return tile_of<5>(p, first, a, lda, b, depth, m, n);
+    default: return tile_of<6>(p, first, a, lda, b, depth, m, n);
+  }
+}
+
+// Rows of K that are packed at once: as even as can be, a multiple of W.
+inline int64_t depth_of(int64_t depth) { return up_to(pieces(depth, pieces(depth, KC)), W); }
+
+// C[m0 .. m1)[n0 .. n1), n1 - n0 at most NC; `room` holds PACKED floats.
+inline void multiply(const Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* room) {
+  bool first = true;
+  for (int s = 0; s < p.count; s++) {
+    const Segment& each = p.segment[s];
+    const int64_t most = depth_of(each.depth);
+    for (int64_t k = 0; k < each.depth; k += most, first = false) {
+      const int64_t depth = std::min(most, each.depth - k);
+      pack(each, k, depth, n0, n1, room);
+      for (int64_t mc = m0; mc < m1; mc += MC) {
+        const int64_t me = std::min(mc + MC, m1);
+        const float* b = room;
+        for (int64_t n = n0; n < n1; n += NR, b += depth * NR)
+          for (int64_t m = mc; m < me; m += MR)
+            some_rows(std::min(MR, me - m), p, first, each.a + m * each.lda + k, each.lda, b, depth, m, n);
+      }
+    }
+  }
+}
+
+// All of some products that do not need each other, M rows each, in one region.
+inline void multiply_all(const Product* list, int count, int64_t rows, const Rooms& rooms) {
+  int64_t wide = 0;  // chunks of columns
+  for (int i = 0; i < count; i++) wide += pieces(list[i].columns, NC);
+  if (!wide) return;
+  // Several items a thread, so that one which lost its core does not hold up the others; but packing a
+  // chunk of B is only little beside the products of some hundred rows with it.
+  const int64_t high = std::min(pieces(3 * rooms.count, wide), pieces(rows, MC));
+  const int64_t step = up_to(pieces(rows, high), MR);
+  each(wide * high, rooms, [&](int64_t item, float* room) {
+    int64_t column = item / high, m = item % high * step;
+    int i = 0;
+    while (column >= pieces(list[i].columns, NC)) column -= pieces(list[i++].columns, NC);
+    const int64_t n = column * NC;
+    if (m < rows) multiply(list[i], m, std::min(m + step, rows), n, std::min(n + NC, list[i].columns), room);
+  });
+}
+
+}  // namespace
+}  // namespace LK_SPACE

@@ -1,0 +1,301 @@
+"""A whole transformer block as one compiled call forward and one backward (native/src/block.cpp).
+
+    n  = norm(x)     q, k, v = L(n)     o = attention(q, k, v)     x' = x + L(o)
+    n' = norm(x')    g, u = L(n')                                  y  = x' + L(silu(g) * u)
+
+The same equations as block.py, attention.py and rotary.py, which are its oracle and what computes where
+`compiled_block` gives None: no library, another number format, weights that are trained, pairs for some
+of the rows, or attention that is more than causal. Kept for the backward are x, q, k, v, o, x', g, u, the
+h of each pair and three scalars a row; frozen weights are read where they lie.
+
+Legend: T tokens, D width, E width of a head, M width of the MLP.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorakit.kernels import native
+from lorakit.kernels.groups import Linear
+from lorakit.kernels.layout import Layout
+
+_ADDRESS, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+# Floats between two tensors that share an allocation begin at multiples of this: a cache line.
+_LINE = 16
+
+
+class _Layer(ctypes.Structure):
+    """As native/src/block.cpp has it."""
+
+    _fields_ = (
+        *((name, _ADDRESS) for name in ("w", "bias", "A", "B", "dA", "dB")),
+        *((name, _COUNT) for name in ("in_", "out", "rank")),
+        ("factor", _REAL),
+    )
+
+
+_COUNTS = (
+    *("tokens", "width", "heads", "key_heads", "head_width"),
+    *("sequences", "window", "angles", "rooms", "room_size"),
+)
+_KEPT = ("q", "k", "v", "o", "middle", "gate", "up", "scale1", "scale2", "log", "h")
+
+
+class _Block(ctypes.Structure):
+    """As native/src/block.cpp has it."""
+
+    _fields_ = (
+        *((name, _COUNT) for name in _COUNTS),
+        *((name, _REAL) for name in ("eps1", "eps2", "query_eps", "key_eps", "scale")),
+        *((name, _ADDRESS) for name in ("start", "cos", "sin", "norm1", "norm2")),
+        *((name, _ADDRESS) for name in ("query_norm", "key_norm", "x", "dy", "y", "dx")),
+        *((name, _ADDRESS) for name in (*_KEPT, "work", "room")),
+        ("layer", _Layer * 7),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RmsNorm:
+    """w · x / sqrt(mean(x²) + ε)."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class BlockForm:
+    """What a block is beside its inputs.
+
+    Attributes:
+        linears: q, k, v, o, gate, up, down.
+        norms: of the attention's input and of the MLP's.
+        head_norms: of each query head and each key head, before rotary; None for none.
+        scale: of the scores.
+        window: a token sees itself and the window - 1 tokens before it; None: all before it.
+    """
+
+    linears: Sequence[Linear]
+    norms: tuple[RmsNorm, RmsNorm]
+    head_norms: tuple[RmsNorm, RmsNorm] | None
+    scale: float
+    window: int | None
+
+
+def compiled_block(
+    x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: BlockForm
+) -> Tensor | None:
+    """The block's output, (T, D), or None where plain torch has to compute it.
+
+    Args:
+        x_TD: the residual stream.
+        cos_TE: of each token's rotary angles, both halves alike.
+        sin_TE: likewise.
+        where: the sequences lie.
+        form: of the block.
+    """
+    forward = native.function("block_forward", "i", x_TD.dtype, x_TD.device)
+    if forward is None or not _suits(x_TD, cos_TE, sin_TE, where, form):
+        return None
+    layout = _Form(
+        tuple((each.pairs[0].scale if each.pairs else 0.0) for each in form.linears),
+        tuple(norm.eps for norm in (*form.norms, *(form.head_norms or ()))),
+        form.scale,
+        _window(form, where),
+        cos_TE.shape[1],
+        where.lengths,
+    )
+    tensors: list[Tensor | None] = [cos_TE, sin_TE, *(norm.weight for norm in form.norms)]
+    tensors += [norm.weight for norm in form.head_norms] if form.head_norms else [None, None]
+    for each in form.linears:
+        pair = each.pairs[0] if each.pairs else None
+        tensors += [cast(Tensor, each.weight), each.bias]
+        tensors += [pair.A, pair.B] if pair else [None, None]
+    return cast(Tensor, _CompiledBlock.apply(x_TD, layout, *tensors))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is no tensor."""
+
+    factors: tuple[float, ...]
+    eps: tuple[float, ...]
+    scale: float
+    window: int
+    head_width: int
+    lengths: tuple[int, ...]
+
+
+def _window(form: BlockForm, where: Layout) -> int:
+    """0 where no sequence is longer than it."""
+    return 0 if form.window is None or form.window >= max(where.lengths) else form.window
+
+
+def _suits(
+    x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: BlockForm
+) -> bool:
+    """Whether the library can compute it."""
+    width = cos_TE.shape[1]
+    norms = (*form.norms, *(form.head_norms or ()))
+    frozen = [norm.weight for norm in norms]
+    trained: list[Tensor] = []
+    for each in form.linears:
+        if not isinstance(each.weight, Tensor) or len(each.pairs) > 1:
+            return False
+        frozen += [each.weight] if each.bias is None else [each.weight, each.bias]
+        for pair in each.pairs:
+            if pair.rows is not None:
+                return False
+            trained += [pair.A, pair.B]
+    if any(tensor.requires_grad for tensor in (*frozen, cos_TE, sin_TE)):
+        return False
+    tensors = (*frozen, *trained, cos_TE, sin_TE)
+    if not all(_readable(tensor, x_TD) for tensor in tensors):
+        return False
+    q, k, v, o, gate, up, down = (each.frozen.shape for each in form.linears)
+    return (
+        sum(where.lengths) == len(x_TD) == len(cos_TE) == len(sin_TE)
+        and width % 2 == 0
+        and sin_TE.shape[1] == width
+        and all(out % width == 0 for out, _ in (q, k))
+        and q[0] % k[0] == 0
+        and k[0] == v[0]
+        and (o[1], up, down) == (q[0], gate, (x_TD.shape[1], gate[0]))
+        and o[0] == x_TD.shape[1]
+        and all(norm.weight.numel() == width for norm in form.head_norms or ())
+    )
+
+
+def _readable(tensor: Tensor, like: Tensor) -> bool:
+    return (
+        tensor.dtype == like.dtype and tensor.device == like.device and tensor.is_contiguous()
+    )
+
+
+class _CompiledBlock(torch.autograd.Function):
+    """`compiled_block`; tensors: cos, sin, four norms, and weight, bias, A, B of each linear layer."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x_TD: Tensor, form: _Form, *tensors: Tensor | None
+    ) -> Tensor:
+        x_TD = x_TD.contiguous()
+        block, kept, places = _described(x_TD, form, tensors)
+        y_TD = torch.empty_like(x_TD)
+        block.y = y_TD.data_ptr()
+        _run("block_forward", block, x_TD)
+        ctx.save_for_backward(x_TD, kept, *tensors)
+        ctx.form, ctx.places = form, places
+        return y_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x_TD, kept, *tensors = ctx.saved_tensors
+        dy_TD = dy_TD.contiguous()
+        block, _, _ = _described(x_TD, ctx.form, tensors, kept)
+        block.dy = dy_TD.data_ptr()
+        dx_TD = torch.empty_like(x_TD) if ctx.needs_input_grad[0] else None
+        block.dx = None if dx_TD is None else dx_TD.data_ptr()
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        for i in range(7):
+            for name, place in (("dA", _FIRST + 4 * i + 2), ("dB", _FIRST + 4 * i + 3)):
+                if ctx.needs_input_grad[2 + place]:
+                    gradient = torch.empty_like(cast(Tensor, tensors[place]))
+                    setattr(block.layer[i], name, gradient.data_ptr())
+                    gradients[place] = gradient
+        _run("block_backward", block, x_TD)
+        return dx_TD, None, *gradients
+
+
+_FIRST = 6  # of the tensors, the first linear layer's weight
+
+
+def _described(
+    x_TD: Tensor, form: _Form, tensors: Sequence[Tensor | None], kept: Tensor | None = None
+) -> tuple[_Block, Tensor, dict[str, int]]:
+    """A block as the library takes it, what it keeps, and where in that each tensor begins."""
+    tokens, width = x_TD.shape
+    address = [None if t is None else t.data_ptr() for t in tensors]
+    block = _Block(
+        tokens=tokens,
+        width=width,
+        head_width=form.head_width,
+        sequences=len(form.lengths),
+        window=form.window,
+        angles=form.head_width,
+        scale=form.scale,
+        start=_starts(form.lengths).data_ptr(),
+        x=x_TD.data_ptr(),
+    )
+    block.cos, block.sin, block.norm1, block.norm2, block.query_norm, block.key_norm = address[
+        :_FIRST
+    ]
+    block.eps1, block.eps2, block.query_eps, block.key_eps = (*form.eps, 0.0, 0.0)[:4]
+    ranks = 0
+    for i, factor in enumerate(form.factors):
+        layer, at = block.layer[i], _FIRST + 4 * i
+        weight, A = tensors[at], tensors[at + 2]
+        assert weight is not None
+        layer.w, layer.bias, layer.A, layer.B = address[at : at + 4]
+        layer.out, layer.in_ = weight.shape
+        layer.rank = 0 if A is None else A.shape[0]
+        layer.factor = factor
+        ranks += layer.rank
+    q, k, v, o, gate, up, _ = (layer.out for layer in block.layer)
+    block.heads, block.key_heads = q // form.head_width, k // form.head_width
+    wanted = (q, k, v, q, o, gate, up, 1, 1, block.heads, ranks)
+    places, end = {}, 0
+    for name, columns in zip(_KEPT, wanted, strict=True):
+        places[name] = end
+        end += -(-tokens * columns // _LINE) * _LINE
+    if kept is None:
+        kept = x_TD.new_empty(end)
+    for name, place in places.items():
+        setattr(block, name, kept.data_ptr() + place * kept.element_size())
+    return block, kept, places
+
+
+@lru_cache(maxsize=16)
+def _starts(lengths: tuple[int, ...]) -> Tensor:
+    """Of each sequence its first token, and where the last one ends."""
+    return torch.tensor((0, *lengths)).cumsum(0)
+
+
+class _Workspace(threading.local):
+    """Memory that the calls of one Python thread share: the largest that one of them needed."""
+
+    memory = torch.empty(0)
+
+    def of(self, size: int, like: Tensor) -> Tensor:
+        if self.memory.numel() < size or self.memory.dtype != like.dtype:
+            self.memory = torch.empty(0)  # given back before more is asked for
+            self.memory = like.new_empty(size)
+        return self.memory
+
+
+_workspace = _Workspace()
+
+
+def _run(name: str, block: _Block, x_TD: Tensor) -> None:
+    """Call the library on a block, with memory to work in."""
+    work, room = ctypes.c_int64(), ctypes.c_int64()
+    address = ctypes.addressof(block)
+    _kernel("block_sizes", "iii", x_TD)(address, ctypes.addressof(work), ctypes.addressof(room))
+    block.rooms, block.room_size = torch.get_num_threads(), room.value
+    memory = _workspace.of(work.value + block.rooms * room.value + _LINE, x_TD)
+    first = memory.data_ptr() + -memory.data_ptr() % (4 * _LINE)
+    block.work, block.room = first, first + 4 * work.value
+    _kernel(name, "i", x_TD)(address)
+
+
+def _kernel(name: str, arguments: str, x_TD: Tensor) -> Callable[..., None]:
+    kernel = native.function(name, arguments, x_TD.dtype, x_TD.device)
+    assert kernel is not None
+    return kernel

@@ -1,0 +1,213 @@
+"""A compiled block against the equations in float64, under autograd."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorakit.kernels import native
+from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block
+from lorakit.kernels.groups import Linear, LowRank
+from lorakit.kernels.layout import layout
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(
+    native.function("block_forward", "i", torch.float32, CPU) is None,
+    reason=f"no compiled kernels for float32: {native.choose(torch.float32, CPU).why}",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a block: multiples of no tile unless they are to be."""
+
+    width: int
+    inner: int
+    heads: int
+    key_heads: int
+    head: int
+    lengths: tuple[int, ...]
+    ranks: tuple[int, ...] = (8, 8, 8, 8, 8, 8, 8)
+    bias: bool = False
+    norms: bool = False
+    window: int | None = None
+
+
+CASES = {
+    "llama": Case(64, 96, 4, 2, 16, (13, 1, 50)),
+    "of no tile": Case(37, 59, 3, 1, 10, (7, 12, 5), ranks=(3, 1, 5, 7, 2, 9, 4)),
+    "ranks beyond a tile": Case(40, 50, 2, 2, 12, (20, 3), ranks=(17, 16, 33, 24, 6, 12, 100)),
+    "pairs missing": Case(48, 64, 4, 1, 24, (31, 30), ranks=(8, 0, 8, 0, 0, 4, 0)),
+    "no pair": Case(48, 64, 4, 4, 16, (9,), ranks=(0,) * 7),
+    "biases": Case(64, 80, 4, 2, 16, (11, 48, 49), bias=True),
+    "norms of heads": Case(64, 80, 4, 2, 32, (11, 97), norms=True),
+    "a window": Case(32, 48, 2, 1, 16, (150, 20, 6), window=19),
+    "a window, apart": Case(32, 48, 4, 2, 16, (300, 20), window=64),
+    "long": Case(32, 48, 4, 2, 16, (257, 3)),
+    "wide heads": Case(64, 48, 2, 1, 128, (100, 30)),
+    "heads of 96": Case(64, 48, 2, 1, 96, (60,)),
+    "deep products": Case(700, 330, 2, 1, 64, (25,)),
+}
+
+
+@dataclass
+class Tensors:
+    """What a block is made of, in float64."""
+
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    norms: list[Tensor]
+    head_norms: list[Tensor]
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    pairs: list[tuple[Tensor, Tensor] | None]
+    dy: Tensor
+
+
+SCALES = (0.5, 2.0, 1.0, 0.25, 1.5, 3.0, 0.7)
+
+
+def made(case: Case) -> Tensors:
+    """Random tensors; B is not zero."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int, size: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) * size
+
+    q, k = case.heads * case.head, case.key_heads * case.head
+    shapes = [
+        *((out, case.width) for out in (q, k, k)),
+        (case.width, q),
+        *((case.inner, case.width),) * 2,
+        (case.width, case.inner),
+    ]
+    tokens = sum(case.lengths)
+    angle = draw(tokens, case.head // 2, size=3.0).repeat(1, 2)
+    return Tensors(
+        x=draw(tokens, case.width),
+        cos=1.3 * angle.cos(),
+        sin=1.3 * angle.sin(),
+        norms=[1 + draw(case.width, size=0.3) for _ in range(2)],
+        head_norms=[1 + draw(case.head, size=0.3) for _ in range(2 * case.norms)],
+        weights=[draw(out, into, size=1.5 / math.sqrt(into)) for out, into in shapes],
+        biases=[draw(out) if case.bias else None for out, _ in shapes],
+        pairs=[
+            (draw(rank, into, size=1 / math.sqrt(into)), draw(out, rank, size=0.3)) if rank else None
+            for (out, into), rank in zip(shapes, case.ranks, strict=True)
+        ],
+        dy=draw(tokens, case.width),
+    )
+
+
+def oracle(case: Case, t: Tensors) -> Tensor:
+    """The equations, one sequence at a time, over the merged weights."""
+    merged = [
+        w if pair is None else w + s * pair[1] @ pair[0]
+        for w, pair, s in zip(t.weights, t.pairs, SCALES, strict=True)
+    ]
+
+    def linear(i: int, x: Tensor) -> Tensor:
+        return F.linear(x, merged[i], t.biases[i])
+
+    def rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
+        return w * x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+    def turned(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * t.cos[:, None] + torch.cat((-b, a), -1) * t.sin[:, None]
+
+    n = rms(t.x, t.norms[0], 1e-5)
+    q, k, v = (linear(i, n).unflatten(1, (-1, case.head)) for i in range(3))
+    if case.norms:
+        q, k = rms(q, t.head_norms[0], 1e-3), rms(k, t.head_norms[1], 1e-4)
+    q, k = turned(q), turned(k)
+    parts, start = [], 0
+    for length in case.lengths:
+        own = slice(start, start + length)
+        place = torch.arange(length)
+        seen = place[None] <= place[:, None]
+        if case.window is not None:
+            seen &= place[None] > place[:, None] - case.window
+        times = case.heads // case.key_heads
+        s = torch.einsum("ihe,jhe->hij", q[own], k[own].repeat_interleave(times, 1)) * 0.21
+        p = s.masked_fill(~seen, -math.inf).softmax(-1)
+        parts.append(torch.einsum("hij,jhe->ihe", p, v[own].repeat_interleave(times, 1)))
+        start += length
+    x = t.x + linear(3, torch.cat(parts).flatten(1))
+    n = rms(x, t.norms[1], 1e-6)
+    return x + linear(6, F.silu(linear(4, n)) * linear(5, n))
+
+
+def compiled(case: Case, t: Tensors) -> tuple[Tensor, list[Tensor]]:
+    """Output and gradients of x and of each A and B by the library, in float32."""
+
+    def single(x: Tensor) -> Tensor:
+        return x.float().contiguous()
+
+    pairs = [
+        None if pair is None else tuple(single(x).requires_grad_() for x in pair) for pair in t.pairs
+    ]
+    norms = [single(x) for x in t.norms]
+    heads = [single(x) for x in t.head_norms]
+    form = BlockForm(
+        [
+            Linear(single(w), None if b is None else single(b), () if p is None else (LowRank(*p, s),))
+            for w, b, p, s in zip(t.weights, t.biases, pairs, SCALES, strict=True)
+        ],
+        (RmsNorm(norms[0], 1e-5), RmsNorm(norms[1], 1e-6)),
+        (RmsNorm(heads[0], 1e-3), RmsNorm(heads[1], 1e-4)) if heads else None,
+        0.21,
+        case.window,
+    )
+    x = single(t.x).requires_grad_()
+    y = compiled_block(x, single(t.cos), single(t.sin), layout(case.lengths, CPU), form)
+    assert y is not None
+    leaves = [x, *(each for pair in pairs if pair for each in pair)]
+    return y.detach(), list(torch.autograd.grad((y * single(t.dy)).sum(), leaves))
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads within the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_equations_in_float64(name: str, threads: int) -> None:
+    case = CASES[name]
+    t = made(case)
+    leaves = [t.x, *(each for pair in t.pairs if pair for each in pair)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    wanted = oracle(case, t)
+    gradients = torch.autograd.grad((wanted * t.dy).sum(), leaves)
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    y, got = compiled(case, t)
+    for one, other in zip((y, *got), (wanted.detach(), *gradients), strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < 2e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("name", ["of no tile", "long", "norms of heads"])
+def test_bits_do_not_depend_on_the_number_of_threads(name: str) -> None:
+    case, before = CASES[name], torch.get_num_threads()
+    t, results = made(case), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, gradients = compiled(case, t)
+            results.append([y, *gradients])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
