@@ -24,7 +24,7 @@
 namespace LK_SPACE {
 namespace {
 
-constexpr int64_t ROWS = 48;  // tokens of an item
+constexpr int64_t ROWS = 192;  // tokens of an item at most
 
 // As src/lorakit/kernels/compiled_block.py has it, field by field.
 struct Layer {
@@ -127,8 +127,10 @@ struct Call {
   // f(first token, one past the last, room) for all tokens.
   template <class F>
   void rows(F&& f) const {
-    each(pieces(b.tokens, ROWS), rooms, [&](int64_t item, float* room) {
-      f(item * ROWS, std::min(item * ROWS + ROWS, b.tokens), room);
+    const int64_t items = rooms.count * pieces(b.tokens, rooms.count * ROWS), size = pieces(b.tokens, items);
+    each(items, rooms, [&](int64_t item, float* room) {
+      const int64_t first = item * size, end = std::min(first + size, b.tokens);
+      if (first < end) f(first, end, room);
     });
   }
 

@@ -10,8 +10,8 @@
 //        N (NC columns at most)
 //      +----+----+----+----+
 //    K | p0 | p1 | p2 |    |   KC rows at most; panels of NR columns, each K x NR floats one after
-//      +----+----+----+----+   another, zeros beyond N. A panel (20 KB) stays in the first cache
-//                              while MC rows of A (250 KB, in the second) go past it.
+//      +----+----+----+----+   another, zeros beyond N. A panel streams through the first cache
+//                              while MC rows of A stay in the second (both by measurement).
 //
 // The pieces of K are the same whatever the number of threads is, so the sums are too.
 #pragma once
@@ -23,7 +23,7 @@
 namespace LK_SPACE {
 namespace {
 
-constexpr int64_t KC = 320, MC = 192, NC = 96;
+constexpr int64_t KC = 800, MC = 96, NC = 96;
 constexpr int64_t PACKED = KC * NC;  // floats of a room that B is packed into
 
 enum class Form : int64_t {
@@ -50,27 +50,28 @@ struct Product {
   Segment segment[4];
 };
 
+// Columns [v, v + W) of a panel, `width` of them B's own and zeros beyond: depth rows, NR apart.
+inline void pack_columns(const float* w, int64_t ldw, Form form, int64_t width, int64_t depth, float* out) {
+  int64_t k = 0;
+  if (width >= W) {
+    if (form == Form::AS_IT_IS)
+      for (; k < depth; k++) store(out + k * NR, load(w + k * ldw));
+    else
+      for (; k + W <= depth; k += W) turn(w + k, ldw, out + k * NR, NR);
+  }
+  const int64_t row = form == Form::AS_IT_IS ? ldw : 1, column = form == Form::AS_IT_IS ? 1 : ldw;
+  for (; k < depth; k++) {
+    store(out + k * NR, zero());
+    for (int64_t j = 0; j < std::min<int64_t>(width, W); j++) out[k * NR + j] = w[k * row + j * column];
+  }
+}
+
 // f B[k0 .. k0 + depth)[n0 .. n1) in panels.
 inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_t n1, float* out) {
   for (int64_t n = n0; n < n1; n += NR, out += depth * NR) {
-    const int64_t width = std::min(NR, n1 - n);
-    int64_t k = 0;
-    if (s.form == Form::AS_IT_IS) {
-      const float* from = s.w + k0 * s.ldw + n;
-      for (; k < depth; k++, from += s.ldw) {
-        float* to = out + k * NR;
-        if (width == NR)
-          for (int64_t v = 0; v < NR; v += W) store(to + v, load(from + v));
-        else
-          for (int64_t j = 0; j < NR; j++) to[j] = j < width ? from[j] : 0.f;
-      }
-    } else {
-      const float* from = s.w + n * s.ldw + k0;
-      if (width == NR)
-        for (; k + W <= depth; k += W)
-          for (int64_t v = 0; v < NR; v += W) turn(from + v * s.ldw + k, s.ldw, out + k * NR + v, NR);
-      for (; k < depth; k++)
-        for (int64_t j = 0; j < NR; j++) out[k * NR + j] = j < width ? from[j * s.ldw + k] : 0.f;
+    for (int64_t v = 0; v < NR; v += W) {
+      const float* from = s.form == Form::AS_IT_IS ? s.w + k0 * s.ldw + n + v : s.w + (n + v) * s.ldw + k0;
+      pack_columns(from, s.ldw, s.form, n1 - n - v, depth, out + v);
     }
     if (s.factor != 1.f)
       for (int64_t i = 0; i < depth * NR; i += W) store(out + i, mul(load(out + i), all(s.factor)));
@@ -154,7 +155,7 @@ inline void multiply_all(const Product* list, int count, int64_t rows, const Roo
   if (!wide) return;
   // Several items a thread, so that one which lost its core does not hold up the others; but packing a
   // chunk of B is only little beside the products of some hundred rows with it.
-  const int64_t high = std::min(pieces(3 * rooms.count, wide), pieces(rows, MC));
+  const int64_t high = std::min(pieces(3 * rooms.count, wide), pieces(rows, 2 * MC));
   const int64_t step = up_to(pieces(rows, high), MR);
   each(wide * high, rooms, [&](int64_t item, float* room) {
     int64_t column = item / high, m = item % high * step;

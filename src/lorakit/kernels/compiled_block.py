@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakit.kernels import native
+from lorakit.kernels import keeping, native
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout
 
@@ -256,7 +256,7 @@ def _described(
         places[name] = end
         end += -(-tokens * columns // _LINE) * _LINE
     if kept is None:
-        kept = x_TD.new_empty(end)
+        kept = keeping.take(end, x_TD)
     for name, place in places.items():
         setattr(block, name, kept.data_ptr() + place * kept.element_size())
     return block, kept, places
