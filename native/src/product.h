@@ -128,9 +128,9 @@ inline void some_rows(int64_t rows, const Product& p, bool first, const float* a
 // Rows of K that are packed at once: as even as can be, a multiple of W.
 inline int64_t depth_of(int64_t depth) { return up_to(pieces(depth, pieces(depth, KC)), W); }
 
-// C[m0 .. m1)[n0 .. n1), n1 - n0 at most NC; `room` holds PACKED floats.
-inline void multiply(const Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* room) {
-  bool first = true;
+// C[m0 .. m1)[n0 .. n1), n1 - n0 at most NC, or onto what is there where it is not the first of its terms;
+// `room` holds PACKED floats.
+inline void multiply(const Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* room, bool first = true) {
   for (int s = 0; s < p.count; s++) {
     const Segment& each = p.segment[s];
     const int64_t most = depth_of(each.depth);

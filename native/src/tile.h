@@ -36,10 +36,10 @@ inline float largest(V x) {
 }
 
 // e^x to two units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of r (Cephes,
-// expf), times 2^n. Zero below -87.3; as at 88.3 above it.
+// expf), times 2^n. Zero below -87.3; as at 88.3 above it; NaN of NaN, which min and max give where it is second.
 inline V exp(V x) {
   const V low = all(-87.3365447504019f);
-  const V y = smaller(larger(x, low), all(88.3762626647949f));
+  const V y = smaller(all(88.3762626647949f), larger(low, x));
   const V n = _mm256_round_ps(mul(y, all(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const V r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), y));
   V p = fma(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
@@ -49,7 +49,7 @@ inline V exp(V x) {
   p = fma(p, r, all(5.0000001201e-1f));
   p = add(fma(p, mul(r, r), r), all(1.f));
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return where_at_most(low, x, mul(p, _mm256_castsi256_ps(power)));
+  return _mm256_and_ps(mul(p, _mm256_castsi256_ps(power)), _mm256_cmp_ps(x, low, _CMP_NLT_UQ));
 }
 
 // W rows of W floats, `from` apart, become W columns, `to` apart.

@@ -12,7 +12,6 @@ Legend: T tokens, D width, E width of a head, M width of the MLP.
 """
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,10 +24,9 @@ from torch.autograd.function import once_differentiable
 from lorakit.kernels import keeping, native
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout
+from lorakit.kernels.workspace import LINE, workspace
 
 _ADDRESS, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-# Floats between two tensors that share an allocation begin at multiples of this: a cache line.
-_LINE = 16
 
 
 class _Layer(ctypes.Structure):
@@ -254,7 +252,7 @@ def _described(
     places, end = {}, 0
     for name, columns in zip(_KEPT, wanted, strict=True):
         places[name] = end
-        end += -(-tokens * columns // _LINE) * _LINE
+        end += -(-tokens * columns // LINE) * LINE
     if kept is None:
         kept = keeping.take(end, x_TD)
     for name, place in places.items():
@@ -268,30 +266,14 @@ def _starts(lengths: tuple[int, ...]) -> Tensor:
     return torch.tensor((0, *lengths)).cumsum(0)
 
 
-class _Workspace(threading.local):
-    """Memory that the calls of one Python thread share: the largest that one of them needed."""
-
-    memory = torch.empty(0)
-
-    def of(self, size: int, like: Tensor) -> Tensor:
-        if self.memory.numel() < size or self.memory.dtype != like.dtype:
-            self.memory = torch.empty(0)  # given back before more is asked for
-            self.memory = like.new_empty(size)
-        return self.memory
-
-
-_workspace = _Workspace()
-
-
 def _run(name: str, block: _Block, x_TD: Tensor) -> None:
     """Call the library on a block, with memory to work in."""
     work, room = ctypes.c_int64(), ctypes.c_int64()
     address = ctypes.addressof(block)
     _kernel("block_sizes", "iii", x_TD)(address, ctypes.addressof(work), ctypes.addressof(room))
     block.rooms, block.room_size = torch.get_num_threads(), room.value
-    memory = _workspace.of(work.value + block.rooms * room.value + _LINE, x_TD)
-    first = memory.data_ptr() + -memory.data_ptr() % (4 * _LINE)
-    block.work, block.room = first, first + 4 * work.value
+    block.work = workspace.of(work.value + block.rooms * room.value, x_TD)
+    block.room = block.work + 4 * work.value
     _kernel(name, "i", x_TD)(address)
 
 

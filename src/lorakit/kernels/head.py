@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakit.kernels.compiled_head import compiled_head_loss
 from lorakit.kernels.gpu import dispatch
 from lorakit.kernels.groups import LowRank
 from lorakit.kernels.layout import compiles_shapes, rounded
@@ -46,6 +47,10 @@ def chunked_head_loss(
     Returns:
         A scalar in float32 at least.
     """
+    if bias_V is None and pair is None:
+        compiled = compiled_head_loss(hidden_LD, weight_VD, labels_L)
+        if compiled is not None:
+            return compiled
     tensors = (None, None, 0.0) if pair is None else (pair.A, pair.B, pair.scale)
     return cast(Tensor, _ChunkedHead.apply(hidden_LD, weight_VD, bias_V, labels_L, *tensors))
 

@@ -211,3 +211,13 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str) -> None:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def test_not_a_number_stays_one() -> None:
+    case = CASES["llama"]
+    t = made(case)
+    t.x[20] = torch.nan  # of the last sequence, from its seventh token on
+    y, gradients = compiled(case, t)
+    assert y[20:].isnan().all()
+    assert not y[:14].isnan().any()
+    assert gradients[1].isnan().all()

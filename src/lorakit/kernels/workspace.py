@@ -1,0 +1,31 @@
+"""Memory that compiled kernels work in: one piece, shared by all calls of a Python thread.
+
+What lies in it is of no use after the call. Asking the system for it at each call would cost more time than
+much of what is done in it.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+
+LINE = 16
+"""float32 elements of a cache line: places in shared memory begin at multiples of it."""
+
+
+class Workspace(threading.local):
+    """The largest piece that one call of this Python thread needed."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def of(self, size: int, like: Tensor) -> int:
+        """The address of so many elements of the dtype of `like`, at the beginning of a cache line."""
+        if self._memory.numel() < size + LINE or self._memory.dtype != like.dtype:
+            self._memory = torch.empty(0)  # given back before more is asked for
+            self._memory = like.new_empty(size + LINE)
+        address = self._memory.data_ptr()
+        return address + -address % (LINE * like.element_size())
+
+
+workspace = Workspace()
