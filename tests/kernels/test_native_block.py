@@ -98,7 +98,9 @@ def made(case: Case) -> Tensors:
         weights=[draw(out, into, size=1.5 / math.sqrt(into)) for out, into in shapes],
         biases=[draw(out) if case.bias else None for out, _ in shapes],
         pairs=[
-            (draw(rank, into, size=1 / math.sqrt(into)), draw(out, rank, size=0.3)) if rank else None
+            (draw(rank, into, size=1 / math.sqrt(into)), draw(out, rank, size=0.3))
+            if rank
+            else None
             for (out, into), rank in zip(shapes, case.ranks, strict=True)
         ],
         dy=draw(tokens, case.width),
@@ -151,13 +153,16 @@ def compiled(case: Case, t: Tensors) -> tuple[Tensor, list[Tensor]]:
         return x.float().contiguous()
 
     pairs = [
-        None if pair is None else tuple(single(x).requires_grad_() for x in pair) for pair in t.pairs
+        None if pair is None else tuple(single(x).requires_grad_() for x in pair)
+        for pair in t.pairs
     ]
     norms = [single(x) for x in t.norms]
     heads = [single(x) for x in t.head_norms]
     form = BlockForm(
         [
-            Linear(single(w), None if b is None else single(b), () if p is None else (LowRank(*p, s),))
+            Linear(
+                single(w), None if b is None else single(b), () if p is None else (LowRank(*p, s),)
+            )
             for w, b, p, s in zip(t.weights, t.biases, pairs, SCALES, strict=True)
         ],
         (RmsNorm(norms[0], 1e-5), RmsNorm(norms[1], 1e-6)),

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lorakit.execution import attention
 from lorakit.execution.attention import maskless
 from lorakit.execution.family import Decoder, linear_of
-from lorakit.execution.fused import fused_hidden
+from lorakit.execution.fused import fused_hidden, leave_compiled
 from lorakit.execution.lengths import BEYOND, crossed, limits_of
 from lorakit.execution.modes import dropping, evaluating
 from lorakit.execution.own import own_hidden
@@ -30,6 +30,7 @@ from lorakit.execution.trial import (
     tolerance,
 )
 from lorakit.execution.trial_memory import asked_once
+from lorakit.kernels import native
 from lorakit.kernels.block import linear
 from lorakit.kernels.layout import layout
 
@@ -149,12 +150,21 @@ def try_fused(
     paths: set[str],
     lengths: tuple[int, int] = LENGTHS,
 ) -> bool:
-    """Whether the fused blocks give the hidden states and gradients of the model's own code."""
-    return asked_once(
-        model,
-        f"fused blocks, rows of {lengths} tokens: {' '.join(sorted(paths))}",
-        lambda: _fuses(model, decoder, settings, paths, lengths),
-    )
+    """Whether the fused blocks give the hidden states and gradients of the model's own code.
+
+    Where they do not by the compiled kernels, they are tried by plain torch, and stay with it.
+    """
+    question = f"fused blocks, rows of {lengths} tokens: {' '.join(sorted(paths))}"
+    kernels = native.kernels_of(model)
+
+    def ask() -> bool:
+        return _fuses(model, decoder, settings, paths, lengths)
+
+    if kernels.name != native.PLAIN:
+        if asked_once(model, f"{kernels.name} ({kernels.why}), {question}", ask):
+            return True
+        leave_compiled(decoder, paths)
+    return asked_once(model, question, ask)
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ same pass. No module of the model is replaced: the parts are read where they sta
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorakit.execution.attention import KEYWORD, PackedCall
@@ -100,12 +101,21 @@ def _block(
     return gated_mlp(x_TD, between.weight, between.eps, gate, up, down)
 
 
+# Blocks whose compiled twin was tried and gave another answer.
+_plain: "WeakSet[nn.Module]" = WeakSet()
+
+
+def leave_compiled(decoder: Decoder, paths: Collection[str]) -> None:
+    """Let plain torch compute these blocks from now on."""
+    _plain.update(block.module for block in decoder.blocks if block.path in paths)
+
+
 def _form(
     block: DecoderBlock, linears: Sequence[Linear], settings: AttentionSettings
 ) -> BlockForm | None:
     """The block as the compiled kernels take it; None where it is more than they know."""
     beyond = (settings.chunk, settings.softcap, settings.sinks, settings.function)
-    if settings.dropout or any(each is not None for each in beyond):
+    if settings.dropout or any(each is not None for each in beyond) or block.module in _plain:
         return None
     head_norms = block.rms_of_heads
     if head_norms is None and block.head_norms is not None:

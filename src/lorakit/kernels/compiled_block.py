@@ -135,9 +135,7 @@ def _window(form: BlockForm, where: Layout) -> int:
     return 0 if form.window is None or form.window >= max(where.lengths) else form.window
 
 
-def _suits(
-    x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: BlockForm
-) -> bool:
+def _suits(x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: BlockForm) -> bool:
     """Whether the library can compute it."""
     width = cos_TE.shape[1]
     norms = (*form.norms, *(form.head_norms or ()))
@@ -171,18 +169,14 @@ def _suits(
 
 
 def _readable(tensor: Tensor, like: Tensor) -> bool:
-    return (
-        tensor.dtype == like.dtype and tensor.device == like.device and tensor.is_contiguous()
-    )
+    return tensor.dtype == like.dtype and tensor.device == like.device and tensor.is_contiguous()
 
 
 class _CompiledBlock(torch.autograd.Function):
     """`compiled_block`; tensors: cos, sin, four norms, and weight, bias, A, B of each linear layer."""
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, x_TD: Tensor, form: _Form, *tensors: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, form: _Form, *tensors: Tensor | None) -> Tensor:
         x_TD = x_TD.contiguous()
         block, kept, places = _described(x_TD, form, tensors)
         y_TD = torch.empty_like(x_TD)
@@ -194,7 +188,7 @@ class _CompiledBlock(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, kept, *tensors = ctx.saved_tensors
         dy_TD = dy_TD.contiguous()
         block, _, _ = _described(x_TD, ctx.form, tensors, kept)

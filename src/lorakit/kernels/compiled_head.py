@@ -59,9 +59,7 @@ class _CompiledHead(torch.autograd.Function):
     """`compiled_head_loss`; the gradient is formed in the forward pass and scaled in the backward."""
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor) -> Tensor:
         hidden_LD, labels_L = hidden_LD.contiguous(), labels_L.contiguous()
         dtype, device = hidden_LD.dtype, hidden_LD.device
         sizes, kernel = (
@@ -102,6 +100,6 @@ class _CompiledHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None, None

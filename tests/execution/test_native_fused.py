@@ -1,0 +1,167 @@
+"""Models whose blocks the compiled kernels compute, against their own code and against plain torch."""
+
+import pytest
+import torch
+
+import lorakit.execution.fused as fused_module
+from families import tiny
+from lorakit.data.batches import micro_batches
+from lorakit.data.table import Encoded
+from lorakit.execution.runnable import Runnable
+from lorakit.kernels import keeping, native
+from lorakit.lora import LoraSpec, attach, lora_layers
+from lorakit.training import CausalLoss
+
+CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(
+    native.function("block_forward", "i", torch.float32, CPU) is None,
+    reason=f"no compiled kernels for float32: {native.choose(torch.float32, CPU).why}",
+)
+
+FAMILIES = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {},
+    "qwen3": {},
+}
+SPECS = {
+    "all": LoraSpec(rank=3),
+    "some, of unlike ranks": LoraSpec(
+        rank=2, targets=("q_proj", "up_proj", "down_proj"), rank_pattern={"up_proj": 5}, rslora=True
+    ),
+}
+
+
+def adapted(family, spec=SPECS["all"], **changes):
+    model = tiny(family, **changes).float()
+    attach(model, spec)
+    generator = torch.Generator().manual_seed(5)
+    for layer in lora_layers(model).values():
+        layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / 5)
+    return model.train()
+
+
+def batch(lengths=(4, 17, 9, 61)):
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for n in lengths:
+        ids = torch.randint(5, 200, (n,), generator=generator).numpy().astype("int32")
+        weight = (torch.arange(n) >= n // 2).numpy().astype("uint8")
+        rows.append(Encoded(ids=ids, weight=weight, origin=f"row {n}"))
+    (only,) = micro_batches(rows, range(len(rows)), 1000)
+    return only
+
+
+def gradients(model, *, recompute=False, **settings):
+    model.zero_grad()
+    nll, _ = CausalLoss(Runnable(model, longest=61, **settings), recompute=recompute)(
+        batch(), training=True
+    )
+    nll.backward()
+    return nll.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def compiled_blocks(monkeypatch):
+    """How often the library computed a block."""
+    calls = []
+
+    def counting(*inputs):
+        y_TD = real(*inputs)
+        if y_TD is not None:
+            calls.append(y_TD.shape)
+        return y_TD
+
+    real = fused_module.compiled_block
+    monkeypatch.setattr(fused_module, "compiled_block", counting)
+    return calls
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_every_gradient_are_those_of_the_models_own_code(
+    family, spec, recompute, compiled_blocks
+):
+    model = adapted(family, SPECS[spec], **FAMILIES[family])
+    own_nll, own = gradients(model, fused=False)
+    assert not compiled_blocks
+    nll, got = gradients(model, recompute=recompute)
+    assert compiled_blocks[-1][0] == 91
+    assert len(compiled_blocks) >= 4  # the trial, and the step
+    assert nll == pytest.approx(own_nll, rel=1e-5)
+    assert got.keys() == own.keys()
+    for name, gradient in own.items():
+        assert (got[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name
+
+
+def test_a_wrong_kernel_leaves_the_block_to_plain_torch(monkeypatch):
+    model = adapted("llama")
+    own_nll, _ = gradients(model, fused=False)
+    calls = []
+
+    def wrong(x_TD, *_):
+        calls.append(x_TD.shape)
+        return 1.1 * x_TD
+
+    monkeypatch.setattr(fused_module, "compiled_block", wrong)
+    runnable = Runnable(model)
+    assert len(runnable.fused_blocks) == 2
+    assert len(calls) == 2
+    nll, _ = CausalLoss(runnable)(batch())
+    assert nll.item() == pytest.approx(own_nll, rel=1e-5)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("why", ["float64", "LORAKIT_KERNELS=plain", "trained weights", "dropout"])
+def test_gives_way(why, compiled_blocks, monkeypatch):
+    model = adapted("llama")
+    if why == "float64":
+        model.double()
+    elif why == "trained weights":
+        model.requires_grad_(True)
+    elif why == "dropout":
+        model = adapted("llama", LoraSpec(rank=3, dropout=0.5))
+    else:
+        monkeypatch.setenv(*why.split("="))
+    nll, got = gradients(model)
+    assert got
+    assert not compiled_blocks
+
+
+def test_what_is_kept_is_used_again_and_never_twice_at_once():
+    keeping.forget()
+    model = adapted("llama")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss = CausalLoss(Runnable(model, longest=61))
+    first, _ = loss(batch(), training=True)
+    other, _ = loss(batch((8, 50)), training=True)  # while the first is still to be followed back
+    wanted = torch.autograd.grad(first, trained)
+    del other
+    held = keeping.held()
+    assert held
+    again, _ = loss(batch(), training=True)
+    got = torch.autograd.grad(again, trained)
+    assert all(map(torch.equal, wanted, got))
+    assert keeping.held() == held
+    del first, again
+    keeping.forget()
+    assert not keeping.held()
+
+
+def test_a_training_run_has_the_losses_of_plain_torch(monkeypatch):
+    losses = {}
+    for name in ("plain", "avx2"):
+        monkeypatch.setenv("LORAKIT_KERNELS", name)
+        model = adapted("llama")
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+        loss, losses[name] = CausalLoss(Runnable(model, longest=61)), []
+        for _ in range(10):
+            nll, tokens = loss(batch(), training=True)
+            (nll / tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[name].append(nll.item() / tokens)
+    assert losses["avx2"][-1] < 0.98 * losses["avx2"][0]
+    assert losses["avx2"] == pytest.approx(losses["plain"], rel=1e-4)
