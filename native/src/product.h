@@ -13,7 +13,8 @@
 //      +----+----+----+----+   another, zeros beyond N. A panel streams through the first cache
 //                              while MC rows of A stay in the second (both by measurement).
 //
-// The pieces of K are the same whatever the number of threads is, so the sums are too.
+// Short segments share a pass over C: their rows of B follow one another in the panels. What a pass takes is
+// the same whatever the number of threads is, so the sums are too.
 #pragma once
 #include <algorithm>
 
@@ -66,9 +67,9 @@ inline void pack_columns(const float* w, int64_t ldw, Form form, int64_t width, 
   }
 }
 
-// f B[k0 .. k0 + depth)[n0 .. n1) in panels.
-inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_t n1, float* out) {
-  for (int64_t n = n0; n < n1; n += NR, out += depth * NR) {
+// f B[k0 .. k0 + depth)[n0 .. n1) in panels, `apart` floats from one to the next.
+inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_t n1, float* out, int64_t apart) {
+  for (int64_t n = n0; n < n1; n += NR, out += apart) {
     for (int64_t v = 0; v < NR; v += W) {
       const float* from = s.form == Form::AS_IT_IS ? s.w + k0 * s.ldw + n + v : s.w + (n + v) * s.ldw + k0;
       pack_columns(from, s.ldw, s.form, n1 - n - v, depth, out + v);
@@ -78,20 +79,28 @@ inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_
   }
 }
 
-// One tile of C at (m, n): what is there, or `initial` the first time, and A B.
+// Some of a segment's K: A from there on, and as many rows of the panels.
+struct Part {
+  const float* a;
+  int64_t lda, depth;
+};
+constexpr int PARTS = 4;
+
+// One tile of C at (m, n): what is there, or `initial` the first time, and the parts' A B.
 template <int64_t M>
-inline void tile_of(const Product& p, bool first, const float* a, int64_t lda, const float* b, int64_t depth, int64_t m, int64_t n) {
+inline void tile_of(const Product& p, bool first, const Part* part, int count, const float* b, int64_t m, int64_t n) {
   const int64_t width = std::min(NR, p.columns - n);
   float* to = p.c + m * p.ldc + n;
   const float* from = !first ? to : p.onto ? p.onto + m * p.ldo + n : nullptr;
   const int64_t step = first ? p.ldo : p.ldc;
   const float* bias = first && p.bias ? p.bias + n : nullptr;
   V c[M][NV];
+  alignas(64) float edge[M * NR];
   if (width == NR) {
 #pragma GCC unroll 6
     for (int64_t i = 0; i < M; i++) {  // of the tile below this one
       ahead(to + (M + i) * p.ldc);
-      ahead(a + (M + i) * lda);
+      ahead(part[0].a + (m + M + i) * part[0].lda);
     }
     if (from) get(c, from, step);
     else clear(c);
@@ -100,50 +109,58 @@ inline void tile_of(const Product& p, bool first, const float* a, int64_t lda, c
       for (int64_t i = 0; i < M; i++)
 #pragma GCC unroll 2
         for (int64_t v = 0; v < NV; v++) c[i][v] = add(c[i][v], load(bias + v * W));
-    tile(a, lda, 1, b, NR, depth, c);
-    put(c, to, p.ldc);
-    return;
+  } else {
+    for (int64_t i = 0; i < M; i++)
+      for (int64_t j = 0; j < NR; j++)
+        edge[i * NR + j] = j < width ? (from ? from[i * step + j] : 0.f) + (bias ? bias[j] : 0.f) : 0.f;
+    get(c, edge, NR);
   }
-  alignas(64) float edge[M * NR] = {};
-  for (int64_t i = 0; i < M; i++)
-    for (int64_t j = 0; j < width; j++) edge[i * NR + j] = (from ? from[i * step + j] : 0.f) + (bias ? bias[j] : 0.f);
-  get(c, edge, NR);
-  tile(a, lda, 1, b, NR, depth, c);
+  for (int i = 0; i < count; b += part[i].depth * NR, i++)
+    tile(part[i].a + m * part[i].lda, part[i].lda, 1, b, NR, part[i].depth, c);
+  if (width == NR) return put(c, to, p.ldc);
   put(c, edge, NR);
   for (int64_t i = 0; i < M; i++)
     for (int64_t j = 0; j < width; j++) to[i * p.ldc + j] = edge[i * NR + j];
 }
 
-inline void some_rows(int64_t rows, const Product& p, bool first, const float* a, int64_t lda, const float* b, int64_t depth, int64_t m, int64_t n) {
+inline void some_rows(int64_t rows, const Product& p, bool first, const Part* part, int count, const float* b, int64_t m, int64_t n) {
   switch (rows) {
-    case 1: return tile_of<1>(p, first, a, lda, b, depth, m, n);
-    case 2: return tile_of<2>(p, first, a, lda, b, depth, m, n);
-    case 3: return tile_of<3>(p, first, a, lda, b, depth, m, n);
-    case 4: return tile_of<4>(p, first, a, lda, b, depth, m, n);
-    case 5: return tile_of<5>(p, first, a, lda, b, depth, m, n);
-    default: return tile_of<6>(p, first, a, lda, b, depth, m, n);
+    case 1: return tile_of<1>(p, first, part, count, b, m, n);
+    case 2: return tile_of<2>(p, first, part, count, b, m, n);
+    case 3: return tile_of<3>(p, first, part, count, b, m, n);
+    case 4: return tile_of<4>(p, first, part, count, b, m, n);
+    case 5: return tile_of<5>(p, first, part, count, b, m, n);
+    default: return tile_of<6>(p, first, part, count, b, m, n);
   }
 }
 
-// Rows of K that are packed at once: as even as can be, a multiple of W.
+// Rows of K of a segment that a pass takes: as even as can be, a multiple of W.
 inline int64_t depth_of(int64_t depth) { return up_to(pieces(depth, pieces(depth, KC)), W); }
 
 // C[m0 .. m1)[n0 .. n1), n1 - n0 at most NC, or onto what is there where it is not the first of its terms;
 // `room` holds PACKED floats.
 inline void multiply(const Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* room, bool first = true) {
-  for (int s = 0; s < p.count; s++) {
-    const Segment& each = p.segment[s];
-    const int64_t most = depth_of(each.depth);
-    for (int64_t k = 0; k < each.depth; k += most, first = false) {
-      const int64_t depth = std::min(most, each.depth - k);
-      pack(each, k, depth, n0, n1, room);
-      for (int64_t mc = m0; mc < m1; mc += MC) {
-        const int64_t me = std::min(mc + MC, m1);
-        const float* b = room;
-        for (int64_t n = n0; n < n1; n += NR, b += depth * NR)
-          for (int64_t m = mc; m < me; m += MR)
-            some_rows(std::min(MR, me - m), p, first, each.a + m * each.lda + k, each.lda, b, depth, m, n);
-      }
+  int s = 0;
+  for (int64_t k = 0; s < p.count; first = false) {
+    Part part[PARTS];
+    int64_t from[PARTS], whole = 0;  // where in its segment a part begins; rows of the panels
+    int of[PARTS], count = 0;
+    while (s < p.count && count < PARTS) {
+      const Segment& each = p.segment[s];
+      const int64_t depth = std::min(depth_of(each.depth), each.depth - k);
+      if (count && whole + depth > KC) break;
+      part[count] = {each.a + k, each.lda, depth};
+      from[count] = k, of[count++] = s, whole += depth, k += depth;
+      if (k == each.depth) s++, k = 0;
+    }
+    float* to = room;
+    for (int i = 0; i < count; to += part[i].depth * NR, i++)
+      pack(p.segment[of[i]], from[i], part[i].depth, n0, n1, to, whole * NR);
+    for (int64_t mc = m0; mc < m1; mc += MC) {
+      const int64_t me = std::min(mc + MC, m1);
+      const float* b = room;
+      for (int64_t n = n0; n < n1; n += NR, b += whole * NR)
+        for (int64_t m = mc; m < me; m += MR) some_rows(std::min(MR, me - m), p, first, part, count, b, m, n);
     }
   }
 }

@@ -29,7 +29,7 @@ from lorakit.kernels.workspace import LINE, workspace
 _ADDRESS, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
-class _Layer(ctypes.Structure):
+class _LayerStruct(ctypes.Structure):
     """As native/src/block.cpp has it."""
 
     _fields_ = (
@@ -46,7 +46,7 @@ _COUNTS = (
 _KEPT = ("q", "k", "v", "o", "middle", "gate", "up", "scale1", "scale2", "log", "h")
 
 
-class _Block(ctypes.Structure):
+class _BlockStruct(ctypes.Structure):
     """As native/src/block.cpp has it."""
 
     _fields_ = (
@@ -55,7 +55,7 @@ class _Block(ctypes.Structure):
         *((name, _ADDRESS) for name in ("start", "cos", "sin", "norm1", "norm2")),
         *((name, _ADDRESS) for name in ("query_norm", "key_norm", "x", "dy", "y", "dx")),
         *((name, _ADDRESS) for name in (*_KEPT, "work", "room")),
-        ("layer", _Layer * 7),
+        ("layer", _LayerStruct * 7),
     )
 
 
@@ -211,11 +211,11 @@ _FIRST = 6  # of the tensors, the first linear layer's weight
 
 def _described(
     x_TD: Tensor, form: _Form, tensors: Sequence[Tensor | None], kept: Tensor | None = None
-) -> tuple[_Block, Tensor, dict[str, int]]:
+) -> tuple[_BlockStruct, Tensor, dict[str, int]]:
     """A block as the library takes it, what it keeps, and where in that each tensor begins."""
     tokens, width = x_TD.shape
     address = [None if t is None else t.data_ptr() for t in tensors]
-    block = _Block(
+    block = _BlockStruct(
         tokens=tokens,
         width=width,
         head_width=form.head_width,
@@ -260,7 +260,7 @@ def _starts(lengths: tuple[int, ...]) -> Tensor:
     return torch.tensor((0, *lengths)).cumsum(0)
 
 
-def _run(name: str, block: _Block, x_TD: Tensor) -> None:
+def _run(name: str, block: _BlockStruct, x_TD: Tensor) -> None:
     """Call the library on a block, with memory to work in."""
     work, room = ctypes.c_int64(), ctypes.c_int64()
     address = ctypes.addressof(block)

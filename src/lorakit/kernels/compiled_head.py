@@ -22,7 +22,7 @@ _ADDRESS, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _TOKENS = 512
 
 
-class _Head(ctypes.Structure):
+class _HeadStruct(ctypes.Structure):
     """As native/src/head.cpp has it."""
 
     _fields_ = (
@@ -79,7 +79,7 @@ class _CompiledHead(torch.autograd.Function):
         loss_L = torch.empty(len(hidden_LD), dtype=torch.float64)
         gradient = torch.empty_like(hidden_LD) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_LD), _TOKENS):
-            head = _Head(
+            head = _HeadStruct(
                 tokens=min(_TOKENS, len(hidden_LD) - start),
                 width=width,
                 words=words,
