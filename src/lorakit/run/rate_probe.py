@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from lorakit.data import TokenTable
+from lorakit.data import Batch, TokenTable
+from lorakit.data.rehearsal import Rehearsal
 from lorakit.errors import DivergedError
 from lorakit.run.fitting import Report, fit_model
 from lorakit.tasks import Task
@@ -166,6 +167,7 @@ def probe_rate(
     task: Task,
     recompute: bool = False,
     moments: Moments | None = None,
+    rehearsal: Rehearsal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     report: Report = lambda event: None,
 ) -> ProbedRate:
@@ -181,6 +183,7 @@ def probe_rate(
         task: what is trained for.
         recompute: activation checkpointing.
         moments: AdamW's, that every try begins with.
+        rehearsal: how the run takes its rows; the tries take them in the same way.
         should_stop: asked between steps.
         report: told of each try.
 
@@ -188,13 +191,8 @@ def probe_rate(
         DivergedError: every rate diverged.
         InterruptedRunError: `should_stop` said so.
     """
-    few = [range(min(len(table), MOST_JUDGED)) for table in judged]
-    loss = task.loss(model)
-    batches = [
-        batch
-        for table, rows in zip(judged, few, strict=True)
-        for batch in task.batches(table, rows, spec.batch_tokens, model.device)
-    ]
+    rows = sum(min(len(table), MOST_JUDGED) for table in judged)
+    loss, batches = task.loss(model), _judging(task, model, judged, spec)
     if not batches:
         return ProbedRate(float(f"{rule * UNMEASURED:.3g}"), 0, None, {}, 0)
     before, losses = held_out_loss(batches, loss), dict[float, float | None]()
@@ -214,6 +212,7 @@ def probe_rate(
                 observers=Observers(should_stop=should_stop),
                 moments=moments,
                 evaluated=False,
+                rehearsal=rehearsal,
             )
             after = held_out_loss(batches, loss)
             losses[rate] = after if math.isfinite(after) else None
@@ -234,7 +233,18 @@ def probe_rate(
             "lower --learning-rate, or look at the rows"
         )
     rate = chosen(finite, before, whole=short >= steps)
-    return ProbedRate(rate, short, before, losses, sum(map(len, few)))
+    return ProbedRate(rate, short, before, losses, rows)
+
+
+def _judging(task: Task, model: Any, judged: Sequence[TokenTable], spec: TrainSpec) -> list[Batch]:
+    """The batches that a try is judged by: the first rows of each table."""
+    return [
+        batch
+        for table in judged
+        for batch in task.batches(
+            table, range(min(len(table), MOST_JUDGED)), spec.batch_tokens, model.device
+        )
+    ]
 
 
 @contextlib.contextmanager
