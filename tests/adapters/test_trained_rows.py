@@ -11,6 +11,9 @@ import lorakit
 from families import tiny
 from lorakit.adapters import trained_rows
 from lorakit.adapters.attached import attached_rows, remember_rows
+from lorakit.adapters.pairs import read_stored, write_stored
+from lorakit.adapters.shrink import shrink
+from lorakit.adapters.specs import ShrinkSpec
 from lorakit.adapters.store import Store, content_id
 from lorakit.adapters.trained_rows import TRAINED_ROWS, TrainedRows, read_trained_rows
 
@@ -70,6 +73,11 @@ def test_what_is_made_of_several_was_trained_on_the_rows_of_all(tmp_path):
     assert recorded(out) == [1, 2, LARGE]
     lorakit.combine([none, none], out=tmp_path / "nothing")
     assert recorded(tmp_path / "nothing") is None
+
+
+def test_a_smaller_adapter_was_trained_on_the_same_rows(tmp_path):
+    small = shrink(read_stored(adapter(tmp_path / "one", 4, LARGE)), ShrinkSpec(rank=1))
+    assert recorded(write_stored(tmp_path / "small", small.adapter)) == [4, LARGE]
 
 
 def test_more_rows_than_it_keeps(tmp_path, monkeypatch):
