@@ -100,11 +100,11 @@ def tensors(model):
     return {path: layer.B.detach().clone() for path, layer in lora_layers(model).items()}
 
 
-def test_new_rows_get_half_of_every_step(base, parent):
+def test_new_rows_are_taken_more_often(base, parent):
     result, new_in_steps = go_on(base, parent, [*new(), *old()])
-    # 12 known rows over 2 new ones are 6; 16 slots at 6 are 16 · 6 / 24 = 4 passes, the most.
-    assert "2 of 14 rows are new to the parent: each is taken 6 times as often" in said(result)
-    assert new_in_steps == [2, 2, 2, 2]
+    # √(12 / 2) = 2.449. 2 · 2.4 of 16.8 slots are 1.143 in a step: 1, 2, 3 and 5 after each of four.
+    assert "2 of 14 rows are new to the parent: each is taken 2.4 times as often" in said(result)
+    assert new_in_steps == [1, 1, 1, 2]
     assert result.steps == 4
 
 
@@ -112,17 +112,17 @@ def test_order_spaces_and_files_do_not_make_a_row_new(base, parent, tmp_path):
     known = [{"prompt": f"say\t {word}\n", "completion": "x"} for word in OLD[::-1]]
     result, new_in_steps = go_on(base, parent, [*known[:5], *new(), *known[5:]])
     assert "2 of 14 rows are new to the parent" in said(result)
-    assert new_in_steps == [2, 2, 2, 2]
+    assert new_in_steps == [1, 1, 1, 2]
     # A correction is new, whatever its prompt is.
     result, _ = go_on(base, parent, [*old(), *new(["lamp"])])
     assert "1 of 13 rows is new to the parent" in said(result)
 
 
 def test_long_runs_take_new_rows_less_often():
-    # 12 known, 2 new, 4 a step. The largest weight w with slots · w <= 4 · (2 w + 12):
-    assert auto_weight(2, 14, steps=4, batch_size=4) == 6  # 96 <= 96
-    assert auto_weight(2, 14, steps=5, batch_size=4) == 4  # 80 <= 80, and 100 > 88 at 5
-    assert auto_weight(2, 14, steps=8, batch_size=4) == 2  # 64 <= 64
+    # 12 known, 2 new, 4 a step: √6 = 2.449 while 4 passes over 2 rows are not exceeded.
+    assert auto_weight(2, 14, steps=4, batch_size=4) == 2.4
+    assert auto_weight(2, 14, steps=8, batch_size=4) == 2.0  # 32 · 2 / (2 · 2 + 12) = 4
+    assert auto_weight(2, 14, steps=10, batch_size=4) == 1.5  # 40 · 1.5 / (1.5 · 2 + 12) = 4
     assert auto_weight(2, 14, steps=99, batch_size=4) == 1
     # Eight times is the most, and more new rows than known ones need no more than their share.
     assert auto_weight(2, 1_002, steps=10, batch_size=8) == 8
@@ -184,12 +184,12 @@ def test_rows_of_a_parents_parent_are_known(base, parent, tmp_path):
     second = lorakit.save_adapter(base[0], tmp_path / "second")
     assert recorded(second) == 14
     result, _ = go_on(base, second, [*old(), *new(), *new(["tin"])])
-    assert "1 of 15 rows is new to the parent: each is taken 4 times as often" in said(result)
+    assert "1 of 15 rows is new to the parent: each is taken 3.7 times as often" in said(result)
 
 
 def test_a_row_that_is_there_twice_is_two_rows(base, parent, tmp_path):
     result, _ = go_on(base, parent, [*new(), *new(), *old()])
-    assert "4 of 16 rows are new to the parent: each is taken 3 times as often" in said(result)
+    assert "4 of 16 rows are new to the parent: each is taken 1.7 times as often" in said(result)
     assert recorded(lorakit.save_adapter(base[0], tmp_path / "child")) == 14
 
 

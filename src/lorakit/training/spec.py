@@ -50,8 +50,8 @@ class TrainSpec:
         default="auto",
         metadata={
             "help": "With from: how many times as often a row that is new to the parent is taken as "
-            "one that it was trained on, such as 4; 1: all alike. auto: so that new rows have half "
-            "of every step, at most 8 times, and less in long runs."
+            "one that it was trained on, such as 4; 1: all alike. auto: the square root of known rows "
+            "over new ones, at most 8, and less in long runs."
         },
     )
     schedule: Literal["cosine", "linear", "constant"] = field(
