@@ -138,14 +138,14 @@ def trained_after(
         orders: the rows of any step.
         kept: steps that led to the parameters that were kept.
     """
-    taken_S = np.zeros(len(hashes_S), dtype=np.bool_)
+    taken = set[int]()
     for step in range(kept):
-        taken_S[list(orders(step))] = True
-        if taken_S.all():
+        taken.update(orders(step))
+        if len(taken) == len(hashes_S):
             break
-    if not taken_S.any():
+    if not taken:
         return before
-    rows = TrainedRows.of(hashes_S[taken_S])
+    rows = TrainedRows.of(hashes_S[sorted(taken)])
     return rows if before is None else before | rows
 
 
