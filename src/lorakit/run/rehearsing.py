@@ -2,9 +2,9 @@
 
 The others are rehearsed: the parent knows them, and would forget them without. With `new_row_weight: auto`
 both kinds are taken in proportion to the square roots of their numbers, as languages of very different sizes
-are in multilingual training (temperature 2, arXiv 1907.05019): with half of the steps or more for new rows
-the known ones were forgotten faster than the new ones were learned (benchmarks/go_on.py). Two bounds keep single rows from
-being taken without end.
+are in multilingual training (temperature 2, arXiv 1907.05019). On 24 new among 216 rows of BANKING77 that is a
+quarter of every step for new rows; with a third of it an adapter lost more on the known rows than it gained on the
+new ones. Two bounds keep single rows from being taken without end.
 """
 
 import math
