@@ -89,8 +89,8 @@ def rehearse(
         )
         if trained is None and asked == "auto":
             return Rehearsing(rows=rows)
-        notes = (f"all rows are taken alike: {why}",)
-        return Rehearsing(rows=rows, notes=notes, trained=trained)
+        alike = f"all rows are taken alike: {why}"
+        return Rehearsing(rows=rows, notes=(alike,), trained=trained)
     new_S = trained.new(hashes_S)
     new = int(new_S.sum())
     if new in (0, rows):
