@@ -15,6 +15,14 @@ def holds(line: bench.Line) -> bool:
     return bool(line["loss"] <= WITHIN * line["fresh_loss"])
 
 
+def interval(line: bench.Line) -> str:
+    """Between which ratios the loss over the fresh run's lies; '' of lines that held 24 rows against it."""
+    if "change_low" not in line:
+        return ""
+    low, high = (1 + line[end] / line["fresh_loss"] for end in ("change_low", "change_high"))
+    return f"{low:.2f} to {high:.2f}"
+
+
 def table(lines: Sequence[bench.Line]) -> str:
     """One row a pair, in both kinds of comparison."""
     same = [line for line in lines if line["same"]]
@@ -32,12 +40,13 @@ def table(lines: Sequence[bench.Line]) -> str:
         ],
     )
     second = bench.table(
-        ("pair", "steps", "parent", "going on, half", "fresh", "ratio", "holds"),
+        ("pair", "steps", "parent", "going on, half", "fresh", "ratio", "its interval", "holds"),
         [
             (
                 *(line["pair"], f"{line['parent_steps']} + {line['steps']}, {line['fresh_steps']}"),
                 *(f"{line['parent_loss']:.4f}", f"{line['loss']:.4f}"),
                 *(f"{line['fresh_loss']:.4f}", f"{line['loss'] / line['fresh_loss']:.2f}"),
+                interval(line),
                 "yes" if holds(line) else "no",
             )
             for line in other

@@ -119,7 +119,7 @@ class TogetherSpec:
             "name": "task_option",
             "help": "An option of one task: NAME.OPTION=VALUE, such as mails.eval_data=held.jsonl or "
             "mails.prompt='{subject}'; repeat the flag for another. Options about rows, from, "
-            "epochs, max_steps and learning_rate. Default: none.",
+            "epochs, max_steps, learning_rate and new_row_weight. Default: none.",
         },
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
@@ -15,7 +16,9 @@ from adapter_models import adapt, tiny_llama
 from hub_stand_in import TOKEN, Hub, Repository, serving
 from lorakit.adapters import hub as sharing
 from lorakit.adapters import read_adapter, save_adapter
+from lorakit.adapters.attached import remember_rows
 from lorakit.adapters.store import Store
+from lorakit.adapters.trained_rows import TRAINED_ROWS, TrainedRows, read_trained_rows
 from lorakit.errors import AdapterError, OutputError
 
 FOUR = {"adapter_config.json", "adapter_model.safetensors", "lorakit.json", "README.md"}
@@ -58,6 +61,21 @@ def test_there_and_back_to_the_byte(there, saved_adapter, tmp_path):
     for name in FOUR:
         assert (got.folder / name).read_bytes() == (saved_adapter / name).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back"]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_record_of_rows_stays_where_one_owner_sees_it(there, tmp_path, private):
+    model = adapt(tiny_llama())
+    remember_rows(model, TrainedRows.of(np.array([3, 2**32 - 1], dtype=np.uint32)))
+    folder = save_adapter(model, tmp_path / "adapter")
+    pushed(folder, there, private=private)
+    more = {TRAINED_ROWS} if private else set()
+    assert set(there.repositories[NAME].files) == FOUR | more
+    back = pulled(there, tmp_path / "back").folder
+    assert {p.name for p in back.iterdir()} == FOUR | more
+    rows, why = read_trained_rows(back, read_adapter(back).tensors_sha256)
+    assert why == ""
+    assert (rows.hashes.tolist() if rows else None) == ([3, 2**32 - 1] if private else None)
 
 
 def test_what_is_said_before_is_what_is_sent(there, saved_adapter):

@@ -9,6 +9,7 @@ import torch
 from families import tiny
 from lorakit.adapters import load_adapter, read_adapter
 from lorakit.adapters.pairs import read_stored
+from lorakit.adapters.trained_rows import read_trained_rows
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.errors import ConfigError, DataError, OutputError
 from lorakit.experiments import stamps
@@ -80,6 +81,10 @@ def test_the_adapter_is_there_at_the_recommended_rank(found):
     assert info.provenance["rank_search"]["method"] == "bracket"
     assert info.provenance["metrics"]["eval_loss"] == result["loss"]
     load_adapter(tiny("llama"), out / "adapter", force=True)
+    # A run may go on from it, and then knows its rows.
+    rows, why = read_trained_rows(out / "adapter", info.tensors_sha256)
+    assert why == ""
+    assert 0 < rows.rows <= result["rows"]
 
 
 def test_ranks_by_layer_have_no_more_parameters(found):

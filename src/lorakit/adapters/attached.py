@@ -12,12 +12,14 @@ from torch import nn
 from lorakit.adapters.asking import mapping_in
 from lorakit.adapters.info import AdapterInfo
 from lorakit.adapters.moments import StoredMoments, read_moments
+from lorakit.adapters.trained_rows import TrainedRows, read_trained_rows
 from lorakit.lora import lora_layers
 
 _loaded: WeakKeyDictionary[nn.Module, AdapterInfo] = WeakKeyDictionary()
 _mappings: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
 _templates: WeakKeyDictionary[nn.Module, Mapping[str, Any]] = WeakKeyDictionary()
 _moments: WeakKeyDictionary[nn.Module, StoredMoments] = WeakKeyDictionary()
+_rows: WeakKeyDictionary[nn.Module, TrainedRows] = WeakKeyDictionary()
 
 
 def remember_loaded(model: nn.Module, info: AdapterInfo) -> None:
@@ -80,6 +82,28 @@ def attached_moments(model: nn.Module) -> tuple[StoredMoments | None, str]:
     if known is not None or info is None:
         return known, ""
     return read_moments(info.folder, lora_layers(model), info.tensors_sha256)
+
+
+def remember_rows(model: nn.Module, rows: TrainedRows | None) -> None:
+    """Keep which rows the pairs were trained on; None where nothing is known of them."""
+    if rows is None:
+        _rows.pop(_first(model), None)
+    else:
+        _rows[_first(model)] = rows
+
+
+def attached_rows(model: nn.Module) -> tuple[TrainedRows | None, str]:
+    """The rows that the pairs were trained on, here or before they were loaded.
+
+    Returns:
+        The rows, and why a file that is there cannot be used, '' for no such reason.
+    """
+    if not lora_layers(model):
+        return None, ""
+    known, info = _rows.get(_first(model)), loaded_info(model)
+    if known is not None or info is None:
+        return known, ""
+    return read_trained_rows(info.folder, info.tensors_sha256)
 
 
 def _first(model: nn.Module) -> nn.Module:

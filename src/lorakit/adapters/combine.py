@@ -115,7 +115,7 @@ def combine(
     if spec.how in SPARSE:
         method["density"] = spec.share
     made_by = made_of(parts, config, ranks, method=method, notes=notes)
-    adapter = StoredAdapter(Path(source), made_by.config, made_by.record, pairs)
+    adapter = StoredAdapter(Path(source), made_by.config, made_by.record, pairs, rows=made_by.rows)
     return Combined(adapter, lost, overall, tuple(notes))
 
 

@@ -1,7 +1,8 @@
 """Adapters on the Hugging Face hub: pushed privately, pulled with every byte checked.
 
-Only the four files of an adapter folder travel, in either direction. A repository may hold
-anything else, pickles and code included: none of it is fetched.
+Only the files named in `FILES` travel, in either direction. A repository may hold anything else,
+pickles and code included: none of it is fetched. The record of the rows that an adapter was trained
+on goes to private repositories alone: whoever has a row can ask whether it is one of them.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ from lorakit.adapters.folder import TENSORS
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD
+from lorakit.adapters.trained_rows import TRAINED_ROWS
 from lorakit.errors import AdapterError, InputError, OutputError
 from lorakit.files.whole import write_folder
 from lorakit.models.quiet import quiet
 
-FILES = (CONFIG, TENSORS, RECORD, "README.md")
+FILES = (CONFIG, TENSORS, RECORD, "README.md", TRAINED_ROWS)
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -80,12 +82,11 @@ def prepare_push(
 
     _check_name(repository)
     read_stored(folder)
-    sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
     with _said(repository, OutputError):
         try:
             there = _api(endpoint).model_info(repository)
         except RepositoryNotFoundError:
-            return Push(folder, repository, private, sizes, None)
+            return Push(folder, repository, private, _sizes(folder, private), None)
     held = [s.rfilename for s in there.siblings or [] if s.rfilename != ".gitattributes"]
     if held and not force:
         raise OutputError(
@@ -96,7 +97,14 @@ def prepare_push(
         raise OutputError(
             f"{repository} is public, and so would be this adapter: --public if that is meant"
         )
-    return Push(folder, repository, bool(there.private), sizes, there.sha)
+    seen_by_one = bool(there.private)
+    return Push(folder, repository, seen_by_one, _sizes(folder, seen_by_one), there.sha)
+
+
+def _sizes(folder: Path, private: bool) -> dict[str, int]:
+    """Bytes of each file that is uploaded."""
+    names = [name for name in FILES if private or name != TRAINED_ROWS]
+    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
 
 
 def push(prepared: Push, *, message: str | None = None, endpoint: str | None = None) -> str:

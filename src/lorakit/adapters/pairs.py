@@ -24,6 +24,7 @@ from lorakit.adapters.names import check_pair, pair_of, tensor_names
 from lorakit.adapters.peft_config import CONFIG, PeftConfig, read_config, write_config
 from lorakit.adapters.peft_names import renamed
 from lorakit.adapters.provenance import Record, make_record, read_record, write_record
+from lorakit.adapters.trained_rows import TrainedRows, write_trained_rows
 from lorakit.errors import AdapterError
 from lorakit.files.copying import hash_of
 from lorakit.files.tensors import (
@@ -150,6 +151,7 @@ class StoredAdapter:
         whole: copies of the base's own weights that peft keeps beside a pair on an embedding, by
             their names in the file; never written again.
         notes: what was set aside while reading, one sentence each.
+        rows: that it was trained on, to be written beside it; `read_stored` leaves them where they are.
     """
 
     source: Path
@@ -158,6 +160,7 @@ class StoredAdapter:
     pairs: Mapping[str, Pair]
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    rows: TrainedRows | None = None
 
     @property
     def spec(self) -> LoraSpec:
@@ -308,6 +311,7 @@ def write_stored(
         digest = hash_of(partial / TENSORS)[1]
         write_record(partial, make_record(adapter.spec, digest, base, told, moved))
         write_moments(partial, moments, digest)
+        write_trained_rows(partial, adapter.rows, digest)
         write_json(partial / CONFIG, config, sort_keys=True)
         recorded = (base or {}).get("name") or adapter.config.base_name
         card = model_card(adapter.spec, pairs, recorded, told)

@@ -10,6 +10,7 @@ from lorakit.adapters.naming import exactly
 from lorakit.adapters.pairs import StoredAdapter
 from lorakit.adapters.peft_config import PeftConfig, compact
 from lorakit.adapters.provenance import Record, check_alike, make_record
+from lorakit.adapters.trained_rows import TrainedRows, read_trained_rows
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
@@ -93,10 +94,11 @@ def common_config(parts: Sequence[Part], *, force: bool) -> tuple[PeftConfig, li
 
 @dataclass(frozen=True)
 class Made:
-    """Configuration and record of a made adapter."""
+    """Configuration and record of a made adapter, and the rows that its parents were trained on."""
 
     config: PeftConfig
     record: Record
+    rows: TrainedRows | None
 
 
 def made_of(
@@ -142,7 +144,20 @@ def made_of(
             "the adapters were trained with different templates: none is recorded, so the "
             "model's own will be used"
         )
-    return Made(replace(config, spec=spec), make_record(spec, "", base, provenance))
+    record = make_record(spec, "", base, provenance)
+    return Made(replace(config, spec=spec), record, _rows_of(parts))
+
+
+def _rows_of(parts: Sequence[Part]) -> TrainedRows | None:
+    """The rows that any of these records; None where none of them records any."""
+    known = None
+    for part in parts:
+        record = part.adapter.record
+        digest = record.tensors_sha256 if record else None
+        rows, _ = read_trained_rows(part.adapter.source, digest)
+        if rows is not None:
+            known = rows if known is None else known | rows
+    return known
 
 
 def unit_spec(ranks: Mapping[str, int], target_modules: tuple[str, ...] | str) -> LoraSpec:

@@ -8,7 +8,12 @@ from typing import Any, cast
 from torch import nn
 
 from lorakit.adapters.asking import asking_of
-from lorakit.adapters.attached import attached_mapping, attached_template, trained_moments
+from lorakit.adapters.attached import (
+    attached_mapping,
+    attached_rows,
+    attached_template,
+    trained_moments,
+)
 from lorakit.adapters.naming import describe_parameters, describe_targets
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig
@@ -37,9 +42,9 @@ def save_adapter(
     """Write the pairs of a model as an adapter folder that peft loads.
 
     The folder holds adapter_model.safetensors (A and B in their own dtype, float32 over any
-    base below float64), adapter_config.json, README.md and lorakit.json; and AdamW's moments where
-    the pairs were trained here, in optimizer.safetensors. It is written beside its place, flushed
-    and renamed.
+    base below float64), adapter_config.json, README.md and lorakit.json; AdamW's moments where the
+    pairs were trained here, in optimizer.safetensors; and which rows lorakit trained them on, in
+    trained_rows.safetensors. It is written beside its place, flushed and renamed.
 
     Args:
         model: with pairs attached.
@@ -103,7 +108,8 @@ def save_adapter(
         known = asking_of(source, mapping) if source is not None else dict(mapping)
         provenance = {**(provenance or {}), "asking": known}
     record = make_record(spec, "", base, provenance)
-    adapter = StoredAdapter(Path(folder), config, record, pairs)
+    rows, _ = attached_rows(model)
+    adapter = StoredAdapter(Path(folder), config, record, pairs, rows=rows)
     return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)
 
 

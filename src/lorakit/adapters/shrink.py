@@ -72,5 +72,5 @@ def shrink(
     config, notes = common_config([part], force=True)
     method = {"name": "shrink", **method_of(spec, lost=overall)}
     told = made_of([part], config, parts_ranks, method=method, notes=notes)
-    made_adapter = StoredAdapter(Path("shrink"), told.config, told.record, pairs)
+    made_adapter = StoredAdapter(Path("shrink"), told.config, told.record, pairs, rows=told.rows)
     return Combined(made_adapter, lost, overall, tuple(notes))

@@ -42,7 +42,8 @@ def push(
 
     `lorakit push runs/first/adapter OWNER/NAME`
 
-    Only the four files of the adapter are uploaded. Log in first with `hf auth login`.
+    Only the adapter's own files are uploaded, and its record of the rows it was trained on
+    (`trained_rows.safetensors`) where the repository is private. Log in first with `hf auth login`.
     """
     config = load_config(None, flatten(flags))
     need("hub", "`lorakit push`")

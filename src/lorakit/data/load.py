@@ -36,8 +36,9 @@ class Dataset:
     """The rows that a run is trained on, and the rows that it is measured on.
 
     eval_examples: the held-out rows, each with its prompt and its reference answer; `eval` holds a
-    conversation as several sequences where its template asks for it. data_sha256: of the content of the rows used, in their order, whatever file they came from. notes: sentences
-    for the user, one for each decision that was taken about the rows.
+    conversation as several sequences where its template asks for it. data_sha256: of the content of the rows used, in their order, whatever file they came from.
+    train_hashes: uint32 (S,), the `row_hash` of each sequence of `train`. notes: sentences for the user, one
+    for each decision that was taken about the rows.
     """
 
     train: TokenTable
@@ -46,6 +47,7 @@ class Dataset:
     template: Template
     shape: Shape
     data_sha256: str
+    train_hashes: NDArray[np.uint32]
     train_counts: RowCounts
     eval_counts: RowCounts
     notes: tuple[str, ...]
@@ -111,6 +113,7 @@ def load_data(
         template=template,
         shape=shape,
         data_sha256=_hash(train, held),
+        train_hashes=train.hashes,
         train_counts=train.row_counts,
         eval_counts=held.row_counts,
         notes=tuple(notes),
@@ -221,5 +224,6 @@ def _take(encoded: EncodedRows, rows: NDArray[np.intp]) -> EncodedRows:
         encoded.digests[rows],
         encoded.keys[rows],
         encoded.index[rows],
+        encoded.hashes[rows],
         replace(encoded.row_counts, kept=len(rows)),
     )

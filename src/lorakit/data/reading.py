@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lorakit.data.cutting import cuts_prompts, excess, shortened
 from lorakit.data.encode import EncodedExample, encode_examples
 from lorakit.data.notes import RowCounts
+from lorakit.data.row_hash import row_hash
 from lorakit.data.shapes import Example
 from lorakit.data.spec import DataSpec
 from lorakit.data.split import prompt_key
@@ -26,16 +27,17 @@ Shorter = Callable[[Example], EncodedExample | None]
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """S sequences as tokens, and 32 bytes more for each of them.
+    """S sequences as tokens, and 36 bytes more for each of them.
 
     digests: uint8 (S, 16), content hashes of their rows. keys: uint64 (S,), their `prompt_key`s.
-    index: int64 (S,), how many rows were read before theirs.
+    index: int64 (S,), how many rows were read before theirs. hashes: uint32 (S,), their `row_hash`es.
     """
 
     table: TokenTable
     digests: NDArray[np.uint8]
     keys: NDArray[np.uint64]
     index: NDArray[np.int64]
+    hashes: NDArray[np.uint32]
     row_counts: RowCounts
 
 
@@ -77,6 +79,7 @@ def encode_rows(
         np.frombuffer(reading.digests, np.uint8).reshape(-1, 16)[index],
         np.frombuffer(reading.keys, np.uint64)[index],
         index,
+        np.frombuffer(reading.hashes, np.uint32)[index],
         reading.row_counts(len(table)),
     )
 
@@ -87,6 +90,7 @@ class _Reading:
     def __init__(self, limit: int | None, spec: DataSpec, seed: int) -> None:
         self.limit, self.spec, self.seed = limit, spec, seed
         self.digests, self.keys, self.index = bytearray(), array("Q"), array("q")
+        self.hashes = array("I")
         self.counts: dict[str, Any] = dict.fromkeys(
             ("read", "too_long", "dropped", "truncated", "longest"), 0
         ) | dict.fromkeys(
@@ -102,6 +106,7 @@ class _Reading:
         for example in examples:
             self.digests.extend(hashlib.blake2b(example.canonical(), digest_size=16).digest())
             self.keys.append(prompt_key(example, self.seed))
+            self.hashes.append(row_hash(example))
             if cuts_prompts(self.spec):
                 self.examples.append(example)
             yield example

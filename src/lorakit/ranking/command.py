@@ -29,6 +29,7 @@ from typing import Any
 
 from lorakit.adapters.asking import asking_of
 from lorakit.adapters.pairs import read_stored, write_stored
+from lorakit.adapters.trained_rows import read_trained_rows
 from lorakit.config import RunConfig
 from lorakit.errors import ConfigError
 from lorakit.experiments import Report, Runner
@@ -259,7 +260,8 @@ def _keep_adapter(
     folder: Path,
 ) -> None:
     """The adapter of the answer, with the search in its record."""
-    stored = read_stored(findings.adapter.folder(root))
+    place = findings.adapter.folder(root)
+    stored = read_stored(place)
     profile = findings.lab.profile.profile
     provenance = {
         "template": dict(profile.template),
@@ -277,4 +279,6 @@ def _keep_adapter(
             "margin": findings.tolerance.margin,
         },
     }
-    write_stored(folder, stored, provenance=provenance, overwrite=True)
+    digest = stored.record.tensors_sha256 if stored.record else None
+    rows, _ = read_trained_rows(place, digest)
+    write_stored(folder, replace(stored, rows=rows), provenance=provenance, overwrite=True)

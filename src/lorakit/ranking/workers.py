@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.adapters.attached import remember_rows
 from lorakit.adapters.pairs import read_stored
 from lorakit.data import TokenTable
 from lorakit.errors import DataError, DivergedError
@@ -32,7 +33,8 @@ from lorakit.ranking.trials import (
     TrainRequest,
     TrainResult,
 )
-from lorakit.run.fitting import Work, fit_models
+from lorakit.run.fitting import Work, fit_models, orders_of
+from lorakit.run.rehearsing import trained_after
 from lorakit.training import Checkpoints, FitResult, Observers, Schedule, TrainSpec
 
 
@@ -119,6 +121,10 @@ def train(request: TrainRequest, sources: Sources, folder: Path, report: Report)
         own = folder / f"run-{i}"
         if request.save and not result.diverged:
             jobs.install(i)
+            spec, data = works[i].schedule.spec, context.data
+            orders = orders_of(len(data.train), spec, request.steps)
+            rows = trained_after(None, data.train_hashes, orders, request.until)
+            remember_rows(model, rows)
             save_pairs(context.session, own / "adapter", context.config)
         elif not request.save:  # nobody goes on from a short run
             shutil.rmtree(own)

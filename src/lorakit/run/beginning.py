@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorakit.config import RunConfig, options
 from lorakit.data import Dataset
+from lorakit.data.rehearsal import Rehearsal
 from lorakit.files.whole import write_json
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import (
@@ -19,10 +20,11 @@ from lorakit.run.against_parent import (
     parent_rows,
     table_loss,
 )
-from lorakit.run.continuing import Beginning, Parent, go_on, remember
+from lorakit.run.continuing import Beginning, Parent, go_on
 from lorakit.run.fitting import Report
 from lorakit.run.prepared import Prepared
 from lorakit.run.rate_probe import read_probe
+from lorakit.run.remembering import remember
 from lorakit.run.session import Session, recorded_template
 from lorakit.training import FitResult, Moments, Schedule
 
@@ -46,18 +48,26 @@ class Begins:
     loss: float | None = None
 
     @property
+    def rehearsal(self) -> Rehearsal | None:
+        """How new rows and rows that the parent knows are taken; None where all are taken alike."""
+        return self.going.rehearsing.rehearsal if self.going else None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the user."""
         return self.going.notes if self.going else ()
 
 
 def begin(
-    ready: Prepared, report: Report, should_stop: Callable[[], bool], lost: str = ""
+    ready: Prepared,
+    report: Report,
+    should_stop: Callable[[], bool],
+    lost: Sequence[str] = (),
 ) -> Begins:
     """Settle the rate and the moments of a run whose pairs, or its parent's, are in the model.
 
-    What a probe finds is kept in the run folder: a resumed run does not repeat it. `lost` says why
-    the parent's moments cannot be used.
+    What a probe finds is kept in the run folder: a resumed run does not repeat it. `lost` says what
+    cannot be used of the parent's folder.
     """
     spec, session, data, parent = ready.config.train, ready.session, ready.data, ready.parent
     if parent is None:
@@ -77,7 +87,7 @@ def begin(
         report({"kind": "stage", "name": "probe"})
     going = go_on(
         session.model,
-        data.train,
+        data,
         [table for table in (data.eval, rows.table) if table is not None],
         ready.steps,
         spec,
@@ -101,10 +111,11 @@ def outcome_of(
 ) -> tuple[AgainstParent, dict[str, Any]]:
     """A run that has ended beside what it began with, and what result.json says of that.
 
-    The moments of the pairs that are in the model are remembered, for saving.
+    What is known of the pairs that are in the model is remembered, for saving.
     """
     model, spec, rows = ready.session.model, ready.config.train, begins.rows
-    remember(model, fitted)
+    rehearsing = begins.going.rehearsing if begins.going else None
+    remember(model, fitted, ready.data, ready.steps, spec, rehearsing)
     outcome = against(
         ready.parent.found.name if ready.parent else None,
         fitted,
@@ -116,6 +127,7 @@ def outcome_of(
     return outcome, {
         "learning_rate": begins.schedule.learning_rate,
         "probe": probed.to_dict() if probed else None,
+        "new_rows": rehearsing.to_dict() if rehearsing else None,
         "against_parent": outcome.to_dict(),
     }
 

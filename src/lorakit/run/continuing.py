@@ -7,21 +7,28 @@ from typing import Any
 from torch import nn
 
 from lorakit.adapters import AdapterInfo, load_adapter, read_adapter
-from lorakit.adapters.attached import attached_moments, remember_moments
+from lorakit.adapters.attached import (
+    attached_rows,
+    remember_moments,
+    remember_rows,
+)
 from lorakit.adapters.load import fit_stored
-from lorakit.adapters.moments import StoredMoments, named_tensors, read_moments
+from lorakit.adapters.moments import read_moments
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.store import content_id
+from lorakit.adapters.trained_rows import read_trained_rows
 from lorakit.config import RunConfig
-from lorakit.data import TokenTable
+from lorakit.data import Dataset, TokenTable
 from lorakit.errors import ConfigError, TargetError
-from lorakit.lora import LoraLayer, Plan, attach, detach, lora_layers, plan
+from lorakit.lora import Plan, attach, detach, lora_layers, plan
 from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.rate_probe import ProbedRate, probe_rate
+from lorakit.run.rehearsing import Rehearsing, check_new_row_weight, rehearse
+from lorakit.run.remembering import moments_of, unread
 from lorakit.run.session import Session
 from lorakit.tasks import Task
-from lorakit.training import FitResult, Moments, Schedule, TrainSpec
+from lorakit.training import Moments, Schedule, TrainSpec
 
 # Options that mean something together: what is adapted, with which rank, at which scale. A start
 # has no meaning for A and B that are there; dropout alone may be another than the parent's.
@@ -62,8 +69,10 @@ def find_parent(config: RunConfig) -> Parent | None:
     """The adapter that `config.start` names, read without a model; None where none is named.
 
     Raises:
+        ConfigError: an option is given that only a run with a parent has.
         AdapterError, StoreError: it is not there, or is damaged.
     """
+    check_new_row_weight(config.train, going_on=config.start.parent is not None)
     if config.start.parent is None:
         return None
     found = find_adapter(config.start.parent, config.output.store)
@@ -131,11 +140,11 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
     return own
 
 
-def attach_parent(session: Session, parent: Parent, made: Plan) -> str:
-    """Put the parent's A and B beside the session's model, ready to train, and its moments.
+def attach_parent(session: Session, parent: Parent, made: Plan) -> tuple[str, ...]:
+    """Put the parent's A and B beside the session's model, ready to train, and what it records.
 
     Returns:
-        Why the moments that lie in its folder cannot be used, '' for no such reason.
+        A sentence for each file in its folder that cannot be used.
 
     Raises:
         AdapterError, BaseMismatchError: see `lorakit.adapters.load_adapter`.
@@ -150,7 +159,9 @@ def attach_parent(session: Session, parent: Parent, made: Plan) -> str:
     layers = lora_layers(session.model)
     moments, why = read_moments(parent.found.folder, layers, parent.info.tensors_sha256)
     remember_moments(session.model, moments)
-    return why
+    rows, unknown = read_trained_rows(parent.found.folder, parent.info.tensors_sha256)
+    remember_rows(session.model, rows)
+    return unread(why, unknown)
 
 
 @dataclass(frozen=True)
@@ -162,12 +173,14 @@ class Beginning:
         moments: AdamW's, of the parent; None where it has none.
         probed: how the rate was found; None where it was given.
         notes: sentences for the user.
+        rehearsing: which rows are new to the parent, and how often they are taken.
     """
 
     schedule: Schedule
     moments: Moments | None
     probed: ProbedRate | None
     notes: tuple[str, ...]
+    rehearsing: Rehearsing
 
     @property
     def learning_rate(self) -> float:
@@ -177,7 +190,7 @@ class Beginning:
 
 def go_on(
     model: Any,
-    train: TokenTable,
+    data: Dataset,
     judged: Sequence[TokenTable],
     steps: int,
     spec: TrainSpec,
@@ -186,7 +199,7 @@ def go_on(
     recompute: bool = False,
     full: bool = False,
     probed: ProbedRate | None = None,
-    lost: str = "",
+    lost: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     report: Report = lambda event: None,
 ) -> Beginning:
@@ -197,7 +210,7 @@ def go_on(
 
     Args:
         model: with the pairs to go on from.
-        train: the run's rows.
+        data: the run's rows.
         judged: tables of held-out rows for the probe.
         steps: of the run.
         spec: as it was asked for.
@@ -205,7 +218,7 @@ def go_on(
         recompute: activation checkpointing.
         full: every parameter of the base is trained.
         probed: what an interrupted run's probe found; it is not repeated.
-        lost: why the moments in the parent's folder cannot be used, of `attach_parent`.
+        lost: what cannot be used of the parent's folder, of `attach_parent`.
         should_stop: asked between the probe's steps.
         report: told of each try.
 
@@ -213,18 +226,19 @@ def go_on(
         DivergedError, InterruptedRunError: see `probe_rate`.
     """
     moments, why = moments_of(model)
-    why = why or lost
-    notes = [f"the moments of the optimizer begin anew: {why}"] if why else []
+    trained, unknown = attached_rows(model)
+    rehearsing = rehearse(trained, data.train_hashes, steps, spec)
+    notes = [*lost, *unread(why, unknown), *rehearsing.notes]
     rule = peak_rate(model, steps, spec, full=full)
     if spec.learning_rate != "auto":
-        return Beginning(Schedule(steps, rule, spec), moments, None, tuple(notes))
+        return Beginning(Schedule(steps, rule, spec), moments, None, tuple(notes), rehearsing)
     if moments is None:
         share = min(_WARMUP_SHARE, _WARMUP_STEPS / steps)
         spec = replace(spec, warmup=max(spec.warmup, share))
     if probed is None:
         probed = probe_rate(
             model,
-            train,
+            data.train,
             judged,
             rule,
             steps,
@@ -232,51 +246,12 @@ def go_on(
             task=task,
             recompute=recompute,
             moments=moments,
+            rehearsal=rehearsing.rehearsal,
             should_stop=should_stop,
             report=report,
         )
     schedule = Schedule(steps, probed.learning_rate, spec)
-    return Beginning(schedule, moments, probed, (*notes, probed.note))
-
-
-def moments_of(model: nn.Module) -> tuple[Moments | None, str]:
-    """AdamW's moments of a model's pairs by parameter; and why a file of them cannot be used."""
-    stored, why = attached_moments(model)
-    return (None, why) if stored is None else (for_layers(stored, lora_layers(model)), why)
-
-
-def for_layers(stored: StoredMoments, layers: Mapping[str, LoraLayer]) -> Moments:
-    """Moments by the parameters of these pairs."""
-    of = {_parameter(tensor): stored.of[name] for name, tensor in named_tensors(layers).items()}
-    return Moments(stored.steps, stored.learning_rate, of)
-
-
-def remember(model: nn.Module, fitted: FitResult) -> None:
-    """Keep what AdamW remembers of the pairs that a run has left, for saving and for going on."""
-    moments, layers = fitted.moments, lora_layers(model)
-    if not layers:
-        return
-    if moments is None or moments.steps == 0:
-        remember_moments(model, None)
-        return
-    of = {
-        name: moments.of[_parameter(tensor)]
-        for name, tensor in named_tensors(layers).items()
-        if _parameter(tensor) in moments.of
-    }
-    whole = len(of) == len(named_tensors(layers))
-    kept = StoredMoments(moments.steps, moments.learning_rate, of) if whole else None
-    remember_moments(model, kept)
-
-
-def is_trained(model: nn.Module) -> bool:
-    """Whether a model's pairs change anything: B is zero in pairs that were only just attached."""
-    return any(bool(layer.B.detach().any()) for layer in lora_layers(model).values())
-
-
-def _parameter(tensor: Any) -> nn.Parameter:
-    assert isinstance(tensor, nn.Parameter)
-    return tensor
+    return Beginning(schedule, moments, probed, (*notes, probed.note), rehearsing)
 
 
 def _said(value: Any) -> str:

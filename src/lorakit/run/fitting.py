@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorakit.data import Batch, TokenTable, order, total_steps
+from lorakit.data.rehearsal import Rehearsal
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
 from lorakit.lora.jobs import Jobs
@@ -28,6 +29,8 @@ from lorakit.training import (
 )
 
 Report = Callable[[Mapping[str, Any]], None]
+Orders = Callable[[int], Sequence[int]]
+"""The rows of any step, by their indices."""
 
 
 def steps_of(rows: int, spec: TrainSpec) -> int:
@@ -58,6 +61,7 @@ def fit_model(
     moments: Moments | None = None,
     keep_moments: bool = False,
     evaluated: bool = True,
+    rehearsal: Rehearsal | None = None,
 ) -> FitResult:
     """Train whatever in the model needs a gradient, on these rows; see `lorakit.training.fit`.
 
@@ -75,6 +79,7 @@ def fit_model(
         moments: AdamW's, of the run that this one goes on from.
         keep_moments: give back the moments of the parameters that are kept.
         evaluated: whether the held-out rows are measured at all.
+        rehearsal: which rows are taken more often than others; None takes all alike.
     """
     loss, observers = task.loss(model, recompute=recompute), observers or Observers()
     if evaluated and observers.evaluate is None:
@@ -83,7 +88,7 @@ def fit_model(
     try:
         return fit(
             model,
-            batches_of(task, model, train, schedule.spec, schedule.steps),
+            batches_of(task, model, train, schedule.spec, schedule.steps, rehearsal),
             schedule,
             loss=loss,
             observers=observers,
@@ -105,6 +110,7 @@ class Work:
     observers: Observers = field(default_factory=Observers)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     moments: Moments | None = None
+    rehearsal: Rehearsal | None = None
 
 
 def fit_models(
@@ -143,7 +149,7 @@ def fit_models(
         evaluate = _evaluation(CAUSAL_LM, model, work.held_out, spec, loss.of_job(job))
         return Course(
             jobs.parameters(job),
-            batches_of(CAUSAL_LM, model, work.train, spec, steps),
+            batches_of(CAUSAL_LM, model, work.train, spec, steps, work.rehearsal),
             work.schedule,
             replace(work.observers, evaluate=evaluate),
             work.checkpoints,
@@ -168,11 +174,23 @@ def _evaluation(
 
 
 def batches_of(
-    task: Task, model: Any, train: TokenTable, spec: TrainSpec, steps: int
+    task: Task,
+    model: Any,
+    train: TokenTable,
+    spec: TrainSpec,
+    steps: int,
+    rehearsal: Rehearsal | None = None,
 ) -> Callable[[int], list[Batch]]:
     """The micro-batches of any step, on the model's device."""
-    rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
+    rows_of = orders_of(len(train), spec, steps, rehearsal)
     return lambda step: task.batches(train, rows_of(step), spec.batch_tokens, model.device)
+
+
+def orders_of(rows: int, spec: TrainSpec, steps: int, rehearsal: Rehearsal | None = None) -> Orders:
+    """The rows of any step: all alike, or as a rehearsal takes them."""
+    if rehearsal is not None:
+        return rehearsal.order(spec.batch_size, spec.seed)
+    return batch_rows(rows, spec.batch_size, steps, spec.seed)
 
 
 def batch_rows(

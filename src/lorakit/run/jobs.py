@@ -8,6 +8,7 @@ from typing import Any
 from lorakit.config import ROW_OPTIONS, RunConfig, TogetherSpec, changed
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.lora import LoraSpec
+from lorakit.run.rehearsing import check_new_row_weight
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def jobs_of(config: RunConfig) -> tuple[Job, ...]:
             parts = [name] if name else []
             parts += [f"r{rank}"] if asked.ranks else []
             called = "-".join(parts)
+            check_new_row_weight(own.train, going_on=own.start.parent is not None)
             save_as = config.output.save_as
             alone = replace(
                 own,
@@ -79,7 +81,7 @@ def jobs_of(config: RunConfig) -> tuple[Job, ...]:
 
 OF_A_TASK = (
     *("eval_data", *ROW_OPTIONS, "max_eval_rows", "eval_share", "from"),
-    *("epochs", "max_steps", "learning_rate"),
+    *("epochs", "max_steps", "learning_rate", "new_row_weight"),
 )
 """Names of the options that a task may have of its own."""
 

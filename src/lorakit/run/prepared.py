@@ -115,6 +115,7 @@ def training_figures(
         "learning_rate": ready.learning_rate,
         "rows_run": Runnable(session.model).way,
         "probe": None,  # of a parent, see `lorakit.run.beginning`
+        "new_rows": None,  # likewise
         "against_parent": None,  # likewise
         "seed": spec.seed,
         "rows": len(data.train),

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from lorakit.data import TokenTable
+from lorakit.data import Batch, TokenTable
+from lorakit.data.rehearsal import Rehearsal
 from lorakit.errors import DivergedError
 from lorakit.run.fitting import Report, fit_model
 from lorakit.tasks import Task
@@ -137,22 +138,29 @@ def chosen(losses: Mapping[float, float], before: float, *, whole: bool) -> floa
     """The rate to take, by the losses of the tries.
 
     Tries that are shorter than the run flatter low rates (arXiv 1803.02021): of them the highest
-    rate is taken that has at least a third of the largest gain.
+    rate is taken that has at least half of the largest gain. Between two tries that is a rate that
+    was not tried, on a line through their losses over the logarithm of the rate.
 
     Args:
         losses: by rate.
         before: on the same rows before any step.
         whole: the tries are as long as the run, so that the lowest loss decides.
 
-    >>> losses = {6e-4: 0.356, 2e-3: 0.406, 2e-4: 0.408}
-    >>> chosen(losses, 0.462, whole=False), chosen(losses, 0.462, whole=True)
-    (0.002, 0.0006)
+    >>> losses = {6e-4: 0.35, 2e-3: 0.33, 6e-3: 0.65, 2e-4: 0.41}
+    >>> chosen(losses, 0.46, whole=False), chosen(losses, 0.46, whole=True)
+    (0.0025, 0.002)
     """
     best = min(losses, key=lambda rate: (losses[rate], rate))
     gain = before - losses[best]
     if whole or gain <= 0:
         return best
-    return max(rate for rate, loss in losses.items() if before - loss >= gain / 3)
+    bar = before - gain / 2
+    rate = max(rate for rate, loss in losses.items() if loss <= bar)
+    above = min((other for other in losses if other > rate), default=None)
+    if above is None:
+        return rate
+    part = (bar - losses[rate]) / (losses[above] - losses[rate])
+    return float(f"{rate * (above / rate) ** part:.2g}")
 
 
 def probe_rate(
@@ -166,6 +174,7 @@ def probe_rate(
     task: Task,
     recompute: bool = False,
     moments: Moments | None = None,
+    rehearsal: Rehearsal | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     report: Report = lambda event: None,
 ) -> ProbedRate:
@@ -181,6 +190,7 @@ def probe_rate(
         task: what is trained for.
         recompute: activation checkpointing.
         moments: AdamW's, that every try begins with.
+        rehearsal: how the run takes its rows; the tries take them in the same way.
         should_stop: asked between steps.
         report: told of each try.
 
@@ -188,13 +198,8 @@ def probe_rate(
         DivergedError: every rate diverged.
         InterruptedRunError: `should_stop` said so.
     """
-    few = [range(min(len(table), MOST_JUDGED)) for table in judged]
-    loss = task.loss(model)
-    batches = [
-        batch
-        for table, rows in zip(judged, few, strict=True)
-        for batch in task.batches(table, rows, spec.batch_tokens, model.device)
-    ]
+    rows = sum(min(len(table), MOST_JUDGED) for table in judged)
+    loss, batches = task.loss(model), _judging(task, model, judged, spec)
     if not batches:
         return ProbedRate(float(f"{rule * UNMEASURED:.3g}"), 0, None, {}, 0)
     before, losses = held_out_loss(batches, loss), dict[float, float | None]()
@@ -214,6 +219,7 @@ def probe_rate(
                 observers=Observers(should_stop=should_stop),
                 moments=moments,
                 evaluated=False,
+                rehearsal=rehearsal,
             )
             after = held_out_loss(batches, loss)
             losses[rate] = after if math.isfinite(after) else None
@@ -234,7 +240,18 @@ def probe_rate(
             "lower --learning-rate, or look at the rows"
         )
     rate = chosen(finite, before, whole=short >= steps)
-    return ProbedRate(rate, short, before, losses, sum(map(len, few)))
+    return ProbedRate(rate, short, before, losses, rows)
+
+
+def _judging(task: Task, model: Any, judged: Sequence[TokenTable], spec: TrainSpec) -> list[Batch]:
+    """The batches that a try is judged by: the first rows of each table."""
+    return [
+        batch
+        for table in judged
+        for batch in task.batches(
+            table, range(min(len(table), MOST_JUDGED)), spec.batch_tokens, model.device
+        )
+    ]
 
 
 @contextlib.contextmanager

@@ -46,6 +46,14 @@ class TrainSpec:
             "memory and gives the same step."
         },
     )
+    new_row_weight: float | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "help": "With from: how many times as often a row that is new to the parent is taken as "
+            "one that it was trained on, such as 4; 1: all alike. auto: the square root of known rows "
+            "over new ones, at most 8, and less in long runs."
+        },
+    )
     schedule: Literal["cosine", "linear", "constant"] = field(
         default="cosine",
         metadata={"help": "How the learning rate falls after the warm-up; constant: it stays."},
@@ -115,6 +123,11 @@ class TrainSpec:
         rate = self.learning_rate
         if rate != "auto" and not (isinstance(rate, float | int) and 0 < rate < 10):
             raise ConfigError(f"learning_rate must be 'auto' or lie in (0, 10); it is {rate!r}")
+        weight = self.new_row_weight
+        if weight != "auto" and not (isinstance(weight, float | int) and 0 < weight <= 1000):
+            raise ConfigError(
+                f"new_row_weight must be 'auto' or lie in (0, 1000]; it is {weight!r}"
+            )
         if self.keep not in ("best", "last"):
             raise ConfigError(f"keep must be 'best' or 'last'; it is {self.keep!r}")
         for name in ("batch_size", "batch_tokens"):

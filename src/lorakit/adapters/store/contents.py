@@ -31,8 +31,8 @@ KEPT = (
     *("README.md", "adapter_config.json", "adapter_model.safetensors", "lorakit.json"),
     # How another trainer wrote its prompts, see `lorakit.adapters.saved_template`.
     *("chat_template.jinja", "chat_template.json", "tokenizer_config.json"),
-    # What a run that goes on needs, see `lorakit.adapters.moments`.
-    "optimizer.safetensors",
+    # What a run that goes on needs, see `lorakit.adapters.moments` and `lorakit.adapters.trained_rows`.
+    *("optimizer.safetensors", "trained_rows.safetensors"),
 )
 """The files of an adapter's folder that a store keeps."""
 

@@ -40,12 +40,13 @@ from lorakit.run.commands.training import (
     metrics_of,
     prepare_on,
 )
-from lorakit.run.continuing import attach_parent, find_parent, for_layers
+from lorakit.run.continuing import attach_parent, find_parent
 from lorakit.run.estimating import RunEstimate, estimate_run
 from lorakit.run.fitting import Report, Work, fit_models
 from lorakit.run.jobs import Job, jobs_of
 from lorakit.run.machine import peak_memory
 from lorakit.run.prepared import Prepared
+from lorakit.run.remembering import for_layers
 from lorakit.run.session import open_base
 from lorakit.training import Checkpoints, FitResult, Observers
 
@@ -182,6 +183,7 @@ def _work(
         Observers(report=reported, should_stop=should_stop),
         Checkpoints(folder, run, job.config.output.resume, kernels_of(ready.session.model).name),
         for_layers(start.moments, layers) if start.moments else None,
+        start.begins.rehearsal,
     )
 
 

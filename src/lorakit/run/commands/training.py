@@ -107,7 +107,7 @@ def run_training(
     config, session, data = ready.config, ready.session, ready.data
     model, spec = session.model, config.train
     report({"kind": "prepared", "prepared": ready})
-    lost = attach_parent(session, ready.parent, ready.plan) if ready.parent else ""
+    lost = attach_parent(session, ready.parent, ready.plan) if ready.parent else ()
     folders.make_folder(folder)
     if not config.output.resume:
         folders.write_recorded(folder, config.to_repeat(), config.outside())
@@ -133,6 +133,7 @@ def run_training(
             checkpoints=Checkpoints(folder, run, config.output.resume, kernels_of(model).name),
             moments=begins.moments,
             keep_moments=True,
+            rehearsal=begins.rehearsal,
         )
 
     report({"kind": "stage", "name": "after"})

@@ -19,9 +19,11 @@ from lorakit.run.against_parent import (
     parent_rows,
     table_loss,
 )
-from lorakit.run.continuing import go_on, is_trained, remember
+from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.rehearsing import check_new_row_weight
+from lorakit.run.remembering import is_trained, remember
 from lorakit.run.session import recorded_template
 from lorakit.tasks import CAUSAL_LM
 from lorakit.training import FitResult, Observers, Schedule, TrainSpec
@@ -84,6 +86,8 @@ def train(
         context_length=context_length(model.config),
         embeddings=int(model.get_input_embeddings().weight.shape[0]),
     )
+    going_on = is_trained(model)
+    check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
@@ -100,7 +104,7 @@ def train(
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
         remember_mapping(model, {name: getattr(config.data, name) for name in MAPPING})
-    if is_trained(model):
+    if going_on:
         return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
     return _begin(model, rows, steps, config.train, expected.recompute, report)
 
@@ -119,7 +123,7 @@ def _begin(
         observers=Observers(report=report),
         keep_moments=bool(lora_layers(model)),
     )
-    remember(model, fitted)
+    remember(model, fitted, rows, steps, spec)
     outcome = against(None, fitted, len(rows.eval), None)
     return replace(fitted, notes=(*fitted.notes, *outcome.notes()))
 
@@ -137,7 +141,7 @@ def _go_on(
     own = _parents(model, tokenizer)
     begins = go_on(
         model,
-        rows.train,
+        rows,
         [table for table in (rows.eval, own.table) if table is not None],
         steps,
         spec,
@@ -155,8 +159,9 @@ def _go_on(
         observers=Observers(report=report),
         moments=begins.moments,
         keep_moments=True,
+        rehearsal=begins.rehearsing.rehearsal,
     )
-    remember(model, fitted)
+    remember(model, fitted, rows, steps, spec, begins.rehearsing)
     parents = measured(own.table, before, table_loss(model, own.table, spec))
     parent = "the adapter it went on from"
     outcome = against(parent, fitted, len(rows.eval), parents, own.why_not)
