@@ -13,6 +13,7 @@ from peft.utils.transformers_weight_conversion import (
 )
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from architectures import tiny_config, tiny_folder
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
@@ -149,13 +150,12 @@ def test_a_layer_that_peft_finds_under_no_name_is_said(
 def empty(family: str) -> nn.Module:
     """A model of a family without its numbers."""
     with torch.device("meta"):
-        try:
+        if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return AutoModelForCausalLM.from_config(tiny_config(family))
-        except (KeyError, ValueError):
-            return AutoModelForImageTextToText.from_config(AutoConfig.for_model(family))
+        return AutoModelForImageTextToText.from_config(AutoConfig.for_model(family))
 
 
-FAMILIES = ("laguna", "inkling2_text", "inkling2_loop_text", "hy_v3", "axk1", "qwen3_5_text")
+FAMILIES = ("laguna", "inkling2_text", "inkling2_loop_text", "hy_v3", "axk1", "inkling2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
