@@ -12,6 +12,8 @@ import lorakit
 from architectures import tiny_config
 from families import tokenizer
 from lorakit.errors import ModelError
+from lorakit.execution.generate import end_tokens, generate
+from lorakit.execution.streaming import stream
 from lorakit.lora import LoraSpec, attach, lora_layers
 from lorakit.models.load import empty_model, load_model, load_outline
 
@@ -22,6 +24,7 @@ CLASSES = {
     "cosmos3_omni": "Cosmos3OmniForConditionalGeneration",
     "aria": "AriaForConditionalGeneration",
     "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen3_omni_moe_thinker": "Qwen3OmniMoeThinkerForConditionalGeneration",
     "emu3": "Emu3ForCausalLM",
 }
 ROWS = [
@@ -69,7 +72,9 @@ def test_text_rows(family, tmp_path):
     right = logits(model)
     assert (right - plain).abs().max() > 1e-3
     # The language tower is adapted, and nothing else is.
-    tower = "model." if family == "emu3" else "model.language_model."
+    tower = "model.language_model."
+    if not any(path.startswith(tower) for path, _ in model.named_modules()):
+        tower = "model."
     assert all(path.startswith(tower) for path in lora_layers(model))
     lorakit.save_adapter(model, tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(
@@ -80,6 +85,30 @@ def test_text_rows(family, tmp_path):
     merged = cls.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert (logits(merged) - right).abs().max() <= 1e-4 * right.abs().max()
     assert len(lorakit.generate(model, ["say lamp", "a"], tokenizer=words, max_new_tokens=4)) == 2
+
+
+@pytest.mark.parametrize("family", ["qwen3_omni_moe_thinker", "llava"])
+def test_text_is_continued_as_by_the_own_forward(family, tmp_path):
+    """transformers' generate does not run the first of them for a text alone."""
+    cls = saved(family, tmp_path)
+    model, words = load_model(str(tmp_path), dtype="float32")
+    own = cls.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    prompts = [IDS[0, :n].tolist() for n in (5, 12, 19)]
+    ends = end_tokens(model, words)
+    answers = generate(model, words, prompts, max_new_tokens=6)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 6:
+            with torch.no_grad():
+                best = int(
+                    own(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()
+                )
+            if best in ends:
+                break
+            ids.append(best)
+        assert list(answer.ids) == ids[len(prompt) :]
+    streamed = "".join(stream(model, words, prompts[1], max_new_tokens=6))
+    assert streamed == answers[1].text
 
 
 def test_a_model_that_needs_an_image_is_refused_by_name(tmp_path):

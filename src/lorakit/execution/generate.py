@@ -18,7 +18,7 @@ from lorakit.errors import ConfigError
 from lorakit.execution.chosen import ChosenLogProbs
 from lorakit.execution.continuing import NEW, continued_apart
 from lorakit.execution.own_caches import SequencesApart
-from lorakit.execution.own_decoding import own_decoding
+from lorakit.execution.own_decoding import own_arguments
 from lorakit.execution.prompts import check_prompts, left_padded
 from lorakit.execution.ready_generation import ready_to_generate, seeded
 from lorakit.execution.together import continues_together
@@ -97,11 +97,12 @@ def generate(
     batches, apart = _batches(model, tokenizer, prompt_ids, max_new_tokens, batch_size)
     extra = stopping(stop, tokenizer)
     if apart is not None:
-        extra["custom_generate"] = own_decoding(apart)
         settings.use_cache = False  # of transformers' making
     with ready_to_generate(model, settings), seeded(seed, model):
         for members in batches:
             ids_BT, mask_BT = left_padded([prompt_ids[i] for i in members], tokenizer, model)
+            if apart is not None:
+                extra |= own_arguments(model, apart, ids_BT)
             watch = ChosenLogProbs(ids_BT.shape[1]) if logprobs else None
             if watch is not None:
                 extra["logits_processor"] = [watch]

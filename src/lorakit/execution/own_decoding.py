@@ -5,6 +5,7 @@ still are. What it hands to the model is not: positions that the model counts ot
 lacks a size, one token where the whole row is due.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,23 @@ import torch
 from torch import Tensor
 
 from lorakit.execution.own_caches import SequencesApart, SequenceState
+
+
+def own_arguments(
+    model: Any,
+    blocks: SequencesApart,
+    ids_1T: Tensor,
+    put: Callable[[Tensor], None] = lambda _: None,
+) -> dict[str, Any]:
+    """What `generate` is given beside its settings for one prompt (1, T) that the model continues by itself.
+
+    Positions are given although nothing reads them: some classes do not find them for a text alone.
+    That of Qwen3-Omni's thinker asks its configuration for a token that it has not (transformers 5.24).
+    """
+    given: dict[str, Any] = {"custom_generate": own_decoding(blocks, put)}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None]
+    return given
 
 
 def own_decoding(

@@ -15,7 +15,7 @@ from lorakit.execution.generate import (
     generation_settings,
 )
 from lorakit.execution.own_caches import SequencesApart
-from lorakit.execution.own_decoding import own_decoding
+from lorakit.execution.own_decoding import own_arguments
 from lorakit.execution.prompts import check_prompts, left_padded
 from lorakit.execution.ready_generation import ready_to_generate, seeded
 
@@ -78,7 +78,7 @@ def _stream(
     extra: dict[str, Any] = {"streamer": tokens}
     if apart is not None:
         # transformers hands its streamer the prompt, and to a loop that is not its own no more.
-        extra["custom_generate"] = own_decoding(apart, tokens.put)
+        extra |= own_arguments(model, apart, ids_1T, tokens.put)
         settings.use_cache = False  # of transformers' making
 
     def is_closed(ids_BT: Tensor, scores: Any, **kwargs: Any) -> Tensor:

@@ -17,10 +17,10 @@ from lorakit.lora.targets import matches
 _REFUSED_NAMES = ("out_proj", "conv1d")
 _REFUSED_FAMILIES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 # Ends of paths by family, as transformers 5.24 renames them: `tests/parity/test_peft_renaming.py`.
-_LOST = {
-    "inkling2_text": ("sconv.weight_proj", "convolution.weight_proj"),
-    "inkling2_loop_text": ("sconv.weight_proj", "convolution.weight_proj"),
-}
+_LOST = dict.fromkeys(
+    ("inkling2", "inkling2_loop", "inkling2_loop_text", "inkling2_text"),
+    ("sconv.weight_proj", "convolution.weight_proj"),
+)
 
 
 def refused_by_peft(model_type: str | None, paths: Iterable[str]) -> list[str]:

@@ -101,7 +101,7 @@ def lint(
     folder = adapter_folder(folder)
     config, shapes = read_json(folder / CONFIG), read_shapes(folder / TENSORS)
     found = list(_lorakit(config, shapes))
-    found += _peft(config, shapes, base, folder)
+    found += _peft(config, shapes, _asked_by_peft(base, model), folder)
     found += _moved_by_peft(shapes, model)
     found += _vllm(config, shapes)
     return (*found, *_llama_cpp(config, shapes, base))
@@ -114,25 +114,32 @@ def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
         yield Finding("lorakit", "refuses", name, reason)
 
 
+def _asked_by_peft(base: GgufBase | None, model: Any) -> str | None:
+    """The type by which peft knows a base: the whole model's, not that of its language tower."""
+    if model is not None:
+        return str(model.config.model_type)
+    return None if base is None else base.family
+
+
 def _peft(
-    config: Mapping[str, Any], shapes: Shapes, base: GgufBase | None, folder: Path
+    config: Mapping[str, Any], shapes: Shapes, family: str | None, folder: Path
 ) -> Iterator[Finding]:
     """What peft makes of names beside some families of bases."""
-    if base is None:
+    if family is None:
         return
     record = read_record(folder)
     layers = {there: path for path, there in record.moved.items()} if record else {}
     paths = [layers.get(path, path) for path in _ranks(shapes)]
-    if lost := named_for_experts(config, paths, taken_names(base.family)):
+    if lost := named_for_experts(config, paths, taken_names(family)):
         why = (
-            f"beside a {base.family} it takes this name for fused experts, and leaves the pairs of "
+            f"beside a {family} it takes this name for fused experts, and leaves the pairs of "
             f"{len(lost)} modules out (it warns of missing keys); `lorakit export` --to peft with "
             "this --model writes them as peft reads them"
         )
         yield Finding("peft", "mis-scales", lost[0], why)
-    if refused := refused_by_peft(base.family, paths):
+    if refused := refused_by_peft(family, paths):
         name = refused[0].rsplit(".", 1)[-1]
-        why = f"it loads no adapter that names {name} beside a {base.family}; {_MERGE}"
+        why = f"it loads no adapter that names {name} beside a {family}; {_MERGE}"
         yield Finding("peft", "refuses", refused[0], why)
 
 
