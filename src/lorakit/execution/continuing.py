@@ -76,9 +76,9 @@ def continued_apart(model: Any, longest: int, continue_greedily: Continue) -> Se
 def _lengths(limits: Sequence[int], tried: int, longest: int) -> list[int]:
     """Tokens of the prompts of a trial: a short one; one for each limit that is crossed for the first
     time, which crosses it with its answer; and one that has crossed the largest before."""
-    crossed = [limit for limit in limits if max(tried, 1) <= limit < longest]
+    crossed = [limit for limit in limits if max(tried, *LENGTHS) <= limit < longest]
     lengths = [] if tried else [min(LENGTHS)]
-    lengths += [max(2, limit - NEW // 2) for limit in crossed]
+    lengths += [limit - NEW // 2 for limit in crossed]
     return lengths + [limit + NEW // 2 + 1 for limit in crossed[-1:]]
 
 

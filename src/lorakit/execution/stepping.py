@@ -212,7 +212,7 @@ def open_apart(model: Any, longest: int, paths: Sequence[str] | None = None) -> 
     with torch.no_grad(), evaluating(model):
         once = last_logits(model, ids_T, 1)
         if not same_answer(model, "asked again", lambda: last_logits(model, ids_T, 1), once):
-            raise ModelError(f"{name} answers the same tokens otherwise each time it is asked")
+            raise ModelError(f"{name} draws at random when it answers: take a model that does not")
     return SequencesApart(model, paths, Way.ROWS, Call())
 
 
