@@ -20,6 +20,7 @@ from lorakit.execution.facts import facts_of
 from lorakit.execution.lengths import limits_of
 from lorakit.execution.modes import evaluating
 from lorakit.execution.own_caches import SequencesApart
+from lorakit.execution.prompts import with_padding_token
 from lorakit.execution.stepping import open_apart
 from lorakit.execution.trial import (
     FAILURES,
@@ -28,7 +29,6 @@ from lorakit.execution.trial import (
     row_logits,
     same_answer,
     tolerance,
-    with_padding_token,
 )
 from lorakit.execution.trial_memory import asked_once
 

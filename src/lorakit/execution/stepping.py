@@ -31,10 +31,11 @@ from lorakit.execution.own_caches import (
     Way,
     last_logits,
 )
+from lorakit.execution.prompts import with_padding_token
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
-from lorakit.execution.trial import LENGTHS, random_ids, same_answer, with_padding_token
+from lorakit.execution.trial import LENGTHS, random_ids, same_answer
 from lorakit.execution.trial_memory import asked_once
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup

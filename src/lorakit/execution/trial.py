@@ -49,20 +49,6 @@ def random_ids(model: Any, *shape: int) -> Tensor:
     return torch.randint(rows, shape, generator=generator).to(model.device)
 
 
-def with_padding_token(model: Any, ids_N: Tensor) -> Tensor:
-    """The same tokens, the third of them the padding token of the configuration, where it has one.
-
-    It is a token like any other in a row that is not padded; RoBERTa counts no place for it.
-    """
-    token = getattr(model.config.get_text_config(), "pad_token_id", None)
-    known = model.get_input_embeddings().weight.shape[0]
-    if not isinstance(token, int) or not 0 <= token < known or len(ids_N) < 3:
-        return ids_N
-    ids_N = ids_N.clone()
-    ids_N[2] = token
-    return ids_N
-
-
 def positions(lengths: Sequence[int] = LENGTHS) -> Tensor:
     """Places in their sequences of the tokens of a trial's sequences."""
     return torch.cat([torch.arange(n) for n in lengths])
