@@ -22,6 +22,7 @@ import compare_examples
 import go_on_table
 import noise
 import rank_regret_table
+import trials
 import zoo_table
 from bench import Line, gigabytes, median, newest, table
 
@@ -451,6 +452,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "startup": partial(
         by_machine, "startup.jsonl", lambda lines: f"{startup(lines)}\n\n{origin(newest(lines))}"
     ),
+    "trials": partial(by_machine, "trials.jsonl", partial(_with_origin, trials.table)),
     "quick": partial(
         by_machine, "quick.jsonl", lambda lines: f"{quick(lines)}\n\n{origin(newest(lines))}"
     ),

@@ -4,6 +4,7 @@ import noise
 import pytest
 import rank_regret_table
 import tables
+import trials
 
 
 @pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
@@ -173,6 +174,15 @@ def test_beside_others_every_ratio_is_of_its_own_kind():
     # t(.975, 2) is 4.303: exp(ln 2.2 - 4.303 · .0953 / √3) is 1.736.
     assert first == ["lorakit", "110", "2.20, at least 1.74", "55", "0.50", "2.75"]
     assert last == ["peft", "50", "1.00", "20", "0.40", "1.00"]
+
+
+def test_trials_that_are_known_stand_beside_those_that_are_tried():
+    def ready(how, wall, date="2"):
+        return {"trials": how, "seconds": {"train": wall}, "busy": {"train": 0.5}, "date": date}
+
+    lines = [ready("again", 99.0, date="1"), ready("kept", 0.1), ready("kept", 0.3)]
+    lines += [ready("again", wall) for wall in (1.0, 5.0, 2.0)]
+    assert cells(trials.table(lines)) == [["train", "2.00 s (0.50 s)", "0.20 s (0.50 s)"]]
 
 
 def test_what_is_answered_at_once_is_the_median_of_the_last_command():

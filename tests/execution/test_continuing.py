@@ -133,3 +133,12 @@ def test_an_adapted_model_is_continued_with_its_pairs():
         torch.nn.init.normal_(layer.B, std=0.3)
     asked = prompts((7, 11))
     check_answers(model, asked, generate(model, tokenizer(), asked, max_new_tokens=NEW))
+
+
+def test_limits_of_a_few_tokens_are_crossed_by_the_short_trial():
+    assert continuing._lengths((2, 4, 16, 24), 0, 40) == [7, 14, 22, 27]
+    assert continuing._lengths((2, 4, 16, 24), 20, 40) == [22, 27]
+    assert continuing._lengths((2, 4, 16, 24), 40, 60) == []
+    model, asked = tiny("gpt2", max_position_embeddings=64), prompts((9, 3))
+    model.config.local_window = 3
+    check_answers(model, asked, generate(model, tokenizer(), asked, max_new_tokens=NEW))

@@ -130,6 +130,8 @@ def test_what_an_answer_depends_on_is_in_its_key(tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
     keys["config.json"] = trial_memory.key_of(load_model(str(base))[0])
+    (base / "modeling_own.py").write_text("")
+    keys["code that lies beside them"] = trial_memory.key_of(load_model(str(base))[0])
     assert None not in keys.values()
     assert len(set(keys.values())) == len(keys)
 

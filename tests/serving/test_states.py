@@ -33,6 +33,11 @@ WAYS = {
     "xglm": Way.CONTINUED,
     # Its rope is chosen by the longest row: what was cached before is turned by another one.
     "phi3+longrope": Way.ROWS,
+    # It counts no place for a padding token, which its cached steps do.
+    "roberta": Way.ROWS,
+    "xlm-roberta-xl": Way.ROWS,
+    # It chooses among keys of equal scores, by the length of the row.
+    "doge": Way.ROWS,
     # Limits of 16 to 32 tokens in windows that the mask alone holds, and in positions.
     "mixtral": None,
     "ministral3": None,

@@ -20,6 +20,7 @@ from lorakit.execution.facts import facts_of
 from lorakit.execution.lengths import limits_of
 from lorakit.execution.modes import evaluating
 from lorakit.execution.own_caches import SequencesApart
+from lorakit.execution.prompts import with_padding_token
 from lorakit.execution.stepping import open_apart
 from lorakit.execution.trial import (
     FAILURES,
@@ -28,7 +29,6 @@ from lorakit.execution.trial import (
     row_logits,
     same_answer,
     tolerance,
-    with_padding_token,
 )
 from lorakit.execution.trial_memory import asked_once
 
@@ -76,9 +76,9 @@ def continued_apart(model: Any, longest: int, continue_greedily: Continue) -> Se
 def _lengths(limits: Sequence[int], tried: int, longest: int) -> list[int]:
     """Tokens of the prompts of a trial: a short one; one for each limit that is crossed for the first
     time, which crosses it with its answer; and one that has crossed the largest before."""
-    crossed = [limit for limit in limits if max(tried, 1) <= limit < longest]
+    crossed = [limit for limit in limits if max(tried, *LENGTHS) <= limit < longest]
     lengths = [] if tried else [min(LENGTHS)]
-    lengths += [max(2, limit - NEW // 2) for limit in crossed]
+    lengths += [limit - NEW // 2 for limit in crossed]
     return lengths + [limit + NEW // 2 + 1 for limit in crossed[-1:]]
 
 

@@ -52,3 +52,16 @@ def left_padded(
         ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask_BT[row, longest - len(prompt) :] = 1
     return ids_BT.to(model.device), mask_BT.to(model.device)
+
+
+def with_padding_token(model: Any, ids_N: Tensor) -> Tensor:
+    """The same tokens, the third of them the padding token of the configuration, where it has one.
+
+    It is a token like any other in a row that is not padded; RoBERTa counts no place for it.
+    """
+    token = getattr(model.config.get_text_config(), "pad_token_id", None)
+    if not isinstance(token, int) or not 0 <= token < embedding_count(model) or len(ids_N) < 3:
+        return ids_N
+    ids_N = ids_N.clone()
+    ids_N[2] = token
+    return ids_N

@@ -226,11 +226,8 @@ class Runnable:
         return compute(self.model, rows.ids_T, rows.lengths_S, keep_L)
 
     def elements_kept(self, lengths: Sequence[int]) -> float | None:
-        """Elements kept for the backward pass for each token; see `fused.elements_kept`.
-
-        Returns:
-            None where a block of the model would not run fused.
-        """
+        """Elements kept for the backward pass for each token, see `fused.elements_kept`; None where a
+        block of the model would not run fused."""
         blocks, model = self._fusible() if self.packs else [], self.model
         if not blocks or len(blocks) != block_count(model.config):
             return None

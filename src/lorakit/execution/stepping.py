@@ -31,10 +31,11 @@ from lorakit.execution.own_caches import (
     Way,
     last_logits,
 )
+from lorakit.execution.prompts import with_padding_token
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, Step, plan_step
-from lorakit.execution.trial import LENGTHS, random_ids, same_answer, with_padding_token
+from lorakit.execution.trial import LENGTHS, random_ids, same_answer
 from lorakit.execution.trial_memory import asked_once
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
@@ -212,7 +213,7 @@ def open_apart(model: Any, longest: int, paths: Sequence[str] | None = None) -> 
     with torch.no_grad(), evaluating(model):
         once = last_logits(model, ids_T, 1)
         if not same_answer(model, "asked again", lambda: last_logits(model, ids_T, 1), once):
-            raise ModelError(f"{name} answers the same tokens otherwise each time it is asked")
+            raise ModelError(f"{name} draws at random when it answers: take a model that does not")
     return SequencesApart(model, paths, Way.ROWS, Call())
 
 

@@ -49,19 +49,6 @@ def random_ids(model: Any, *shape: int) -> Tensor:
     return torch.randint(rows, shape, generator=generator).to(model.device)
 
 
-def with_padding_token(model: Any, ids_N: Tensor) -> Tensor:
-    """The same tokens, the third of them the padding token of the configuration, where it has one.
-
-    It is a token like any other in a row that is not padded; RoBERTa counts no place for it.
-    """
-    token = getattr(model.config.get_text_config(), "pad_token_id", None)
-    if not isinstance(token, int) or not 0 <= token < model.get_input_embeddings().weight.shape[0]:
-        return ids_N
-    ids_N = ids_N.clone()
-    ids_N[2] = token
-    return ids_N
-
-
 def positions(lengths: Sequence[int] = LENGTHS) -> Tensor:
     """Places in their sequences of the tokens of a trial's sequences."""
     return torch.cat([torch.arange(n) for n in lengths])
@@ -148,8 +135,10 @@ def computed(
             gradients = torch.autograd.grad(total, [*leaves, *pairs], allow_unused=True)
         except FAILURES as error:
             raise ModelError(
-                f"the gradient of {type(model).__name__} cannot be computed in evaluation mode, so "
-                f"that no way to run it can be held against its own code: {error}"
+                f"{type(model).__name__} cannot be trained here: its gradient cannot be computed in "
+                "evaluation mode, so that no way to run it can be held against its own code "
+                f"({str(error).splitlines()[0][:200] if str(error) else type(error).__name__}). Take "
+                "another model"
             ) from error
     at_leaves = [g.flatten(0, -2) for g in gradients[: len(leaves)] if g is not None]
     if not at_leaves:

@@ -108,7 +108,7 @@ def files_of(model: Any) -> str | None:
         return None
     try:
         involved = [*files.weight_files(folder), *_tokenizer_files(folder), folder / "config.json"]
-        return _key(involved)
+        return _key([*involved, *sorted(folder.glob("*.py"))])
     except (OSError, ModelError):
         return None
 
