@@ -27,7 +27,8 @@ namespace LK_SPACE {
 namespace {
 
 constexpr int64_t BLOCK = 48, KEYS = 96;  // MR and NR divide both
-constexpr int64_t APART = 256;            // tokens from which on the query heads of a key head are tasks of their own
+constexpr int64_t APART = 256;            // beyond so many tokens the query heads of a key head are tasks of their own,
+constexpr int64_t HALVED = 1024;          // and beyond so many each of them is two, of earlier and of later queries
 
 struct Attention {
   int64_t tokens, heads, key_heads, sequences, window;  // window: 0 for all
@@ -51,11 +52,25 @@ struct Attention {
 };
 
 struct Task {
-  int64_t sequence, key_head, first, last;  // heads of the group
+  int64_t sequence, key_head, part;
+  int64_t first, last;      // heads of the group
+  int64_t from, to;         // queries of the sequence
 };
 
-// How many tasks each key head of a sequence has.
-inline int64_t parts_of(const Attention& a, int64_t length) { return length > APART ? a.group() : 1; }
+// How many tasks each key head of a sequence has, and so how many slots its gradients: none but its length decides.
+inline int64_t parts_of(const Attention& a, int64_t length) {
+  return length > HALVED ? 2 * a.group() : length > APART ? a.group() : 1;
+}
+inline int64_t most_parts(const Attention& a) { return parts_of(a, a.longest()); }
+
+inline Task task_of(const Attention& a, int64_t sequence, int64_t key_head, int64_t part) {
+  const int64_t n = a.start[sequence + 1] - a.start[sequence], parts = parts_of(a, n);
+  if (parts == 1) return {sequence, key_head, part, 0, a.group(), 0, n};
+  if (n <= HALVED) return {sequence, key_head, part, part, part + 1, 0, n};
+  // Query i sees i + 1 keys: both halves of the scores where i^2 is half of n^2.
+  const int64_t middle = up_to(n * 7071 / 10000, BLOCK), later = part % 2;
+  return {sequence, key_head, part, part / 2, part / 2 + 1, later ? middle : 0, later ? n : middle};
+}
 
 // Floats that a task needs of a room.
 inline int64_t attention_room(const Attention& a) {
@@ -74,8 +89,8 @@ inline void all_tasks(const Attention& a, const Rooms& rooms, F&& f) {
       if (item < own) break;
       item -= own;
     }
-    const int64_t parts = parts_of(a, a.start[s + 1] - a.start[s]), heads = a.group() / parts, part = item % parts;
-    f(Task{s, item / parts, part * heads, (part + 1) * heads}, room);
+    const int64_t parts = parts_of(a, a.start[s + 1] - a.start[s]);
+    f(task_of(a, s, item / parts, item % parts), room);
   });
 }
 
@@ -124,8 +139,8 @@ inline void attend(const Attention& a, const Task& task, float* room) {
   rows_of_head(a, a.v + task.key_head * width, key_step, first, n, keys, nullptr, v);
   for (int64_t g = task.first; g < task.last; g++) {
     const int64_t head = task.key_head * a.group() + g;
-    for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
-      const int64_t count = std::min(BLOCK, n - i0), rows = up_to(count, MR);
+    for (int64_t i0 = task.from; i0 < task.to; i0 += BLOCK) {
+      const int64_t count = std::min(BLOCK, task.to - i0), rows = up_to(count, MR);
       const int64_t j0 = a.window ? std::max<int64_t>(0, i0 - a.window + 1) / NR * NR : 0;
       rows_of_head(a, a.q + head * width, step, first + i0, count, rows, &a.query, q);
       for (int64_t j = j0; j < std::min(up_to(i0 + rows, NR), keys); j += NR)
@@ -172,7 +187,7 @@ inline void attend(const Attention& a, const Task& task, float* room) {
   }
 }
 
-// dq of the task's heads; dk and dv of its key head into the slot of its first head.
+// dq of the task's heads and queries; dk and dv of its key head into its slot.
 inline void attend_back(const Attention& a, const Task& task, float* room) {
   const int64_t first = a.start[task.sequence], n = a.start[task.sequence + 1] - first, e = a.padded(), width = a.width();
   const int64_t step = a.heads * width, key_step = a.key_heads * width, keys = up_to(n, KEYS);
@@ -194,8 +209,8 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
   std::fill(dk, dk + 2 * keys * e, 0.f);
   for (int64_t g = task.first; g < task.last; g++) {
     const int64_t head = task.key_head * a.group() + g;
-    for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
-      const int64_t count = std::min(BLOCK, n - i0), rows = up_to(count, MR);
+    for (int64_t i0 = task.from; i0 < task.to; i0 += BLOCK) {
+      const int64_t count = std::min(BLOCK, task.to - i0), rows = up_to(count, MR);
       float log[BLOCK], delta[BLOCK];
       rows_of_head(a, a.q + head * width, step, first + i0, count, rows, &a.query, q);
       rows_of_head(a, a.d_o + head * width, step, first + i0, count, rows, nullptr, g_o);
@@ -267,7 +282,7 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
       }
     }
   }
-  const int64_t slot = task.first * a.tokens * key_step;
+  const int64_t slot = task.part * a.tokens * key_step;
   for (int64_t t = 0; t < n; t++) {
     const int64_t at = slot + (first + t) * key_step + task.key_head * width;
     std::copy(dk + t * e, dk + t * e + width, a.dk + at);

@@ -62,6 +62,8 @@ int64_t ranks_of(const Block& b, int group) {
   return ranks;
 }
 
+Attention attention_of(const Block& b);
+
 Places places_of(const Block& b) {
   const int64_t t = b.tokens, inner = b.layer[GATE].out, q = b.heads * b.head_width;
   int64_t ranks = 0, cat = 0, at = 0;
@@ -76,8 +78,9 @@ Places places_of(const Block& b) {
   p.d_middle = take(t * b.width);
   p.d_o = take(t * q);
   p.dq = take(t * q);
-  p.dk = take(t * q);
-  p.dv = take(t * q);
+  const int64_t slots = most_parts(attention_of(b)) * t * b.key_heads * b.head_width;
+  p.dk = take(slots);
+  p.dv = take(slots);
   p.dh = take(t * ranks);
   p.cat = take(cat);
   p.end = at;

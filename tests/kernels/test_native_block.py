@@ -49,6 +49,7 @@ CASES = {
     "a window": Case(32, 48, 2, 1, 16, (150, 20, 6), window=19),
     "a window, apart": Case(32, 48, 4, 2, 16, (300, 20), window=64),
     "long": Case(32, 48, 4, 2, 16, (257, 3)),
+    "long, in halves": Case(16, 24, 2, 1, 8, (1030, 4), ranks=(2, 0, 1, 0, 0, 0, 3)),
     "wide heads": Case(64, 48, 2, 1, 128, (100, 30)),
     "heads of 96": Case(64, 48, 2, 1, 96, (60,)),
     "deep products": Case(700, 330, 2, 1, 64, (25,)),
@@ -203,7 +204,7 @@ def test_equals_the_equations_in_float64(name: str, threads: int) -> None:
         assert (one - other).abs().max() < 2e-5 * other.abs().max()
 
 
-@pytest.mark.parametrize("name", ["of no tile", "long", "norms of heads"])
+@pytest.mark.parametrize("name", ["of no tile", "long", "long, in halves", "norms of heads"])
 def test_bits_do_not_depend_on_the_number_of_threads(name: str) -> None:
     case, before = CASES[name], torch.get_num_threads()
     t, results = made(case), []
