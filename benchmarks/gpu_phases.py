@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import logging
 import random
 import tempfile
 import time
@@ -21,7 +22,6 @@ from lorakit.config import load_config
 from lorakit.data import TokenTable, order
 from lorakit.data.table import Encoded
 from lorakit.execution import attention
-from lorakit.kernels.gpu import dispatch
 from lorakit.lora import LoraSpec, attach, detach, lora_layers, plan
 from lorakit.run.machine import peak_memory
 
@@ -240,8 +240,10 @@ def turn_of(who: str, task: contenders.Task, shape: forecast.ModelShape) -> benc
         float((lengths**2).sum() / lengths.sum()),
         task.train.loss_tokens / task.train.tokens,
     )
+    said = Said()
     if who == "lorakit":
-        done = contenders.lorakit(task)
+        with said:
+            done = contenders.lorakit(task)
     elif who == "peft":
         done = contenders.peft(task)
     else:
@@ -250,9 +252,31 @@ def turn_of(who: str, task: contenders.Task, shape: forecast.ModelShape) -> benc
     line |= {"flops_per_token": flops, "peak_memory_bytes": peak_memory(device)}
     line["warm"] = len(done.seconds) // 2
     if who == "lorakit":
-        line["kernels_left"] = dict(dispatch.left)
+        # Which kernels, which attention, what was captured; of some of these the first turn knows alone.
+        line["said"] = sorted(set(said.lines))
         _packed.append(attention.is_switched(model))
     return line
+
+
+class Said(logging.Handler):
+    """What lorakit's rooms say within the block of what computes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self._rooms = [logging.getLogger(f"lorakit.{room}") for room in ("kernels", "training")]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> None:
+        for room in self._rooms:
+            room.addHandler(self)
+            room.setLevel(logging.INFO)
+
+    def __exit__(self, *_: object) -> None:
+        for room in self._rooms:
+            room.removeHandler(self)
 
 
 # Whether lorakit has found that the model packs: then its attention is switched back for the peers, and on again.

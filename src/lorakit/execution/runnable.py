@@ -158,13 +158,8 @@ class Runnable:
         return tuple(block.path for block in self._fusible()) if self.packs else ()
 
     def hidden(
-        self,
-        rows: Sequences,
-        *,
-        training: bool = False,
-        recompute: bool = False,
-        where: Layout | None = None,
-    ) -> Tensor:
+        self, rows: Sequences, *, training: bool = False, recompute: bool = False, where: Layout | None = None
+    ) -> Tensor:  # fmt: skip
         """The last hidden states of packed sequences, (T, hidden), after the final norm.
 
         Row t depends on the tokens of its own sequence up to t, and on nothing else.

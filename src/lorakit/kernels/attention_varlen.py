@@ -172,6 +172,7 @@ def _tried(
         apart = float((one.float() - other.float()).abs().max() / other.float().abs().max())
         if not apart < 3e-2:
             return _left(width, f"it differs by {apart:.1e} of the largest element")
+    _log.info("heads of %d elements are packed for attention", width)
     return True
 
 

@@ -103,6 +103,7 @@ def _tried(
             name, f"it differs by {apart:.1e} of the largest element from torch's own operations"
         )
     else:
+        _log.info("the GPU kernel %r is used: it differs by %.1e", name, apart)
         _right.add(known)
     return expected
 
