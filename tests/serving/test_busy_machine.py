@@ -3,8 +3,8 @@
 import time
 
 import torch
-
 from engines import Driven
+
 from lorakit.serving import engine as engines_module
 
 
