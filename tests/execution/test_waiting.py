@@ -107,11 +107,30 @@ def test_the_team_is_held_while_others_compute(seen, does, monkeypatch):
     monkeypatch.setattr(waiting, "OtherWork", Machine(*seen))
     monkeypatch.setattr(waiting, "SecondTeam", Team)
     monkeypatch.setattr(waiting, "_PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "_free", None)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(InterruptedError):
-        waiting._look()
+        waiting._look(2)
     assert Team.held == does
+    held = does[-1:] == ["held"]
+    assert waiting.team(2) == (1 if held else 2)
+    assert waiting.team(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "threads"),
+    [(8, 1.1, 7), (8, 3.0, 5), (8, 7.6, 4), (8, 20.0, 4), (2, 1.0, 1), (2, 2.0, 1), (3, 3.0, 1)],
+)
+def test_a_team_has_what_others_leave(cores, others, threads, monkeypatch):
+    Team.held = []
+    monkeypatch.setattr(waiting, "OtherWork", Machine(others))
+    monkeypatch.setattr(waiting, "SecondTeam", Team)
+    monkeypatch.setattr(waiting, "_PAUSE", 0.0)
+    monkeypatch.setattr(waiting, "_free", None)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    with pytest.raises(InterruptedError):
+        waiting._look(cores)
+    assert waiting.team(cores) == threads
 
 
 @pytest.mark.parametrize(
@@ -127,7 +146,7 @@ def test_who_is_watched(threads, chosen, begins, monkeypatch):
     """One thread has none to wait for; what the user has chosen stays."""
     began = threading.Event()
     monkeypatch.setattr(waiting, "_watcher", None)
-    monkeypatch.setattr(waiting, "_look", began.set)
+    monkeypatch.setattr(waiting, "_look", lambda threads: began.set())
     monkeypatch.setattr(waiting, "_libgomp", lambda: object())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
@@ -183,3 +202,6 @@ def test_when_a_machine_is_busy():
     words = said(1.0, 2, 2)
     assert "1.0 of 2 cores" in words
     assert "1.5 times" in words  # three that want a core, two cores
+    assert "OMP_NUM_THREADS=1 " in words
+    assert "OMP_NUM_THREADS=5 " in said(3.1, 8, 8)
+    assert "OMP_NUM_THREADS" not in said(0.4, 2, 2)  # less than a core is gone

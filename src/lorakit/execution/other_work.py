@@ -54,9 +54,11 @@ def said(others: float | None, cores: int, threads: int) -> str:
     """
     if others is None or not is_busy(others, cores, threads):
         return ""
-    # The system shares the cores out evenly: threads of so many that want one.
-    share = cores / (others + threads)
+    # The system shares the cores out evenly: threads of so many that want one. Threads that wait for one
+    # another get less out of their share, and one for each free core gets more (docs/performance.md).
+    share, free = cores / (others + threads), max(1, cores - round(others))
+    advice = f"; OMP_NUM_THREADS={free} before the command may take less" if free < threads else ""
     return (
         f"the machine is busy: other processes keep {others:.1f} of {cores} cores, so that training takes "
-        f"about {1 / share:.1f} times as long as that"
+        f"at least {1 / share:.1f} times as long as that{advice}"
     )

@@ -23,12 +23,7 @@ from torch import Tensor
 from lorakit.errors import ModelError
 from lorakit.execution import apart, attention
 from lorakit.execution.by_sequence import kept_within
-from lorakit.execution.facts import (
-    facts_of,
-    settings_in_training,
-    try_fused,
-    try_head,
-)
+from lorakit.execution.facts import facts_of, settings_in_training, try_fused, try_head
 from lorakit.execution.family import DecoderBlock, fits, linear_of, read_decoder
 from lorakit.execution.fused import elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits

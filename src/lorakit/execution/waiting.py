@@ -31,6 +31,8 @@ _CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 _watching = threading.Lock()
 _watcher: threading.Thread | None = None
+# Cores that others leave, while the machine is busy.
+_free: int | None = None
 
 
 def watch() -> None:
@@ -45,25 +47,40 @@ def watch() -> None:
             return
         if any(name in os.environ for name in _CHOSEN) or _libgomp() is None:
             return
-        _watcher = threading.Thread(target=_look, name="lorakit-waiting", daemon=True)
+        _watcher = threading.Thread(
+            target=_look, args=(torch.get_num_threads(),), name="lorakit-waiting", daemon=True
+        )
         _watcher.start()
 
 
-def _look() -> None:
+def team(threads: int) -> int:
+    """Of so many threads those that have a core now; all of them on a quiet machine, one at least.
+
+    For work whose last bits depend on what else happens anyway, such as serving: sums may be taken in
+    another order by another number of threads.
+    """
+    return threads if _free is None else min(threads, _free)
+
+
+def _look(threads: int) -> None:
     """Hold the second team while the machine is busy, for as long as the process lives."""
+    global _free
     pause, cores = threading.Event(), os.cpu_count() or 1
     second: SecondTeam | None = None
     quiet = 0
     while True:
         work = OtherWork()
         pause.wait(_PAUSE)
-        busy = is_busy(work.cores(), cores, torch.get_num_threads())
+        others = work.cores()
+        busy = is_busy(others, cores, threads)
         quiet = 0 if busy else quiet + 1
-        if busy and second is None:
-            second = SecondTeam.hold()
+        if busy:
+            # Where others want every core, half of them: the system shares the cores out evenly.
+            _free = max(1, cores // 2, cores - round(others or 0.0))
+            second = second or SecondTeam.hold()
         elif quiet >= _QUIET_LOOKS and second is not None:
             second.let_go()
-            second = None
+            second, _free = None, None
 
 
 class SecondTeam:

@@ -24,6 +24,7 @@ import torch
 
 from lorakit.errors import InputError, LorakitError
 from lorakit.execution.steps import Place
+from lorakit.execution.waiting import team
 from lorakit.kernels.slot_plan import SlotRun
 from lorakit.serving import scheduler
 from lorakit.serving.adjusting import Adjuster, NothingAllowedError
@@ -212,6 +213,8 @@ class Engine:
         torch.set_num_threads(self._threads)
         while self._state != "stopped":
             self._wake.clear()
+            if (threads := team(self._threads)) != torch.get_num_threads():
+                torch.set_num_threads(threads)
             try:
                 busy = self.step()
             except Exception:

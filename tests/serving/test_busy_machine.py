@@ -1,0 +1,34 @@
+"""An engine computes with the cores that other processes leave."""
+
+import time
+
+import torch
+from engines import Driven
+
+from lorakit.serving import engine as engines_module
+
+
+def test_the_team_of_an_engine_follows_the_machine(monkeypatch):
+    engine = Driven()
+    free, used = [2], [2]
+    monkeypatch.setattr(engine, "_threads", 2)
+    monkeypatch.setattr(engines_module, "team", lambda threads: min(threads, free[-1]))
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+
+    def reach(threads):
+        for _ in range(200):
+            if used[-1] == threads:
+                return
+            engine.ask(len(used), [5, 6, 7], most=1)  # wakes it
+            time.sleep(0.05)
+        raise AssertionError(used)
+
+    engine.start()
+    try:
+        for cores in (1, 2, 1):
+            free.append(cores)
+            reach(cores)
+    finally:
+        engine.stop()
+    assert used == [2, 2, 1, 2, 1]
