@@ -177,28 +177,31 @@ def _compiled(blocks: Sequence[_LeanBlock], norm: Norm, head: Any) -> CompiledDe
         for each in settings
     ):
         return None
-    made = []
-    for block in blocks:
-        heads = block.head_norms
-        if heads is not None and not all(map(is_rms, heads)):
-            return None
-        made.append(
-            BlockTensors(
-                (
-                    (block.norms[0].weight, block.norms[0].eps),
-                    (block.norms[1].weight, block.norms[1].eps),
-                ),
-                None
-                if heads is None
-                else tuple((Norm.of(m).weight, Norm.of(m).eps) for m in heads),
-                (block.qkv, block.o, block.gate_up, block.down),
-                block.settings.scale,
-                block.settings.window,
-                block.settings.chunk,
-            )
+    if any(b.head_norms is not None and not all(map(is_rms, b.head_norms)) for b in blocks):
+        return None
+    made = [
+        BlockTensors(
+            (_pair(block.norms[0]), _pair(block.norms[1])),
+            _head_pairs(block),
+            (block.qkv, block.o, block.gate_up, block.down),
+            block.settings.scale,
+            block.settings.window,
+            block.settings.chunk,
         )
-    last = norm.weight, norm.eps
-    return CompiledDecoder.of(made, last, (head.weight, head.bias), sizes.pop())
+        for block in blocks
+    ]
+    return CompiledDecoder.of(made, _pair(norm), (head.weight, head.bias), sizes.pop())
+
+
+def _pair(norm: Norm) -> tuple[Tensor, float]:
+    return norm.weight, norm.eps
+
+
+def _head_pairs(block: _LeanBlock) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
+    if block.head_norms is None:
+        return None
+    queries, keys = (Norm.of(module) for module in block.head_norms)
+    return _pair(queries), _pair(keys)
 
 
 def _read(block: DecoderBlock, settings: AttentionSettings) -> _LeanBlock:
