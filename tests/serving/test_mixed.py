@@ -17,6 +17,8 @@ RANKS = {"r4": 4, "r8": 8, "r32": 32, "h4": 4}
 # One adapts the output head beside the blocks, and one the head alone.
 TARGETS = {"r8": ("all-linear", "lm_head"), "h4": ("lm_head",)}
 MOST = 5
+TOLERANCE = 2e-4
+"""Of logits in float32 that are about 7: 24 bits, and some hundred additions in another order."""
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3", "gemma2", "mistral", "gpt2"])
@@ -73,9 +75,18 @@ def test_each_answer_equals_the_request_alone(pair, asked):
     assert engine.cache.busy == 0
     for i, (key, *_) in enumerate(asked):
         ids, logits = alone.answer(prompts[i], key)
-        got = torch.stack(engine.logits[i, 0])
-        assert engine.answers[i, 0].ids == ids, (i, key)
-        assert (got - logits).abs().max() <= 1e-4
+        same = until_a_tie(logits)
+        got = torch.stack(engine.logits[i, 0])[: same + 1]
+        assert engine.answers[i, 0].ids[:same] == ids[:same], (i, key)
+        assert (got - logits[: same + 1]).abs().max() <= TOLERANCE
+
+
+def until_a_tie(logits):
+    """Tokens before the first whose two likeliest lie so near that rounding chooses; its own logits
+    depend on no choice yet."""
+    high = logits.topk(2, dim=-1).values
+    near = (high[:, 0] - high[:, 1] < 2 * TOLERANCE).nonzero()
+    return int(near[0]) if len(near) else len(logits)
 
 
 def test_adapters_of_the_fixture_do_change_answers(pair):

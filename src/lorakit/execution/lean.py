@@ -15,9 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.execution.cached import attend_step
-from lorakit.execution.family import INPUTS, Decoder, DecoderBlock, Norm, head_path, read_decoder
+from lorakit.execution.family import (
+    INPUTS,
+    Decoder,
+    DecoderBlock,
+    Norm,
+    head_path,
+    is_rms,
+    read_decoder,
+)
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Step
+from lorakit.kernels.decode import BlockTensors, CompiledDecoder
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
 
@@ -43,7 +52,6 @@ class LeanBlocks:
     """
 
     states = None
-    way = "by lorakit's short code, all sequences in one row"
 
     def __init__(
         self,
@@ -56,6 +64,9 @@ class LeanBlocks:
         self._norm = Norm.of(decoder.norm)
         self._head = model.get_output_embeddings()
         self.groups: Sequence[SlotGroup] = ()
+        self._compiled = _compiled(blocks, self._norm, self._head)
+        code = "short code" if self._compiled is None else "compiled kernels"
+        self.way = f"by lorakit's {code}, all sequences in one row"
 
     @classmethod
     def of(cls, model: Any, layers: Mapping[nn.Module, AttentionSettings]) -> "LeanBlocks | None":
@@ -80,6 +91,8 @@ class LeanBlocks:
     def use(self, groups: Sequence[SlotGroup]) -> None:
         """Take the slots that belong to `grouped`, in its order."""
         self.groups = groups
+        if self._compiled is not None:
+            self._compiled.use(groups)
 
     def logits(
         self,
@@ -92,6 +105,10 @@ class LeanBlocks:
         """(L, vocabulary) at the places `keep_L` of the step."""
         x_TD = self._decoder.embed(ids_T)
         cos_1TE, sin_1TE = self._decoder.angles(x_TD[None], step.positions[None])
+        if self._compiled is not None:
+            places = [(each.start, each.size, each.past, each.count) for each in step.places]
+            angles = cos_1TE[0], sin_1TE[0]
+            return self._compiled.logits(x_TD, angles, places, keep_L, kv_caches, batch)
         half = cos_1TE.shape[-1] // 2
         cos_T1E = cos_1TE[0, :, None]
         # (x₁, x₂) cos + (x₂, x₁) (-sin, sin): the halves swap by rolling, the sign is in the sine.
@@ -149,6 +166,42 @@ def _run(
     if groups is not None:
         next(groups).add(act, y_TD, batch)
     return y_TD.add_(x_TD)
+
+
+def _compiled(blocks: Sequence[_LeanBlock], norm: Norm, head: Any) -> CompiledDecoder | None:
+    """The blocks by the compiled kernels, where these run here and do what the blocks ask for."""
+    sizes = {(b.settings.heads, b.settings.key_heads, b.settings.width) for b in blocks}
+    settings = [block.settings for block in blocks]
+    if len(sizes) > 1 or any(
+        each.softcap is not None or each.sinks is not None or each.span.function is not None
+        for each in settings
+    ):
+        return None
+    if any(b.head_norms is not None and not all(map(is_rms, b.head_norms)) for b in blocks):
+        return None
+    made = [
+        BlockTensors(
+            (_pair(block.norms[0]), _pair(block.norms[1])),
+            _head_pairs(block),
+            (block.qkv, block.o, block.gate_up, block.down),
+            block.settings.scale,
+            block.settings.window,
+            block.settings.chunk,
+        )
+        for block in blocks
+    ]
+    return CompiledDecoder.of(made, _pair(norm), (head.weight, head.bias), sizes.pop())
+
+
+def _pair(norm: Norm) -> tuple[Tensor, float]:
+    return norm.weight, norm.eps
+
+
+def _head_pairs(block: _LeanBlock) -> tuple[tuple[Tensor, float], tuple[Tensor, float]] | None:
+    if block.head_norms is None:
+        return None
+    queries, keys = (Norm.of(module) for module in block.head_norms)
+    return _pair(queries), _pair(keys)
 
 
 def _read(block: DecoderBlock, settings: AttentionSettings) -> _LeanBlock:

@@ -158,7 +158,7 @@ def open_blocks(model: Any, longest: int = 0) -> tuple[Blocks, list[AttentionSet
     try:
         layers = cached_layers(model)
         lean = LeanBlocks.of(model, layers) if plain else None
-        if lean is not None and _right(lean, "lean steps", trials, layers):
+        if lean is not None and _right(lean, f"lean steps {lean.way}", trials, layers):
             return lean, list(layers.values())
         own = OwnBlocks(model, layers)
         if not _right(own, "steps by its own code", trials, layers):

@@ -38,6 +38,7 @@ class SlotGroup:
     Attributes:
         A: (slots, linears, R, in_features), zeros where nothing is written.
         B: (slots, chunks, R, chunk): s·Bᵀ of the linears, cut into chunks, one after another.
+        owners: (chunks,) int64 on the CPU: the linear of each chunk.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SlotGroup:
         self._owners = None if len(owners) == 1 else torch.tensor(owners, device=device)
         self._compiled = native.function("slots_add", "i" * 8, dtype, device)
         shape = [in_features, len(chunks), rank, sum(chunks), self.chunk]
-        self._described = torch.tensor(shape), torch.tensor(owners)
+        self._shape, self.owners = torch.tensor(shape), torch.tensor(owners)
         self._hold(torch.zeros(slots * self.elements, dtype=dtype, device=device), slots)
 
     def _hold(self, storage: Tensor, slots: int) -> None:
@@ -74,6 +75,10 @@ class SlotGroup:
     def elements(self) -> int:
         """Of A and B in a slot."""
         return sum(math.prod(shape) for shape in self._shapes)
+
+    def holds(self, slots: frozenset[int]) -> bool:
+        """Whether one of these slots has a pair."""
+        return not self._filled.isdisjoint(slots)
 
     def beside(self, storage: Tensor, slots: int) -> "SlotGroup":
         """Slots of the same layers elsewhere.
@@ -152,12 +157,12 @@ class SlotGroup:
         """
         if x_TI.shape[0] != plan.rows:
             raise ValueError(f"{x_TI.shape[0]} tokens came, {plan.rows} were planned")
-        if self._filled.isdisjoint(plan.slots):
+        if not self.holds(plan.slots):
             return
         if self._compiled is not None and y_TO.is_contiguous() and y_TO.dtype == self.A.dtype:
             assert plan.table is not None
             x_TI = x_TI.contiguous()
-            tensors = x_TI, y_TO, self.A, self.B, *self._described, plan.table
+            tensors = x_TI, y_TO, self.A, self.B, self._shape, self.owners, plan.table
             self._compiled(*(each.data_ptr() for each in tensors), len(plan.runs))
             return
         for each in plan.segments:

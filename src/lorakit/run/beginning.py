@@ -11,6 +11,7 @@ from lorakit.config import RunConfig, options
 from lorakit.data import Dataset
 from lorakit.data.rehearsal import Rehearsal
 from lorakit.files.whole import write_json
+from lorakit.kernels.native import kernels_of
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import (
     AgainstParent,
@@ -26,7 +27,7 @@ from lorakit.run.prepared import Prepared
 from lorakit.run.rate_probe import read_probe
 from lorakit.run.remembering import remember
 from lorakit.run.session import Session, recorded_template
-from lorakit.training import FitResult, Moments, Schedule
+from lorakit.training import Checkpoints, FitResult, Moments, Schedule
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,13 @@ def outcome_of(
         "new_rows": rehearsing.to_dict() if rehearsing else None,
         "against_parent": outcome.to_dict(),
     }
+
+
+def checkpoints_of(ready: Prepared, folder: Path, *, resume: bool) -> Checkpoints:
+    """Where a run's checkpoints lie, and what another run has to have alike to go on from them."""
+    session = ready.session
+    run = run_hash(ready.config, session, ready.data, ready.parent)
+    return Checkpoints(folder, run, resume, kernels_of(session.model).name)
 
 
 def run_hash(

@@ -26,11 +26,10 @@ from lorakit.errors import DivergedError
 from lorakit.evaluation.scores import REACHED
 from lorakit.files.whole import write_json
 from lorakit.forecast import reached_share
-from lorakit.kernels.native import kernels_of
 from lorakit.lora import LoraLayer, detach, lora_layers
 from lorakit.lora.jobs import Jobs
 from lorakit.run import folder as folders
-from lorakit.run.beginning import Begins, begin, run_hash
+from lorakit.run.beginning import Begins, begin, checkpoints_of
 from lorakit.run.commands.training import (
     Asked,
     ask_before,
@@ -48,7 +47,7 @@ from lorakit.run.machine import peak_memory
 from lorakit.run.prepared import Prepared
 from lorakit.run.remembering import for_layers
 from lorakit.run.session import open_base
-from lorakit.training import Checkpoints, FitResult, Observers
+from lorakit.training import FitResult, Observers
 
 
 def run_together(
@@ -175,13 +174,12 @@ def _work(
     folder = Path(job.config.output.out)
     folders.make_folder(folder)
     reported = stack.enter_context(metrics_of(ready, partial(_named, report, job.name)))
-    run = run_hash(ready.config, ready.session, ready.data, ready.parent)
     return Work(
         ready.data.train,
         ready.data.eval,
         start.begins.schedule,
         Observers(report=reported, should_stop=should_stop),
-        Checkpoints(folder, run, job.config.output.resume, kernels_of(ready.session.model).name),
+        checkpoints_of(ready, folder, resume=job.config.output.resume),
         for_layers(start.moments, layers) if start.moments else None,
         start.begins.rehearsal,
     )

@@ -17,12 +17,11 @@ from lorakit.execution.choices import ChoiceScores
 from lorakit.extras import need
 from lorakit.files.whole import write_json
 from lorakit.forecast import reached_share
-from lorakit.kernels.native import kernels_of
 from lorakit.lora import attach, plan
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import store_result
 from lorakit.run.answer_limit import RECORDED
-from lorakit.run.beginning import Begins, begin, outcome_of, run_hash
+from lorakit.run.beginning import Begins, begin, checkpoints_of, outcome_of
 from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.estimating import estimate_run
@@ -32,7 +31,7 @@ from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
-from lorakit.training import Checkpoints, FitResult, Observers
+from lorakit.training import FitResult, Observers
 
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
@@ -120,7 +119,6 @@ def run_training(
         attach(model, ready.plan, seed=spec.seed)
     begins = begin(ready, report, should_stop, lost)
     report({"kind": "stage", "name": "train", "steps": ready.steps})
-    run = run_hash(config, session, data, ready.parent)
     with metrics_of(ready, report) as tell:
         fitted = fit_model(
             model,
@@ -130,7 +128,7 @@ def run_training(
             recompute=ready.estimate.recompute,
             task=session.task,
             observers=Observers(report=tell, should_stop=should_stop),
-            checkpoints=Checkpoints(folder, run, config.output.resume, kernels_of(model).name),
+            checkpoints=checkpoints_of(ready, folder, resume=config.output.resume),
             moments=begins.moments,
             keep_moments=True,
             rehearsal=begins.rehearsal,
