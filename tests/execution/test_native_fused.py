@@ -6,11 +6,12 @@ import torch
 import lorakit.execution.fused as fused_module
 from families import tiny
 from lorakit.data.batches import micro_batches
-from lorakit.data.table import Encoded
+from lorakit.data.table import Encoded, TokenTable
 from lorakit.execution.runnable import Runnable
 from lorakit.kernels import keeping, native
 from lorakit.lora import LoraSpec, attach, lora_layers
-from lorakit.training import CausalLoss
+from lorakit.run.fitting import fit_model
+from lorakit.training import CausalLoss, Observers, Schedule, TrainSpec
 
 CPU = torch.device("cpu")
 
@@ -165,3 +166,25 @@ def test_a_training_run_has_the_losses_of_plain_torch(monkeypatch):
             losses[name].append(nll.item() / tokens)
     assert losses["avx2"][-1] < 0.98 * losses["avx2"][0]
     assert losses["avx2"] == pytest.approx(losses["plain"], rel=1e-4)
+
+
+def test_a_run_that_has_ended_holds_no_memory(compiled_blocks):
+    keeping.forget()
+    model = adapted("llama")
+    rows = TokenTable.build(
+        [
+            Encoded(
+                ids=torch.arange(5, 5 + n).numpy().astype("int32"),
+                weight=(torch.arange(n) > 0).numpy().astype("uint8"),
+                origin=f"row {n}",
+            )
+            for n in (12, 30)
+        ]
+    )
+    held = []
+    spec = TrainSpec(batch_size=2)
+    reports = Observers(report=lambda event: held.append(keeping.held()))
+    fit_model(model, rows, rows.take(()), Schedule(2, 1e-3, spec), observers=reports)
+    assert len(compiled_blocks) >= 4
+    assert max(held) > 0
+    assert keeping.held() == 0

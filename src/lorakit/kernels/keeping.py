@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorakit.kernels.workspace import workspace
+
 # Underscored. Where a torch lacks it nothing is used again, and all memory is fresh.
 _owners: Any = getattr(torch._C, "_storage_Use_Count", None)
 _STEPS = 16  # sizes for each doubling, so that batches of like length find room
@@ -47,8 +49,9 @@ def take(size: int, like: Tensor) -> Tensor:
 
 
 def forget() -> None:
-    """Give back what nobody uses."""
+    """Give back what nobody uses, and what kernels work in: when training has ended."""
     _kept.slabs = [s for s in _kept.slabs if not _is_free(s)]
+    workspace.forget()
 
 
 def held() -> int:

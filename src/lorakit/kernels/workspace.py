@@ -27,5 +27,9 @@ class Workspace(threading.local):
         address = self._memory.data_ptr()
         return address + -address % (LINE * like.element_size())
 
+    def forget(self) -> None:
+        """Give it back; the next call asks for it anew."""
+        self._memory = torch.empty(0)
+
 
 workspace = Workspace()

@@ -8,6 +8,7 @@ from lorakit.data import Batch, TokenTable, order, total_steps
 from lorakit.data.rehearsal import Rehearsal
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
+from lorakit.kernels import keeping
 from lorakit.lora.jobs import Jobs
 from lorakit.models.dimensions import hidden_width
 from lorakit.tasks import CAUSAL_LM, Task
@@ -98,6 +99,7 @@ def fit_model(
         )
     finally:
         Runnable(model).rest()
+        keeping.forget()
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def fit_models(
         return fit_jobs(jobs, courses, loss=loss, batch_tokens=batch_tokens, ended=ended)
     finally:
         loss.runnable.rest()
+        keeping.forget()
 
 
 def _evaluation(
