@@ -56,6 +56,7 @@ def trained(device: str, dtype: torch.dtype):
 def fresh(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("LORAKIT_TRIALS", "again")
+    monkeypatch.setenv("LORAKIT_KERNELS", "triton")
     monkeypatch.setattr(dispatch, "left", {})
     monkeypatch.setattr(dispatch, "_right", set())
     monkeypatch.setattr(attention_varlen, "_right", {})

@@ -14,6 +14,7 @@ from families import tiny
 from lorakit.data.batches import micro_batches
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.kernels import attention_varlen
+from lorakit.kernels.gpu import dispatch
 from lorakit.kernels.layout import OpenLayout
 from lorakit.lora import LoraSpec, attach, lora_layers
 from lorakit.training import CausalLoss, Schedule, TrainSpec, fit, loop
@@ -55,6 +56,9 @@ class Repeating:
 
 @pytest.fixture(autouse=True)
 def varlen(monkeypatch):
+    # Neither kernels that are compiled for a CPU, nor plain torch alone.
+    monkeypatch.setenv("LORAKIT_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "installed", lambda: True)
     formats = (torch.float32,)
     found = StandIn(formats)
     monkeypatch.setattr(attention_varlen, "_at_home", lambda device: True)
