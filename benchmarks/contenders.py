@@ -16,7 +16,7 @@ import bench
 import numpy as np
 import peft_loop
 
-from lorakit import forecast
+from lorakit import forecast, machine_rates
 from lorakit.config import RunConfig, load_config
 from lorakit.data import TokenTable, load_data, order
 from lorakit.data.table import Encoded
@@ -272,7 +272,7 @@ def work(given: bench.Line) -> bench.Line:
         **bench.surroundings(model.device, *packages),
     }
     line.pop("data")
-    measure_limit = partial(forecast.matmul_rate, shape, model.dtype, model.device)
+    measure_limit = partial(machine_rates.matmul_rate, shape, model.dtype, model.device)
     before = measure_limit() if contender.ours else 0.0
     done = contender.train(task)
     line |= {"seconds": done.seconds, "losses": done.losses, "tokens": done.tokens}

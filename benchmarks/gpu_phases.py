@@ -15,7 +15,7 @@ import contenders
 import numpy as np
 import torch
 
-from lorakit import forecast
+from lorakit import forecast, machine_rates
 from lorakit.adapters import save_adapter
 from lorakit.adapters.pairs import read_stored
 from lorakit.config import load_config
@@ -311,7 +311,7 @@ def peak_rate(shape: forecast.ModelShape, dtype: torch.dtype, device: torch.devi
         "peak_flops": known or measured,
         "peak_is": "the maker's" if known else "of one large product",
         "product_flops": measured,
-        "matmul_flops": forecast.matmul_rate(shape, dtype, device),
+        "matmul_flops": machine_rates.matmul_rate(shape, dtype, device),
     }
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, saved, tiny
-from lorakit import forecast as forecasting
+from lorakit import machine_rates
 from lorakit.execution.outline import outline_elements_kept
 from lorakit.execution.runnable import Runnable
 from lorakit.run import estimating
@@ -33,8 +33,8 @@ LLAMA_8B = {
 @pytest.fixture
 def quick(monkeypatch):
     """A machine of known rates: a measurement on an 8 B's shapes takes half a minute."""
-    monkeypatch.setattr(forecasting, "matmul_rate", lambda *_, **__: 1e12)
-    monkeypatch.setattr(forecasting, "elementwise_rate", lambda *_, **__: 1e10)
+    monkeypatch.setattr(machine_rates, "matmul_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(machine_rates, "elementwise_rate", lambda *_, **__: 1e10)
 
 
 def figure(text, pattern):

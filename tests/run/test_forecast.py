@@ -113,8 +113,10 @@ def test_checkpointing_is_automatic_where_memory_would_run_out(monkeypatch):
     assert not off.recompute
 
 
-def test_elements_kept_by_fused_blocks_are_those_that_autograd_holds():
+def test_elements_kept_by_fused_blocks_are_those_that_autograd_holds(monkeypatch):
     """Every distinct float tensor saved for the backward is counted, weights left out."""
+    # Compiled blocks keep less (no probabilities), in pieces of memory that may be larger than that.
+    monkeypatch.setenv("LORAKIT_KERNELS", "plain")
     model = attach(tiny("llama", hidden_size=48), LoraSpec(rank=1)).train()
     lengths = (9, 30, 30)
     tokens = sum(lengths)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lorakit import forecast as forecasting
+from lorakit import machine_rates
 from lorakit.data import TokenTable
 from lorakit.execution.other_work import OtherWork, said
 from lorakit.execution.runnable import Runnable
@@ -115,9 +116,9 @@ def estimate(
     tokens_a_step = rows * mean
     # The largest step of a run lies about two standard deviations above the mean.
     largest_step = tokens_a_step + 2 * math.sqrt(rows) * statistics.pstdev(lengths, mean)
-    rate = forecasting.matmul_rate(shape, dtype, device, tokens=measured_tokens)
-    elementwise = forecasting.elementwise_rate(shape, dtype, device, tokens=measured_tokens)
-    bytes_rate = forecasting.memory_rate(device) if full else None
+    rate = machine_rates.matmul_rate(shape, dtype, device, tokens=measured_tokens)
+    elementwise = machine_rates.elementwise_rate(shape, dtype, device, tokens=measured_tokens)
+    bytes_rate = machine_rates.memory_rate(device) if full else None
     busy = ""
     if device.type == "cpu":
         busy = said(work.cores(), os.cpu_count() or 1, torch.get_num_threads())

@@ -33,6 +33,8 @@ from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
 from lorakit.training import FitResult, Observers
 
+LOSSES = ("train_loss", "eval_loss", "eval_loss_before")
+
 
 def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     """Load and check all that a run depends on, and forecast what it will need."""
@@ -248,9 +250,10 @@ def finish(
             likelihoods(session, before.examples, before.plan.labels, config),
         )
     )
-    figures = training_figures(ready, fitted, scores, choices, command=command, started=started)
     outcome, more = outcome_of(ready, begins, fitted)
-    figures |= more
+    figures = (
+        training_figures(ready, fitted, scores, choices, command=command, started=started) | more
+    )
     figures["notes"] += [*begins.notes, *outcome.notes()]
     save_adapter(
         model,
@@ -262,10 +265,7 @@ def finish(
             "config": config.to_flat(),
             "asking": asking_of(config.model, vars(config.data)),
             "versions": figures["versions"],
-            "metrics": {
-                name: figures[name] for name in ("train_loss", "eval_loss", "eval_loss_before")
-            }
-            | recorded_scores(scores),
+            "metrics": {name: figures[name] for name in LOSSES} | recorded_scores(scores),
             RECORDED: default_limit(before.plan.longest),
         }
         | ({"parents": [ready.parent.to_dict()]} if ready.parent else {}),
