@@ -81,9 +81,9 @@ def test_it_is_said_once_how_a_model_is_continued(caplog):
     assert said[0].endswith(tuple(way.value for way in Way))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "zamba2"])
 def test_what_transformers_continues_rightly_is_left_to_it(family):
-    model = tiny(family)
+    model = tiny_model(family)
     generate(model, tokenizer(), prompts((9, 23)), max_new_tokens=3)
     assert facts_of(model).continues_apart is None
 
