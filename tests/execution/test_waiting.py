@@ -29,7 +29,7 @@ def products():
 
 products()
 awake, first = products()
-second = SecondTeam.hold()
+second = SecondTeam.hold(2)
 asleep, other = products()
 second.let_go()
 again, third = products()
@@ -82,7 +82,7 @@ class Team:
     held: list[str]
 
     @classmethod
-    def hold(cls):
+    def hold(cls, threads):
         cls.held.append("held")
         return cls()
 
@@ -186,6 +186,9 @@ def test_cores_that_others_keep(tmp_path, monkeypatch):
     clock.update(wall=12.0, own=4.1)
     stat.write_text("cpu  1200 60 250 9090 80 10 10 80 90 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
     assert work.cores() == pytest.approx((3.10 - 1.1) / 2.0)
+    for unknown in ("", "cpu  1 2 3\n", "intr 1 2 3 4 5 6 7 8\n", "cpu a b c d e f g h\n"):
+        stat.write_text(unknown)
+        assert work.cores() is None
     stat.unlink()
     assert work.cores() is None
     assert OtherWork().cores() is None

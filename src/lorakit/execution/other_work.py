@@ -33,7 +33,9 @@ def _used() -> tuple[float, float, float] | None:
     """Now; seconds of the processor that everyone used so far; and this process alone."""
     if not _STAT.exists():
         return None
-    fields = _STAT.read_text().split("\n", 1)[0].split()[1:]
+    name, *fields = _STAT.read_text().split("\n", 1)[0].split() or [""]
+    if name != "cpu" or len(fields) < 8 or not all(x.isdecimal() for x in fields[:8]):
+        return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = (int(x) for x in fields[:8])
     ticks = user + nice + system + irq + softirq + steal
     return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()

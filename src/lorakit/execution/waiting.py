@@ -77,7 +77,7 @@ def _look(threads: int) -> None:
         if busy:
             # Where others want every core, half of them: the system shares the cores out evenly.
             _free = max(1, cores // 2, cores - round(others or 0.0))
-            second = second or SecondTeam.hold()
+            second = second or SecondTeam.hold(threads)
         elif quiet >= _QUIET_LOOKS and second is not None:
             second.let_go()
             second, _free = None, None
@@ -94,17 +94,17 @@ class SecondTeam:
         self._there.wait()
 
     @classmethod
-    def hold(cls) -> "SecondTeam | None":
-        """Hold one; None where there is no libgomp."""
+    def hold(cls, threads: int) -> "SecondTeam | None":
+        """Hold one beside a team of so many threads; None where there is no libgomp."""
         library = _libgomp()
         if library is None:
             return None
-        # free(NULL) does nothing, in every thread of the team. One thread more than there are cores
-        # is enough for any other team.
+        # free(NULL) does nothing, in every thread of the team. Both teams together have two threads
+        # more than this process has cores; the thread that makes the second is not counted.
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
         parallel = library.GOMP_parallel
         parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        size = (os.cpu_count() or 1) + 1
+        size = max(2, len(os.sched_getaffinity(0)) - threads + 3)
         return cls(lambda: parallel(nothing, None, size, 0))
 
     def let_go(self) -> None:
