@@ -162,7 +162,9 @@ def compiled(case: Case, t: Tensors) -> tuple[Tensor, list[Tensor]]:
     form = BlockForm(
         [
             Linear(
-                single(w), None if b is None else single(b), () if p is None else (LowRank(*p, s),)
+                single(w),
+                None if b is None else single(b),
+                () if p is None else (LowRank(p[0], p[1], s),),
             )
             for w, b, p, s in zip(t.weights, t.biases, pairs, SCALES, strict=True)
         ],
