@@ -18,11 +18,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from architectures import tiny_config, tiny_folder
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
+from lorakit.adapters.combine import combine
 from lorakit.adapters.export import lint
 from lorakit.adapters.export.families import GgufBase
 from lorakit.adapters.names import PREFIX
 from lorakit.adapters.pairs import read_stored, write_stored
+from lorakit.adapters.parents import Part
 from lorakit.adapters.peft_names import file_path, read_at
+from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
 from lorakit.files.tensors import read_shapes
 from lorakit.lora import LoraSpec, attach, detach, lora_layers, plan
@@ -99,6 +102,19 @@ def test_peft_reads_paths_that_it_renames(
         load_adapter(back, again)
         with torch.no_grad():
             close(back.eval()(input_ids=IDS, use_cache=False).logits, wanted)
+
+
+def test_a_combined_adapter_is_found_by_peft_too(tmp_path: Path) -> None:
+    base = tiny_folder("laguna", tmp_path / "base")
+    parts = [
+        Part(read_stored(save_adapter(adapt(base, rank=rank), tmp_path / str(rank))), 0.5, name="x")
+        for rank in (2, 3)
+    ]
+    folder = write_stored(tmp_path / "both", combine(parts, CombineSpec(how="cat")).adapter)
+    model = loaded(base)
+    load_adapter(model, folder)
+    with torch.no_grad():
+        close(peft_logits(base, folder), model.eval()(input_ids=IDS, use_cache=False).logits)
 
 
 def test_what_peft_would_not_find_is_named_and_rewritten(tmp_path: Path) -> None:
