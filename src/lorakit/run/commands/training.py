@@ -186,9 +186,7 @@ def likelihoods(
     if not labels or len(labels) > MOST_CHOICES or not examples:
         return None
     return session.task.likelihoods(
-        session,
-        examples,
-        labels,
+        *(session, examples, labels),
         drop=config.data.drop,
         batch_tokens=config.train.batch_tokens,
     )
