@@ -291,6 +291,8 @@ def restored(model: Any) -> None:
         if hasattr(module, "get_base_layer"):
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, module.get_base_layer())
+    # peft notes on the model itself which adapters it has: it would take those for there already.
+    vars(model).pop("peft_config", None)
     model.requires_grad_(False).eval()
 
 
