@@ -52,11 +52,12 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for kind in kinds:
         seconds: dict[str, list[float]] = {native.PLAIN: [], options.set: []}
-        results = {}
+        results: dict[str, tuple[float, torch.Tensor]] = {}
         for _ in range(options.rounds):
             for name in seconds:
                 os.environ[native.VARIABLE] = name
-                taken, *results[name] = one_pass(model, loss, rows[kind], options.threads)
+                taken, nats, grads = one_pass(model, loss, rows[kind], options.threads)
+                results[name] = nats, grads
                 seconds[name].append(taken)
         (nll, gradient), (other_nll, other) = results.values()
         plain, compiled = map(min, seconds.values())
