@@ -7,6 +7,8 @@ by it in many ways: expert by expert, batched, or grouped. `AdaptedWeight` is a 
 place. The products that are known here use the right-hand side above; picking experts, transposing and
 splitting the first axis give another `AdaptedWeight`; anything else is done with W + s·L·R itself, so that
 the answer is right whatever the model's code does. Tokens of a grouped product are sorted by expert.
+
+Longer than 300 lines: the tensor, and every product in which it stands for a weight.
 """
 
 from collections.abc import Callable, Mapping, Sequence

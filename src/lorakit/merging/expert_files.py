@@ -7,16 +7,13 @@ expert's own pair: of gate and up, which stand in one parameter in the model, ea
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lorakit.adapters.pairs import Pair
 from lorakit.files.header import StoredTensor
 from lorakit.lora import Plan, Target
 from lorakit.lora.kinds import Geometry
 from lorakit.models.weights import OtherNamesError, find, stacked_in_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _EXPERT = re.compile(r"\.(\d+)\.[^.]+\.weight$")
 
@@ -37,7 +34,7 @@ class FilePairs:
 
 
 def by_files(
-    model: "PreTrainedModel",
+    model: Any,
     plan: Plan,
     pairs: Mapping[str, Pair],
     held: Mapping[str, StoredTensor],
@@ -45,7 +42,7 @@ def by_files(
     """Find the tensors that an adapter changes.
 
     Args:
-        model: the base, on the meta device if need be.
+        model: the base, a transformers model, on the meta device if need be.
         plan: of the adapter on it.
         pairs: by path.
         held: the tensors of its files.

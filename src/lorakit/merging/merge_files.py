@@ -3,6 +3,8 @@
 The new folder has the base's shards and index; a tensor without a pair is copied byte for byte.
 What was written is read back and held against W + s·B·A in float64, so that a model of any size
 has a certificate of its weights. Memory is a few blocks of rows, not a shard.
+
+Longer than 300 lines: what is written, and what it is held against, are one formula.
 """
 
 import math
