@@ -221,3 +221,32 @@ def test_grouped_products_take_empty_groups_and_any_rank() -> None:
     torch.testing.assert_close(y[2:6], 0.7 * x[2:6] @ L[2] @ R[2])
     assert not y[6:].any()
     assert torch.autograd.gradcheck(grouped, (x, L, R))
+
+
+def test_grouped_products_are_those_of_a_loop_with_groups_that_have_no_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    W, L, R = numbers(4, 5, 7), numbers(4, 2, 5).mT.requires_grad_(), numbers(4, 2, 7)
+    x, R = numbers(9, 5).requires_grad_(), R.requires_grad_()
+    ends = torch.tensor([3, 3, 8, 8], dtype=torch.int32)  # the last row belongs to nobody
+
+    def grouped(x: Tensor, L: Tensor, R: Tensor) -> Tensor:
+        weight: Any = AdaptedWeight.of(W, L, R, 0.5)
+        return torch.nn.functional.grouped_mm(x, weight, offs=ends)
+
+    def by_loop(x: Tensor, L: Tensor, R: Tensor) -> Tensor:
+        groups = [0, 0, 0, 2, 2, 2, 2, 2]
+        rows = [x[i] @ (W[e] + 0.5 * L[e] @ R[e]) for i, e in enumerate(groups)]
+        return torch.stack([*rows, torch.zeros(7, dtype=torch.float64)])
+
+    torch.testing.assert_close(grouped(x, L, R), by_loop(x, L, R))
+    assert torch.autograd.gradcheck(grouped, (x, L, R))
+    for first, second in zip(
+        torch.autograd.grad(grouped(x, L, R).square().sum(), (x, L, R)),
+        torch.autograd.grad(by_loop(x, L, R).square().sum(), (x, L, R)),
+        strict=True,
+    ):
+        torch.testing.assert_close(first, second)

@@ -11,6 +11,7 @@ from families import tokenizer
 from lorakit.adapters import save_adapter
 from lorakit.adapters.combine import combine
 from lorakit.adapters.differences import differences, sizes
+from lorakit.adapters.export.gguf import write_gguf_adapter
 from lorakit.adapters.export.vllm import vllm_safe
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.parents import Part
@@ -121,6 +122,7 @@ def test_what_takes_linear_layers_only_says_so(tmp_path: Path) -> None:
     adapter = stored(tmp_path / "a")
     for work in (
         lambda: vllm_safe(adapter),
+        lambda: write_gguf_adapter(adapter, tmp_path / "a.gguf", base=Any),  # type: ignore[arg-type]
         lambda: combine([Part(adapter)], CombineSpec(how="cat")),
         lambda: shrink(adapter, ShrinkSpec(rank=1)),
     ):

@@ -383,7 +383,7 @@ def test_a_model_that_is_put_together_while_it_loads(tmp_path, monkeypatch):
     def nowhere(*_):
         raise OtherNamesError("the files of this model hold no tensor")
 
-    monkeypatch.setattr("lorakit.run.commands.merging.find", nowhere)
+    monkeypatch.setattr("lorakit.run.commands.merging.by_files", nowhere)
     certificate = merge(base, tmp_path / "merged", adapter)
     assert certificate.weights is None
     assert len(certificate.comparisons) == 2

@@ -7,6 +7,8 @@ by it in many ways: expert by expert, batched, or grouped. `AdaptedWeight` is a 
 place. The products that are known here use the right-hand side above; picking experts, transposing and
 splitting the first axis give another `AdaptedWeight`; anything else is done with W + s·L·R itself, so that
 the answer is right whatever the model's code does. Tokens of a grouped product are sorted by expert.
+
+Longer than 300 lines: the tensor, and every product in which it stands for a weight.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,6 +116,59 @@ class _GroupedLowRank(torch.autograd.Function):
         return grad_x, grad_left, grad_right, None, None
 
 
+class _GroupedProduct(torch.autograd.Function):
+    """y_g = x_g W_g + s·(x_g L_g) R_g for the rows of each group g, W frozen, with its backward.
+
+    One group after the other, each product beside the others of its rows while they are in the cache; the
+    low-rank ones add to what is there. L comes as Lᵀ, (G, r, m): products with r columns run at twice the
+    rate when both sides are read along their rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TM: Tensor,
+        weight: Tensor,
+        left_GRM: Tensor,
+        right: Tensor,
+        scale: float,
+        sizes: Sequence[int],
+    ) -> Tensor:
+        y_TN = x_TM.new_empty(len(x_TM), weight.shape[-1])
+        h_TR = x_TM.new_empty(len(x_TM), right.shape[-2])
+        parts = zip(*_by_group((x_TM, y_TN, h_TR), sizes), weight, left_GRM, right, strict=True)
+        for x, y, h, W, L, R in parts:
+            if len(x):
+                torch.mm(x, W, out=y)
+                torch.mm(x, L.t(), out=h)
+                y.addmm_(h, R, alpha=scale)
+        ctx.save_for_backward(x_TM, weight, left_GRM, right, h_TR)
+        ctx.scale, ctx.sizes = scale, sizes
+        y_TN[sum(sizes) :] = 0.0
+        return y_TN
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_TM, weight, left, right, h_TR = ctx.saved_tensors
+        grad_x, grad = torch.empty_like(x_TM), grad.contiguous()
+        grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
+        rows = _by_group((x_TM, grad_x, h_TR, grad), ctx.sizes)
+        pairs = zip(weight, left, right, grad_left, grad_right, strict=True)
+        for (x, gx, h, g), (W, L, R, gL, gR) in zip(zip(*rows, strict=True), pairs, strict=True):
+            if len(x):
+                low = (g @ R.t()).mul_(ctx.scale)
+                torch.mm(g, W.t(), out=gx).addmm_(low, L)
+                torch.mm(h.t(), g, out=gR)
+                torch.mm(low.t(), x, out=gL)
+        grad_x[sum(ctx.sizes) :] = 0.0
+        return grad_x, None, grad_left, grad_right.mul_(ctx.scale), None, None
+
+
+def _by_group(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """The rows of each group, of each tensor; rows past the last group are left out."""
+    return [tensor[: sum(sizes)].split(list(sizes)) for tensor in tensors]
+
+
 def grouped_low_rank(
     x_TM: Tensor, left: Tensor, right: Tensor, scale: float, ends: Tensor | Sequence[int]
 ) -> Tensor:
@@ -214,6 +269,12 @@ def _grouped(x: Any, weight: Any, offs: Any = None, **more: Any) -> Any:
         return NotImplemented
     if any(value is not None for value in more.values()):
         return NotImplemented
+    if x.device.type == "cpu" and x.dtype == weight.weight.dtype:
+        left_GRM = weight.left.to(x.dtype).mT.contiguous()  # no copy: A's own layout
+        right = weight.right.to(x.dtype).contiguous()
+        stops = offs.tolist()
+        sizes = [stop - start for start, stop in zip((0, *stops[:-1]), stops, strict=True)]
+        return _GroupedProduct.apply(x, weight.weight, left_GRM, right, weight.scale, sizes)
     y_TN = F.grouped_mm(x, weight.weight, offs=offs)
     low = grouped_low_rank(x, weight.left, weight.right, weight.scale, offs)
     return y_TN + low.to(y_TN.dtype)

@@ -3,6 +3,8 @@
 The new folder has the base's shards and index; a tensor without a pair is copied byte for byte.
 What was written is read back and held against W + s·B·A in float64, so that a model of any size
 has a certificate of its weights. Memory is a few blocks of rows, not a shard.
+
+Longer than 300 lines: what is written, and what it is held against, are one formula.
 """
 
 import math
@@ -21,6 +23,7 @@ from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
 from lorakit.files.whole import write_json
 from lorakit.lora import Plan, Target, equations
+from lorakit.lora.experts import expert_factors
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.models.weights import OtherNamesError
 
@@ -100,6 +103,33 @@ class TensorMerge:
         left, right = self.left[start:stop].to(kind), self.right.to(kind)
         return equations.merge(W.to(kind), right, left, self.scale).to(dtype)
 
+    def reach(self, start: int, stop: int) -> Tensor:
+        """|s| ‖b‖ ‖a‖ of each entry of these rows, float64: no inner product of its factors is larger."""
+        right_norms = self.right.double().norm(dim=0)
+        left_norms = self.left[start:stop].double().flatten(1).norm(dim=1)
+        return left_norms.view(-1, *[1] * right_norms.dim()) * right_norms * abs(self.scale)
+
+
+class ExpertsMerge(TensorMerge):
+    """The matrices of all experts in one tensor: left (E, m, r), right (E, r, n), a row an expert."""
+
+    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
+        """s·L R of these experts."""
+        left, right = self.left[start:stop].to(kind), self.right[start:stop].to(kind)
+        return self.scale * (left @ right)
+
+    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """W + s·L R of these experts, as in `TensorMerge`."""
+        W = shards.read_rows(self.place, start, stop)
+        kind = torch.promote_types(torch.promote_types(W.dtype, self.left.dtype), torch.float32)
+        return (W.to(kind) + self.update(start, stop, kind)).to(dtype)
+
+    def reach(self, start: int, stop: int) -> Tensor:
+        """As in `TensorMerge`."""
+        left_norms = self.left[start:stop].double().norm(dim=2)[:, :, None]
+        right_norms = self.right[start:stop].double().norm(dim=1)[:, None, :]
+        return left_norms * right_norms * abs(self.scale)
+
 
 def merge_files(
     places: Mapping[str, StoredTensor],
@@ -114,7 +144,8 @@ def merge_files(
     """Write the weight files of the merged model and check them.
 
     Args:
-        places: where the weight of each target lies, by its name in the model (`PATH.weight`).
+        places: where the weight of each target lies, by its name in the model (`PATH.weight`; the path
+            itself of a bare parameter).
         held: every tensor of the base's files.
         plan: of the adapter on this base: layout and ties of each target.
         pairs: by path.
@@ -158,7 +189,9 @@ def _jobs(
     """What to merge by the base's name of the tensor: several of one that modules with pairs share."""
     jobs: dict[str, list[TensorMerge]] = {}
     for target in plan.targets:
-        place, pair = places[f"{target.path}.weight"], pairs[target.path]
+        bare = target.geometry.kind == "experts"
+        place = places[target.path if bare else f"{target.path}.weight"]
+        pair = pairs[target.path]
         if place.entry.dtype not in DTYPES:
             raise TargetError(
                 f"{place.file}: {place.name} is kept as {place.entry.dtype} and cannot take s·B·A: "
@@ -166,6 +199,11 @@ def _jobs(
             )
         if pair.grouped:
             raise TargetError(f"{target.path} is a convolution with groups: keep it unmerged")
+        if bare and len(place.entry.shape) > 2:
+            left, right = expert_factors(pair.A, pair.B, target.geometry)
+            merge = ExpertsMerge(place, place.name, left, right, pair.scale)
+            jobs.setdefault(place.name, []).append(merge)
+            continue
         left, right = _factors(target, pair)
         name = place.name
         if target.tied_to:
@@ -258,15 +296,13 @@ def _check(job: TensorMerge, file: Path, dtype: torch.dtype | None) -> WeightChe
     eps = torch.finfo(kept).eps
     least = float(torch.finfo(kept).smallest_normal) * eps / 2
     in_float32 = job.left.dtype != torch.float64 and entry.dtype != "F64"
-    unit = (job.left.shape[1] + 2) * 2.0**-24 if in_float32 else 2.0**-50
-    right_norms = job.right.double().norm(dim=0)
+    unit = (job.left.shape[-1] + 2) * 2.0**-24 if in_float32 else 2.0**-50
     back = StoredTensor(file, job.name, entry)
     error = rounding = missed = size = 0.0
     for start, stop in shards.blocks(entry.shape):
         W = shards.read_rows(job.place, start, stop).double()
         update = job.update(start, stop, torch.float64)
-        left_norms = job.left[start:stop].double().flatten(1).norm(dim=1)
-        reach = left_norms.view(-1, *[1] * right_norms.dim()) * right_norms * abs(job.scale)
+        reach = job.reach(start, stop)
         exact = W + update
         gap = (shards.read_rows(back, start, stop).double() - exact).abs()
         allowed = exact.abs().mul_(eps / 2).add_(least).add_(W.abs().add_(reach), alpha=unit)

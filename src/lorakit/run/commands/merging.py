@@ -22,7 +22,7 @@ from lorakit.adapters.peft_config import read_json
 from lorakit.adapters.provenance import base_note, check_base
 from lorakit.adapters.specs import CombineSpec
 from lorakit.config import RunConfig
-from lorakit.errors import AdapterError, BaseMismatchError, ModelError
+from lorakit.errors import BaseMismatchError, ModelError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_folder
@@ -32,6 +32,7 @@ from lorakit.lora.variant import Capability, cannot
 from lorakit.merging.certify import Certificate, Tolerance
 from lorakit.merging.chat_files import write_chat_files
 from lorakit.merging.dequantize import dequantize, quantization
+from lorakit.merging.expert_files import by_files
 from lorakit.merging.formats import format_of
 from lorakit.merging.merge import (
     CERTIFICATE,
@@ -46,7 +47,7 @@ from lorakit.models import ModelSpec, empty_model, identify, load_model
 from lorakit.models.files import weight_files
 from lorakit.models.fingerprint import hash_files
 from lorakit.models.sources import resolve
-from lorakit.models.weights import OtherNamesError, find, tensors_of
+from lorakit.models.weights import OtherNamesError, tensors_of
 from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.recorded import with_recorded
@@ -148,14 +149,8 @@ def _merge(
         notes = (*notes, f"merged in memory and not file by file: {why}")
         return _in_memory(spec, adapter, chat, out, kept, tensors_of(base), made_of, notes)
     held = tensors_of(base)
-    if any(pair.experts for pair in adapter.pairs.values()):
-        why = "the files of a mixture may keep its experts one by one, and the model keeps them in one"
-        if certify == "weights":
-            raise AdapterError(f"{adapter.source}: {why}: merge it with --certify logits")
-        notes = (*notes, f"merged in memory and not file by file: {why}")
-        return _in_memory(spec, adapter, chat, out, kept, held, made_of, notes)
     try:
-        places = find(empty, [f"{target.path}.weight" for target in plan.targets], held)
+        files = by_files(empty, plan, adapter.pairs, held)
     except OtherNamesError as error:
         if certify == "weights":
             raise
@@ -164,7 +159,9 @@ def _merge(
     made: list[Certificate] = []
 
     def fill(partial: Path) -> None:
-        report = merge_files(places, held, plan, adapter.pairs, partial, dtype=kept, tied=shared)
+        report = merge_files(
+            *(files.places, held, files.plan, files.pairs, partial), dtype=kept, tied=shared
+        )
         copy_settings(
             base,
             partial,

@@ -68,11 +68,9 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     data = replace(data, notes=(*data.notes, *end_notes(session, data, chosen)))
     spec = config.train
     steps = steps_of(len(data.train), spec)
+    share = reached_share(session.model, chosen.targets)
     expected = estimate_run(
-        *(session.model, data.train, spec),
-        steps=steps,
-        trainable=chosen.trainable,
-        reached=reached_share(session.model, chosen.targets),
+        *(session.model, data.train, spec), steps=steps, trainable=chosen.trainable, reached=share
     )
     rate = peak_rate(session.model, steps, spec)
     data = replace(data, notes=(*data.notes, *way_notes(session)))
