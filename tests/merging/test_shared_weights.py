@@ -44,7 +44,8 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    # The recurrences of these weights make a few 1e-4 of rounding; one pair too many makes .9.
+    assert (got - wanted).abs().max() <= 1e-3 * wanted.abs().max()
 
 
 def tied_folder(family: str, folder: Path) -> Path:

@@ -145,7 +145,11 @@ def test_peft_reads_what_is_adapted_by_default(family: str, tmp_path: Path) -> N
     model = adapt(base)
     wanted = merged_logits(base, model)
     folder = save_adapter(model, tmp_path / "adapter")
-    torch.testing.assert_close(peft_logits(base, folder), wanted, rtol=0, atol=1e-4)
+    # Recurrences make more of rounding than attention does.
+    assert (peft_logits(base, folder) - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+    with torch.no_grad():
+        plain = loaded(base)(input_ids=IDS, use_cache=False).logits
+    assert (plain - wanted).abs().max() > 0.05 * wanted.abs().max()
     assert not [f for f in lint(folder, GgufBase.of(model.config)) if f.runtime == "peft"]
 
 
