@@ -5,6 +5,7 @@ start of A (where they let one give it), and are judged by the same held-out los
 model's own padded forward.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -102,6 +103,7 @@ class Contender:
     split: bool = False
     ours: bool = False
     grouped: bool = False
+    kernels: str | None = None
 
     @property
     def needs_rows(self) -> bool:
@@ -246,6 +248,7 @@ CONTENDERS = {
     "peft-split": Contender(peft, split=True),
     "trl-split": Contender(trl, split=True),
     "lorakit-full": Contender(lorakit, full=True, ours=True),
+    "lorakit-plain": Contender(lorakit, ours=True, kernels="plain"),
     "full": Contender(full, full=True),
     "peft-bf16": Contender(peft, dtype="bfloat16"),
     "trl-defaults": Contender(trl_defaults, dtype="float32"),
@@ -255,6 +258,8 @@ CONTENDERS = {
 def work(given: bench.Line) -> bench.Line:
     """Train one contender for the steps asked for, and say how it went."""
     contender = CONTENDERS[given["contender"]]
+    if contender.kernels is not None:
+        os.environ["LORAKIT_KERNELS"] = contender.kernels
     task = prepare(given, contender)
     model = task.model
     shape, chosen = forecast.shape_of(model), plan(model, task.config.lora)
