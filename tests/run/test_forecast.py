@@ -8,6 +8,7 @@ from families import tiny
 from lorakit.data.table import Encoded, TokenTable
 from lorakit.execution.runnable import Packed, Runnable
 from lorakit.forecast import HELD, MATMUL_SHARE, flops_per_token, forecast, shape_of
+from lorakit.kernels import keeping, native
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.models import empty_model
 from lorakit.run import estimating
@@ -113,10 +114,14 @@ def test_checkpointing_is_automatic_where_memory_would_run_out(monkeypatch):
     assert not off.recompute
 
 
-def test_elements_kept_by_fused_blocks_are_those_that_autograd_holds(monkeypatch):
+@pytest.mark.parametrize("kernels", ["plain", "avx2"])
+def test_elements_kept_by_fused_blocks_are_those_that_autograd_holds(monkeypatch, kernels):
     """Every distinct float tensor saved for the backward is counted, weights left out."""
-    # Compiled blocks keep less (no probabilities), in pieces of memory that may be larger than that.
-    monkeypatch.setenv("LORAKIT_KERNELS", "plain")
+    found = native.library()
+    if kernels != "plain" and (isinstance(found, str) or kernels not in native.usable(found)):
+        pytest.skip("no such compiled kernels here")
+    monkeypatch.setenv("LORAKIT_KERNELS", kernels)
+    keeping.forget()  # compiled blocks use memory of earlier steps again, which may be larger
     model = attach(tiny("llama", hidden_size=48), LoraSpec(rank=1)).train()
     lengths = (9, 30, 30)
     tokens = sum(lengths)

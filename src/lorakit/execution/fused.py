@@ -18,7 +18,7 @@ from lorakit.execution.family import Decoder, DecoderBlock, Norm, linear_of
 from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.attention import attend, probabilities_kept
 from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
-from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block
+from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block, has_kernels
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout
 from lorakit.kernels.rotary import rotate
@@ -142,8 +142,8 @@ def elements_kept(
 ) -> float:
     """Elements kept for the backward pass for each token, all fused blocks together.
 
-    x, q, k, v, o, x', g and u of each block; and the probabilities of sequences short enough that
-    attention keeps them.
+    x, q, k, v, o, x', g and u of each block; and, where plain torch computes it, the probabilities of
+    sequences short enough that attention keeps them.
 
     Args:
         blocks: those that run fused, with or without pairs (whose h, a few elements, is left out).
@@ -154,10 +154,12 @@ def elements_kept(
     """
     kept = 0.0
     for block in blocks:
-        q, k, v, o, gate, up, _ = (linear_of(each).frozen.shape for each in block.linears())
+        linears, own = [linear_of(each) for each in block.linears()], settings[block.path]
+        q, k, v, o, gate, up, _ = (each.frozen.shape for each in linears)
         kept += sum(out for out, _ in (q, k, v, gate, up))
         kept += 2 * o[0] + o[1]
-        own = settings[block.path]
+        if has_kernels(dtype, device) and _form(block, linears, own) is not None:
+            continue
         kept += own.heads * probabilities_kept(
             lengths, dtype, device, window=own.window, softcap=own.softcap
         )

@@ -98,8 +98,7 @@ def compiled_block(
         where: the sequences lie.
         form: of the block.
     """
-    forward = native.function("block_forward", "i", x_TD.dtype, x_TD.device)
-    if forward is None or not _suits(x_TD, cos_TE, sin_TE, where, form):
+    if not has_kernels(x_TD.dtype, x_TD.device) or not _suits(x_TD, cos_TE, sin_TE, where, form):
         return None
     layout = _Form(
         tuple((each.pairs[0].scale if each.pairs else 0.0) for each in form.linears),
@@ -116,6 +115,11 @@ def compiled_block(
         tensors += [cast(Tensor, each.weight), each.bias]
         tensors += [pair.A, pair.B] if pair else [None, None]
     return cast(Tensor, _CompiledBlock.apply(x_TD, layout, *tensors))
+
+
+def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the chosen set computes whole blocks of this number format there."""
+    return native.function("block_forward", "i", dtype, device) is not None
 
 
 @dataclass(frozen=True)
