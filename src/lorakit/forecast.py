@@ -19,8 +19,6 @@ units of their own (AMX, tensor cores) it is the second that decides.
 Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
 copy where the weight is narrower) where LoRA holds the frozen weight alone and 16 bytes for each of
 the adapter's; and each of its steps reads and writes all of that once, at the rate of memory.
-
-Longer than 300 lines: the equations above and what is counted and measured for them stand side by side.
 """
 
 import inspect
