@@ -171,6 +171,14 @@ def linear_of(module: Any) -> Linear:
     return Linear(module.weight, module.bias)
 
 
+def as_taken_by(head: nn.Module | None, hidden: Tensor) -> Tensor:
+    """Hidden states in the head's number format, where it has one: Mamba's residual stays float32."""
+    if head is None or not fits(head):
+        return hidden
+    weight = linear_of(head).weight
+    return hidden.to(weight.dtype) if isinstance(weight, Tensor) else hidden
+
+
 def is_rms(module: nn.Module) -> bool:
     """One weight, no bias, and an ε under one of the two names that transformers gives it."""
     return [name for name, _ in module.named_parameters()] == ["weight"] and bool(_eps(module))
