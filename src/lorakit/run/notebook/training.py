@@ -138,7 +138,7 @@ def _go_on(
     report: Report,
 ) -> FitResult:
     """Train pairs that are trained already."""
-    own = _parents(model, tokenizer)
+    own = _parents(model, tokenizer, rows)
     begins = go_on(
         model,
         rows,
@@ -164,12 +164,12 @@ def _go_on(
     remember(model, fitted, rows, steps, spec, begins.rehearsing)
     parents = measured(own.table, before, table_loss(model, own.table, spec))
     parent = "the adapter it went on from"
-    outcome = against(parent, fitted, len(rows.eval), parents, own.why_not)
+    outcome = against(parent, fitted, len(rows.eval), parents, own)
     return replace(fitted, notes=(*begins.notes, *fitted.notes, *outcome.notes()))
 
 
-def _parents(model: Any, tokenizer: Any) -> ParentRows:
-    """The held-out rows of the adapter that was loaded, where it records them."""
+def _parents(model: Any, tokenizer: Any, rows: Dataset) -> ParentRows:
+    """The held-out rows of the adapter that was loaded, where it records them, but for those of a run."""
     info = loaded_info(model)
     if info is None:
         return ParentRows(None)
@@ -183,4 +183,5 @@ def _parents(model: Any, tokenizer: Any) -> ParentRows:
             embeddings=int(model.get_input_embeddings().weight.shape[0]),
             template=recorded_template(info, None),
         ),
+        rows.train_hashes,
     )
