@@ -27,7 +27,15 @@ _ANSWERS = frozenset(
         *("reply", "output", "outputs", "completion", "summary", "translation", "rating", "stars"),
         *("stance", "toxicity", "toxic", "spam", "entities", "entity", "spans", "slots", "sql"),
         *("prediction", "annotation", "annotations", "expected", "solution", "y", "result"),
-        *("headline", "highlights", "abstract", "keywords", "keyphrases", "paraphrase", "definition"),
+        *(
+            "headline",
+            "highlights",
+            "abstract",
+            "keywords",
+            "keyphrases",
+            "paraphrase",
+            "definition",
+        ),
         *("simplified", "corrected", "correction", "rewrite", "rewritten", "normalized", "grade"),
         *("explanation", "verdict", "decision", "priority", "severity", "urgency", "department"),
     )

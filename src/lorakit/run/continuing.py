@@ -228,7 +228,12 @@ def go_on(
     moments, why = moments_of(model)
     trained, unknown = attached_rows(model)
     rehearsing = rehearse(trained, data.train_hashes, steps, spec)
-    notes = [*lost, *unread(why, unknown), *rehearsing.notes, *known_rows(trained, data.eval_hashes)]
+    notes = [
+        *lost,
+        *unread(why, unknown),
+        *rehearsing.notes,
+        *known_rows(trained, data.eval_hashes),
+    ]
     rule = peak_rate(model, steps, spec, full=full)
     if spec.learning_rate != "auto":
         return Beginning(Schedule(steps, rule, spec), moments, None, tuple(notes), rehearsing)

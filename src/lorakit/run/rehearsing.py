@@ -127,9 +127,7 @@ def auto_weight(new: int, rows: int, steps: int, batch_size: int) -> float:
     return max(1.0, math.floor(10 * weight + 1e-6) / 10)
 
 
-def known_rows(
-    trained: TrainedRows | None, held_out_S: NDArray[np.uint32]
-) -> tuple[str, ...]:
+def known_rows(trained: TrainedRows | None, held_out_S: NDArray[np.uint32]) -> tuple[str, ...]:
     """A sentence where held-out rows are among those that the parent was trained on.
 
     Args:
