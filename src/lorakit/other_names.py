@@ -213,6 +213,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "adapters": ("adapter", "lora", "lora_modules", "lora_path"),
+    "to": ("format", "target", "target_format", "outtype"),
     "metrics": ("metric",),
     "temperature": ("temp",),
     "port": ("http_port", "p"),
