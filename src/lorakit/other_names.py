@@ -237,6 +237,8 @@ WITHOUT: dict[str, str] = {
     "packing": "rows are always packed, each attending to itself alone",
     "sample_packing": "rows are always packed, each attending to itself alone",
     "group_by_length": "rows are always packed, each attending to itself alone",
+    "forecast": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
+    "dry_run": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
     "load_in_4bit": "the base is held in --dtype",
     "load_in_8bit": "the base is held in --dtype",
     "use_dora": "the variants are LoRA and rsLoRA",

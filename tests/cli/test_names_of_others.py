@@ -40,6 +40,8 @@ FLAGS = {
     "train --data a --use_rslora false": "train --data a --no-rslora",
     # what there is not
     "train --data a --gradient_accumulation_steps 4 --lr 1": "train --data a --learning-rate 1",
+    "rank --data a --forecast": "rank --data a",
+    "train --data a --dry-run": "train --data a",
     # other commands
     "eval --eval-data a": "eval --data a",
     "eval --test_data a --peft-model b": "eval --data a --adapter b",
