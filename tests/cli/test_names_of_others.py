@@ -220,6 +220,12 @@ def test_a_word_without_its_flag(lorakit, rows, typed, meant):
     assert said.rstrip().splitlines()[-1] == f"lorakit {meant}"
 
 
+def test_a_word_may_be_called_as_an_argument_is(lorakit, tmp_path):
+    """`adapters diff A B` has its arguments a and b."""
+    said = answer(lorakit, f"adapters diff a b --store {tmp_path}")
+    assert "no adapter 'a'" in said
+
+
 @pytest.mark.parametrize("typed", ["adapters show a b", "count 8", "merge a --adapter b", "demo x"])
 def test_a_word_that_has_no_place(lorakit, typed):
     said = answer(lorakit, typed)

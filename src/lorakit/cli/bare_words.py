@@ -35,7 +35,8 @@ def check_words(
         ConfigError: there is such a word; the message has the line that is meant, where one can be told.
     """
     places = [p for p in parameters if p.param_type_name == "argument"]
-    options = {flag: p for p in parameters for flag in (*p.opts, *p.secondary_opts)}
+    flags = [p for p in parameters if p.param_type_name == "option"]
+    options = {flag: p for p in flags for flag in (*p.opts, *p.secondary_opts)}
     endless = any(p.nargs == -1 for p in places)
     room = len(words) if endless else sum(p.nargs for p in places)
     for number, at in enumerate(bare):

@@ -22,6 +22,8 @@ from lorakit.run.against_parent import (
 from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.notebook.given import template_of, with_attached
+from lorakit.run.recorded import reading_rows
 from lorakit.run.rehearsing import check_new_row_weight
 from lorakit.run.remembering import is_trained, remember
 from lorakit.run.session import recorded_template
@@ -42,7 +44,8 @@ def train(
 
     Pairs that are trained already (loaded, or trained before) are gone on from as by `lorakit train
     --from`: with their moments, at a rate that a probe finds, and their state before the first step
-    is the result where no step is better.
+    is the result where no step is better. Their mapping of rows, chat template and system text are the
+    defaults.
 
     >>> import lorakit
     >>> model, tokenizer = lorakit.load_model("tiny-model")
@@ -77,16 +80,19 @@ def train(
     for name in options:
         if name not in allowed - {"data", "eval_data"}:
             raise ConfigError(f"train: unknown option {name!r}; {did_you_mean(name, allowed)}")
-    config = load_config(None, options)
-    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
-    rows = load_data(
-        replace(config.data, data=(as_source(data),), eval_data=held_out),
-        tokenizer,
-        seed=config.train.seed,
-        context_length=context_length(model.config),
-        embeddings=int(model.get_input_embeddings().weight.shape[0]),
-    )
+    asked = load_config(None, options)
     going_on = is_trained(model)
+    config = with_attached(asked, model) if going_on else asked
+    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
+    with reading_rows(asked, config, "the adapter" if going_on else None):
+        rows = load_data(
+            replace(config.data, data=(as_source(data),), eval_data=held_out),
+            tokenizer,
+            seed=config.train.seed,
+            context_length=context_length(model.config),
+            embeddings=int(model.get_input_embeddings().weight.shape[0]),
+            template=template_of(model, config.data) if going_on else None,
+        )
     check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -163,7 +169,7 @@ def _go_on(
     )
     remember(model, fitted, rows, steps, spec, begins.rehearsing)
     parents = measured(own.table, before, table_loss(model, own.table, spec))
-    parent = "the adapter it went on from"
+    parent = "its parent"
     outcome = against(parent, fitted, len(rows.eval), parents, own)
     return replace(fitted, notes=(*begins.notes, *fitted.notes, *outcome.notes()))
 
