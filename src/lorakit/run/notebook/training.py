@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.adapters.asking import MAPPING
 from lorakit.adapters.attached import loaded_info, remember_mapping, remember_template
-from lorakit.config import load_config
+from lorakit.config import RunConfig, load_config
 from lorakit.data import Dataset, DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
@@ -80,19 +80,8 @@ def train(
     for name in options:
         if name not in allowed - {"data", "eval_data"}:
             raise ConfigError(f"train: unknown option {name!r}; {did_you_mean(name, allowed)}")
-    asked = load_config(None, options)
     going_on = is_trained(model)
-    config = with_attached(asked, model) if going_on else asked
-    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
-    with reading_rows(asked, config, "the adapter" if going_on else None):
-        rows = load_data(
-            replace(config.data, data=(as_source(data),), eval_data=held_out),
-            tokenizer,
-            seed=config.train.seed,
-            context_length=context_length(model.config),
-            embeddings=int(model.get_input_embeddings().weight.shape[0]),
-            template=template_of(model, config.data) if going_on else None,
-        )
+    config, rows = _rows(model, tokenizer, load_config(None, options), data, eval_data)
     check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -113,6 +102,25 @@ def train(
     if going_on:
         return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
     return _begin(model, rows, steps, config.train, expected.recompute, report)
+
+
+def _rows(
+    model: Any, tokenizer: Any, asked: RunConfig, data: Any, eval_data: Any
+) -> tuple[RunConfig, Dataset]:
+    """The rows, read as those were that the model's pairs were trained on, and the configuration with that."""
+    going_on = is_trained(model)
+    config = with_attached(asked, model) if going_on else asked
+    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
+    with reading_rows(asked, config, "the adapter" if going_on else None):
+        rows = load_data(
+            replace(config.data, data=(as_source(data),), eval_data=held_out),
+            tokenizer,
+            seed=config.train.seed,
+            context_length=context_length(model.config),
+            embeddings=int(model.get_input_embeddings().weight.shape[0]),
+            template=template_of(model, config.data) if going_on else None,
+        )
+    return config, rows
 
 
 def _begin(
