@@ -21,6 +21,9 @@ from torch.func import functional_call
 from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear, LowRank
+from lorakit.kernels.packed.linear import PackedLinear
+from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
+from lorakit.kernels.weights import DenseWeight
 from lorakit.lora import equations
 from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
@@ -146,9 +149,13 @@ class LoraLinear(LoraLayer):
 
     The kernels run over bases whose weight is a plain matrix; any other
     (quantized, subclassed) computes its own W x and the low-rank product is added.
+
+    Attributes:
+        rounded: set while it is trained for a quantized merge: it computes with W + s·B·A quantized.
     """
 
     kind = "linear"
+    rounded: RoundedSum | None = None
 
     @property
     def in_features(self) -> int:
@@ -164,6 +171,11 @@ class LoraLinear(LoraLayer):
         """(…, in_features) -> (…, out_features)."""
         if not self.by_kernels:
             return self.through_weight(x)
+        if self.rounded is not None:
+            base = self.base
+            weight = base.frozen if isinstance(base, PackedLinear) else DenseWeight(self.weight)
+            packing = self.rounded.of(weight, self.A, self.B, self.scale)
+            return rounded_linear(x, packing, self.bias, self.A, self.B, self.scale)
         dropping = self.training and self.dropout > 0.0
         if self.geometry.plain and not dropping:
             return linear(x, self.linear())
@@ -171,8 +183,8 @@ class LoraLinear(LoraLayer):
 
     @property
     def fits(self) -> bool:
-        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout."""
-        plain = self.geometry.plain and not self.geometry.transposed
+        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout or rounding."""
+        plain = self.geometry.plain and not self.geometry.transposed and self.rounded is None
         return plain and self.by_kernels and not self.dropout
 
     def linear(self) -> Linear:

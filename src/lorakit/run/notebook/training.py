@@ -22,6 +22,7 @@ from lorakit.run.against_parent import (
 from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.merge_aware import rounding, rounding_notes
 from lorakit.run.rehearsing import check_new_row_weight
 from lorakit.run.remembering import is_trained, remember
 from lorakit.run.session import recorded_template
@@ -99,14 +100,17 @@ def train(
         full=full,
         reached=reached_share(model, targets),
     )
-    if expected.note:
-        report({"kind": "note", "text": expected.note})
+    dropout = max((layer.dropout for layer in lora_layers(model).values()), default=0.0)
+    said = rounding_notes(model, targets, config.train, dropout=dropout)
+    for note in (*([expected.note] if expected.note else []), *said):
+        report({"kind": "note", "text": note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
         remember_mapping(model, {name: getattr(config.data, name) for name in MAPPING})
-    if going_on:
-        return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
-    return _begin(model, rows, steps, config.train, expected.recompute, report)
+    with rounding(model, config.train):
+        if going_on:
+            return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
+        return _begin(model, rows, steps, config.train, expected.recompute, report)
 
 
 def _begin(
