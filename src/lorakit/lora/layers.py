@@ -22,11 +22,7 @@ from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear, LowRank
 from lorakit.kernels.packed.linear import PackedLinear
-<<<<<<< HEAD
 from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
-from lorakit.kernels.weights import DenseWeight
-=======
->>>>>>> h5/qcore
 from lorakit.lora import equations
 from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
@@ -182,9 +178,7 @@ class LoraLinear(LoraLayer):
         if not self.by_kernels:
             return self.through_weight(x)
         if self.rounded is not None:
-            base = self.base
-            weight = base.frozen if isinstance(base, PackedLinear) else DenseWeight(self.weight)
-            packing = self.rounded.of(weight, self.A, self.B, self.scale)
+            packing = self.rounded.of(self.linear().frozen, self.A, self.B, self.scale)
             return rounded_linear(x, packing, self.bias, self.A, self.B, self.scale)
         dropping = self.training and self.dropout > 0.0
         if self.geometry.plain and not dropping:

@@ -29,7 +29,9 @@ def check_one_adapter(spec: TrainSpec) -> None:
         )
 
 
-def rounding_notes(model: Any, targets: Iterable[Target], spec: TrainSpec) -> tuple[str, ...]:
+def rounding_notes(
+    model: Any, targets: Iterable[Target], spec: TrainSpec, *, dropout: float
+) -> tuple[str, ...]:
     """Sentences for the user: what merge_aware does to a run, and which layers it leaves.
 
     Args:

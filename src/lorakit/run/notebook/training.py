@@ -100,9 +100,7 @@ def train(
         full=full,
         reached=reached_share(model, targets),
     )
-    dropout = max((layer.dropout for layer in lora_layers(model).values()), default=0.0)
-    said = rounding_notes(model, targets, config.train, dropout=dropout)
-    for note in (*([expected.note] if expected.note else []), *said):
+    for note in _notes(model, expected.note, config.train):
         report({"kind": "note", "text": note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
@@ -111,6 +109,14 @@ def train(
         if going_on:
             return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
         return _begin(model, rows, steps, config.train, expected.recompute, report)
+
+
+def _notes(model: Any, expected: str | None, spec: TrainSpec) -> tuple[str, ...]:
+    """What is said before the first step."""
+    layers = lora_layers(model).values()
+    dropout = max((layer.dropout for layer in layers), default=0.0)
+    said = rounding_notes(model, [layer.target for layer in layers], spec, dropout=dropout)
+    return (*([expected] if expected else []), *said)
 
 
 def _begin(
