@@ -7,6 +7,7 @@ from typing import Any
 from lorakit.errors import ModelError
 from lorakit.models import quantized
 from lorakit.models.devices import torch_dtype
+from lorakit.models.foreign import check_gradients
 from lorakit.models.quiet import quiet
 from lorakit.models.spec import FULL, ModelSpec
 
@@ -47,6 +48,7 @@ def read_model(cls: Any, config: Any, folder: Path, spec: ModelSpec) -> Any:
     _account(report, folder)
     if packed:
         quantized.check(loaded, spec.base_dtype)
+    check_gradients(loaded)
     return loaded
 
 
