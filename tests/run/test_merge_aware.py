@@ -112,6 +112,20 @@ def test_layers_of_a_run_are_rounded(base, rows, tmp_path):
     assert aware["eval_loss_before"] != plain["eval_loss_before"]
 
 
+@pytest.mark.parametrize(("held", "form"), [("nf4", "nf4"), ("nf4", "int8"), ("int8", "nf4")])
+def test_on_a_packed_base(base, rows, tmp_path, held, form):
+    config = settings(base, rows, tmp_path, base_dtype=held, merge_aware=form)
+    result = run_training(config)
+    assert any(f"the base is held in {held}, and this run rounds" in n for n in result["notes"])
+    assert result["eval_loss"] < result["eval_loss_before"]
+    # The adapter knows how its base was held; its files are in full precision, and quantized once.
+    config = RunConfig(model=ModelSpec(model=str(base)))
+    options = {"dtype": "base", "certify": "auto", "quantize": form}
+    adapter = tmp_path / "run" / "adapter"
+    certificate = run_merge(config, adapters=[(adapter, 1.0)], out=tmp_path / "m", **options)
+    assert certificate.weights.survival.share == pytest.approx(1.0, abs=0.3)
+
+
 class TestRefusals:
     def test_dropout(self, base, rows, tmp_path):
         config = settings(base, rows, tmp_path, merge_aware="int8", dropout=0.1)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lorakit.errors import ConfigError, TargetError
+from lorakit.kernels.packed.counting import packing_of
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.through_rounding import RoundedSum
 from lorakit.lora import LoraLinear, Target, lora_layers
@@ -65,6 +66,11 @@ def rounding_notes(
         f"losses and answers of the adapter are those of `lorakit merge --quantize {how}`; their blocks "
         "are not fused, so that it is slower than forecast"
     ]
+    if packing := packing_of(model):
+        notes.append(
+            f"the base is held in {packing}, and this run rounds its numbers with s·B·A: a merge of the same "
+            "files in full precision rounds those, which lie up to half a step of the packing away"
+        )
     if left := sorted(paths - linear):
         notes.append(
             f"a quantized merge leaves {_some(left)} in a float format, and so does this run"
