@@ -114,6 +114,8 @@ def test_the_loss_of_a_model_in_bfloat16(family):
     if head is not None:
         logits = hidden @ head.weight.T
         assert (logits - alone).abs().max() < 0.03 * alone.abs().max()
+
+
 def test_a_row_that_xlstm_would_read_in_pieces_is_read_as_one():
     """Out of training it cuts what is longer than `max_inference_chunksize`: the row, not a sequence."""
     limit = 60

@@ -41,7 +41,7 @@ def choose(
             linear layer.
     """
     linear = [path for path, module in model.named_modules() if type(module) is nn.Linear]
-    wide = _wide(model) if quantized is None else set()
+    wide = kept_wide(model) if quantized is None else set()
     places = find(model, [f"{path}.weight" for path in linear], held)
     names, skipped = [], []
     for path in linear:
@@ -79,13 +79,18 @@ def left_out(chosen: Quantizable) -> str | None:
     return f"not quantized, and listed in config.json as such: {such}"
 
 
-def _wide(model: Any) -> set[str]:
-    """Paths of linear layers that transformers does not quantize by itself (5.24)."""
+def kept_wide(model: Any) -> set[str]:
+    """Paths of linear layers that transformers does not quantize by itself (5.24).
+
+    Args:
+        model: of transformers, with or without pairs.
+    """
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     last = [name for name, _ in model.named_parameters()][-1]
     head = model.get_output_embeddings()
     heads = {path for path, module in model.named_modules() if module is head}
     kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
-    named = {name.removesuffix(".weight") for name in (*tied, *tied.values(), last)}
+    named = {name.rpartition(".")[0] for name in (*tied, *tied.values(), last)}
+    named = {path.removesuffix(".base") for path in named}
     inside = {p for p, _ in model.named_modules() if any(part in p.split(".") for part in kept)}
     return named | heads | inside

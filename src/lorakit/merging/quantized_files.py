@@ -57,10 +57,20 @@ class _Weight:
         return out, width
 
     def merged(self, start: int, stop: int) -> Tensor:
-        """Rows of W + s·B·A in float32."""
+        """Rows of W + s·B·A in float32.
+
+        Raises:
+            ModelError: they hold NaN or infinity, for which there is no level.
+        """
         if self.job is not None:
-            return self.job.merged(start, stop, torch.float32)
-        return shards.read_rows(self.place, start, stop).float()
+            rows = self.job.merged(start, stop, torch.float32)
+        else:
+            rows = shards.read_rows(self.place, start, stop).float()
+        if not rows.isfinite().all():
+            raise ModelError(
+                f"{self.place.name} is not finite once it is merged, and {self.form.name} has no such number"
+            )
+        return rows
 
     def quantized(self, start: int, stop: int) -> Tensor:
         """Rows of W_q in float32."""

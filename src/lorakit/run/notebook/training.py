@@ -22,6 +22,7 @@ from lorakit.run.against_parent import (
 from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.merge_aware import rounding, rounding_notes
 from lorakit.run.notebook.given import template_of, with_attached
 from lorakit.run.recorded import reading_rows
 from lorakit.run.rehearsing import check_new_row_weight
@@ -94,14 +95,23 @@ def train(
         full=full,
         reached=reached_share(model, targets),
     )
-    if expected.note:
-        report({"kind": "note", "text": expected.note})
+    for note in _notes(model, expected.note, config.train):
+        report({"kind": "note", "text": note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
         remember_mapping(model, {name: getattr(config.data, name) for name in MAPPING})
-    if going_on:
-        return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
-    return _begin(model, rows, steps, config.train, expected.recompute, report)
+    with rounding(model, config.train):
+        if going_on:
+            return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
+        return _begin(model, rows, steps, config.train, expected.recompute, report)
+
+
+def _notes(model: Any, expected: str | None, spec: TrainSpec) -> tuple[str, ...]:
+    """What is said before the first step."""
+    layers = lora_layers(model).values()
+    dropout = max((layer.dropout for layer in layers), default=0.0)
+    said = rounding_notes(model, [layer.target for layer in layers], spec, dropout=dropout)
+    return (*([expected] if expected else []), *said)
 
 
 def _rows(
