@@ -231,3 +231,15 @@ def test_a_word_that_has_no_place(lorakit, typed):
     said = answer(lorakit, typed)
     assert "is one too many" in said
     assert "--help` lists what there is" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("export a --to vlm --out b", "--to is 'vlm'; did you mean 'vllm'?"),
+        ("export a --to gguf --type q8 --out b", "--type is 'q8'; did you mean 'q8_0'?"),
+        ("merge --adapter a --out b --dtype=int8", "--dtype is 'int8'; known: 'base', 'bfloat16'"),
+    ],
+)
+def test_a_value_that_there_is_not_names_the_nearest(lorakit, typed, said):
+    assert answer(lorakit, typed).startswith(f"error: {said}")

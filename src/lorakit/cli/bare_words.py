@@ -1,11 +1,11 @@
-"""Words that stand beside a command's options: what the command takes there, or the line that is meant."""
+"""Words of a command line: values that an option takes by name, and words that stand beside the options."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from lorakit.data.formats import kind_of
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, did_you_mean
 from lorakit.files.wording import command_line
 
 SWITCH_WORDS = ("true", "false", "1", "0", "yes", "no")
@@ -18,6 +18,25 @@ def is_rows(word: str) -> bool:
     """Whether a word names a file of rows that is here."""
     path = Path(word).expanduser()
     return path.is_file() and kind_of(path) is not None
+
+
+def check_value(flag: str, option: Any, value: str) -> None:
+    """Refuse a value that is none of those which an option takes by name.
+
+    Raises:
+        ConfigError: the message has the nearest ones.
+    """
+    known = _named(option.type_descriptor.annotation)
+    if known and value and value not in known:
+        raise ConfigError(f"{flag} is {value!r}; {did_you_mean(value, known)}")
+
+
+def _named(annotation: Any) -> tuple[str, ...]:
+    """The values that a type names: those of a Literal, be it one of a union's parts."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, parts))
+    return tuple(name for part in parts for name in _named(part))
 
 
 def check_words(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorakit.cli.bare_words import SWITCH_WORDS, check_words, is_rows
+from lorakit.cli.bare_words import SWITCH_WORDS, check_value, check_words, is_rows
 from lorakit.errors import ConfigError
 from lorakit.files.wording import command_line
 from lorakit.other_names import VALUES, WITHOUT, command_meant, option_meant, plain
@@ -98,8 +98,10 @@ def mended(
         elif flag in options:
             line.words.append(word)
             if flag in takes and not equals and at < len(arguments):
-                line.words.append(arguments[at])
+                value = arguments[at]
+                line.words.append(value)
                 at += 1
+            check_value(flag, options[flag], value)
             while flag in _FILES and at < len(arguments) and is_rows(arguments[at]):
                 line.words += [flag, arguments[at]]
                 at += 1
