@@ -3,15 +3,17 @@
 The forward keeps L = log Σ_j exp(s·q k_jᵀ) of each query (arXiv 2205.14135), so that the backward
 has P without a softmax, and may form it the other way round, keys in the rows::
 
-    Pᵀ = exp(K (s·Q)ᵀ - L),   dSᵀ = Pᵀ * (V dOᵀ - δ),   δ = rowsum(dO * O)
+    Pᵀ = exp(r (K (2ᵉ·Q)ᵀ - L/r)),   dSᵀ = Pᵀ * (V dOᵀ - δ),   δ = rowsum(dO * O),   s = 2ᵉ r
     dV = Pᵀ dO,   dK = s·dSᵀ Q,   dQ = s·(dSᵀ)ᵀ K
 
-- L and - δ are columns of the matmuls: [K, 1, 1] [s·Q, -L₁, -L₂]ᵀ, where L₁ is L in 16 bits and
-L₂ what that leaves out. So two passes over Pᵀ and dSᵀ each remain (the matmul, and exp or the
+- L/r and - δ are columns of the matmuls: [K, 1, 1] [2ᵉ·Q, -L₁, -L₂]ᵀ, where L₁ is L/r in 16 bits and
+L₂ what that leaves out. Q is multiplied by a power of two alone, which 16 bits hold exactly: rounded, scores of
+some hundreds would leave L by so much that their exp is anything. r is 1 where heads are 16, 64 or 256 wide. So two passes over Pᵀ and dSᵀ each remain (the matmul, and exp or the
 product), where scores in rows take five and their matmuls run at two thirds of the rate. docs/performance.md, "Attention", has
 what that saves.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -75,7 +77,8 @@ class Flash(torch.autograd.Function):
         # Padding repeats real rows; its outputs were never used, so it hands no gradient on.
         do.index_fill_(0, by_query.padding, 0.0)
         log = torch.cat([each.flatten() for each in logs])[:, None]
-        q = _with_two_parts(take(q_THD * scale, by_query), log)
+        rest, exponent = _parts(scale)
+        q = _with_two_parts(take(q_THD * 2.0**exponent, by_query), log / rest)
         k, v = _with_ones(take(k_TKD, by_key)), _with_ones(take(v_TKD, by_key))
         width = q_THD.shape[2]
         dq = q.new_empty(len(q), width)
@@ -83,10 +86,10 @@ class Flash(torch.autograd.Function):
         for _, (q_g, do_g, dq_g), (k_g, v_g, dk_g, dv_g) in split(
             groups, (q, do, dq), (k, v, dk, dv), k_TKD.shape[1]
         ):
-            _group_backward(q_g, k_g, v_g, do_g, dq_g, dk_g, dv_g)
+            _group_backward(q_g, k_g, v_g, do_g, dq_g, dk_g, dv_g, rest)
         return (
             back(dq.mul_(scale), by_query, q_THD),
-            back(dk, by_key, k_TKD),
+            back(dk if rest == 1 else dk.mul_(rest), by_key, k_TKD),
             back(dv, by_key, v_TKD),
             None,
             None,
@@ -101,8 +104,9 @@ def _group_backward(
     dq_NGMD: Tensor,
     dk_NMD: Tensor,
     dv_NMD: Tensor,
+    rest: float,
 ) -> None:
-    """dQ / s, dK and dV of one group, written into the last three; E = D + 2 (module docstring)."""
+    """dQ / s, dK / r and dV of one group, written into the last three; E = D + 2 (module docstring)."""
     n, shared, length, width = dq_NGMD.shape
     rows = min(length, _block(length))
     # Two buffers for all blocks: fresh memory costs more than what is done in it.
@@ -115,13 +119,23 @@ def _group_backward(
         torch.bmm(k_NME[:, :i1], q_b.transpose(1, 2), out=p)
         # Of the keys up to the block's last row only the last square has any to hide.
         p[:, i0:].view(n, i1 - i0, shared, i1 - i0).masked_fill_(_hidden(i1 - i0), -torch.inf)
-        p.exp_()
+        (p if rest == 1 else p.mul_(rest)).exp_()
         torch.bmm(v_NME[:, :i1], do_b.transpose(1, 2), out=ds)
         ds.mul_(p)
         dv_NMD[:, :i1].baddbmm_(p, do_b[..., :width])
         dk_NMD[:, :i1].baddbmm_(ds, q_b[..., :width])
         dq = torch.bmm(ds.transpose(1, 2), k_NME[:, :i1, :width])
         dq_NGMD[:, :, i0:i1] = dq.view(n, shared, i1 - i0, width)
+
+
+def _parts(scale: float) -> tuple[float, int]:
+    """The scale as r · 2ᵉ, with 1 ≤ r < 2.
+
+    >>> _parts(0.125), _parts(0.375)
+    ((1.0, -3), (1.5, -2))
+    """
+    part, exponent = math.frexp(scale)
+    return 2 * part, exponent - 1
 
 
 def _block(length: int) -> int:
