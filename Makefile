@@ -36,7 +36,7 @@ TWO := -n 2 --dist loadfile
 
 test: install ## Run the tests, and the examples in docstrings
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not readers' $(TWO)
-	$(BIN)/python -m pytest --doctest-modules src
+	$(BIN)/python -m pytest --doctest-modules --doctest-ignore-import-errors src
 
 LOWEST := .venv-lowest
 

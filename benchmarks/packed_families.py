@@ -136,7 +136,7 @@ def work(given: bench.Line) -> bench.Line:
 
     from lorakit.execution.runnable import Runnable
     from lorakit.lora import LoraSpec, attach, lora_layers
-    from lorakit.training.loss import CausalLoss, padded_loss
+    from lorakit.training.loss import CausalLoss, unpacked_loss
 
     torch.manual_seed(0)
     settings = _WIDTH | FAMILIES[given["family"]][1]
@@ -159,7 +159,7 @@ def work(given: bench.Line) -> bench.Line:
             model.zero_grad()
             start = time.perf_counter()
             if way == "padded":
-                nll = padded_loss(runnable, batch, training=True)
+                nll = unpacked_loss(runnable, batch, training=True)
             else:
                 nll = loss(batch, training=True)[0]
             nll.backward()

@@ -19,8 +19,6 @@ units of their own (AMX, tensor cores) it is the second that decides.
 Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
 copy where the weight is narrower) where LoRA holds the frozen weight alone and 16 bytes for each of
 the adapter's; and each of its steps reads and writes all of that once, at the rate of memory.
-
-Longer than 300 lines: the equations above and what is counted and measured for them stand side by side.
 """
 
 import inspect
@@ -31,6 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora.kinds import geometry_of, kind_of
 from lorakit.lora.parameters import bare_parameters, count_of, expert_geometry, is_fused
 from lorakit.lora.planning import Target
@@ -140,7 +139,7 @@ def shape_of(model: nn.Module) -> ModelShape:
         layers=len(blocks),
         width=width,
         vocabulary=vocabulary,
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        total_parameters=count_parameters(model),
         shapes=tuple((o, i, n) for (o, i), n in counts.items()),
         activation_floats=kept,
     )
@@ -221,6 +220,7 @@ def forecast(
     elements_kept: float | None = None,
     recompute: bool = False,
     full: bool = False,
+    frozen_bytes: int | None = None,
     steps: int = 0,
     bytes_rate: float | None = None,
     reached: float = 1.0,
@@ -241,6 +241,7 @@ def forecast(
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
         full: every parameter of the base is trained, without an adapter.
+        frozen_bytes: of the base, where some of its weights are packed; else they follow from `dtype`.
         steps: optimizer steps, whose time counts where `bytes_rate` is given.
         bytes_rate: bytes/s, see `memory_rate`.
         reached: of the adapter's parameters the share that a token reaches, see `reached_share`.
@@ -261,7 +262,8 @@ def forecast(
     activations = kept * size * batch_tokens
     # The logits of a chunk, and the few rows whose softmax is taken at once (training/loss.py).
     head = shape.vocabulary * (512 * size + 16 * 4)
-    frozen = 0 if full else shape.total_parameters * size
+    held = shape.total_parameters * size if frozen_bytes is None else frozen_bytes
+    frozen = 0 if full else held
     memory = RUNTIME_BYTES + frozen + 16 * trainable
     stepping = steps * STEP_BYTES * trainable / bytes_rate if bytes_rate else 0.0
     return Forecast(

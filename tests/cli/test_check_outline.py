@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, saved, tiny
 from lorakit import machine_rates
+from lorakit.execution.family import read_decoder
 from lorakit.execution.outline import outline_elements_kept
 from lorakit.execution.runnable import Runnable
 from lorakit.run import estimating
@@ -135,6 +136,11 @@ def test_what_would_be_kept_is_what_a_loaded_model_keeps(family):
     model, lengths = tiny(family), [40, 7, 130]
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model.config)
+    seen = [
+        None if m is None else [b.rms_of_heads is None for b in m.blocks]
+        for m in map(read_decoder, (empty, model))
+    ]
+    assert seen[0] == seen[1]
     kept = outline_elements_kept(empty, lengths, torch.float32, torch.device("cpu"))
     expected = Runnable(model).elements_kept(lengths)
     assert (kept is None) == (expected is None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from families import tiny
 from lorakit.execution.lengths import context_length
 from lorakit.execution.runnable import Packed, Runnable
 from lorakit.lora import LoraSpec, attach, lora_layers
@@ -95,3 +96,40 @@ def test_some_places_are_those_of_all(family):
     some = torch.tensor([3, 20, 50])
     every = runnable.logits(rows, torch.arange(sum(LENGTHS)))
     torch.testing.assert_close(runnable.logits(rows, some), every[some], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mamba", "bamba", "recurrent_gemma", "llama"])
+def test_the_loss_of_a_model_in_bfloat16(family):
+    """Mamba keeps its residual in float32, and hands its head what the head takes."""
+    model = (tiny_kind if family in KINDS else tiny)(family).bfloat16()
+    attach(model, LoraSpec(rank=2))
+    rows = packed_rows()
+    runnable = Runnable(model)
+    head = runnable.head
+    hidden = runnable.hidden(rows)
+    assert hidden.dtype == torch.bfloat16
+    alone = torch.cat(
+        [model(r[None], use_cache=False).logits[0] for r in rows.ids_T.split(LENGTHS)]
+    )
+    if head is not None:
+        logits = hidden @ head.weight.T
+        assert (logits - alone).abs().max() < 0.03 * alone.abs().max()
+
+
+def test_a_row_that_xlstm_would_read_in_pieces_is_read_as_one():
+    """Out of training it cuts what is longer than `max_inference_chunksize`: the row, not a sequence."""
+    limit = 60
+    assert max(LENGTHS) < limit < sum(LENGTHS)
+    model = tiny_kind("xlstm")
+    model.config.max_inference_chunksize = limit
+    rows, every = packed_rows(), torch.arange(sum(LENGTHS))
+    with torch.no_grad():
+        alone = torch.cat(
+            [model(ids[None], use_cache=False).logits[0] for ids in rows.ids_T.split(LENGTHS)]
+        )
+        runnable = Runnable(model)
+        assert runnable.packs
+        assert (runnable.logits(rows, every) - alone).abs().max() < 1e-3
+        own = [model.base_model(ids[None], use_cache=False) for ids in rows.ids_T.split(LENGTHS)]
+        hidden = torch.cat([each.last_hidden_state[0] for each in own])
+        assert (runnable.hidden(rows) - hidden).abs().max() < 1e-3

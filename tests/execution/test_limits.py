@@ -15,6 +15,7 @@ from lorakit.execution.lengths import limits_of
 from lorakit.execution.runnable import Packed, Runnable
 from lorakit.lora.layers import LoraLayer
 from lorakit.training.loss import CausalLoss
+from mixing_families import tiny_kind
 
 LENGTHS = (9, 23, 37, 5)
 SIZES = {key: value for key, value in COMMON.items() if key != "head_dim"}
@@ -102,6 +103,24 @@ def pairs(model: Any) -> dict[str, torch.Tensor]:
     for layer in layers.values():
         layer.B.data = 0.1 * torch.randn(layer.B.shape, generator=generator)
     return {f"{path}.{n}": getattr(m, n) for path, m in layers.items() for n in "AB"}
+
+
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "mamba2", "recurrent_gemma"])
+def test_a_limit_longer_than_what_a_trial_compares(family):
+    """Of a long sequence a trial looks at both ends: 40 tokens are more than these."""
+    model = tiny_kind(family)
+    for name in ("mamba_chunk_size", "chunk_size", "attention_window_size"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 80)
+    lengths = (9, 120, 37, 119)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, VOCABULARY, (sum(lengths),), generator=generator)
+    alone = torch.cat([model(row[None], use_cache=False).logits[0] for row in ids.split(lengths)])
+    runnable = Runnable(model, longest=max(lengths))
+    assert runnable.packs
+    rows = Packed(ids, torch.cat([torch.arange(n) for n in lengths]), lengths)
+    packed = runnable.logits(rows, torch.arange(sum(lengths)))
+    assert (packed - alone).abs().max() < 1e-4 * alone.abs().max()
 
 
 @pytest.mark.parametrize("case", CASES)

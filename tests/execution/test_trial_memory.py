@@ -111,9 +111,9 @@ def test_generation_and_serving_are_tried_once(tmp_path, compared):
 
 def test_what_an_answer_depends_on_is_in_its_key(tmp_path):
     base = saved(tmp_path / "base")
-    model, _ = load_model(str(base))
+    model, _ = load_model(str(base), dtype="float32")
     keys = {"as loaded": trial_memory.key_of(model)}
-    assert trial_memory.key_of(load_model(str(base))[0]) == keys["as loaded"]
+    assert trial_memory.key_of(load_model(str(base), dtype="float32")[0]) == keys["as loaded"]
     model.model.layers[0].self_attn.scaling *= 2
     keys["a setting of a module"] = trial_memory.key_of(model)
     lorakit.attach(model, lorakit.LoraSpec(rank=2))
@@ -126,12 +126,14 @@ def test_what_an_answer_depends_on_is_in_its_key(tmp_path):
     model.config.attention_dropout = 0.5
     keys["a configuration"] = trial_memory.key_of(model)
     os.utime(base / "model.safetensors", (1, 1))
-    keys["files"] = trial_memory.key_of(load_model(str(base))[0])
+    keys["files"] = trial_memory.key_of(load_model(str(base), dtype="float32")[0])
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
-    keys["config.json"] = trial_memory.key_of(load_model(str(base))[0])
+    keys["config.json"] = trial_memory.key_of(load_model(str(base), dtype="float32")[0])
     (base / "modeling_own.py").write_text("")
-    keys["code that lies beside them"] = trial_memory.key_of(load_model(str(base))[0])
+    keys["code that lies beside them"] = trial_memory.key_of(
+        load_model(str(base), dtype="float32")[0]
+    )
     assert None not in keys.values()
     assert len(set(keys.values())) == len(keys)
 

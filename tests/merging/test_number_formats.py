@@ -92,7 +92,7 @@ def test_gemma_3_with_its_images(way, change, tmp_path, monkeypatch):
     held = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = peft_adapter(tmp_path / "adapter", held, *targets)
     if way == "memory":
-        monkeypatch.setattr("lorakit.run.commands.merging.find", nowhere)
+        monkeypatch.setattr("lorakit.run.commands.merging.by_files", nowhere)
     certificate = merge(base, tmp_path / "adapter", tmp_path / "merged")
     assert (certificate.weights is None) == (way == "memory")
     after = load_file(tmp_path / "merged" / "model.safetensors")
@@ -122,7 +122,7 @@ def test_a_tie_that_is_cut_in_memory(tmp_path, monkeypatch):
     base = base_folder(tmp_path / "base", tiny("llama", tie_word_embeddings=True), mixed)
     held = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = peft_adapter(tmp_path / "adapter", held, "lm_head")
-    monkeypatch.setattr("lorakit.run.commands.merging.find", nowhere)
+    monkeypatch.setattr("lorakit.run.commands.merging.by_files", nowhere)
     merge(base, tmp_path / "adapter", tmp_path / "merged")
     before = load_file(base / "model.safetensors")
     after = load_file(tmp_path / "merged" / "model.safetensors")
@@ -138,7 +138,7 @@ def test_a_format_that_is_asked_for(way, tmp_path, monkeypatch):
     base = base_folder(tmp_path / "base", tiny("llama"), mixed)
     peft_adapter(tmp_path / "adapter", tiny("llama"), "q_proj")
     if way == "memory":
-        monkeypatch.setattr("lorakit.run.commands.merging.find", nowhere)
+        monkeypatch.setattr("lorakit.run.commands.merging.by_files", nowhere)
     merge(base, tmp_path / "adapter", tmp_path / "merged", dtype="float16")
     after = load_file(tmp_path / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in after.values()} == {torch.float16}
@@ -151,7 +151,7 @@ def test_in_python_and_of_several(way, tmp_path, monkeypatch):
     for name in ("one", "two"):
         peft_adapter(tmp_path / name, tiny("llama"), "q_proj", "up_proj")
     if way == "memory":
-        monkeypatch.setattr("lorakit.run.commands.merging.find", nowhere)
+        monkeypatch.setattr("lorakit.run.commands.merging.by_files", nowhere)
     weights = {str(tmp_path / "one"): 0.7, str(tmp_path / "two"): -0.2}
     lorakit.merge(weights, tmp_path / "merged", model=base)
     before = load_file(base / "model.safetensors")

@@ -18,6 +18,7 @@ from lorakit.execution.prompts import check_prompts
 from lorakit.execution.streaming import stream
 from lorakit.models import ModelSpec
 from lorakit.serving.answers import Prompt
+from lorakit.serving.bank import StagedAdapter
 from lorakit.serving.sampling import Sampling
 from lorakit.serving.talk import Talk
 
@@ -123,7 +124,8 @@ def test_an_adapter_that_cannot_be_installed_ends_its_own_answers(alone):
     engine = Driven("llama")
     engine.forward.bank.install = BrokenRandom.random  # takes no such arguments: fails
     engine.ask("one", OTHERS["one"], most=8)
-    prompt = Prompt([5, 6], "key", lambda: engine.forward.bank.groups, "bad", 8, frozenset({1}))
+    staged = StagedAdapter(1, engine.forward.bank.groups)
+    prompt = Prompt([5, 6], "key", lambda: staged, "bad", 8, frozenset({1}))
     engine.submit([prompt], "bad")
     engine.settle()
     assert engine.answers[("one", 0)].ids == alone["one"]

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lorakit.execution import attention
 from lorakit.execution.attention import maskless
 from lorakit.execution.block_trial import same_blocks
-from lorakit.execution.family import Decoder, linear_of
+from lorakit.execution.family import Decoder, as_taken_by, linear_of
 from lorakit.execution.fused import fused_hidden, leave_compiled
 from lorakit.execution.lengths import BEYOND, crossed, limits_of
 from lorakit.execution.modes import dropping, evaluating
@@ -133,6 +133,7 @@ def _is_plain(model: Any, head: nn.Module) -> bool:
     try:
         with evaluating(model):
             hidden = model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state
+            hidden = as_taken_by(head, hidden)
             return same_answer(
                 model,
                 "the head alone",

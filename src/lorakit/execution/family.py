@@ -6,6 +6,7 @@ a last norm. Llama, Mistral, Qwen 2, Qwen 3, SmolLM2 and their like have them. T
 what they seem to is for a trial to say (trial.py).
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.kernels.groups import Linear
+from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.lora.jobs import JointLinear
 from lorakit.lora.layers import LoraLinear
 
@@ -167,7 +169,16 @@ def linear_of(module: Any) -> Linear:
     """The tensors of a linear layer that fits, as the kernels take them."""
     if isinstance(module, JointLinear | LoraLinear):
         return module.linear()
-    return Linear(module.weight, module.bias)
+    packed = isinstance(module, PackedLinear)
+    return Linear(module.frozen if packed else module.weight, module.bias)
+
+
+def as_taken_by(head: nn.Module | None, hidden: Tensor) -> Tensor:
+    """Hidden states in the head's number format, where it has one: Mamba's residual stays float32."""
+    if head is None or not fits(head):
+        return hidden
+    weight = linear_of(head).weight
+    return hidden.to(weight.dtype) if isinstance(weight, Tensor) else hidden
 
 
 def is_rms(module: nn.Module) -> bool:
@@ -184,11 +195,19 @@ def _is_plain_rms(module: nn.Module) -> bool:
     if module not in _plain_rms:
         if not is_rms(module):
             return _plain_rms.setdefault(module, False)
-        norm = Norm.of(module)
+        tried = _with_numbers(module) if module.weight.is_meta else module
+        norm = Norm.of(tried)
         x = torch.linspace(-3, 5, 3 * norm.weight.numel()).view(3, -1).to(norm.weight)
         wanted = norm.weight * x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-        _plain_rms[module] = torch.allclose(module(x), wanted, rtol=1e-2, atol=1e-3)
+        _plain_rms[module] = torch.allclose(tried(x), wanted, rtol=1e-2, atol=1e-3)
     return _plain_rms[module]
+
+
+def _with_numbers(module: nn.Module) -> Any:
+    """A copy, in memory, of a norm of which there is only an outline."""
+    twin: Any = copy.deepcopy(module).to_empty(device="cpu")
+    twin.weight.copy_(torch.linspace(0.5, 1.5, twin.weight.numel()))
+    return twin
 
 
 def children(module: nn.Module) -> set[str]:
@@ -211,7 +230,7 @@ def fits(module: nn.Module) -> bool:
     """Whether the kernels may compute a linear layer from its tensors: `linear_of` gives them."""
     if isinstance(module, LoraLinear | JointLinear):
         return module.fits
-    return type(module) is nn.Linear
+    return type(module) in (nn.Linear, PackedLinear)
 
 
 def _eps(norm: nn.Module) -> float:

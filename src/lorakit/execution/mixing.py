@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorakit.execution.by_sequence import Axes, MixingModule, split, within
+from lorakit.execution.by_sequence import MixingModule, split, within
+from lorakit.execution.cutting import Axes
 from lorakit.execution.trial import FAILURES, tolerance
 from lorakit.kernels.layout import Layout
 

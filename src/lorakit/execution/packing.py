@@ -179,6 +179,9 @@ def _packs(model: Any, way: str, lengths: tuple[int, int], *, switched: bool = T
     ids[1, first:] = ids[0, first:]
     places, where = positions(lengths).to(ids.device), layout(lengths, ids.device)
     keep_L = places_compared(lengths).to(ids.device)
+    own_L = places_compared(lengths[:1]).to(
+        ids.device
+    )  # of the first sequence, the first of keep_L
 
     def packed(row: int) -> Tensor:
         if switched:
@@ -191,15 +194,15 @@ def _packs(model: Any, way: str, lengths: tuple[int, int], *, switched: bool = T
     right = right and same_answer(
         model,
         f"{way}, after another sequence",
-        lambda: packed(1)[first:],
-        lambda: packed(0)[first:],
+        lambda: packed(1)[len(own_L) :],
+        lambda: packed(0)[len(own_L) :],
         close=1e-6,
     )
     right = right and same_answer(
         model,
         "attention as loaded, through lorakit's",
-        lambda: row_logits(model, ids[0, :first]),
-        alone.answer[:first],
+        lambda: row_logits(model, ids[0, :first]).index_select(0, own_L),
+        alone.answer[: len(own_L)],
         close=1e-5,  # with a gradient torch may take another kernel
     )
     if not right:

@@ -24,7 +24,7 @@ from lorakit.errors import ModelError
 from lorakit.execution import apart, attention
 from lorakit.execution.by_sequence import kept_within
 from lorakit.execution.facts import facts_of, settings_in_training, try_fused, try_head
-from lorakit.execution.family import DecoderBlock, fits, linear_of, read_decoder
+from lorakit.execution.family import DecoderBlock, as_taken_by, fits, linear_of, read_decoder
 from lorakit.execution.fused import all_compiled, elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.packing import try_packing
@@ -155,7 +155,7 @@ class Runnable:
     def hidden(
         self, rows: Sequences, *, training: bool = False, recompute: bool = False, where: Layout | None = None
     ) -> Tensor:  # fmt: skip
-        """The last hidden states of packed sequences, (T, hidden), after the final norm.
+        """The last hidden states of packed sequences, (T, hidden), after the final norm, in the head's format.
 
         Row t depends on the tokens of its own sequence up to t, and on nothing else.
 
@@ -180,7 +180,7 @@ class Runnable:
             )
         else:
             hidden_TD = own_hidden(self.model, ids_T, positions_T, where)
-        return hidden_TD[: rows.ids_T.shape[0]]
+        return as_taken_by(self.model.get_output_embeddings(), hidden_TD[: rows.ids_T.shape[0]])
 
     def logits(
         self, rows: Sequences, keep_L: Tensor, *, training: bool = False, recompute: bool = False

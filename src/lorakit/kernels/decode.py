@@ -146,8 +146,14 @@ class CompiledDecoder:
         return cls(blocks, norm, head, sizes, run, room_of) if alike else None
 
     def use(self, groups: Sequence[SlotGroup]) -> None:
-        """Take the slots of the linear layers that share their input, and of the head, in order."""
+        """Take the slots of the linear layers that share their input, and of the head, in order.
+
+        Args:
+            groups: of every such input and of the head; none where no adapter is to be served.
+        """
         self._groups = groups
+        if not groups:
+            return
         places = [
             linear
             for block in self._blocks

@@ -21,6 +21,8 @@ from torch.func import functional_call
 from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear, LowRank
+from lorakit.kernels.packed.linear import PackedLinear
+from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
 from lorakit.lora import equations
 from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
@@ -54,7 +56,7 @@ class LoraLayer(nn.Module, ABC):
         self.rank = target.rank
         self.scale = target.scale
         self.dropout = spec.dropout
-        weight = self.geometry.weight(base)
+        weight = self.geometry.frozen(base)
         kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
         dtype = torch.promote_types(kept, torch.float32)
         self.variant = target.variant
@@ -108,6 +110,11 @@ class LoraLayer(nn.Module, ABC):
         Raises:
             TargetError: the base is quantized, or its layout cannot hold the product.
         """
+        if isinstance(self.base, PackedLinear):
+            raise TargetError(
+                f"the base is held in {self.base.packing.name}, and s·B·A added to that would mostly be "
+                "rounded away: load the model without base_dtype to merge"
+            )
         weight = self.weight
         if not weight.dtype.is_floating_point:
             raise TargetError(
@@ -125,6 +132,8 @@ class LoraLayer(nn.Module, ABC):
         """What the base computes with W + ΔW: right for every variant, and slow."""
         update = self.delta()
         weight = (self.weight.to(update.dtype) + update).to(self.weight.dtype)
+        if isinstance(self.base, PackedLinear):
+            return F.linear(x, weight, self.bias)
         return cast(Tensor, functional_call(self.base, {"weight": weight}, (x,)))
 
     def extra_repr(self) -> str:
@@ -146,9 +155,13 @@ class LoraLinear(LoraLayer):
 
     The kernels run over bases whose weight is a plain matrix; any other
     (quantized, subclassed) computes its own W x and the low-rank product is added.
+
+    Attributes:
+        rounded: set while it is trained for a quantized merge: it computes with W + s·B·A quantized.
     """
 
     kind = "linear"
+    rounded: RoundedSum | None = None
 
     @property
     def in_features(self) -> int:
@@ -164,6 +177,9 @@ class LoraLinear(LoraLayer):
         """(…, in_features) -> (…, out_features)."""
         if not self.by_kernels:
             return self.through_weight(x)
+        if self.rounded is not None:
+            packing = self.rounded.of(self.linear().frozen, self.A, self.B, self.scale)
+            return rounded_linear(x, packing, self.bias, self.A, self.B, self.scale)
         dropping = self.training and self.dropout > 0.0
         if self.geometry.plain and not dropping:
             return linear(x, self.linear())
@@ -171,14 +187,13 @@ class LoraLinear(LoraLayer):
 
     @property
     def fits(self) -> bool:
-        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout."""
-        plain = self.geometry.plain and not self.geometry.transposed
+        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout or rounding."""
+        plain = self.geometry.plain and not self.geometry.transposed and self.rounded is None
         return plain and self.by_kernels and not self.dropout
 
     def linear(self) -> Linear:
         """Its tensors as the kernels take them."""
-        weight = self.weight.t() if self.geometry.transposed else self.weight
-        return Linear(weight, self.bias, (self.pair(),))
+        return Linear(self.geometry.frozen(self.base), self.bias, (self.pair(),))
 
     def pair(self, rows: tuple[int, int] | None = None) -> LowRank:
         """The pair as the kernels take it, for these rows or for all."""

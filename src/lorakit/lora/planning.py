@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.errors import ConfigError, TargetError, did_you_mean
+from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora.called import reasons_of_idle
 from lorakit.lora.gates import too_narrow
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
@@ -139,8 +140,7 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
         if path in modules
     ]
     skipped += [Skipped(*left) for left in not_adapted(modules, candidates, bare, parameters)]
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return Plan(spec, tuple(targets), tuple(skipped), total)
+    return Plan(spec, tuple(targets), tuple(skipped), count_parameters(model))
 
 
 def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
@@ -164,10 +164,11 @@ def _reasons_to_skip(
     in_blocks = inside_blocks(modules)
     routers = routers_of(modules)
     blocks = layer_range(spec.layers) if spec.layers is not None else None
-    if blocks is not None and not blocks & {block_of(path) for path in candidates}:
-        have = sorted({b for b in map(block_of, candidates) if b is not None})
+    have = sorted({b for b in map(block_of, candidates) if b is not None})
+    if blocks is not None and (lost := sorted(blocks - set(have))):
+        names = "no block" if len(lost) == len(blocks) else f"block {lost[0]}, which is no block"
         span = f"{have[0]} to {have[-1]}" if have else "none"
-        raise TargetError(f"layers {spec.layers!r} names no block of this model; it has {span}")
+        raise TargetError(f"layers {spec.layers!r} names {names} of this model; it has {span}")
     hits: dict[str, list[str]] = {pattern: [] for pattern in (*spec.targets, *spec.exclude)}
 
     def is_hit(pattern: str, path: str) -> bool:
@@ -239,7 +240,7 @@ def _target(
 ) -> Target:
     geometry = geometry_of(module, path)
     rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
-    frozen = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    frozen = count_parameters(module, recurse=False)
     return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, tied_to)
 
 
