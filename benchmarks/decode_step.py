@@ -26,14 +26,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kernels", default="plain,avx2", help="sides, with a comma")
+    parser.add_argument("--dtype", default="float32", help="number format of the model")
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
     given = parser.parse_args()
     same, lines, sides = bench.session(), [], given.kernels.split(",")
     for turn in range(given.rounds):
         for side in sides:
-            line = (
-                same | {"turn": turn} | bench.measure({"kernels": side, "threads": given.threads})
-            )
+            task = {"kernels": side, "threads": given.threads, "dtype": given.dtype}
+            line = same | {"turn": turn} | bench.measure(task)
             bench.note(json.dumps({kind: line[kind] for kind in ("kernels", *KINDS)}))
             bench.append(given.out, [line])
             lines.append(line)
@@ -60,7 +60,7 @@ def work(task: bench.Line) -> bench.Line:
 
     torch.set_num_threads(task["threads"])
     clock = time.process_time if task["threads"] == 1 else time.perf_counter
-    model, _ = load_model("smollm2-135m", dtype="float32")
+    model, _ = load_model("smollm2-135m", dtype=task["dtype"])
     spec = EngineSpec(slots=ROWS, slot_rank=RANK)
     layers = cached_layers(model)
     blocks, settings = LeanBlocks.of(model, layers), list(layers.values())
@@ -90,7 +90,7 @@ def work(task: bench.Line) -> bench.Line:
             keep.append(last)
         forward.run([1000 + i for i in range(tokens)], places, keep, runs)
 
-    made: bench.Line = {"kernels": task["kernels"], "threads": task["threads"], "way": blocks.way}
+    made: bench.Line = dict(task) | {"way": blocks.way}
     for kind in KINDS:
         step(kind)
         seconds = []

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorakit.execution import attention
 from lorakit.execution.attention import maskless
+from lorakit.execution.block_trial import same_blocks
 from lorakit.execution.family import Decoder, as_taken_by, linear_of
 from lorakit.execution.fused import fused_hidden, leave_compiled
 from lorakit.execution.lengths import BEYOND, crossed, limits_of
@@ -179,6 +180,13 @@ def _fuses(
     ids_T = random_ids(model, sum(lengths))
     where, places = layout(lengths, ids_T.device), positions(lengths).to(ids_T.device)
     with evaluating(model), maskless():
+        if model.dtype in (torch.bfloat16, torch.float16):
+            return same_answer(
+                model,
+                "fused blocks",
+                lambda: fused_hidden(decoder, settings, paths, ids_T, places, where),
+                lambda: own_hidden(model, ids_T, places, where),
+            ) and same_blocks(model, decoder, settings, paths, ids_T, places, where)
         return same_computed(
             model,
             "fused blocks",

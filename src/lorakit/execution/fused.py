@@ -51,24 +51,36 @@ def fused_hidden(
         if block.path in fused:
             inputs = (x_1TD[0], cos_1TE[0], sin_1TE[0], where, block, settings[block.path])
             if recompute and torch.is_grad_enabled():
-                x_1TD = checkpoint(_block, *inputs, use_reentrant=False)[None]
+                x_1TD = checkpoint(fused_block, *inputs, use_reentrant=False)[None]
             else:
-                x_1TD = _block(*inputs)[None]
+                x_1TD = fused_block(*inputs)[None]
         else:
-            with within(where):
-                x_1TD = block.module(
-                    x_1TD,
-                    attention_mask=None,
-                    position_embeddings=(cos_1TE, sin_1TE),
-                    position_ids=positions_T[None],
-                    use_cache=False,
-                    **{KEYWORD: PackedCall(where)},
-                )
+            x_1TD = own_block(x_1TD, (cos_1TE, sin_1TE), positions_T, where, block)
     hidden_1TD: Tensor = decoder.norm(x_1TD)
     return hidden_1TD[0]
 
 
-def _block(
+def own_block(
+    x_1TD: Tensor,
+    angles: tuple[Tensor, Tensor],
+    positions_T: Tensor,
+    where: Layout,
+    block: DecoderBlock,
+) -> Tensor:
+    """One block by the model's own code: (1, T, D) -> (1, T, D)."""
+    with within(where):
+        y_1TD: Tensor = block.module(
+            x_1TD,
+            attention_mask=None,
+            position_embeddings=angles,
+            position_ids=positions_T[None],
+            use_cache=False,
+            **{KEYWORD: PackedCall(where)},
+        )
+    return y_1TD
+
+
+def fused_block(
     x_TD: Tensor,
     cos_TE: Tensor,
     sin_TE: Tensor,

@@ -133,7 +133,7 @@ def computed(
             return Computed(answer, ())
         if not leaves:  # what looks tokens up without calling the embedding
             return Computed(answer.detach(), ())
-        weights = _weights(answer, first)
+        weights = weights_of(answer, first)
         pairs = [p for _, p in pair_parameters(model)]
         total = (answer.float() * weights).sum()
         try:
@@ -158,7 +158,7 @@ def computed(
     return Computed(answer.detach(), (of_inputs, *of_pairs))
 
 
-def _weights(answer: Tensor, first: int) -> Tensor:
+def weights_of(answer: Tensor, first: int) -> Tensor:
     """Of the sum whose gradient is taken: the same for a token whatever is computed beside it."""
     t = torch.arange(first + 1, first + 1 + len(answer), device=answer.device)
     v = torch.arange(answer[0].numel(), device=answer.device)
@@ -215,8 +215,12 @@ def same_computed(
     way: str,
     compute: Callable[[], Computed],
     expected: Computed,
+    least: float = 1e-2,
 ) -> bool:
-    """Whether a way gives these answers and these gradients, up to rounding; see `same_answer`."""
+    """Whether a way gives these answers and these gradients, up to rounding; see `same_answer`.
+
+    A pair that hardly matters, less than `least` of the one that matters most, is compared with those that do.
+    """
     results: list[Computed] = []
 
     def answer() -> Tensor:
@@ -238,9 +242,8 @@ def same_computed(
             )
             return False
         apart = (one.float() - other.float()).abs().max().item()
-        # A pair that hardly matters is compared with those that do.
         if not apart <= _gradient_tolerance(model.dtype) * max(
-            scale, largest * 1e-2 * (number > 0)
+            scale, largest * least * (number > 0)
         ):
             _log.info(
                 "%s, %s: gradients differ by %.1e, of at most %.1e",
