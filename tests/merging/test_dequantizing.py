@@ -122,7 +122,8 @@ def test_four_bits(tmp_path, nested):
 def test_against_bitsandbytes(tmp_path, quant_type, nested):
     functional = pytest.importorskip("bitsandbytes.functional")
     torch.manual_seed(0)
-    W = torch.randn(48, 48)
+    # Of rows that end within a block its own CPU kernel (0.50.2) dequantizes other numbers.
+    W = torch.randn(48, 64)
     packed, state = functional.quantize_4bit(
         W, blocksize=64, compress_statistics=nested, quant_type=quant_type
     )

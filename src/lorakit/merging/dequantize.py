@@ -37,11 +37,16 @@ _PARTS_GPTQ = (".qzeros", ".scales", ".g_idx")
 
 @dataclass(frozen=True)
 class Dequantized:
-    """What was done: the method in words, how many weights, and the format config.json names."""
+    """What was done: the method in words, which weights, and the format config.json names."""
 
     method: str
-    weights: int
+    names: tuple[str, ...]
     dtype: torch.dtype
+
+    @property
+    def weights(self) -> int:
+        """How many."""
+        return len(self.names)
 
 
 def quantization(folder: Path) -> Mapping[str, Any] | None:
@@ -93,7 +98,8 @@ def dequantize(base: Path, folder: Path) -> Dequantized:
     if named not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"{base}/config.json: dtype {named!r} is no format to merge into")
     write_json(folder / "config.json", config)
-    return Dequantized(words, len(makers), getattr(torch, named))
+    names = tuple(maker.name for maker in makers.values())
+    return Dequantized(words, names, getattr(torch, named))
 
 
 @dataclass(frozen=True)
