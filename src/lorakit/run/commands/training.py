@@ -67,15 +67,14 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     else:
         chosen = plan_from(session.model, config, parent)
         config = settled(config, parent)
-    data = replace(data, notes=(*data.notes, *end_notes(session, data, chosen)))
-    spec = config.train
+    ends, spec = end_notes(session, data, chosen), config.train
     steps = steps_of(len(data.train), spec)
     share = reached_share(session.model, chosen.targets)
     expected = estimate_run(
         *(session.model, data.train, spec), steps=steps, trainable=chosen.trainable, reached=share
     )
     rate = peak_rate(session.model, steps, spec)
-    more = (*unused_options(config, len(data.eval)), *way_notes(session, chosen, spec))
+    more = (*ends, *unused_options(config, len(data.eval)), *way_notes(session, chosen, spec))
     data = replace(data, notes=(*data.notes, *more))
     return Prepared(config, session, data, chosen, steps, rate, expected, parent)
 
