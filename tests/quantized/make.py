@@ -35,8 +35,8 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "vocab_size": 96,
-    "max_position_embeddings": 128,
+    "vocab_size": 264,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
 GROUP = 16

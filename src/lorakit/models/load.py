@@ -51,6 +51,7 @@ def load_model(
         ConfigError: an unknown option or value, or a set of kernels that is not here.
     """
     from lorakit.kernels.native import requested
+    from lorakit.models.kept_packed import kept_packed
 
     spec = as_spec(model, options)
     requested()  # a wrong LORAKIT_KERNELS is an error before anything heavy is read
@@ -59,6 +60,8 @@ def load_model(
     weights = files.weight_files(where.folder)
     for file in weights:
         files.check_whole(file)
+    kept = kept_packed(where.folder)
+    packed = {} if kept is None else kept.arguments(config)
     tokenizer = _tokenizer(where, spec)
     try:
         with quiet():
@@ -71,11 +74,12 @@ def load_model(
                 local_files_only=True,
                 trust_remote_code=spec.trust_remote_code,
                 output_loading_info=True,
+                **packed,
             )
         loaded, report = answer
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"cannot load the model in {where.folder}: {one_line(error)}") from error
-    _account(report, where)
+    _account(report, where, set() if kept is None else kept.taken)
     _check_ids(tokenizer, loaded, where)
     loaded.requires_grad_(False)
     loaded.eval()
@@ -271,13 +275,19 @@ def _check_ids(tokenizer: Any, model: Any, where: Resolved) -> None:
         )
 
 
-def _account(report: Any, where: Resolved) -> None:
-    """Check that every tensor of the model came from the files, and warn of unused ones."""
+def _account(report: Any, where: Resolved, taken: set[str]) -> None:
+    """Check that every tensor of the model came from the files, and warn of unused ones.
+
+    Args:
+        report: of transformers.
+        where: the files.
+        taken: names of tensors that are used without transformers.
+    """
     missing = sorted(report["missing_keys"])
     wrong = [
         f"{name} {tuple(held)} for {tuple(due)}" for name, held, due in report["mismatched_keys"]
     ]
-    extra = sorted(report["unexpected_keys"])
+    extra = sorted(set(report["unexpected_keys"]) - taken)
     if missing:
         raise ModelError(
             f"the weights in {where.folder} lack {len(missing)} tensors of the model: "

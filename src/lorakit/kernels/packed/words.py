@@ -196,7 +196,7 @@ class RowWords:
         packed: (O, ceil(I·bits/32)) of int32.
         scales: (O, G).
         zeros: (ceil(O·bits/32), G) of int32; None where every zero is 0.
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         in_features: I; the last word of a row may be filled up.
     """
 
@@ -215,6 +215,8 @@ class RowWords:
         out, count = self.scales.shape
         due = out, -(-self.in_features * self.bits // 32)
         zeros = -(-out * self.bits // 32), count
+        if self.bits not in (2, 4, 8):
+            raise ValueError(f"{self.bits} bits are not read here; 2, 4 and 8 are")
         fits = tuple(self.packed.shape) == due and self.in_features % count == 0
         if not fits or (self.zeros is not None and tuple(self.zeros.shape) != zeros):
             raise ValueError("weight_packed, weight_scale and weight_zero_point do not fit")
