@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.lookup import in_pieces
+
 _FEW_ROWS = 4
 
 
@@ -55,9 +57,14 @@ class Int8:
 
     def fill(self, rows_RI: Tensor, start: int) -> None:
         """Write W[start : start + R] into `rows`."""
-        part = slice(start, start + len(rows_RI))
-        rows_RI.copy_(self.quants[part])
-        rows_RI.mul_(self.scales[part, None].to(rows_RI.dtype))
+        width = self.shape[1]
+
+        def write(place: int, piece: Tensor) -> None:
+            first = start + place // width
+            part = slice(first, first + len(piece) // width)
+            piece.view(-1, width).copy_(self.quants[part]).mul_(self.scales[part, None])
+
+        in_pieces(rows_RI.view(-1), width, write)
 
     def product(self, x_TI: Tensor) -> Tensor | None:
         """X Wᵀ for few rows in 16 bits on a CPU, where torch has a product that reads int8."""
