@@ -15,6 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.lookup import look_up
+
 
 @dataclass(frozen=True, eq=False)
 class Nested:
@@ -100,7 +102,8 @@ class FourBitBlocks:
         first, last = start * width // self.size, -(-stop * width // self.size)
         begin = first * self.size
         codes = self.packed.flatten()[begin // 2 : last * self.size // 2]
-        values = self._pairs().index_select(0, codes.int()).view(-1)
+        values = torch.empty(2 * len(codes), device=codes.device)
+        look_up(codes, self._pairs(), values)
         short = (last - first) * self.size - values.numel()
         if short:  # the last block of all
             values = torch.nn.functional.pad(values, (0, short))
@@ -108,10 +111,11 @@ class FourBitBlocks:
         rows_RI.copy_(values[start * width - begin : stop * width - begin].view(rows_RI.shape))
 
     def _pairs(self) -> Tensor:
-        """(256, 2): both numbers of each byte."""
+        """Both numbers of each byte, as one complex number: (256,)."""
         codes = torch.arange(256, device=self.table.device)
         table = self.table.flatten().float()
-        return torch.stack([table[codes >> 4], table[codes & 15]], 1)
+        pairs = torch.stack([table[codes >> 4], table[codes & 15]], 1)
+        return pairs.view(torch.complex64)[:, 0]
 
     def _scales(self, first: int, last: int) -> Tensor:
         """The scales of some blocks, in float32."""

@@ -1,11 +1,11 @@
 """4 bits: each block of a flattened weight is one scale times one of 16 levels for each element.
 
-    nf4     W = level[q] · absmax, blocks of 64; levels are quantiles of a normal distribution, so that
-            each is as likely as any other (QLoRA, Dettmers et al., arXiv 2305.14314). The tensors are
-            those of bitsandbytes, and with `double` its scales are packed as well, as QLoRA does it:
-            absmax = map[c] · nested + offset, with 8 bits c and blocks of 256
-    int4    W = (q - 8) · scale, blocks of 32, and of the scales the sign that gives the largest
-            element of a block the level -8, as llama.cpp's Q4_0 has it; scales in bfloat16
+nf4     W = level[q] · absmax, blocks of 64; levels are quantiles of a normal distribution, so that
+        each is as likely as any other (QLoRA, Dettmers et al., arXiv 2305.14314). The tensors are
+        those of bitsandbytes, and with `double` its scales are packed as well, as QLoRA does it:
+        absmax = map[c] · nested + offset, with 8 bits c and blocks of 256
+int4    W = (q - 8) · scale, blocks of 32, and of the scales the sign that gives the largest
+        element of a block the level -8, as llama.cpp's Q4_0 has it; scales in bfloat16
 """
 
 from collections.abc import Mapping
@@ -106,9 +106,7 @@ class FourBits:
         else:
             self._fill_blocks(rows_RI.view(-1), first, block, levels)
 
-    def _fill_blocks(
-        self, out: Tensor, first: int, block: int, levels: tuple[float, ...]
-    ) -> None:
+    def _fill_blocks(self, out: Tensor, first: int, block: int, levels: tuple[float, ...]) -> None:
         table = pairs_of_nibbles(levels, self.codes.device)
 
         def write(start: int, piece: Tensor) -> None:

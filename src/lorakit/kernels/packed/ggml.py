@@ -117,14 +117,17 @@ def _fifth_bits(blocks: Tensor, at: int) -> Tensor:
 def _plain(blocks: Tensor, *, bits: int, minimum: bool) -> Tensor:
     """Q4_0, Q4_1, Q5_0, Q5_1: one scale, and one minimum or the middle at zero."""
     at = 4 if minimum else 2
-    d = _half(blocks, 0)
     high = _fifth_bits(blocks, at) if bits == 5 else None
     at += 4 if bits == 5 else 0
-    q = _fields(blocks[:, at : at + 16], (0, 4), 15)
-    q = q if high is None else q | high
+    q = blocks[:, at : at + 16].contiguous()
+    values = torch.empty(len(blocks), 32, device=blocks.device)
+    values[:, :16].copy_(q & 15)
+    values[:, 16:].copy_(q >> 4)
+    if high is not None:
+        values += high
     if minimum:
-        return q.float().mul_(d).add_(_half(blocks, 2))
-    return q.float().sub_(1 << (bits - 1)).mul_(d)
+        return values.mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    return values.sub_(1 << (bits - 1)).mul_(_half(blocks, 0))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:

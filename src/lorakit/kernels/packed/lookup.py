@@ -23,14 +23,22 @@ PIECE = 1 << 18
 def pairs_of_nibbles(levels: tuple[float, ...], device: torch.device) -> Tensor:
     """The table for bytes of two codes of 4 bits, the first in the upper half: (256,), complex64."""
     of = torch.tensor(levels, dtype=torch.float32)
-    return torch.stack([of.repeat_interleave(16), of.repeat(16)], 1).view(torch.complex64)[:, 0].to(device)
+    return (
+        torch.stack([of.repeat_interleave(16), of.repeat(16)], 1)
+        .view(torch.complex64)[:, 0]
+        .to(device)
+    )
 
 
 @cache
 def pairs_of_bytes(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The table for two bytes of a format of 8 bits, on a little-endian machine: (65536,), complex64."""
     of = torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32)
-    return torch.stack([of.repeat(256), of.repeat_interleave(256)], 1).view(torch.complex64)[:, 0].to(device)
+    return (
+        torch.stack([of.repeat(256), of.repeat_interleave(256)], 1)
+        .view(torch.complex64)[:, 0]
+        .to(device)
+    )
 
 
 def look_up(codes: Tensor, table: Tensor, out: Tensor) -> None:
