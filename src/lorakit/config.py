@@ -175,7 +175,9 @@ OUTSIDE = ("save_as",)
 RESUME = "resume.yaml"
 """The file in a run folder that keeps them for --resume."""
 _RECORDED = ("metrics.jsonl", "result.json", "checkpoints", RESUME)
-MODEL_OPTIONS = ("model", "revision", "device", "dtype", "trust_remote_code", "ignore_adapter")
+MODEL_OPTIONS = (
+    *("model", "revision", "device", "dtype", "base_dtype", "trust_remote_code", "ignore_adapter"),
+)
 """Names of the options that say which base a command opens, and how."""
 ROW_OPTIONS = (
     *("prompt", "completion", "text", "system", "template", "template_option", "drop"),

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora.kinds import geometry_of, kind_of
 from lorakit.lora.parameters import bare_parameters, count_of, expert_geometry, is_fused
 from lorakit.lora.planning import Target
@@ -138,7 +139,7 @@ def shape_of(model: nn.Module) -> ModelShape:
         layers=len(blocks),
         width=width,
         vocabulary=vocabulary,
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        total_parameters=count_parameters(model),
         shapes=tuple((o, i, n) for (o, i), n in counts.items()),
         activation_floats=kept,
     )

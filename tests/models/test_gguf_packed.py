@@ -8,13 +8,14 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from torch import nn
 
-from families import tiny, tokenizer
+from families import saved, tiny, tokenizer
 from lorakit.adapters.export.quantizing import quantize, quantizer
 from lorakit.errors import MissingExtraError, ModelError
 from lorakit.kernels.packed.ggml import BLOCK_TYPES
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.models import gguf, gguf_packed
-from lorakit.models.load import load_model
+from lorakit.models.fingerprint import identify
+from lorakit.models.load import empty_model, load_model
 from models.test_gguf import write
 
 IDS = torch.arange(5, 60)[None]
@@ -112,3 +113,24 @@ def test_what_cannot_stay_packed_is_refused_by_name(place, monkeypatch):
     ):
         gguf_packed.folder_of(path)
     assert not list((place / "cache" / "models").glob("*packed"))
+
+
+def test_base_dtype_packed_keeps_a_file_s_blocks(place):
+    path = file_of(place, "Q4_1")
+    kept, _ = load_model(str(path), dtype="float32", base_dtype="packed")
+    assert {layer.packing.name for layer in packed_layers(kept).values()} == {"q4_1"}
+    assert not gguf.converted(path).exists()  # nothing was unpacked for good
+    plain, _ = load_model(str(path), dtype="float32")
+    assert packed_layers(plain) == {}
+    again, _ = load_model(str(path), dtype="float32", base_dtype="int8")
+    assert {layer.packing.name for layer in packed_layers(again).values()} == {"int8"}
+    empty = empty_model(str(path), base_dtype="packed")
+    shapes = {n: p.shape for n, p in plain.named_parameters()}
+    assert {n: p.shape for n, p in empty.named_parameters()} == shapes
+    assert identify(str(path), base_dtype="packed") != identify(str(path))
+
+
+def test_base_dtype_packed_of_an_ordinary_folder_is_refused(place):
+    folder = saved(place / "base")
+    with pytest.raises(ModelError, match="holds no packed weights that could stay so"):
+        load_model(str(folder), base_dtype="packed")

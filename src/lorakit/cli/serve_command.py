@@ -26,6 +26,7 @@ def serve(
     store: options.StoreOption = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    base_dtype: options.BaseDtype = "full",
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     ignore_adapter: options.IgnoreAdapter = False,
@@ -65,7 +66,7 @@ def serve(
     need("serve", "`lorakit serve`")
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
-    shared = (revision, device, dtype, trust_remote_code, ignore_adapter)
+    shared = (revision, device, dtype, trust_remote_code, ignore_adapter, base_dtype)
     model = ModelSpec(base or ModelSpec().model, *shared)
     named = flatten({"adapters": adapters or []})["adapters"]
     check_named(model)

@@ -40,6 +40,14 @@ Dtype = Annotated[
         "or float16; auto is bfloat16 where the device multiplies it natively, else float32.",
     ),
 ]
+BaseDtype = Annotated[
+    str,
+    typer.Option(
+        "--base-dtype",
+        help="How the frozen weights of the blocks' linear layers are held: nf4 or int4 (a quarter "
+        "of bfloat16's memory), int8 or fp8 (half of it). full: in --dtype.",
+    ),
+]
 Revision = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of a hub id. Default: main."),

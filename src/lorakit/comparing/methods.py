@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lorakit.comparing.spec import CompareSpec
 from lorakit.config import RunConfig
 from lorakit.experiments.measuring import save_pairs
+from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora import LoraSpec, attach, plan
 from lorakit.run.session import Session
 
@@ -65,7 +66,7 @@ def prepare(model: Any, method: Method, seed: int) -> int:
 def trained_parameters(model: Any, method: Method) -> int:
     """How many parameters the method would train of a base."""
     if method.kind == "full":
-        return sum(p.numel() for p in model.parameters())
+        return count_parameters(model)
     assert method.lora is not None
     return plan(model, method.lora).trainable
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.kernels.groups import Linear
+from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.lora.jobs import JointLinear
 from lorakit.lora.layers import LoraLinear
 
@@ -168,7 +169,8 @@ def linear_of(module: Any) -> Linear:
     """The tensors of a linear layer that fits, as the kernels take them."""
     if isinstance(module, JointLinear | LoraLinear):
         return module.linear()
-    return Linear(module.weight, module.bias)
+    packed = isinstance(module, PackedLinear)
+    return Linear(module.frozen if packed else module.weight, module.bias)
 
 
 def as_taken_by(head: nn.Module | None, hidden: Tensor) -> Tensor:
@@ -228,7 +230,7 @@ def fits(module: nn.Module) -> bool:
     """Whether the kernels may compute a linear layer from its tensors: `linear_of` gives them."""
     if isinstance(module, LoraLinear | JointLinear):
         return module.fits
-    return type(module) is nn.Linear
+    return type(module) in (nn.Linear, PackedLinear)
 
 
 def _eps(norm: nn.Module) -> float:

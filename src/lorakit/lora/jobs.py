@@ -194,7 +194,7 @@ class JointLinear(nn.Module):
         """The tensors of this layer with the pairs of the jobs that have rows."""
         if self.jobs.only is not None:
             return self.linear_of(self.jobs.only)
-        weight = self.weight.t() if self.geometry.transposed else self.weight
+        weight = self.geometry.frozen(self.base)
         pairs = tuple(
             self.layers[job].pair((first, last))
             for job, first, last in self.jobs.spans
@@ -204,7 +204,7 @@ class JointLinear(nn.Module):
 
     def linear_of(self, job: int) -> Linear:
         """The tensors of this layer with the pair of one job, for rows that are all its own."""
-        weight = self.weight.t() if self.geometry.transposed else self.weight
+        weight = self.geometry.frozen(self.base)
         alone = self.layers.get(job)
         return Linear(weight, self.bias, () if alone is None else (alone.pair(),))
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
+from lorakit.kernels.packed.linear import PackedLinear
+from lorakit.kernels.weights import FrozenWeight
 
 _KINDS = {
     "torch.nn.modules.linear.Linear": "linear",
@@ -29,6 +31,7 @@ _QUANTIZED = ("transformers.integrations.", "bitsandbytes.", "torchao.", "compre
 _PLAIN = {
     "torch.nn.modules.linear.Linear",
     "transformers.pytorch_utils.Conv1D",
+    "lorakit.kernels.packed.linear.PackedLinear",
 }
 
 
@@ -67,6 +70,12 @@ class Geometry:
     def weight(self, base: nn.Module) -> Tensor:
         """The module's frozen weight."""
         return cast(Tensor, base.weight)
+
+    def frozen(self, base: nn.Module) -> Tensor | FrozenWeight:
+        """The weight as products take it, (out, in) of a linear layer; of a packed one nothing is read."""
+        if isinstance(base, PackedLinear):
+            return base.frozen
+        return self.weight(base).t() if self.transposed else self.weight(base)
 
     def bias(self, base: nn.Module) -> Tensor | None:
         """The module's frozen bias, or None."""
@@ -112,7 +121,7 @@ def _is_linear(module: nn.Module, kind: str) -> bool:
     own: Any = next(
         cls for cls in type(module).__mro__ if f"{cls.__module__}.{cls.__qualname__}" in _KINDS
     )
-    if type(module).forward is own.forward:
+    if type(module).forward is own.forward or isinstance(module, PackedLinear):
         return True
     weight = module.weight
     quantized = (

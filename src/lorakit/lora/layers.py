@@ -21,6 +21,7 @@ from torch.func import functional_call
 from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear, LowRank
+from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.lora import equations
 from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
@@ -54,7 +55,7 @@ class LoraLayer(nn.Module, ABC):
         self.rank = target.rank
         self.scale = target.scale
         self.dropout = spec.dropout
-        weight = self.geometry.weight(base)
+        weight = self.geometry.frozen(base)
         kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
         dtype = torch.promote_types(kept, torch.float32)
         self.variant = target.variant
@@ -108,6 +109,11 @@ class LoraLayer(nn.Module, ABC):
         Raises:
             TargetError: the base is quantized, or its layout cannot hold the product.
         """
+        if isinstance(self.base, PackedLinear):
+            raise TargetError(
+                f"the base is held in {self.base.packing.name}, and s·B·A added to that would mostly be "
+                "rounded away: load the model without base_dtype to merge"
+            )
         weight = self.weight
         if not weight.dtype.is_floating_point:
             raise TargetError(
@@ -125,6 +131,8 @@ class LoraLayer(nn.Module, ABC):
         """What the base computes with W + ΔW: right for every variant, and slow."""
         update = self.delta()
         weight = (self.weight.to(update.dtype) + update).to(self.weight.dtype)
+        if isinstance(self.base, PackedLinear):
+            return F.linear(x, weight, self.bias)
         return cast(Tensor, functional_call(self.base, {"weight": weight}, (x,)))
 
     def extra_repr(self) -> str:
@@ -177,8 +185,7 @@ class LoraLinear(LoraLayer):
 
     def linear(self) -> Linear:
         """Its tensors as the kernels take them."""
-        weight = self.weight.t() if self.geometry.transposed else self.weight
-        return Linear(weight, self.bias, (self.pair(),))
+        return Linear(self.geometry.frozen(self.base), self.bias, (self.pair(),))
 
     def pair(self, rows: tuple[int, int] | None = None) -> LowRank:
         """The pair as the kernels take it, for these rows or for all."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.errors import ConfigError, TargetError, did_you_mean
+from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora.called import reasons_of_idle
 from lorakit.lora.gates import too_narrow
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
@@ -139,8 +140,7 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
         if path in modules
     ]
     skipped += [Skipped(*left) for left in not_adapted(modules, candidates, bare, parameters)]
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return Plan(spec, tuple(targets), tuple(skipped), total)
+    return Plan(spec, tuple(targets), tuple(skipped), count_parameters(model))
 
 
 def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
@@ -239,7 +239,7 @@ def _target(
 ) -> Target:
     geometry = geometry_of(module, path)
     rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
-    frozen = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    frozen = count_parameters(module, recurse=False)
     return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, tied_to)
 
 

@@ -186,8 +186,10 @@ def _quantizer_config() -> Any:
 
         def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
             self.quantization_config.kept.put_in(model)
-            # The model is ready, and nothing of transformers' shall treat it as one of its own packed ones.
-            self.remove_quantization_config(model)
+            # What reads the configuration would take the files for another library's. `hf_quantizer` stays:
+            # by it transformers refuses to save the model.
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
 
         def is_serializable(self) -> bool:
             return False

@@ -13,8 +13,9 @@ from lorakit.errors import ModelError
 from lorakit.files.cache import Progress, no_progress
 from lorakit.models import default, files, gguf
 from lorakit.models.classes import built_empty, class_of
-from lorakit.models.devices import torch_device, torch_dtype
+from lorakit.models.devices import torch_device
 from lorakit.models.quiet import quiet
+from lorakit.models.reading import one_line, read_model
 from lorakit.models.sources import Resolved, check_named, resolve
 from lorakit.models.spec import ModelSpec, as_spec
 
@@ -44,14 +45,13 @@ def load_model(
     Args:
         model: a built-in name, a model folder, a .gguf file, a hub id, or a whole `ModelSpec`.
         progress: told about a download ("download", bytes) or conversion ("convert", steps).
-        **options: the other fields of `ModelSpec`: revision, device, dtype, trust_remote_code.
+        **options: the other fields of `ModelSpec`: revision, device, dtype, base_dtype, and so on.
 
     Raises:
         ModelError: unknown name, missing or broken files, no causal language model, remote code.
         ConfigError: an unknown option or value, or a set of kernels that is not here.
     """
     from lorakit.kernels.native import requested
-    from lorakit.models.kept_packed import kept_packed
 
     spec = as_spec(model, options)
     requested()  # a wrong LORAKIT_KERNELS is an error before anything heavy is read
@@ -60,26 +60,8 @@ def load_model(
     weights = files.weight_files(where.folder)
     for file in weights:
         files.check_whole(file)
-    kept = kept_packed(where.folder)
-    packed = {} if kept is None else kept.arguments(config)
     tokenizer = _tokenizer(where, spec)
-    try:
-        with quiet():
-            answer: Any = cls.from_pretrained(
-                where.folder,
-                config=config,
-                dtype=torch_dtype(spec),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # so that the report names them, for `_account`
-                local_files_only=True,
-                trust_remote_code=spec.trust_remote_code,
-                output_loading_info=True,
-                **packed,
-            )
-        loaded, report = answer
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"cannot load the model in {where.folder}: {one_line(error)}") from error
-    _account(report, where, set() if kept is None else kept.taken)
+    loaded = read_model(cls, config, where.folder, spec)
     _check_ids(tokenizer, loaded, where)
     loaded.requires_grad_(False)
     loaded.eval()
@@ -240,12 +222,6 @@ def _tokenizer(where: Resolved, spec: ModelSpec) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def one_line(error: Exception) -> str:
-    """The first sentence of another library's message, which may be a page of them."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
-
-
 def _give_pad(tokenizer: Any) -> None:
     """Choose a pad token out of the vocabulary, other than the end token where there is one."""
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -272,36 +248,4 @@ def _check_ids(tokenizer: Any, model: Any, where: Resolved) -> None:
             where.folder,
             len(beyond),
             beyond[0],
-        )
-
-
-def _account(report: Any, where: Resolved, taken: set[str]) -> None:
-    """Check that every tensor of the model came from the files, and warn of unused ones.
-
-    Args:
-        report: of transformers.
-        where: the files.
-        taken: names of tensors that are used without transformers.
-    """
-    missing = sorted(report["missing_keys"])
-    wrong = [
-        f"{name} {tuple(held)} for {tuple(due)}" for name, held, due in report["mismatched_keys"]
-    ]
-    extra = sorted(set(report["unexpected_keys"]) - taken)
-    if missing:
-        raise ModelError(
-            f"the weights in {where.folder} lack {len(missing)} tensors of the model: "
-            f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
-        )
-    if wrong:
-        raise ModelError(
-            f"{len(wrong)} tensors in {where.folder} have other shapes than config.json says: "
-            f"{', '.join(sorted(wrong)[:3])}"
-        )
-    if extra:
-        _log.warning(
-            "%s holds %d tensors that this model has no place for (first: %s); they are not used",
-            where.folder,
-            len(extra),
-            extra[0],
         )

@@ -7,6 +7,13 @@ from typing import Any
 from lorakit.errors import ConfigError, did_you_mean
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+FULL = "full"
+"""The base_dtype of a model whose weights are all held in its dtype."""
+FORMATS = ("nf4", "int4", "int8", "fp8")
+"""Values of base_dtype that weights are packed in while they are read."""
+PACKED = "packed"
+"""The base_dtype of a model whose weights stay as its file packs them."""
+BASE_DTYPES = (FULL, *FORMATS, PACKED)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?")
 
 
@@ -60,6 +67,15 @@ class ModelSpec:
             "(adapter_config.json). Without it such a folder is refused, because either can be meant."
         },
     )
+    base_dtype: str = field(
+        default="full",
+        metadata={
+            "help": "How the frozen weights of the blocks' linear layers are held: nf4 or int4 (a "
+            "quarter of bfloat16's memory), int8 or fp8 (half of it); products are computed in "
+            "--dtype. packed: a .gguf file's or the built-in model's own blocks stay as they are. full: "
+            "in --dtype too; a folder that another library quantized stays as it is."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model.strip():
@@ -67,6 +83,11 @@ class ModelSpec:
         if self.dtype not in DTYPES:
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown: {did_you_mean(self.dtype, DTYPES)}"
+            )
+        if self.base_dtype not in BASE_DTYPES:
+            raise ConfigError(
+                f"base_dtype {self.base_dtype!r} is unknown: "
+                f"{did_you_mean(self.base_dtype, BASE_DTYPES)}"
             )
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(

@@ -20,7 +20,7 @@ MAKERS = {
 BITS_AND_ERROR = {
     "nf4": (4.13, 0.1),
     "nf4 single": (4.5, 0.1),
-    "int4": (4.5, 0.1),
+    "int4": (5, 0.1),
     "int8": (8.13, 0.01),
     "fp8": (8.13, 0.03),
 }
@@ -82,10 +82,10 @@ def test_nf4_by_its_formula():
 
 def test_int4_by_its_formula():
     dense = torch.randn(8, 32)
-    largest = dense.gather(1, dense.abs().argmax(1, keepdim=True))
-    scale = (largest / -8).bfloat16().float()
-    want = scale * (dense / scale).round().clamp(-8, 7)
-    assert torch.equal(whole(FourBits.int4(dense), torch.float32), want)
+    low, high = dense.amin(1, keepdim=True), dense.amax(1, keepdim=True)
+    scale, low = ((high - low) / 15).bfloat16().float(), low.bfloat16().float()
+    want = scale * ((dense - low) / scale).round().clamp(0, 15) + low
+    torch.testing.assert_close(whole(FourBits.int4(dense), torch.float32), want)
 
 
 def test_fp8_by_its_format():

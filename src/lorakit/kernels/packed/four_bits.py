@@ -10,7 +10,8 @@ int4    W = (q - 8) · scale, blocks of 32, and of the scales the sign that give
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,9 +26,10 @@ NF4_LEVELS = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-INT4_LEVELS = tuple(float(q - 8) for q in range(16))
+INT4_LEVELS = tuple(float(q) for q in range(16))
 _BLOCKS = {"nf4": (64, NF4_LEVELS), "int4": (32, INT4_LEVELS)}
 _NESTED = 256
+_PART = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,7 @@ class FourBits:
         codes: (half the elements of whole blocks,), uint8, two codes each, the first in the upper half.
         scales: one a block: float32 or bfloat16, or uint8 where they are packed too.
         nested: (⌈blocks / 256⌉ + 1,), float32: scales of the scales, and their offset last; or None.
+        offsets: what is added to the elements of each block, bfloat16; or None.
     """
 
     name: str
@@ -47,16 +50,19 @@ class FourBits:
     codes: Tensor
     scales: Tensor
     nested: Tensor | None = None
+    offsets: Tensor | None = None
 
     @classmethod
     def nf4(cls, weight_OI: Tensor, *, double: bool = True) -> Self:
         """Quantize a weight to NF4, its scales to 8 bits if `double`."""
         blocks = _in_blocks(weight_OI, 64)
-        scales = blocks.abs().amax(1)
-        levels = torch.tensor(NF4_LEVELS, device=blocks.device)
-        between = (levels[1:] + levels[:-1]) / 2
-        scaled = blocks / torch.where(scales > 0, scales, 1.0)[:, None]
-        codes = torch.bucketize(scaled, between, out_int32=True).to(torch.uint8)
+        low, high = blocks.aminmax(dim=1)
+        scales = torch.maximum(high, -low)
+        scaled = blocks.div_(torch.where(scales > 0, scales, 1.0)[:, None])
+        codes = torch.empty(scaled.shape, dtype=torch.uint8, device=blocks.device)
+        for start in range(0, len(scaled), _PART):
+            part = slice(start, start + _PART)
+            codes[part] = _nearest_nf4(scaled[part])
         packed = cls("nf4", _shape(weight_OI), _halves(codes), scales)
         return packed.doubled() if double else packed
 
@@ -64,12 +70,13 @@ class FourBits:
     def int4(cls, weight_OI: Tensor) -> Self:
         """Quantize a weight to 4-bit integers."""
         blocks = _in_blocks(weight_OI, 32)
-        largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-        scales = (largest / -8).to(torch.bfloat16)
+        low, high = blocks.aminmax(dim=1)
+        scales, offsets = ((high - low) / 15).to(torch.bfloat16), low.to(torch.bfloat16)
         wide = scales.float()
-        codes = (blocks / torch.where(wide == 0, 1.0, wide)).round_().add_(8).clamp_(0, 15)
+        steps = torch.where(wide == 0, 1.0, wide)[:, None]
+        codes = blocks.sub_(offsets.float()[:, None]).div_(steps).round_().clamp_(0, 15)
         halves = _halves(codes.to(torch.uint8))
-        return cls("int4", _shape(weight_OI), halves, scales[:, 0])
+        return cls("int4", _shape(weight_OI), halves, scales, offsets=offsets)
 
     def doubled(self) -> Self:
         """The same with scales in 8 bits."""
@@ -87,11 +94,13 @@ class FourBits:
     def tensors(self) -> Mapping[str, Tensor]:
         """By name."""
         own = {"codes": self.codes, "scales": self.scales}
-        return own if self.nested is None else own | {"nested": self.nested}
+        more = {"nested": self.nested, "offsets": self.offsets}
+        return own | {name: tensor for name, tensor in more.items() if tensor is not None}
 
     def over(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same over moved tensors."""
-        return replace(self, **tensors)
+        made: Any = tensors
+        return replace(self, **made)
 
     def fill(self, rows_RI: Tensor, start: int) -> None:
         """Write W[start : start + R] into `rows`."""
@@ -113,8 +122,10 @@ class FourBits:
             place = first + start
             codes = self.codes[place // 2 : (place + len(piece)) // 2]
             look_up(codes, table, piece[: 2 * len(codes)])
-            scales = self._scales(place // block, (place + len(piece)) // block)
-            piece.view(-1, block).mul_(scales[:, None])
+            low, high = place // block, (place + len(piece)) // block
+            blocks = piece.view(-1, block).mul_(self._scales(low, high)[:, None])
+            if self.offsets is not None:
+                blocks.add_(self.offsets[low:high, None])
 
         in_pieces(out, block, write)
 
@@ -122,9 +133,42 @@ class FourBits:
         scales = self.scales[start:stop]
         if self.nested is None:
             return scales.float()
-        map256 = torch.tensor(DYNAMIC, device=scales.device)
-        places = torch.arange(start, stop, device=scales.device) // _NESTED
-        return map256[scales.int()] * self.nested[:-1][places] + self.nested[-1]
+        low = start // _NESTED
+        nested = self.nested[low : -(-stop // _NESTED)].repeat_interleave(_NESTED)
+        nested = nested[start - low * _NESTED :][: stop - start]
+        return _map256(scales.device)[scales.int()].mul_(nested).add_(self.nested[-1])
+
+
+@cache
+def _map256(device: torch.device) -> Tensor:
+    return torch.tensor(DYNAMIC, device=device)
+
+
+def _nearest_nf4(values: Tensor) -> Tensor:
+    """Which level each value in [-1, 1] is nearest to: how many middles between levels lie below it.
+
+    A table says it of 65,536 equal cells; in the 15 that hold a middle the value is compared with it.
+    """
+    below, middles = _cells(values.device)
+    cells = _cell_of(values).view(-1)
+    codes = below.index_select(0, cells).view(values.shape)
+    return codes.add_(values > middles.index_select(0, cells).view(values.shape))
+
+
+def _cell_of(values: Tensor) -> Tensor:
+    return values.add(1).mul_(32767.5).to(torch.int32)
+
+
+@cache
+def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each cell the middles in lower ones, uint8, and its own middle, or infinity."""
+    levels = torch.tensor(NF4_LEVELS)
+    between = (levels[1:] + levels[:-1]) / 2
+    own = torch.full((65536,), torch.inf)
+    holding = _cell_of(between)
+    own[holding] = between
+    below = (holding[:, None] < torch.arange(65536)).sum(0)
+    return below.to(device, torch.uint8), own.to(device)
 
 
 def _shape(weight_OI: Tensor) -> tuple[int, int]:
