@@ -220,6 +220,7 @@ def forecast(
     elements_kept: float | None = None,
     recompute: bool = False,
     full: bool = False,
+    frozen_bytes: int | None = None,
     steps: int = 0,
     bytes_rate: float | None = None,
     reached: float = 1.0,
@@ -240,6 +241,7 @@ def forecast(
             for the model's own code, of which it is estimated.
         recompute: with activation checkpointing.
         full: every parameter of the base is trained, without an adapter.
+        frozen_bytes: of the base, where some of its weights are packed; else they follow from `dtype`.
         steps: optimizer steps, whose time counts where `bytes_rate` is given.
         bytes_rate: bytes/s, see `memory_rate`.
         reached: of the adapter's parameters the share that a token reaches, see `reached_share`.
@@ -260,7 +262,8 @@ def forecast(
     activations = kept * size * batch_tokens
     # The logits of a chunk, and the few rows whose softmax is taken at once (training/loss.py).
     head = shape.vocabulary * (512 * size + 16 * 4)
-    frozen = 0 if full else shape.total_parameters * size
+    held = shape.total_parameters * size if frozen_bytes is None else frozen_bytes
+    frozen = 0 if full else held
     memory = RUNTIME_BYTES + frozen + 16 * trainable
     stepping = steps * STEP_BYTES * trainable / bytes_rate if bytes_rate else 0.0
     return Forecast(

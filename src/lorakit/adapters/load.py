@@ -14,6 +14,7 @@ from lorakit.adapters.model_paths import for_model
 from lorakit.adapters.moments import named_tensors
 from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
 from lorakit.adapters.naming import describe_targets
+from lorakit.adapters.packed_base import packing_note
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.parameter_names import parameters_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig
@@ -21,6 +22,7 @@ from lorakit.adapters.provenance import Identity, base_note, check_base, known_i
 from lorakit.adapters.refusals import merged_by_peft
 from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
+from lorakit.kernels.packed.counting import packing_of
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
 from lorakit.lora.kinds import kind_of
 from lorakit.lora.parameters import bare_parameters
@@ -65,6 +67,8 @@ def load_adapter(
         check_base(opened.folder, opened.record, known)
     made, pairs, notes = _fit(model, opened)
     if note := base_note(opened.config.base_name, opened.record, known):
+        notes = (note, *notes)
+    if note := packing_note(opened.record, packing_of(model)):
         notes = (note, *notes)
     if note := tokens_note(opened.folder, model):
         notes = (note, *notes)

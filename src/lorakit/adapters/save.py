@@ -15,6 +15,7 @@ from lorakit.adapters.attached import (
     trained_moments,
 )
 from lorakit.adapters.naming import describe_parameters, describe_targets
+from lorakit.adapters.packed_base import with_packing
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
 from lorakit.adapters.peft_config import PeftConfig
 from lorakit.adapters.peft_experts import taken_of
@@ -107,7 +108,7 @@ def save_adapter(
     if (source is not None or mapping) and "asking" not in (provenance or {}):
         known = asking_of(source, mapping) if source is not None else dict(mapping)
         provenance = {**(provenance or {}), "asking": known}
-    record = make_record(spec, "", base, provenance)
+    record = make_record(spec, "", base, with_packing(provenance, model))
     rows, _ = attached_rows(model)
     adapter = StoredAdapter(Path(folder), config, record, pairs, rows=rows)
     return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)

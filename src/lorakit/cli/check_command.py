@@ -14,6 +14,7 @@ from lorakit.config import RunConfig, load_config
 from lorakit.errors import ConfigError
 from lorakit.files.wording import count, size
 from lorakit.models.sources import has_weights
+from lorakit.models.spec import FULL
 from lorakit.run.present import require_present
 
 
@@ -76,7 +77,7 @@ def _outline(settings: RunConfig, rows: int | None, row_tokens: int | None) -> N
         [
             *left_out(found.plan),
             f"base: {count(found.plan.total_parameters)} parameters, {size(found.weights_bytes)} "
-            f"in {dtype} on {found.device}",
+            f"in {_held(found.base_dtype, dtype)} on {found.device}",
             f"trainable: {count(found.plan.trainable)} parameters "
             f"({found.plan.trainable / found.plan.total_parameters:.2%})",
             f"{found.steps} steps at learning rate {found.learning_rate:g}; {count(found.rows)} "
@@ -87,8 +88,26 @@ def _outline(settings: RunConfig, rows: int | None, row_tokens: int | None) -> N
             *([found.estimate.busy] if found.estimate.busy else []),
             *([found.estimate.note] if found.estimate.note else []),
             f"memory here: {size(found.available)}; {fits}",
+            *_formats(found),
         ]
     )
+
+
+def _held(base_dtype: str, dtype: str) -> str:
+    return dtype if base_dtype == FULL else f"{base_dtype}, the rest in {dtype},"
+
+
+def _formats(found: Any) -> list[str]:
+    """What each --base-dtype would need, and which of them fit."""
+    needs = found.by_base_dtype
+    if len(needs) < 2:
+        return ["--base-dtype has nothing to pack in this model"]
+    fitting = [name for name, needed in needs.items() if needed <= found.available]
+    each = ", ".join(f"{name} {size(needed)}" for name, needed in needs.items())
+    words = ", ".join(fitting) if fitting else "none"
+    return [
+        f"memory by --base-dtype: {each}; that fit: {words} (docs/quantized.md says what they cost)"
+    ]
 
 
 def _show(ready: Any, rows: int) -> None:

@@ -121,6 +121,7 @@ def fetching() -> Iterator[Callable[[str, int, int], None]]:
 def show_prepared(prepared: Any) -> None:
     """The rows, the plan and the forecast of a run that is about to start."""
     from lorakit.kernels.native import kernels_of  # it imports torch
+    from lorakit.kernels.packed.counting import packing_of
 
     data, forecast, model = prepared.data, prepared.forecast, prepared.session.model
     say(data.notes)
@@ -129,10 +130,11 @@ def show_prepared(prepared: Any) -> None:
     say([f"{rows}; {count(data.train.tokens)} training tokens, {share:.0%} of them supervised"])
     console.print(plan_table(prepared.plan))
     say(left_out(prepared.plan))
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype, packing = str(model.dtype).removeprefix("torch."), packing_of(model)
+    held = dtype if packing is None else f"{packing}, the rest in {dtype},"
     say(
         [
-            f"{prepared.steps} steps at {_rate(prepared)}, base in {dtype} on {model.device}",
+            f"{prepared.steps} steps at {_rate(prepared)}, base in {held} on {model.device}",
             f"forecast: {size(forecast.peak_memory_bytes)} of memory, "
             f"{duration(forecast.seconds)} of training, "
             f"{forecast.flops_per_token / 1e6:,.0f} MFLOP a token at "

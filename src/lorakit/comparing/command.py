@@ -19,10 +19,12 @@ from lorakit.comparing.protocol import CompareFindings, compare_arms
 from lorakit.comparing.spec import CompareSettings
 from lorakit.comparing.summary import summarise
 from lorakit.comparing.trials import BaseResult, RunResult
+from lorakit.errors import ConfigError
 from lorakit.evaluation.metrics import Scores
 from lorakit.experiments import Report, processes
 from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.files.whole import write_json
+from lorakit.models.spec import FULL
 from lorakit.report import write_compare_report
 from lorakit.run.folder import RESULT, SAMPLES
 
@@ -64,6 +66,12 @@ def run_compare(
         InputError: something given cannot be used.
         DivergedError, TrialError: see `compare_arms`; finished trials are kept.
     """
+    packing = settings.config.model.base_dtype
+    if arms is None and packing != FULL:
+        raise ConfigError(
+            f"base_dtype is {packing!r}, and a comparison has an arm that trains every weight, which a "
+            "packed one does not allow: leave --base-dtype out; `lorakit train` and `lorakit rank` have it"
+        )
     experiment = begin_experiment(settings, command, report, runner, what="a comparison")
     folder, run = experiment.folder, experiment.runner
     chosen = tuple(arms) if arms is not None else _arms(settings)

@@ -17,7 +17,7 @@ from lorakit.errors import ModelError
 from lorakit.files.header import StoredTensor
 from lorakit.models.classes import built_empty
 from lorakit.models.devices import torch_dtype
-from lorakit.models.spec import ModelSpec
+from lorakit.models.spec import FULL, ModelSpec
 from lorakit.models.weights import tensors_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,39 @@ def layers_to_pack(model: "nn.Module") -> list[str]:
         if inside and module.out_features not in counts:
             chosen.append(path)
     return chosen
+
+
+def bytes_held(model: Any, name: str) -> int | None:
+    """Bytes of a model's weights in a format of `--base-dtype`, the workspace of their products included.
+
+    Args:
+        model: in full precision, or its outline on the meta device.
+        name: of the format; "full" for the weights as they are.
+
+    Returns:
+        None where no layer of it would be packed.
+    """
+    import torch
+
+    from lorakit.kernels.packed.packing import nbytes
+    from lorakit.kernels.packed.weight import LARGEST
+
+    everything = sum(p.numel() * p.element_size() for p in model.parameters())
+    if name == FULL:
+        return everything
+    weights = [model.get_submodule(path).weight for path in layers_to_pack(model)]
+    if not weights:
+        return None
+    by_shape: dict[Any, int] = {}
+    for weight in weights:
+        if weight.shape not in by_shape:
+            outline = torch.empty(weight.shape, device="meta")
+            by_shape[weight.shape] = nbytes(packed_as(name, outline))
+    packed = sum(
+        by_shape[weight.shape] - weight.numel() * weight.element_size() for weight in weights
+    )
+    largest = max(min(weight.numel(), LARGEST) * weight.element_size() for weight in weights)
+    return everything + packed + largest
 
 
 @dataclass(frozen=True)

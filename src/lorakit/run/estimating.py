@@ -15,6 +15,7 @@ from lorakit.data import TokenTable
 from lorakit.execution.other_work import OtherWork, said
 from lorakit.execution.runnable import Runnable
 from lorakit.files.wording import size
+from lorakit.kernels.packed.counting import packing_of, weight_bytes, workspace_bytes
 from lorakit.run.machine import available_memory
 from lorakit.training import TrainSpec
 
@@ -74,6 +75,7 @@ def estimate_run(
         kept=Runnable(model, longest=max(lengths, default=0)).elements_kept(lengths),
         full=full,
         reached=reached,
+        frozen_bytes=weight_bytes(model) + workspace_bytes(model) if packing_of(model) else None,
         work=work,
     )
 
@@ -91,6 +93,7 @@ def estimate(
     kept: float | None,
     full: bool = False,
     reached: float = 1.0,
+    frozen_bytes: int | None = None,
     measured_tokens: int = 1024,
     work: OtherWork | None = None,
 ) -> RunEstimate:
@@ -108,6 +111,7 @@ def estimate(
         kept: elements for the backward pass of each token, None where blocks do not run fused.
         full: every parameter of the base is trained.
         reached: as for `estimate_run`.
+        frozen_bytes: of the base, where it is packed.
         measured_tokens: of each product by which the rates are measured.
         work: what other processes do, looked at since before; otherwise while the rates are measured.
     """
@@ -140,6 +144,7 @@ def estimate(
             steps=steps,
             bytes_rate=bytes_rate,
             reached=reached,
+            frozen_bytes=frozen_bytes,
         )
 
     if spec.activation_checkpointing != "auto":

@@ -22,6 +22,7 @@ from lorakit.adapters.asking import mapping_in
 from lorakit.adapters.folder import adapter_folder
 from lorakit.adapters.info import AdapterInfo, read_adapter
 from lorakit.adapters.measurements import Measurement, headline, read_measurements
+from lorakit.adapters.packed_base import packing_note
 from lorakit.adapters.pairs import read_stored
 from lorakit.adapters.peft_config import CONFIG
 from lorakit.adapters.provenance import RECORD, base_note, check_base, read_record
@@ -127,6 +128,7 @@ class Catalog:
         names: the only references of the store that are served; None for all.
         folders: adapters by name that lie elsewhere.
         force: serve adapters although they were trained on another base.
+        held: the base's packing, see `packing_note`.
     """
 
     def __init__(
@@ -140,9 +142,11 @@ class Catalog:
         names: Sequence[str] | None = None,
         folders: dict[str, Path] | None = None,
         force: bool = False,
+        held: str | None = None,
     ) -> None:
         self.base, self.identity, self.template, self.holder = base, identity, template, holder
         self.store, self.names, self.force = store, names, force
+        self.held = held
         self._folders = dict(folders or {})
         self._known: OrderedDict[Any, Model] = OrderedDict()
         self._cards: dict[str, tuple[Any, Card]] = {}
@@ -301,7 +305,10 @@ class Catalog:
         info, record = read_adapter(folder), read_record(folder)
         if not self.force:
             check_base(folder, record, self.identity, name=name)
-        if note := base_note(info.base_name, record, self.identity):
+        for note in filter(
+            None,
+            (base_note(info.base_name, record, self.identity), packing_note(record, self.held)),
+        ):
             _log.warning("%s: %s", name, note)
         check_variant(info.spec.variant, self.holder.needs, name)
         self.holder.width(info.ranks, name)

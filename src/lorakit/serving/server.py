@@ -92,6 +92,7 @@ def make_ready(
             names=names or None,
             folders=folders,
             force=force,
+            held=model.base_dtype,
         )
 
     if runtime.engine == "vllm":

@@ -23,6 +23,12 @@ def weight_bytes(module: nn.Module) -> int:
     return packed + sum(p.numel() * p.element_size() for p in module.parameters())
 
 
+def workspace_bytes(module: nn.Module) -> int:
+    """Bytes of the workspace that the largest packed weight is multiplied in."""
+    packed = (m for m in module.modules() if isinstance(m, PackedLinear))
+    return max((m.workspace_bytes for m in packed), default=0)
+
+
 def packing_of(module: nn.Module) -> str | None:
     """The packing of a model's weights by name, "nf4"; several joined by "+"; None where none is packed."""
     names = {m.packing.name for m in module.modules() if isinstance(m, PackedLinear)}

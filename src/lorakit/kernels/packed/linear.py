@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.packed.packing import Packing, nbytes, whole
-from lorakit.kernels.packed.weight import PackedWeight
+from lorakit.kernels.packed.weight import LARGEST, PackedWeight
 
 
 class PackedLinear(nn.Linear):
@@ -54,6 +54,11 @@ class PackedLinear(nn.Linear):
     def packed_bytes(self) -> int:
         """Bytes that W takes."""
         return nbytes(self.packing)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of a block of W in the format of the products."""
+        return min(self.elements, LARGEST) * self._dtype.itemsize
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -14,6 +14,7 @@ from lorakit.merging.certify import Certificate, LogitComparison, Tolerance, com
 from lorakit.merging.merge import exact_comparison, require
 from lorakit.models import ModelSpec, load_model
 from lorakit.models.devices import torch_device
+from lorakit.models.spec import FULL
 from lorakit.run.machine import free_memory
 from lorakit.run.session import recorded_template
 
@@ -49,7 +50,7 @@ def compare_logits(
     elsewhere it computes in the format it was written in.
     """
     tolerance = Tolerance()
-    model, tokenizer = load_model(replace(spec, dtype="float32"))
+    model, tokenizer = load_model(replace(spec, dtype="float32", base_dtype=FULL))
     probes = probes_of(adapter, tokenizer)
     attach_stored(model, adapter)
     adapter_TV, in_float32, merged = exact_comparison(model, probes, tolerance)

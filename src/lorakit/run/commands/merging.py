@@ -47,6 +47,7 @@ from lorakit.models import ModelSpec, empty_model, identify, load_model
 from lorakit.models.files import weight_files
 from lorakit.models.fingerprint import hash_files
 from lorakit.models.sources import resolve
+from lorakit.models.spec import FULL
 from lorakit.models.weights import OtherNamesError, tensors_of
 from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
 from lorakit.run.named import Found, find_adapter
@@ -259,7 +260,7 @@ def _in_memory(
 
     In float32, which holds every number of the files whatever device is going to compute with them.
     """
-    model, tokenizer = load_model(replace(spec, dtype="float32"))
+    model, tokenizer = load_model(replace(spec, dtype="float32", base_dtype=FULL))
     attach_stored(model, adapter)
 
     def finish(partial: Path) -> None:

@@ -1,6 +1,6 @@
 """`lorakit check` of a configuration alone: would this model train here? No weight is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from lorakit import forecast as forecasting
 from lorakit.config import RunConfig
 from lorakit.data import TokenTable, load_data
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.lengths import context_length
 from lorakit.execution.outline import outline_elements_kept
 from lorakit.lora import Plan, plan
 from lorakit.models import empty_model, load_tokenizer
 from lorakit.models.devices import torch_device, torch_dtype
+from lorakit.models.quantized import bytes_held
+from lorakit.models.spec import BASE_DTYPES
 from lorakit.run.estimating import RunEstimate, estimate
 from lorakit.run.fitting import peak_rate, steps_of
 from lorakit.run.machine import available_memory
@@ -37,6 +39,9 @@ class Outline:
         dtype, device: of the base.
         available: bytes of memory that this process may have here.
         notes: where the rows come from.
+        weights_bytes: the base alone, as it would be held.
+        base_dtype: how it would be held.
+        by_base_dtype: the forecast of memory by how the base is held.
     """
 
     plan: Plan
@@ -49,11 +54,9 @@ class Outline:
     device: torch.device
     available: int
     notes: tuple[str, ...]
-
-    @property
-    def weights_bytes(self) -> int:
-        """The base alone, in the format that it would be held in."""
-        return self.plan.total_parameters * self.dtype.itemsize
+    weights_bytes: int
+    base_dtype: str
+    by_base_dtype: Mapping[str, int]
 
     @property
     def fits(self) -> bool:
@@ -81,6 +84,13 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
     steps = steps_of(len(lengths), config.train)
     largest = max(out * width for out, width, _ in shape.shapes)
     tokens = max(32, min(1024, int(_PRODUCT / (4 * largest))))
+    held = {name: bytes_held(model, name) for name in BASE_DTYPES}
+    chosen_bytes = held[config.model.base_dtype]
+    if chosen_bytes is None:
+        raise ModelError(
+            f"no layer of {type(model).__name__} can be held in {config.model.base_dtype}: leave "
+            "--base-dtype out"
+        )
     expected = estimate(
         shape,
         lengths,
@@ -93,7 +103,9 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         device=device,
         kept=outline_elements_kept(model, lengths, dtype, device),
         measured_tokens=tokens,
+        frozen_bytes=chosen_bytes,
     )
+    rest = expected.forecast.peak_memory_bytes - chosen_bytes
     return Outline(
         chosen,
         len(lengths),
@@ -105,6 +117,9 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         device,
         available_memory(device),
         tuple(notes),
+        chosen_bytes,
+        config.model.base_dtype,
+        {name: rest + size for name, size in held.items() if size is not None},
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorakit.adapters.vllm_ranks import RANKS, next_rank
 from lorakit.errors import ConfigError
-from lorakit.models import ModelSpec
+from lorakit.models.spec import FULL, ModelSpec
 from lorakit.serving.spec import EngineSpec, RuntimeSpec
 from lorakit.serving.vllm.program import Program
 
@@ -80,6 +80,11 @@ def check_options(
         raise ConfigError(
             f"--device {model.device} is for lorakit's own engine: vLLM computes on what it was "
             "built for, and CUDA_VISIBLE_DEVICES says which of several GPUs"
+        )
+    if model.base_dtype != FULL:
+        raise ConfigError(
+            f"--base-dtype {model.base_dtype} is for lorakit's own engine: vLLM reads the model's files "
+            "itself; give it a folder that is quantized in a way it knows"
         )
     if next_rank(engine.slot_rank) is None:
         raise ConfigError(f"slot_rank is {engine.slot_rank}, and vLLM has none above {RANKS[-1]}")
