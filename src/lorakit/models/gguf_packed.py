@@ -14,13 +14,16 @@ from lorakit.errors import ModelError
 from lorakit.files.cache import Progress, build_folder, no_progress
 from lorakit.files.whole import write_json
 from lorakit.models import gguf
+from lorakit.models.files import read_config
 from lorakit.models.quiet import quiet
+from lorakit.models.weights import tensors_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from lorakit.files.shards import Planned
+    from lorakit.models.packed_files import PackedTensor
 
 _PLAIN = (0, 1, 30)  # F32, F16, BF16
 _UNPACK = "leave --base-dtype out: the file is unpacked then"
@@ -80,6 +83,43 @@ def write(path: Path, folder: Path, *, config: Any = None, tokenizer: Any = None
     raw = {"architectures": [type(model).__name__], **config.to_dict(), "dtype": stored}
     raw["architectures"] = [type(model).__name__]
     write_json(folder / "config.json", raw | {"quantization_config": settings})
+
+
+Unpacked = tuple[str, tuple[int, ...], Iterator[memoryview]]
+"""A tensor as the unpacked folder holds it: its dtype code, its shape, its bytes in pieces."""
+
+
+def unpacked(folder: Path) -> dict[str, Unpacked]:
+    """What `gguf.folder_of` would have in the place of a folder's packed tensors; {} of another folder.
+
+    The numbers are the same to the bit, so that a base is the same base either way.
+    """
+    import torch
+
+    from lorakit.files.tensors import CODES
+    from lorakit.kernels.packed.ggml import BLOCK_TYPES
+    from lorakit.models.packed_files import packed_tensors
+
+    raw = read_config(folder)
+    settings = raw.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != "gguf":
+        return {}
+    dtype = getattr(torch, raw["dtype"])
+
+    def pieces(tensor: "PackedTensor") -> Iterator[memoryview]:
+        from lorakit.files.shards import as_bytes, blocks
+        from lorakit.kernels.packed.packing import rows
+
+        packing = tensor.read()
+        for start, stop in blocks(packing.shape):
+            yield as_bytes(rows(packing, start, stop, dtype))
+
+    found: dict[str, Unpacked] = {}
+    for tensor in packed_tensors(settings, tensors_of(folder), folder):
+        out, row_bytes = tensor.held[f"{tensor.stem}.weight"].entry.shape
+        shape = out, BLOCK_TYPES[settings["types"][tensor.stem]].columns(row_bytes)
+        found[f"{tensor.stem}.weight"] = CODES[dtype], shape, pieces(tensor)
+    return found
 
 
 def _tensors(

@@ -18,6 +18,7 @@ from torch import nn
 from lorakit.errors import ModelError
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.packing import Packing, whole
+from lorakit.kernels.packed.weight import LARGEST
 from lorakit.models.files import read_config
 from lorakit.models.packed_files import (
     UNPACKED,
@@ -27,6 +28,8 @@ from lorakit.models.packed_files import (
     packed_tensors,
     quantization,
 )
+from lorakit.models.sources import find
+from lorakit.models.spec import FULL, PACKED, ModelSpec
 from lorakit.models.weights import names_in_model, tensors_of
 
 if TYPE_CHECKING:
@@ -219,3 +222,37 @@ def kept_packed(folder: Path) -> KeptPacked | None:
         return None
     held = tensors_of(folder)
     return KeptPacked(packed_tensors(settings, held, folder), held, folder)
+
+
+def stays_packed(spec: ModelSpec) -> bool:
+    """Whether the folder that a name stands for is quantized and stays so; False where it is not here."""
+    if spec.base_dtype != FULL:
+        return False
+    where = find(spec)
+    return where is not None and kept_packed(where.folder) is not None
+
+
+def bytes_kept(model: "PreTrainedModel", spec: ModelSpec) -> int | None:
+    """Bytes of a model's weights whose packed ones stay so, the workspace of their products included.
+
+    Args:
+        model: its outline on the meta device.
+        spec: its name; of a hub id the weights need not be here.
+
+    Returns:
+        None where nothing stays packed, or the weights are not here.
+    """
+    where = find(spec) if spec.base_dtype in (FULL, PACKED) else None
+    kept = None if where is None else kept_packed(where.folder)
+    if kept is None:
+        return None
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    largest = 0
+    for tensor, path in _paths(model, kept.tensors):
+        layer = None if path is None else model.get_submodule(path)
+        if isinstance(layer, nn.Linear) and layer is not model.get_output_embeddings():
+            size, count = layer.weight.element_size(), layer.weight.numel()
+            stored = [kept.held[name].entry for name in tensor.uses]
+            total += sum(entry.end - entry.start for entry in stored) - count * size
+            largest = max(largest, min(count, LARGEST) * size)
+    return total + largest

@@ -117,25 +117,6 @@ def packed_tensors(settings: Mapping[str, Any], held: Held, where: object) -> li
     return tensors
 
 
-def words(settings: Mapping[str, Any]) -> str:
-    """The method, for people."""
-    match settings.get("quant_method"):
-        case "bitsandbytes" if settings.get("load_in_4bit") or settings.get("_load_in_4bit"):
-            return "bitsandbytes 4 bits"
-        case "bitsandbytes":
-            return "bitsandbytes int8"
-        case "gptq":
-            return f"GPTQ {settings.get('bits')} bits"
-        case "awq":
-            return "AWQ 4 bits"
-        case "fp8":
-            return "fine-grained FP8"
-        case "gguf":
-            return "GGUF " + ", ".join(sorted(set(settings["types"].values())))
-        case other:
-            return str(other)
-
-
 def beside(held: Held, packed: list[PackedTensor]) -> set[str]:
     """Names of tensors that a reader of packed weights has no use for: scales of activations."""
     stems = {tensor.stem for tensor in packed}
@@ -184,7 +165,8 @@ def _bitsandbytes_4(held: Held) -> Iterator[PackedTensor]:
 def _bitsandbytes_8(held: Held) -> Iterator[PackedTensor]:
     from lorakit.kernels.packed.scaled import ScaledBytes
 
-    for stem in _stems(held, ".SCB"):
+    ints = (name for name, place in held.items() if place.entry.dtype == "I8")
+    for stem in (name.removesuffix(".weight") for name in ints if name.endswith(".weight")):
 
         def make(part: "Callable[[str], Tensor]", stem: str = stem) -> "Packing":
             if f"{stem}.weight_format" in held and int(part("weight_format")) != 0:

@@ -11,9 +11,10 @@ FULL = "full"
 """The base_dtype of a model whose weights are all held in its dtype."""
 FORMATS = ("nf4", "int4", "int8", "fp8")
 """Values of base_dtype that weights are packed in while they are read."""
+BASE_DTYPES = (FULL, *FORMATS)
+"""Values of base_dtype for any model."""
 PACKED = "packed"
-"""The base_dtype of a model whose weights stay as its file packs them."""
-BASE_DTYPES = (FULL, *FORMATS, PACKED)
+"""The base_dtype of a model whose weights stay as its own file packs them."""
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?")
 
 
@@ -84,10 +85,10 @@ class ModelSpec:
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown: {did_you_mean(self.dtype, DTYPES)}"
             )
-        if self.base_dtype not in BASE_DTYPES:
+        if self.base_dtype not in (*BASE_DTYPES, PACKED):
             raise ConfigError(
                 f"base_dtype {self.base_dtype!r} is unknown: "
-                f"{did_you_mean(self.base_dtype, BASE_DTYPES)}"
+                f"{did_you_mean(self.base_dtype, (*BASE_DTYPES, PACKED))}"
             )
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(

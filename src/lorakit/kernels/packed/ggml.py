@@ -40,6 +40,10 @@ class BlockType:
     nbytes: int
     unpack: Callable[[Tensor], Tensor]
 
+    def columns(self, row_bytes: int) -> int:
+        """Numbers in so many bytes."""
+        return row_bytes // self.nbytes * self.size
+
 
 class GgmlBlocks:
     """W as GGUF keeps it: (out_features, bytes of a row) of uint8.
@@ -73,7 +77,7 @@ class GgmlBlocks:
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
         rows, row_bytes = self.blocks.shape
-        return rows, row_bytes // self.kind.nbytes * self.kind.size
+        return rows, self.kind.columns(row_bytes)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
