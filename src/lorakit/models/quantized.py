@@ -251,13 +251,13 @@ def _registered() -> Any:
         quantization_config: Config
 
         requires_calibration = False
-        chosen: frozenset[str] = frozenset()
+        chosen: Any = frozenset()
 
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
             self.chosen = frozenset(layers_to_pack(model))
             return model
 
-        def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
             path, _, name = param_name.rpartition(".")
             return name == "weight" and path in self.chosen
 

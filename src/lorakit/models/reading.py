@@ -7,6 +7,7 @@ from typing import Any
 from lorakit.errors import ModelError
 from lorakit.models import quantized
 from lorakit.models.devices import torch_dtype
+from lorakit.models.foreign import check_gradients
 from lorakit.models.kept_packed import kept_packed
 from lorakit.models.quiet import quiet
 from lorakit.models.spec import FORMATS, PACKED, ModelSpec
@@ -56,6 +57,7 @@ def read_model(cls: Any, config: Any, folder: Path, spec: ModelSpec) -> Any:
     _account(report, folder, set() if kept is None else kept.taken)
     if packed:
         quantized.check(loaded, spec.base_dtype)
+    check_gradients(loaded)
     return loaded
 
 

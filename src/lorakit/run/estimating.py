@@ -101,19 +101,16 @@ def estimate(
 
     Args:
         shape: of the base.
-        lengths: tokens of each row.
-        loss_tokens: supervised tokens among them.
+        lengths, loss_tokens: tokens of each row, and supervised ones among all of them.
         spec: the schedule.
         steps: optimizer steps.
         trainable: as for `estimate_run`.
-        dtype: of the base.
-        device: where it computes; its rates are measured.
+        dtype, device: of the base; the device's rates are measured.
         kept: elements for the backward pass of each token, None where blocks do not run fused.
-        full: every parameter of the base is trained.
-        reached: as for `estimate_run`.
+        full, reached: as for `estimate_run`.
         frozen_bytes: of the base, where it is packed.
         measured_tokens: of each product by which the rates are measured.
-        work: what other processes do, looked at since before; otherwise while the rates are measured.
+        work: what other processes do, looked at since before; else while the rates are measured.
     """
     work = work or OtherWork()
     rows, mean = min(spec.batch_size, len(lengths)), statistics.fmean(lengths)
