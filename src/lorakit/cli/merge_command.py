@@ -17,6 +17,34 @@ from lorakit.run.weighted import parse_weighted
 
 OPTIONS = ("model", "revision", "device", "trust_remote_code", "ignore_adapter", "store")
 
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="nf4|int8|base",
+        help="Write a quantized model, as bitsandbytes keeps it and transformers loads it; base: as the "
+        "base is. The certificate says what share of the update arrives, by layer.",
+    ),
+]
+FullBase = Annotated[
+    str | None,
+    typer.Option(
+        "--full-base",
+        metavar="FOLDER",
+        help="The quantized base in full precision: the update is added to its weights and quantized "
+        "once, so that it arrives. Without --quantize the format is the base's.",
+    ),
+]
+Undo = Annotated[
+    Path | None,
+    typer.Option(
+        "--undo",
+        metavar="MERGED",
+        help="Do the opposite: write the base of this merged folder into --out, with the files "
+        "of --model, whose hashes must match.",
+    ),
+]
+
 
 def merge(
     adapter: Annotated[
@@ -47,15 +75,9 @@ def merge(
             "well. auto: logits where the model fits into memory, else weights.",
         ),
     ] = "auto",
-    undo: Annotated[
-        Path | None,
-        typer.Option(
-            "--undo",
-            metavar="MERGED",
-            help="Do the opposite: write the base of this merged folder into --out, with the files "
-            "of --model, whose hashes must match.",
-        ),
-    ] = None,
+    quantize: Quantize = None,
+    full_base: FullBase = None,
+    undo: Undo = None,
     force: Force = False,
     *,
     flags: Mapping[str, Any],
@@ -67,7 +89,8 @@ def merge(
     `lorakit merge --adapter invoices:0.7 --adapter letters:0.3 --out merged-both`
 
     W + s·B·A is computed in float32 and rounded once, file by file, so that only a few blocks of
-    rows are in memory. `certificate.json` in the folder says how far the written weights are from
+    rows are in memory. A quantized base is dequantized for that, and stays quantized with --quantize base.
+    `certificate.json` in the folder says how far the written weights are from
     that sum and, where the model fits into memory, how far its logits are from the adapter's. Above
     the tolerance nothing is written.
     """
@@ -76,8 +99,10 @@ def merge(
         raise ConfigError("give --out, the folder for the merged model")
     require_present(config)
     if undo is not None:
-        if adapter:
-            raise ConfigError("--undo gives the base back: leave --adapter out")
+        if adapter or quantize or full_base:
+            raise ConfigError(
+                "--undo gives the base back: leave --adapter, --quantize and --full-base out"
+            )
         _undo(config, undo, out)
         return
     if not adapter:
@@ -94,6 +119,8 @@ def merge(
             dtype=dtype,
             certify=certify,
             force=force,
+            quantize=quantize,
+            full_base=full_base,
             progress=progress,
         )
     say([*certificate.sentences(), f"merged model: {out}"])

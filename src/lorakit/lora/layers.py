@@ -22,6 +22,7 @@ from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear, LowRank
 from lorakit.kernels.packed.linear import PackedLinear
+from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
 from lorakit.lora import equations
 from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
@@ -154,9 +155,13 @@ class LoraLinear(LoraLayer):
 
     The kernels run over bases whose weight is a plain matrix; any other
     (quantized, subclassed) computes its own W x and the low-rank product is added.
+
+    Attributes:
+        rounded: set while it is trained for a quantized merge: it computes with W + s·B·A quantized.
     """
 
     kind = "linear"
+    rounded: RoundedSum | None = None
 
     @property
     def in_features(self) -> int:
@@ -172,6 +177,9 @@ class LoraLinear(LoraLayer):
         """(…, in_features) -> (…, out_features)."""
         if not self.by_kernels:
             return self.through_weight(x)
+        if self.rounded is not None:
+            packing = self.rounded.of(self.linear().frozen, self.A, self.B, self.scale)
+            return rounded_linear(x, packing, self.bias, self.A, self.B, self.scale)
         dropping = self.training and self.dropout > 0.0
         if self.geometry.plain and not dropping:
             return linear(x, self.linear())
@@ -179,8 +187,8 @@ class LoraLinear(LoraLayer):
 
     @property
     def fits(self) -> bool:
-        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout."""
-        plain = self.geometry.plain and not self.geometry.transposed
+        """Whether the fused blocks may compute it: a plain weight, a plain pair, no dropout or rounding."""
+        plain = self.geometry.plain and not self.geometry.transposed and self.rounded is None
         return plain and self.by_kernels and not self.dropout
 
     def linear(self) -> Linear:

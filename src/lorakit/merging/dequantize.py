@@ -25,11 +25,16 @@ from lorakit.models.weights import tensors_of
 
 @dataclass(frozen=True)
 class Dequantized:
-    """What was done: the method in words, how many weights, and the format config.json names."""
+    """What was done: the method in words, which weights, and the format config.json names."""
 
     method: str
-    weights: int
+    names: tuple[str, ...]
     dtype: torch.dtype
+
+    @property
+    def weights(self) -> int:
+        """How many."""
+        return len(self.names)
 
 
 def quantization(folder: Path) -> Mapping[str, Any] | None:
@@ -68,7 +73,8 @@ def dequantize(base: Path, folder: Path) -> Dequantized:
     if named not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"{base}/config.json: dtype {named!r} is no format to merge into")
     write_json(folder / "config.json", config)
-    return Dequantized(words, len(packed), getattr(torch, named))
+    names = tuple(f"{tensor.stem}.weight" for tensor in packed.values())
+    return Dequantized(words, names, getattr(torch, named))
 
 
 def _planned(tensor: packed_files.PackedTensor) -> shards.Planned:

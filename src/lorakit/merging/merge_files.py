@@ -163,12 +163,12 @@ def merge_files(
         *(plan.spec.variant, Capability.MERGE_ROWS, "merging"),
         "merge it in memory instead: certify by logits, or `write_merged`",
     )
-    jobs = _jobs(places, plan, pairs)
-    extra = _copies(jobs, held, tied)
+    jobs = jobs_of(places, plan, pairs)
+    extra = copies_of(jobs, held, tied)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
         there = written.setdefault(place.file, [])
-        there += [_merged(job, dtype) for job in jobs.get(place.name, ())]
+        there += [planned_merge(job, dtype) for job in jobs.get(place.name, ())]
         if place.name not in jobs:
             there.append(planned_copy(place, place.name, dtype))
         # The others of a tie keep the base's numbers under their own names.
@@ -178,12 +178,12 @@ def merge_files(
     write_index(folder, {file.name: tensors for file, tensors in written.items()})
     names = {place.file: place.file.name for place in held.values()}
     merged = [job for same in jobs.values() for job in same]
-    checks = [_check(job, folder / names[job.place.file], dtype) for job in merged]
+    checks = [read_back(job, folder / names[job.place.file], dtype) for job in merged]
     copied = sum(map(len, written.values())) - len(merged)
     return WeightsReport(tuple(checks), copied)
 
 
-def _jobs(
+def jobs_of(
     places: Mapping[str, StoredTensor], plan: Plan, pairs: Mapping[str, Pair]
 ) -> dict[str, list[TensorMerge]]:
     """What to merge by the base's name of the tensor: several of one that modules with pairs share."""
@@ -216,7 +216,7 @@ def _jobs(
     return jobs
 
 
-def _copies(
+def copies_of(
     jobs: Mapping[str, Sequence[TensorMerge]],
     held: Mapping[str, StoredTensor],
     tied: Sequence[Sequence[str]],
@@ -261,7 +261,8 @@ def _converted(place: StoredTensor, dtype: torch.dtype) -> Iterator[memoryview]:
         yield shards.as_bytes(shards.read_rows(place, start, stop).to(dtype))
 
 
-def _merged(job: TensorMerge, dtype: torch.dtype | None) -> shards.Planned:
+def planned_merge(job: TensorMerge, dtype: torch.dtype | None) -> shards.Planned:
+    """A tensor of the base with its update, in its own format or in another."""
     entry = job.place.entry
     kept = dtype or DTYPES[entry.dtype]
     parts = (shards.as_bytes(job.merged(a, b, kept)) for a, b in shards.blocks(entry.shape))
@@ -285,7 +286,7 @@ def write_index(folder: Path, written: Mapping[str, Sequence[shards.Planned]]) -
     write_json(folder / INDEX, index)
 
 
-def _check(job: TensorMerge, file: Path, dtype: torch.dtype | None) -> WeightCheck:
+def read_back(job: TensorMerge, file: Path, dtype: torch.dtype | None) -> WeightCheck:
     """Read a merged tensor back and compare it with W + s·B·A in float64.
 
     What may differ: half a unit in the last place of the format, and where the sum ran in float32

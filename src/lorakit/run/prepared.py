@@ -17,9 +17,10 @@ from lorakit.lora import Plan
 from lorakit.run.continuing import Parent
 from lorakit.run.estimating import RunEstimate
 from lorakit.run.machine import machine, peak_memory, versions
+from lorakit.run.merge_aware import rounding_notes
 from lorakit.run.session import Session
 from lorakit.tasks import Comparison
-from lorakit.training import FitResult
+from lorakit.training import FitResult, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,16 @@ class Prepared:
         return self.estimate.forecast
 
 
-def way_notes(session: Session) -> list[str]:
-    """A note where rows are not packed, with the reason; after the run was forecast."""
-    why = Runnable(session.model).why_not_packed
-    return [f"{type(session.model).__name__}: {why}"] if why else []
+def way_notes(session: Session, plan: Plan, spec: TrainSpec) -> list[str]:
+    """Notes where rows are not packed, and where layers are rounded; after the run was forecast.
+
+    Raises:
+        InputError: layers cannot be rounded as the run asks for.
+    """
+    model = session.model
+    why = Runnable(model).why_not_packed
+    notes = [f"{type(model).__name__}: {why}"] if why else []
+    return [*notes, *rounding_notes(model, plan.targets, spec, dropout=plan.spec.dropout)]
 
 
 def end_notes(session: Session, data: Dataset, plan: Plan) -> list[str]:

@@ -111,6 +111,14 @@ class TrainSpec:
             "many FLOPs more. auto: only where the forecast says that memory would not suffice."
         },
     )
+    merge_aware: Literal["nf4", "int8"] | None = field(
+        default=None,
+        metadata={
+            "help": "Train what a quantized merge will compute: each adapted linear layer computes with "
+            "W + s·B·A quantized to nf4 or int8 and read again, and gradients pass through the rounding. "
+            "For `lorakit merge --quantize`. Default: not."
+        },
+    )
     seed: int = field(
         default=0,
         metadata={

@@ -50,6 +50,7 @@ from lorakit.models.sources import resolve
 from lorakit.models.spec import FULL
 from lorakit.models.weights import OtherNamesError, tensors_of
 from lorakit.run.commands.certifying import compare_logits, probes_of, too_large
+from lorakit.run.commands.merging_quantized import asked, merge_into_quantized
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.recorded import with_recorded
 from lorakit.run.recorded_chat import RecordedChat, prompt_notes, recorded_chat
@@ -65,6 +66,8 @@ def run_merge(
     dtype: str,
     certify: Certify = "auto",
     force: bool = False,
+    quantize: str | None = None,
+    full_base: str | None = None,
     progress: Progress = no_progress,
 ) -> Certificate:
     """Merge, check and write the folder.
@@ -78,12 +81,16 @@ def run_merge(
         certify: 'weights' reads the merged tensors back and holds them against float64; 'logits'
             compares answers as well, which takes the model in memory; 'auto' where it fits.
         force: use adapters although they were trained on another base.
+        quantize: write a quantized folder: nf4, int8, or base: as the base is. None: an ordinary one.
+        full_base: the base in full precision, where the base is quantized: what the update is added to
+            before it is quantized once.
         progress: told of a download of the built-in model.
 
     Raises:
         CertificateError: the merged model differs by more than the tolerance; nothing is written.
         InputError: something given cannot be used.
     """
+    what = asked(quantize, full_base, dtype, certify)
     found = [(find_adapter(name, config.output.store), weight) for name, weight in adapters]
     config = with_recorded(config, [f for f, _ in found])
     parts = [Part(read_stored(f.folder), weight, name=f.name) for f, weight in found]
@@ -100,6 +107,12 @@ def run_merge(
     kept = None if dtype == "base" else getattr(torch, dtype)
     adapter = _one(parts, force)
     chat, said = recorded_chat([part.adapter.info for part in parts], spec)
+    if what is not None:
+        return merge_into_quantized(
+            *(spec, where.folder, adapter, chat, made_of, out, what, (*notes, *said)),
+            beside=_beside(out),
+            progress=progress,
+        )
     if quantization(where.folder) is None:
         return _merge(
             spec, where.folder, adapter, chat, made_of, out, kept, certify, (*notes, *said)

@@ -44,6 +44,7 @@ from lorakit.run.estimating import RunEstimate, estimate_run
 from lorakit.run.fitting import Report, Work, fit_models
 from lorakit.run.jobs import Job, jobs_of
 from lorakit.run.machine import peak_memory
+from lorakit.run.merge_aware import check_one_adapter
 from lorakit.run.prepared import Prepared
 from lorakit.run.remembering import for_layers
 from lorakit.run.session import open_base
@@ -71,6 +72,7 @@ def run_together(
         InterruptedRunError: `should_stop` said so; every job has a checkpoint or none has begun.
     """
     started = time.perf_counter()
+    check_one_adapter(config.train)
     folder, jobs = Path(config.output.out), jobs_of(config)
     folders.check_folder(folder, resume=config.output.resume)
     for job in jobs:

@@ -26,9 +26,11 @@ from lorakit.run.choosing import MOST_CHOICES, choice_figures
 from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.merge_aware import round_layers
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures, way_notes
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.run.unused import unused_options
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
 from lorakit.training import FitResult, Observers
@@ -65,15 +67,15 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     else:
         chosen = plan_from(session.model, config, parent)
         config = settled(config, parent)
-    data = replace(data, notes=(*data.notes, *end_notes(session, data, chosen)))
-    spec = config.train
+    ends, spec = end_notes(session, data, chosen), config.train
     steps = steps_of(len(data.train), spec)
     share = reached_share(session.model, chosen.targets)
     expected = estimate_run(
         *(session.model, data.train, spec), steps=steps, trainable=chosen.trainable, reached=share
     )
     rate = peak_rate(session.model, steps, spec)
-    data = replace(data, notes=(*data.notes, *way_notes(session)))
+    more = (*ends, *unused_options(config, len(data.eval)), *way_notes(session, chosen, spec))
+    data = replace(data, notes=(*data.notes, *more))
     return Prepared(config, session, data, chosen, steps, rate, expected, parent)
 
 
@@ -117,6 +119,7 @@ def run_training(
 
     if ready.parent is None:
         attach(model, ready.plan, seed=spec.seed)
+    round_layers(model, spec)
     begins = begin(ready, report, should_stop, lost)
     report({"kind": "stage", "name": "train", "steps": ready.steps})
     with metrics_of(ready, report) as tell:

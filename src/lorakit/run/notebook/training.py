@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.adapters.asking import MAPPING
 from lorakit.adapters.attached import loaded_info, remember_mapping, remember_template
-from lorakit.config import load_config
+from lorakit.config import RunConfig, load_config
 from lorakit.data import Dataset, DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
@@ -22,6 +22,9 @@ from lorakit.run.against_parent import (
 from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.merge_aware import rounding, rounding_notes
+from lorakit.run.notebook.given import template_of, with_attached
+from lorakit.run.recorded import reading_rows
 from lorakit.run.rehearsing import check_new_row_weight
 from lorakit.run.remembering import is_trained, remember
 from lorakit.run.session import recorded_template
@@ -42,7 +45,8 @@ def train(
 
     Pairs that are trained already (loaded, or trained before) are gone on from as by `lorakit train
     --from`: with their moments, at a rate that a probe finds, and their state before the first step
-    is the result where no step is better.
+    is the result where no step is better. Their mapping of rows, chat template and system text are the
+    defaults.
 
     >>> import lorakit
     >>> model, tokenizer = lorakit.load_model("tiny-model")
@@ -77,16 +81,8 @@ def train(
     for name in options:
         if name not in allowed - {"data", "eval_data"}:
             raise ConfigError(f"train: unknown option {name!r}; {did_you_mean(name, allowed)}")
-    config = load_config(None, options)
-    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
-    rows = load_data(
-        replace(config.data, data=(as_source(data),), eval_data=held_out),
-        tokenizer,
-        seed=config.train.seed,
-        context_length=context_length(model.config),
-        embeddings=int(model.get_input_embeddings().weight.shape[0]),
-    )
     going_on = is_trained(model)
+    config, rows = _rows(model, tokenizer, load_config(None, options), data, eval_data)
     check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -99,14 +95,42 @@ def train(
         full=full,
         reached=reached_share(model, targets),
     )
-    if expected.note:
-        report({"kind": "note", "text": expected.note})
+    for note in _notes(model, expected.note, config.train):
+        report({"kind": "note", "text": note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
         remember_mapping(model, {name: getattr(config.data, name) for name in MAPPING})
-    if going_on:
-        return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
-    return _begin(model, rows, steps, config.train, expected.recompute, report)
+    with rounding(model, config.train):
+        if going_on:
+            return _go_on(model, tokenizer, rows, steps, config.train, expected.recompute, report)
+        return _begin(model, rows, steps, config.train, expected.recompute, report)
+
+
+def _notes(model: Any, expected: str | None, spec: TrainSpec) -> tuple[str, ...]:
+    """What is said before the first step."""
+    layers = lora_layers(model).values()
+    dropout = max((layer.dropout for layer in layers), default=0.0)
+    said = rounding_notes(model, [layer.target for layer in layers], spec, dropout=dropout)
+    return (*([expected] if expected else []), *said)
+
+
+def _rows(
+    model: Any, tokenizer: Any, asked: RunConfig, data: Any, eval_data: Any
+) -> tuple[RunConfig, Dataset]:
+    """The rows, read as those were that the model's pairs were trained on, and the configuration with that."""
+    going_on = is_trained(model)
+    config = with_attached(asked, model) if going_on else asked
+    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
+    with reading_rows(asked, config, "the adapter" if going_on else None):
+        rows = load_data(
+            replace(config.data, data=(as_source(data),), eval_data=held_out),
+            tokenizer,
+            seed=config.train.seed,
+            context_length=context_length(model.config),
+            embeddings=int(model.get_input_embeddings().weight.shape[0]),
+            template=template_of(model, config.data) if going_on else None,
+        )
+    return config, rows
 
 
 def _begin(
@@ -138,7 +162,7 @@ def _go_on(
     report: Report,
 ) -> FitResult:
     """Train pairs that are trained already."""
-    own = _parents(model, tokenizer)
+    own = _parents(model, tokenizer, rows)
     begins = go_on(
         model,
         rows,
@@ -163,13 +187,13 @@ def _go_on(
     )
     remember(model, fitted, rows, steps, spec, begins.rehearsing)
     parents = measured(own.table, before, table_loss(model, own.table, spec))
-    parent = "the adapter it went on from"
-    outcome = against(parent, fitted, len(rows.eval), parents, own.why_not)
+    parent = "its parent"
+    outcome = against(parent, fitted, len(rows.eval), parents, own)
     return replace(fitted, notes=(*begins.notes, *fitted.notes, *outcome.notes()))
 
 
-def _parents(model: Any, tokenizer: Any) -> ParentRows:
-    """The held-out rows of the adapter that was loaded, where it records them."""
+def _parents(model: Any, tokenizer: Any, rows: Dataset) -> ParentRows:
+    """The held-out rows of the adapter that was loaded, where it records them, but for those of a run."""
     info = loaded_info(model)
     if info is None:
         return ParentRows(None)
@@ -183,4 +207,5 @@ def _parents(model: Any, tokenizer: Any) -> ParentRows:
             embeddings=int(model.get_input_embeddings().weight.shape[0]),
             template=recorded_template(info, None),
         ),
+        rows.train_hashes,
     )
