@@ -16,6 +16,7 @@ from lorakit.errors import ModelError
 from lorakit.merging.dequantize import dequantize
 from lorakit.models import ModelSpec
 from lorakit.run.commands.merging import run_merge
+from quantized_folders import FOLDERS
 
 NAME = "model.layers.0.self_attn.q_proj"
 
@@ -209,13 +210,14 @@ def test_merging_onto_a_quantized_base(tmp_path):
 
 class TestRefusals:
     def test_another_method(self, tmp_path):
-        folder = folder_with(tmp_path, {"quant_method": "awq"}, {})
-        with pytest.raises(ModelError, match=r"is quantized by 'awq', which cannot be dequantized"):
+        folder = folder_with(tmp_path, {"quant_method": "hqq"}, {})
+        with pytest.raises(ModelError, match=r"is quantized by 'hqq', which lorakit does not read"):
             merge(folder, tmp_path)
 
     def test_three_bits(self, tmp_path):
-        folder = folder_with(tmp_path, {"quant_method": "gptq", "bits": 3}, {})
-        with pytest.raises(ModelError, match="GPTQ with 3 bits cannot be dequantized"):
+        words = {f"{NAME}.qweight": torch.zeros(48 * 3 // 32, 48, dtype=torch.int32)}
+        folder = folder_with(tmp_path, {"quant_method": "gptq", "bits": 3}, words)
+        with pytest.raises(ModelError, match="GPTQ with 3 bits is not read here"):
             merge(folder, tmp_path)
 
     def test_nothing_is_quantized(self, tmp_path):
@@ -239,3 +241,17 @@ class TestRefusals:
         folder = folder_with(tmp_path, settings, tensors)
         with pytest.raises(ModelError, match="is kept in a tiled layout"):
             merge(folder, tmp_path)
+
+
+@pytest.mark.parametrize("source", FOLDERS, ids=lambda p: p.name)
+def test_what_each_library_wrote(source, tmp_path):
+    """Whole folders, with the weights that the libraries unpack themselves."""
+    done = dequantize(source, tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    expected = load_file(source / "expected.safetensors")
+    assert done.weights == 7
+    plain = {n for n in load_file(source / "model.safetensors") if n in found and n not in expected}
+    assert found.keys() == expected.keys() | plain
+    rounded = 2**-8 if source.name.startswith("compressed") else 2e-7
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=rounded, atol=1e-9)

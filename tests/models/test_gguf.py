@@ -54,6 +54,8 @@ def write(path, model, words, *, pre="smollm", quantized=False):
     writer.add_chat_template(words.chat_template)
     for name, tensor in model.state_dict().items():
         place, _, rest = name.removeprefix("model.").removeprefix("layers.").partition(".")
+        if place == "lm_head" and config.tie_word_embeddings:
+            continue
         if place.isdigit():
             gguf_name = f"blk.{place}.{_NAMES[rest.removesuffix('.weight')]}.weight"
         else:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.adapters.provenance import Record
 from lorakit.kernels.packed.counting import packing_of
-from lorakit.models.spec import FULL
+from lorakit.models.spec import BASE_DTYPES, FULL, PACKED
 
 _KEY = "base_dtype"
 
@@ -28,9 +28,11 @@ def packing_note(record: Record | None, here: str | None) -> str | None:
     there, here = (record.provenance or {}).get(_KEY) or FULL, here or FULL
     if there == here:
         return None
+    # A format that only files have: the built-in model's and a .gguf file's blocks stay when asked to.
+    value = there if there in BASE_DTYPES else PACKED
     return (
         f"it was trained beside a base {_words(there)}, and this one is held {_words(here)}: scores may "
-        f"differ a little from those measured then (--base-dtype {there} is what it was trained with)"
+        f"differ a little from those measured then (--base-dtype {value} is what it was trained with)"
     )
 
 

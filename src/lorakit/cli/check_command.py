@@ -14,7 +14,7 @@ from lorakit.config import RunConfig, load_config
 from lorakit.errors import ConfigError
 from lorakit.files.wording import count, size
 from lorakit.models.sources import has_weights
-from lorakit.models.spec import FULL
+from lorakit.models.spec import FULL, PACKED
 from lorakit.run.present import require_present
 
 
@@ -100,6 +100,8 @@ def _held(base_dtype: str, dtype: str) -> str:
 def _formats(found: Any) -> list[str]:
     """What each --base-dtype would need, and which of them fit."""
     needs = found.by_base_dtype
+    if set(needs) == {PACKED}:
+        return ["the weights stay as the folder packs them; --base-dtype is for others"]
     if len(needs) < 2:
         return ["--base-dtype has nothing to pack in this model"]
     fitting = [name for name, needed in needs.items() if needed <= found.available]

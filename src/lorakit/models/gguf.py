@@ -189,7 +189,7 @@ def read(path: Path) -> tuple[Any, Any]:
     from transformers.utils.quantization_config import GgufConfig
 
     header = read_header(path)
-    tokenizer = _read_tokenizer(path, header)
+    tokenizer = read_tokenizer(path, header)
     try:
         with quiet(), no_stderr():
             model = AutoModelForCausalLM.from_pretrained(
@@ -217,7 +217,12 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _read_tokenizer(path: Path, header: Header) -> Any:
+def read_tokenizer(path: Path, header: Header) -> Any:
+    """The tokenizer that a GGUF file describes, or that lies beside it.
+
+    Raises:
+        ModelError: it splits text in a way that is not known here.
+    """
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 

@@ -8,14 +8,15 @@ from lorakit.errors import ModelError
 from lorakit.models import quantized
 from lorakit.models.devices import torch_dtype
 from lorakit.models.foreign import check_gradients
+from lorakit.models.kept_packed import kept_packed
 from lorakit.models.quiet import quiet
-from lorakit.models.spec import FULL, ModelSpec
+from lorakit.models.spec import FORMATS, PACKED, ModelSpec
 
 _log = logging.getLogger("lorakit.models")
 
 
 def read_model(cls: Any, config: Any, folder: Path, spec: ModelSpec) -> Any:
-    """The model in memory, its blocks packed where `spec.base_dtype` says so.
+    """The model in memory, its blocks packed where `spec.base_dtype` or the folder says so.
 
     Args:
         cls: what loads it, see `class_of`.
@@ -26,7 +27,14 @@ def read_model(cls: Any, config: Any, folder: Path, spec: ModelSpec) -> Any:
     Raises:
         ModelError: it cannot be loaded; a tensor is missing or has another shape.
     """
-    packed = spec.base_dtype != FULL
+    kept = kept_packed(folder)
+    if kept is None and spec.base_dtype == PACKED:
+        raise ModelError(
+            f"{folder} holds no packed weights that could stay so: leave --base-dtype out, or choose a "
+            f"format ({', '.join(FORMATS)}) that they are packed in while they are read"
+        )
+    packed = spec.base_dtype in FORMATS
+    hooks = {} if kept is None or packed else kept.arguments(config)
     try:
         with quiet():
             if packed:
@@ -41,11 +49,12 @@ def read_model(cls: Any, config: Any, folder: Path, spec: ModelSpec) -> Any:
                     local_files_only=True,
                     trust_remote_code=spec.trust_remote_code,
                     output_loading_info=True,
+                    **hooks,
                 )
         loaded, report = answer
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"cannot load the model in {folder}: {one_line(error)}") from error
-    _account(report, folder)
+    _account(report, folder, set() if kept is None else kept.taken)
     if packed:
         quantized.check(loaded, spec.base_dtype)
     check_gradients(loaded)
@@ -58,13 +67,19 @@ def one_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _account(report: Any, folder: Path) -> None:
-    """Check that every tensor of the model came from the files, and warn of unused ones."""
+def _account(report: Any, folder: Path, taken: set[str]) -> None:
+    """Check that every tensor of the model came from the files, and warn of unused ones.
+
+    Args:
+        report: of transformers.
+        folder: of the files.
+        taken: names of tensors that are used without transformers.
+    """
     missing = sorted(report["missing_keys"])
     wrong = [
         f"{name} {tuple(held)} for {tuple(due)}" for name, held, due in report["mismatched_keys"]
     ]
-    extra = sorted(report["unexpected_keys"])
+    extra = sorted(set(report["unexpected_keys"]) - taken)
     if missing:
         raise ModelError(
             f"the weights in {folder} lack {len(missing)} tensors of the model: "

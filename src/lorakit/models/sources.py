@@ -9,9 +9,9 @@ from pathlib import Path
 from lorakit.errors import ModelError, did_you_mean
 from lorakit.extras import need
 from lorakit.files.cache import Progress, no_progress
-from lorakit.models import default, gguf
+from lorakit.models import default, gguf, gguf_packed
 from lorakit.models.beside import ADAPTER, CONFIG, both, require_model, without_adapter
-from lorakit.models.spec import ModelSpec
+from lorakit.models.spec import PACKED, ModelSpec
 
 BUILT_IN = (default.NAME,)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,7 +53,7 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
     name = spec.model
     path = Path(name).expanduser()
     if name == default.NAME:
-        folder = default.ensure(progress=progress)
+        folder = default.ensure(progress=progress, packed=spec.base_dtype == PACKED)
         return Resolved(name, "built-in", folder, f"sha256:{default.WHEEL_SHA256}")
     if path.is_dir():
         folder = without_adapter(path) if (path / ADAPTER).is_file() else path
@@ -62,7 +62,8 @@ def resolve(spec: ModelSpec, *, weights: bool = True, progress: Progress = no_pr
         if (path.parent / ADAPTER).is_file():
             # Whoever names the file means it; transformers would look at what lies beside it.
             path = without_adapter(path.parent) / path.name
-        return Resolved(path.name, "gguf", gguf.folder_of(path, progress))
+        converter = gguf_packed if spec.base_dtype == PACKED else gguf
+        return Resolved(path.name, "gguf", converter.folder_of(path, progress))
     found = _from_hub(spec, weights)
     require_model(found.folder, ignore_adapter=spec.ignore_adapter, repository=name)
     if (found.folder / ADAPTER).is_file():
@@ -113,7 +114,8 @@ def find(spec: ModelSpec) -> Resolved | None:
     """
     path = Path(spec.model).expanduser()
     if spec.model == default.NAME:
-        return resolve(spec) if default.location().is_dir() else None
+        there = default.location(packed=spec.base_dtype == PACKED).is_dir()
+        return resolve(spec) if there else None
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return resolve(spec)
     if _HUB_ID.fullmatch(spec.model) and spec.model[0] != ".":

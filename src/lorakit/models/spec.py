@@ -9,7 +9,12 @@ from lorakit.errors import ConfigError, did_you_mean
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FULL = "full"
 """The base_dtype of a model whose weights are all held in its dtype."""
-BASE_DTYPES = (FULL, "nf4", "int4", "int8", "fp8")
+FORMATS = ("nf4", "int4", "int8", "fp8")
+"""Values of base_dtype that weights are packed in while they are read."""
+BASE_DTYPES = (FULL, *FORMATS)
+"""Values of base_dtype for any model."""
+PACKED = "packed"
+"""The base_dtype of a model whose weights stay as its own file packs them."""
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?")
 
 
@@ -68,7 +73,8 @@ class ModelSpec:
         metadata={
             "help": "How the frozen weights of the blocks' linear layers are held: nf4 or int4 (a "
             "quarter of bfloat16's memory), int8 or fp8 (half of it); products are computed in "
-            "--dtype. full: in --dtype too."
+            "--dtype. packed: a .gguf file's or the built-in model's own blocks stay as they are. full: "
+            "in --dtype too; a folder that another library quantized stays as it is."
         },
     )
 
@@ -79,10 +85,10 @@ class ModelSpec:
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown: {did_you_mean(self.dtype, DTYPES)}"
             )
-        if self.base_dtype not in BASE_DTYPES:
+        if self.base_dtype not in (*BASE_DTYPES, PACKED):
             raise ConfigError(
                 f"base_dtype {self.base_dtype!r} is unknown: "
-                f"{did_you_mean(self.base_dtype, BASE_DTYPES)}"
+                f"{did_you_mean(self.base_dtype, (*BASE_DTYPES, PACKED))}"
             )
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(

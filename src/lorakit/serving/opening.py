@@ -10,6 +10,7 @@ from lorakit.execution.prompts import embedding_count
 from lorakit.files.cache import Progress
 from lorakit.files.wording import size
 from lorakit.kernels.native import kernels_of
+from lorakit.kernels.packed.counting import packing_of
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.session import Session, open_base
@@ -64,6 +65,7 @@ def open_own(
 
     session, largest, forward = thread.call(load)
     catalog = make_catalog(session.identity, session.template, forward.bank)
+    catalog.held = packing_of(session.model)  # what the option does not say: a folder's own packing
     slots = (
         f"{len(catalog.list()) - 1} adapters; {spec.slots} slots of rank {spec.slot_rank} hold "
         f"{size(spec.slots * forward.bank.slot_bytes)}, the cache {forward.room.positions:,} tokens"

@@ -15,8 +15,9 @@ from lorakit.execution.outline import outline_elements_kept
 from lorakit.lora import Plan, plan
 from lorakit.models import empty_model, load_tokenizer
 from lorakit.models.devices import torch_device, torch_dtype
+from lorakit.models.kept_packed import bytes_kept
 from lorakit.models.quantized import bytes_held
-from lorakit.models.spec import BASE_DTYPES
+from lorakit.models.spec import BASE_DTYPES, FULL, PACKED
 from lorakit.run.estimating import RunEstimate, estimate
 from lorakit.run.fitting import peak_rate, steps_of
 from lorakit.run.machine import available_memory
@@ -85,7 +86,11 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
     largest = max(out * width for out, width, _ in shape.shapes)
     tokens = max(32, min(1024, int(_PRODUCT / (4 * largest))))
     held = {name: bytes_held(model, name) for name in BASE_DTYPES}
-    chosen_bytes = held[config.model.base_dtype]
+    base_dtype, kept = config.model.base_dtype, bytes_kept(model, config.model)
+    if kept is not None:  # as its files pack it, which is all that there is of a quantized folder
+        held = {PACKED: kept} if base_dtype == FULL else {**held, PACKED: kept}
+        base_dtype = PACKED
+    chosen_bytes = held.get(base_dtype)
     if chosen_bytes is None:
         raise ModelError(
             f"no layer of {type(model).__name__} can be held in {config.model.base_dtype}: leave "
@@ -118,7 +123,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         available_memory(device),
         tuple(notes),
         chosen_bytes,
-        config.model.base_dtype,
+        base_dtype,
         {name: rest + size for name, size in held.items() if size is not None},
     )
 
