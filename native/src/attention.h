@@ -12,7 +12,7 @@
 //            +------+------+------+           tiles that the diagonal leaves empty are not computed
 //
 // q, k and v are those of the linear layers; norm and rotary of heads are applied when a task reads them and
-// undone in the gradients, so that nothing of it goes through memory. Heads are padded to E = NR floats times
+// undone in the gradients, so that nothing of it goes through memory. Heads are padded to E = NR numbers times
 // some, zeros beyond; rows of a block to MR times some. The gradients of one key head from several tasks go to
 // slots of their own and are summed in their order afterwards.
 #pragma once
@@ -33,14 +33,15 @@ constexpr int64_t HALVED = 1024;          // and beyond so many each of them is 
 struct Attention {
   int64_t tokens, heads, key_heads, sequences, window;  // window: 0 for all
   const int64_t* start;                                 // (sequences + 1,) first token of each, and their end
-  const float *cos, *sin;                               // (tokens, angles), of which the first half of a head is read
+  const num *cos, *sin;                                 // (tokens, angles), of which the first half of a head is read
   int64_t angles;
   HeadForm query, key;
   float scale;
-  const float *q, *k, *v;  // (tokens, heads or key heads, width)
-  float *o, *log;          // (tokens, heads, width), (heads, tokens)
-  const float* d_o;        // backward
-  float *dq, *dk, *dv;     // (tokens, heads, width); (slots, tokens, key heads, width)
+  const num *q, *k, *v;  // (tokens, heads or key heads, width)
+  num* o;                // (tokens, heads, width)
+  float* log;            // (heads, tokens)
+  const num* d_o;        // backward
+  num *dq, *dk, *dv;     // (tokens, heads, width); (slots, tokens, key heads, width)
   int64_t width() const { return query.width; }
   int64_t padded() const { return up_to(query.width, NR); }
   int64_t group() const { return heads / key_heads; }
@@ -75,7 +76,8 @@ inline Task task_of(const Attention& a, int64_t sequence, int64_t key_head, int6
 // Floats that a task needs of a room.
 inline int64_t attention_room(const Attention& a) {
   const int64_t n = up_to(a.longest(), KEYS) + KEYS, e = a.padded();
-  return up_to(n * e * 6 + BLOCK * (n + 4 * e) + 2 * BLOCK * KEYS + 4 * BLOCK, NR);
+  const int64_t forward = 3 * n * e + BLOCK * (n + 2 * e), backward = 5 * n * e + 3 * BLOCK * (e + KEYS);
+  return up_to(std::max(forward, backward), NR) + 16 * NR;
 }
 
 template <class F>
@@ -95,26 +97,34 @@ inline void all_tasks(const Attention& a, const Rooms& rooms, F&& f) {
 }
 
 // Rows [0, count) of heads, padded to (rows, E) with zeros; prepared as attention takes them where form is given.
-inline void rows_of_head(const Attention& a, const float* x, int64_t step, int64_t token, int64_t count, int64_t rows, const HeadForm* form, float* out) {
+inline void rows_of_head(const Attention& a, const num* x, int64_t step, int64_t token, int64_t count, int64_t rows, const HeadForm* form, num* out) {
   const int64_t e = a.padded(), width = a.width();
   for (int64_t t = 0; t < rows; t++) {
-    float* to = out + t * e;
+    num* to = out + t * e;
     if (t >= count) {
-      std::fill(to, to + e, 0.f);
+      std::fill(to, to + e, num(0.f));
       continue;
     }
-    const float* from = x + (token + t) * step;
+    const num* from = x + (token + t) * step;
     if (form) to_head(*form, from, a.cos + (token + t) * a.angles, a.sin + (token + t) * a.angles, to);
     else std::copy(from, from + width, to);
-    std::fill(to + width, to + e, 0.f);
+    std::fill(to + width, to + e, num(0.f));
   }
 }
 
-// (rows, E) -> panels of NR rows turned: [rows / NR][E][NR].
-inline void panels_of(const float* x, int64_t rows, int64_t e, float* out) {
+// (rows, E) -> panels of NR rows turned: [rows / NR][E / PAIR][NR][PAIR].
+inline void panels_of(const num* x, int64_t rows, int64_t e, num* out) {
   for (int64_t p = 0; p < rows; p += NR, x += NR * e, out += NR * e)
-    for (int64_t c = 0; c < e; c += W)
-      for (int64_t v = 0; v < NR; v += W) turn(x + v * e + c, e, out + c * NR + v, NR);
+    for (int64_t c = 0; c < e; c += W * PAIR)
+      for (int64_t v = 0; v < NR; v += W) turn(x + v * e + c, e, out + c * NR + v * PAIR, NR * PAIR);
+}
+
+// The next piece of a room: so many Ts.
+template <class T>
+inline T* piece(float*& room, int64_t count) {
+  T* own = reinterpret_cast<T*>(room);
+  room += up_to(count * int64_t(sizeof(T)) / 4 + 1, 16);
+  return own;
 }
 
 // Zeros where query `row` does not see key `key + lane`.
@@ -127,13 +137,13 @@ inline V seen(V x, float row, float key, float window) {
 inline void attend(const Attention& a, const Task& task, float* room) {
   const int64_t first = a.start[task.sequence], n = a.start[task.sequence + 1] - first, e = a.padded(), width = a.width();
   const int64_t step = a.heads * width, key_step = a.key_heads * width, keys = up_to(n, NR);
-  float* k = room;
-  float* kT = k + keys * e;
-  float* v = kT + keys * e;
-  float* q = v + keys * e;
-  float* p = q + BLOCK * e;
-  float* o = p + BLOCK * (keys + NR);
-  const int64_t ldp = keys + NR;  // off a power of two
+  const int64_t ldp = keys + NR, ldn = ldp * PAIR;  // off a power of two; in numbers
+  num* k = piece<num>(room, keys * e);
+  num* kT = piece<num>(room, keys * e);
+  num* v = piece<num>(room, keys * e);
+  num* q = piece<num>(room, BLOCK * e);
+  float* p = piece<float>(room, BLOCK * ldp);  // a row's probabilities take the place of its scores
+  float* o = piece<float>(room, BLOCK * e);
   rows_of_head(a, a.k + task.key_head * width, key_step, first, n, keys, &a.key, k);
   panels_of(k, keys, e, kT);
   rows_of_head(a, a.v + task.key_head * width, key_step, first, n, keys, nullptr, v);
@@ -147,12 +157,13 @@ inline void attend(const Attention& a, const Task& task, float* room) {
         for (int64_t m = std::max<int64_t>(0, (j - i0) / MR * MR); m < rows; m += MR) {
           V c[MR][NV];
           clear(c);
-          tile(q + m * e, e, 1, kT + j * e, NR, e, c);
+          tile<Lies::PANEL>(q + m * e, e, PAIR, kT + j * e, 0, e, c);
           put(c, p + m * ldp + j, ldp);
         }
       float total[BLOCK];
       for (int64_t r = 0; r < rows; r++) {
         float* s = p + r * ldp;
+        num* own = reinterpret_cast<num*>(s);
         const int64_t row = std::min(i0 + r, n - 1), low = a.window ? std::max<int64_t>(0, row - a.window + 1) : 0;
         const int64_t end = std::min(up_to(i0 + r / MR * MR + MR, NR), keys);  // what the tiles of this row reach
         for (int64_t j = j0; j < low; j++) s[j] = -std::numeric_limits<float>::infinity();
@@ -163,7 +174,7 @@ inline void attend(const Attention& a, const Task& task, float* room) {
         V sums = zero();
         for (int64_t j = j0; j < end; j += W) {
           const V x = exp(sub(mul(load(s + j), all(a.scale)), all(top)));
-          store(s + j, x);
+          store(own + j, x);
           sums = add(sums, x);
         }
         total[r] = sum(sums);
@@ -174,12 +185,12 @@ inline void attend(const Attention& a, const Task& task, float* room) {
         for (int64_t x = 0; x < e; x += NR) {
           V c[MR][NV];
           clear(c);
-          tile(p + m * ldp + j0, ldp, 1, v + j0 * e + x, e, end - j0, c);
+          tile<Lies::ROWS>(reinterpret_cast<num*>(p + m * ldp) + j0, ldn, PAIR, v + j0 * e + x, e, end - j0, c);
           put(c, o + m * e + x, e);
         }
       }
       for (int64_t r = 0; r < count; r++) {
-        float* to = a.o + (first + i0 + r) * step + head * width;
+        num* to = a.o + (first + i0 + r) * step + head * width;
         const V by = all(1.f / total[r]);
         by_vectors(width, [&](int64_t x, int64_t lanes) { some(to + x, mul(load(o + r * e + x), by), lanes); });
       }
@@ -192,21 +203,23 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
   const int64_t first = a.start[task.sequence], n = a.start[task.sequence + 1] - first, e = a.padded(), width = a.width();
   const int64_t step = a.heads * width, key_step = a.key_heads * width, keys = up_to(n, KEYS);
   const float window = static_cast<float>(a.window);
-  float* k = room;
-  float* kT = k + keys * e;
-  float* vT = kT + keys * e;
-  float* dk = vT + keys * e;
-  float* dv = dk + keys * e;
-  float* q = dv + keys * e;
-  float* g_o = q + BLOCK * e;
-  float* dq = g_o + BLOCK * e;
-  float* p = dq + BLOCK * e;
-  float* ds = p + BLOCK * KEYS;
+  num* k = piece<num>(room, keys * e);
+  num* kT = piece<num>(room, keys * e);
+  num* vT = piece<num>(room, keys * e);
+  float* dk = piece<float>(room, keys * e);
+  float* dv = piece<float>(room, keys * e);
+  num* q = piece<num>(room, BLOCK * e);
+  num* g_o = piece<num>(room, BLOCK * e);
+  float* dq = piece<float>(room, BLOCK * e);
+  num* ds = piece<num>(room, BLOCK * KEYS);                   // by rows, for dQ,
+  num* dsP = PAIR > 1 ? piece<num>(room, BLOCK * KEYS) : ds;  // and in pairs of rows, for dK
+  num* p = piece<num>(room, BLOCK * KEYS);                    // in pairs of rows, for dV
   rows_of_head(a, a.v + task.key_head * width, key_step, first, n, keys, nullptr, k);
   panels_of(k, keys, e, vT);
   rows_of_head(a, a.k + task.key_head * width, key_step, first, n, keys, &a.key, k);
   panels_of(k, keys, e, kT);
-  std::fill(dk, dk + 2 * keys * e, 0.f);
+  std::fill(dk, dk + keys * e, 0.f);
+  std::fill(dv, dv + keys * e, 0.f);
   for (int64_t g = task.first; g < task.last; g++) {
     const int64_t head = task.key_head * a.group() + g;
     for (int64_t i0 = task.from; i0 < task.to; i0 += BLOCK) {
@@ -224,32 +237,36 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
         const int64_t end = std::min(KEYS, up_to(i0 + rows, NR) - j0);  // keys that are looked at
         for (int64_t j = 0; j < end; j += NR)
           for (int64_t m = 0; m < rows; m += MR) {
-            float *pm = p + m * KEYS + j, *dm = ds + m * KEYS + j;
+            num *pm = p + m * KEYS + j * PAIR, *dm = ds + m * KEYS + j, *dp = dsP + m * KEYS + j * PAIR;
             V c[MR][NV];
+            clear(c);
             if (j0 + j > i0 + m + MR - 1) {  // nothing of it is seen
-              clear(c);
-              put(c, pm, KEYS);
+              put_pairs(c, pm, KEYS);
+              put_pairs(c, dp, KEYS);
               put(c, dm, KEYS);
               continue;
             }
             const bool whole = j0 + j + NR - 1 <= i0 + m && (!a.window || j0 + j > i0 + m + MR - 1 - a.window);
-            clear(c);
-            tile(q + m * e, e, 1, kT + (j0 + j) * e, NR, e, c);
-#pragma GCC unroll 6
+            alignas(64) float probability[MR * NR];
+            tile<Lies::PANEL>(q + m * e, e, PAIR, kT + (j0 + j) * e, 0, e, c);
+#pragma GCC unroll 12
             for (int64_t i = 0; i < MR; i++)
 #pragma GCC unroll 2
               for (int64_t x = 0; x < NV; x++) {
-                V y = exp(sub(mul(c[i][x], all(a.scale)), all(log[m + i])));
-                if (!whole) y = seen(y, static_cast<float>(i0 + m + i), static_cast<float>(j0 + j + x * W), window);
-                store(pm + i * KEYS + x * W, y);
+                c[i][x] = exp(sub(mul(c[i][x], all(a.scale)), all(log[m + i])));
+                if (!whole) c[i][x] = seen(c[i][x], static_cast<float>(i0 + m + i), static_cast<float>(j0 + j + x * W), window);
               }
+            put(c, probability, NR);
+            put_pairs(c, pm, KEYS);
             clear(c);
-            tile(g_o + m * e, e, 1, vT + (j0 + j) * e, NR, e, c);
-#pragma GCC unroll 6
+            tile<Lies::PANEL>(g_o + m * e, e, PAIR, vT + (j0 + j) * e, 0, e, c);
+#pragma GCC unroll 12
             for (int64_t i = 0; i < MR; i++)
 #pragma GCC unroll 2
               for (int64_t x = 0; x < NV; x++)
-                store(dm + i * KEYS + x * W, mul(mul(load(pm + i * KEYS + x * W), all(a.scale)), sub(c[i][x], all(delta[m + i]))));
+                c[i][x] = mul(mul(load(probability + i * NR + x * W), all(a.scale)), sub(c[i][x], all(delta[m + i])));
+            put(c, dm, KEYS);
+            if (PAIR > 1) put_pairs(c, dp, KEYS);
           }
         for (int64_t j = 0; j < std::min(KEYS, i0 + rows - j0); j += MR) {
           const int64_t from = std::max<int64_t>(0, j0 + j - i0);  // the first query that sees the first of these keys
@@ -257,10 +274,10 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
           for (int64_t x = 0; x < e; x += NR) {
             V c[MR][NV];
             get(c, dv + (j0 + j) * e + x, e);
-            tile(p + from * KEYS + j, 1, KEYS, g_o + from * e + x, e, count - from, c);
+            tile<Lies::ROWS>(p + from * KEYS + j * PAIR, PAIR, PAIR * KEYS, g_o + from * e + x, e, count - from, c);
             put(c, dv + (j0 + j) * e + x, e);
             get(c, dk + (j0 + j) * e + x, e);
-            tile(ds + from * KEYS + j, 1, KEYS, q + from * e + x, e, count - from, c);
+            tile<Lies::ROWS>(dsP + from * KEYS + j * PAIR, PAIR, PAIR * KEYS, q + from * e + x, e, count - from, c);
             put(c, dk + (j0 + j) * e + x, e);
           }
         }
@@ -270,7 +287,7 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
           for (int64_t x = 0; x < e; x += NR) {
             V c[MR][NV];
             get(c, dq + m * e + x, e);
-            tile(ds + m * KEYS, KEYS, 1, k + j0 * e + x, e, depth, c);
+            tile<Lies::ROWS>(ds + m * KEYS, KEYS, PAIR, k + j0 * e + x, e, depth, c);
             put(c, dq + m * e + x, e);
           }
         }
@@ -294,13 +311,13 @@ inline void attend_back(const Attention& a, const Task& task, float* room) {
 inline void finish_keys(const Attention& a, int64_t t) {
   const int64_t s = std::upper_bound(a.start, a.start + a.sequences + 1, t) - a.start - 1;
   const int64_t parts = parts_of(a, a.start[s + 1] - a.start[s]), width = a.width(), size = a.key_heads * width;
-  for (float* x : {a.dk, a.dv})
+  for (num* x : {a.dk, a.dv})
     for (int64_t part = 1; part < parts; part++) {
-      const float* from = x + (part * a.tokens + t) * size;
+      const num* from = x + (part * a.tokens + t) * size;
       by_vectors(size, [&](int64_t i, int64_t count) { some(x + t * size + i, add(some(x + t * size + i, count), some(from + i, count)), count); });
     }
   for (int64_t h = 0; h < a.key_heads; h++) {
-    float* g = a.dk + t * size + h * width;
+    num* g = a.dk + t * size + h * width;
     from_head(a.key, g, a.k + t * size + h * width, a.cos + t * a.angles, a.sin + t * a.angles, g);
   }
 }

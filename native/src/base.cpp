@@ -90,8 +90,17 @@ LK_API int lk_machine_has_avx512() {
   return 0;
 }
 
+// Whether AMD made it: kernels/native.py says why that matters.
+LK_API int lk_machine_is_amd() {
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (__get_cpuid(0, &a, &b, &c, &d)) return b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
+#endif
+  return 0;
+}
+
 // What functions take, as a number; it grows with every change of a signature. kernels/native.py has the same.
-enum { LK_CALLS = 1 };
+enum { LK_CALLS = 2 };
 LK_API int lk_calls() { return LK_CALLS; }
 
 // Sets that are compiled into this library.

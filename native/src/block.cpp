@@ -6,8 +6,8 @@
 //   L(n) = W n + b + s B (A n)     W (out, in) frozen, A (r, in), B (out, r); either of b and the pair may be missing
 //
 // Linear layers that read one input are a group: {q k v} {o} {gate up} {down}. Their h = A n lie side by side in the
-// rows of one (tokens, R) matrix, R the sum of the ranks; the A's are copied under one another, (R, in), for a call.
-// All tensors are float32 by rows. What the backward needs is kept: x, q, k, v, o, x', g, u, h of each group, 1 / rms
+// rows of one (tokens, R) matrix, R the sum of the ranks; the A's are copied under one another, (R, in), for a call, and
+// the B's times s. Tensors lie by rows: A, B, their gradients and the scalars of rows in float32, all others as `num`. What the backward needs is kept: x, q, k, v, o, x', g, u, h of each group, 1 / rms
 // of both norms and the log of the sum of each attention row. n and a are computed again.
 //
 // Phases, a parallel region each ("rows": items are some tokens; "columns": columns of the products, product.h):
@@ -28,7 +28,7 @@ constexpr int64_t ROWS = 192;  // tokens of an item at most
 
 // As src/lorakit/kernels/compiled_block.py has it, field by field.
 struct Layer {
-  const float *w, *bias;  // (out, in); (out,) or null
+  const num *w, *bias;    // (out, in); (out,) or null
   const float *A, *B;     // (rank, in), (out, rank)
   float *dA, *dB;         // of A and B, for the backward
   int64_t in, out, rank;  // rank 0: no pair
@@ -43,17 +43,19 @@ struct Block {
   int64_t tokens, width, heads, key_heads, head_width, sequences, window, angles, rooms, room_size;
   double eps1, eps2, query_eps, key_eps, scale;
   const int64_t* start;
-  const float *cos, *sin, *norm1, *norm2, *query_norm, *key_norm;
-  const float *x, *dy;
-  float *y, *dx;  // dx may be null: nobody asks for it
-  float *q, *k, *v, *o, *middle, *gate, *up, *scale1, *scale2, *log, *h;
+  const num *cos, *sin, *norm1, *norm2, *query_norm, *key_norm;
+  const num *x, *dy;
+  num *y, *dx;  // dx may be null: nobody asks for it
+  num *q, *k, *v, *o, *middle, *gate, *up;
+  float *scale1, *scale2, *log;
+  num* h;
   float *work, *room;
   Layer layer[LAYERS];
 };
 
 // Where what is shared by all blocks lies in `work`, in floats, and how many there are.
 struct Places {
-  int64_t n, a, dg, da, dn, d_middle, d_o, dq, dk, dv, dh, cat, end;
+  int64_t n, a, dg, da, dn, d_middle, d_o, dq, dk, dv, dh, pairs, end;
 };
 
 int64_t ranks_of(const Block& b, int group) {
@@ -66,9 +68,12 @@ Attention attention_of(const Block& b);
 
 Places places_of(const Block& b) {
   const int64_t t = b.tokens, inner = b.layer[GATE].out, q = b.heads * b.head_width;
-  int64_t ranks = 0, cat = 0, at = 0;
-  for (int g = 0; g < GROUPS; g++) ranks += ranks_of(b, g), cat += ranks_of(b, g) * b.layer[FIRST[g]].in;
-  const auto take = [&](int64_t floats) { return (at += up_to(floats, NR)) - up_to(floats, NR); };
+  int64_t ranks = 0, pairs = 0, at = 0;
+  for (const Layer& l : b.layer) ranks += l.rank, pairs += l.rank * (l.in + l.out);
+  const auto take = [&](int64_t numbers) {
+    const int64_t floats = up_to(pieces(numbers, PAIR), NR);
+    return (at += floats) - floats;
+  };
   Places p;
   p.n = take(t * b.width);
   p.a = take(t * inner);
@@ -82,7 +87,7 @@ Places places_of(const Block& b) {
   p.dk = take(slots);
   p.dv = take(slots);
   p.dh = take(t * ranks);
-  p.cat = take(cat);
+  p.pairs = take(pairs);
   p.end = at;
   return p;
 }
@@ -103,13 +108,14 @@ struct Call {
   const Block& b;
   const Places at;
   const Rooms rooms;
-  const float* cat[GROUPS];  // the A's of a group under one another
-  float *h[GROUPS], *dh[GROUPS];
+  const num* cat[GROUPS];     // the A's of a group under one another
+  const num* scaled[LAYERS];  // s B
+  num *h[GROUPS], *dh[GROUPS];
   int64_t ranks[GROUPS];
 
   explicit Call(const Block& block)
       : b(block), at(places_of(block)), rooms{block.room, block.room_size, block.rooms} {
-    float *to = b.work + at.cat, *h_at = b.h, *dh_at = b.work + at.dh;
+    num *to = work(at.pairs), *h_at = b.h, *dh_at = work(at.dh);
     for (int g = 0; g < GROUPS; g++) {
       cat[g] = to, h[g] = h_at, dh[g] = dh_at, ranks[g] = ranks_of(b, g);
       h_at += b.tokens * ranks[g], dh_at += b.tokens * ranks[g];
@@ -118,9 +124,15 @@ struct Call {
         to = std::copy(l.A, l.A + l.rank * l.in, to);
       }
     }
+    for (int i = 0; i < LAYERS; i++) {
+      const Layer& l = b.layer[i];
+      const float factor = static_cast<float>(l.factor);
+      scaled[i] = to;
+      to = std::transform(l.B, l.B + l.rank * l.out, to, [factor](float x) { return num(factor * x); });
+    }
   }
 
-  float* work(int64_t place) const { return b.work + place; }
+  num* work(int64_t place) const { return reinterpret_cast<num*>(b.work + place); }
   int64_t before(int layer, int group) const {  // columns of h before those of a layer
     int64_t ranks = 0;
     for (int i = FIRST[group]; i < layer; i++) ranks += b.layer[i].rank;
@@ -138,46 +150,46 @@ struct Call {
   }
 
   // h = A n of a group, tokens [m0, m1).
-  void low(int g, const float* n, int64_t m0, int64_t m1, float* room) const {
+  void low(int g, const num* n, int64_t m0, int64_t m1, float* room) const {
     const int64_t in = b.layer[FIRST[g]].in;
-    const Product p = {h[g], ranks[g], ranks[g], nullptr, 0, nullptr, 1, {{n, in, cat[g], in, in, Form::TURNED, 1.f}}};
+    const Product p = {h[g], ranks[g], ranks[g], nullptr, 0, nullptr, 1, {{n, in, cat[g], in, in, Form::TURNED}}};
     for (int64_t c = 0; c < ranks[g]; c += NC) multiply(p, m0, m1, c, std::min(c + NC, ranks[g]), room);
   }
 
   // Columns of dh of one layer: s dy B.
-  void low_back(int g, int layer, const float* dy, int64_t m0, int64_t m1, float* room) const {
+  void low_back(int g, int layer, const num* dy, int64_t m0, int64_t m1, float* room) const {
     const Layer& l = b.layer[layer];
-    const Segment s = {dy, l.out, l.B, l.rank, l.out, Form::AS_IT_IS, static_cast<float>(l.factor)};
+    const Segment s = {dy, l.out, scaled[layer], l.rank, l.out, Form::AS_IT_IS};
     const Product p = {dh[g] + before(layer, g), ranks[g], l.rank, nullptr, 0, nullptr, 1, {s}};
     for (int64_t c = 0; c < l.rank; c += NC) multiply(p, m0, m1, c, std::min(c + NC, l.rank), room);
   }
 
   // L(n), or onto + L(n).
-  Product forward(int g, int layer, const float* n, const float* onto, float* y) const {
+  Product forward(int g, int layer, const num* n, const num* onto, num* y) const {
     const Layer& l = b.layer[layer];
-    Product p = {y, l.out, l.out, onto, l.out, l.bias, 1, {{n, l.in, l.w, l.in, l.in, Form::TURNED, 1.f}}};
+    Product p = {y, l.out, l.out, onto, l.out, l.bias, 1, {{n, l.in, l.w, l.in, l.in, Form::TURNED}}};
     if (l.rank)
-      p.segment[p.count++] = {h[g] + before(layer, g), ranks[g], l.B, l.rank, l.rank, Form::TURNED, static_cast<float>(l.factor)};
+      p.segment[p.count++] = {h[g] + before(layer, g), ranks[g], scaled[layer], l.rank, l.rank, Form::TURNED};
     return p;
   }
 
   // The gradient of a group's input: sum of dy W, and dh A.
-  Product backward(int g, std::initializer_list<const float*> dys, float* dn) const {
+  Product backward(int g, std::initializer_list<const num*> dys, num* dn) const {
     const int64_t in = b.layer[FIRST[g]].in;
     Product p = {dn, in, in, nullptr, 0, nullptr, 0, {}};
     int i = FIRST[g];
-    for (const float* dy : dys) {
+    for (const num* dy : dys) {
       const Layer& l = b.layer[i++];
-      p.segment[p.count++] = {dy, l.out, l.w, in, l.out, Form::AS_IT_IS, 1.f};
+      p.segment[p.count++] = {dy, l.out, l.w, in, l.out, Form::AS_IT_IS};
     }
-    if (ranks[g]) p.segment[p.count++] = {dh[g], ranks[g], cat[g], in, ranks[g], Form::AS_IT_IS, 1.f};
+    if (ranks[g]) p.segment[p.count++] = {dh[g], ranks[g], cat[g], in, ranks[g], Form::AS_IT_IS};
     return p;
   }
 
   // The gradients of a group's pairs, appended to a list.
-  Outer* gradients(int g, const float* n, std::initializer_list<const float*> dys, Outer* to) const {
+  Outer* gradients(int g, const num* n, std::initializer_list<const num*> dys, Outer* to) const {
     int i = FIRST[g];
-    for (const float* dy : dys) {
+    for (const num* dy : dys) {
       const Layer& l = b.layer[i];
       const int64_t at = before(i++, g);
       if (l.dA) *to++ = {dh[g] + at, ranks[g], l.rank, n, l.in, l.in, l.dA, l.in, 1, 1.f};
@@ -190,8 +202,8 @@ struct Call {
 void forward(const Block& b) {
   const Call call(b);
   const int64_t d = b.width, inner = b.layer[GATE].out;
-  float *n = call.work(call.at.n), *a = call.work(call.at.a);
-  const auto normed = [&](int g, const float* x, const float* w, double eps, float* scale) {
+  num *n = call.work(call.at.n), *a = call.work(call.at.a);
+  const auto normed = [&](int g, const num* x, const num* w, double eps, float* scale) {
     call.rows([&](int64_t m0, int64_t m1, float* room) {
       for (int64_t t = m0; t < m1; t++) {
         scale[t] = scale_of(x + t * d, d, static_cast<float>(eps));
@@ -223,8 +235,8 @@ void backward(const Block& b) {
   const Call call(b);
   const Places& at = call.at;
   const int64_t d = b.width, inner = b.layer[GATE].out;
-  float *n = call.work(at.n), *a = call.work(at.a), *dg = call.work(at.dg), *da = call.work(at.da), *dn = call.work(at.dn);
-  float *d_middle = call.work(at.d_middle), *d_o = call.work(at.d_o), *dq = call.work(at.dq), *dk = call.work(at.dk), *dv = call.work(at.dv);
+  num *n = call.work(at.n), *a = call.work(at.a), *dg = call.work(at.dg), *da = call.work(at.da), *dn = call.work(at.dn);
+  num *d_middle = call.work(at.d_middle), *d_o = call.work(at.d_o), *dq = call.work(at.dq), *dk = call.work(at.dk), *dv = call.work(at.dv);
   Outer list[2 * LAYERS];
   const auto gradients = [&](Outer* end) {
     int64_t chunks = 0;
@@ -251,7 +263,7 @@ void backward(const Block& b) {
   multiply_all(&of_middle, 1, b.tokens, call.rooms);
   call.rows([&](int64_t m0, int64_t m1, float* room) {
     for (int64_t t = m0 * d; t < m1 * d; t += d)
-      norm_back(dn + t, b.middle + t, b.norm2, b.scale2[t / d], b.dy + t, d, d_middle + t);
+      norm_back<num>(dn + t, b.middle + t, b.norm2, b.scale2[t / d], b.dy + t, d, d_middle + t);
     call.low_back(1, O, d_middle, m0, m1, room);
   });
   const Product of_heads = call.backward(1, {d_middle}, d_o);
@@ -274,7 +286,7 @@ void backward(const Block& b) {
   multiply_all(&of_x, 1, b.tokens, call.rooms);
   call.rows([&](int64_t m0, int64_t m1, float*) {
     for (int64_t t = m0 * d; t < m1 * d; t += d)
-      norm_back(dn + t, b.x + t, b.norm1, b.scale1[t / d], d_middle + t, d, b.dx + t);
+      norm_back<num>(dn + t, b.x + t, b.norm1, b.scale1[t / d], d_middle + t, d, b.dx + t);
   });
 }
 
@@ -289,7 +301,7 @@ LK_EXPORT(void, block_sizes)(const void* block, int64_t* work, int64_t* room) {
   int64_t ranks = 0;
   for (const Layer& l : b.layer) ranks = std::max(ranks, l.rank);
   *work = places_of(b).end;
-  *room = up_to(std::max({PACKED, attention_room(attention_of(b)), OUTER_COLUMNS * ranks + OUTER_ROWS * NR}), NR);
+  *room = up_to(std::max({PRODUCT_ROOM, attention_room(attention_of(b)), outer_room(ranks)}), NR);
 }
 
 LK_EXPORT(void, block_forward)(const void* block) { forward(*static_cast<const Block*>(block)); }

@@ -29,8 +29,8 @@ inline void each(int64_t items, const Rooms& rooms, F&& f) {
   });
 }
 
-inline int64_t up_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
+constexpr int64_t up_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+constexpr int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 }  // namespace
 }  // namespace LK_SPACE

@@ -7,6 +7,8 @@
 //     avx512bf16    V: 16 floats   a number is bfloat16, rounded to nearest even when it is stored
 //     amx           as avx512bf16, and tiles
 //
+// Sums are float32 in every set; only what is stored as `num` is rounded.
+//
 // Results never depend on the number of threads: a thread computes whole results, each in the same order of
 // additions, whoever computes it.
 #pragma once
@@ -53,12 +55,41 @@ inline float sum(V v) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-inline float value(num x) { return x; }
-inline num rounded(float x) { return x; }
+inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+inline V divide(V a, V b) { return _mm256_div_ps(a, b); }
+inline V larger(V a, V b) { return _mm256_max_ps(a, b); }
+inline V smaller(V a, V b) { return _mm256_min_ps(a, b); }
+inline V where_at_most(V a, V b, V x) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_LE_OQ)); }  // x where a <= b, else 0
+inline V unless_below(V a, V b, V x) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_NLT_UQ)); }  // 0 where a < b, else x
+inline V nearest(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V doubled(V x, V times) {  // x 2^times
+  return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(times), _mm256_set1_epi32(127)), 23)));
+}
+inline V counted() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+inline float largest(V x) {
+  __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
 
 #else
 
-typedef uint16_t num;
+struct num {  // converts where C++ converts a float: code over `num` reads alike in every set
+  uint16_t bits;
+  num() = default;
+  num(float x) {
+    uint32_t wide;
+    std::memcpy(&wide, &x, 4);
+    bits = (wide & 0x7fffffff) > 0x7f800000 ? static_cast<uint16_t>(wide >> 16 | 0x40)  // NaN stays NaN
+                                            : static_cast<uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+  }
+  operator float() const {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float x;
+    std::memcpy(&x, &wide, 4);
+    return x;
+  }
+};
 typedef __m512 V;
 enum { W = 16 };
 inline V zero() { return _mm512_setzero_ps(); }
@@ -77,18 +108,16 @@ inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 inline float sum(V v) { return _mm512_reduce_add_ps(v); }
-inline float value(num x) {
-  uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-inline num rounded(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<num>(bits >> 16 | 0x40);  // NaN stays NaN
-  return static_cast<num>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+inline V divide(V a, V b) { return _mm512_div_ps(a, b); }
+inline V larger(V a, V b) { return _mm512_max_ps(a, b); }
+inline V smaller(V a, V b) { return _mm512_min_ps(a, b); }
+inline V where_at_most(V a, V b, V x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), x); }
+inline V unless_below(V a, V b, V x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x); }
+inline V nearest(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline V doubled(V x, V times) { return _mm512_scalef_ps(x, times); }
+inline V counted() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+inline float largest(V x) { return _mm512_reduce_max_ps(x); }
 
 #endif
 

@@ -10,12 +10,13 @@
 #pragma once
 #include <algorithm>
 
+#include "items.h"
 #include "tile.h"
 
 namespace LK_SPACE {
 namespace {
 
-inline float dot(const float* a, const float* b, int64_t n) {
+inline float dot(const num* a, const num* b, int64_t n) {
   V s0 = zero(), s1 = zero();
   int64_t i = 0;
   for (; i + 2 * W <= n; i += 2 * W) {
@@ -27,16 +28,17 @@ inline float dot(const float* a, const float* b, int64_t n) {
   return sum(add(s0, s1)) + rest;
 }
 
-inline float scale_of(const float* x, int64_t n, float eps) { return 1.f / std::sqrt(dot(x, x, n) / static_cast<float>(n) + eps); }
+inline float scale_of(const num* x, int64_t n, float eps) { return 1.f / std::sqrt(dot(x, x, n) / static_cast<float>(n) + eps); }
 
-inline void norm(const float* x, const float* w, float r, int64_t n, float* out) {
+inline void norm(const num* x, const num* w, float r, int64_t n, num* out) {
   int64_t i = 0;
   for (; i + W <= n; i += W) store(out + i, mul(mul(load(x + i), all(r)), load(w + i)));
   for (; i < n; i++) out[i] = x[i] * r * w[i];
 }
 
 // out = onto (or 0) + gradient of x; out may be dn or onto.
-inline void norm_back(const float* dn, const float* x, const float* w, float r, const float* onto, int64_t n, float* out) {
+template <class T>
+inline void norm_back(const T* dn, const num* x, const num* w, float r, const num* onto, int64_t n, T* out) {
   V s = zero();
   float rest = 0.f;
   int64_t i = 0;
@@ -48,7 +50,7 @@ inline void norm_back(const float* dn, const float* x, const float* w, float r, 
     const V g = sub(mul(all(r), u), mul(all(c), load(x + i)));
     store(out + i, onto ? add(load(onto + i), g) : g);
   }
-  for (; i < n; i++) out[i] = (onto ? onto[i] : 0.f) + r * dn[i] * w[i] - c * x[i];
+  for (; i < n; i++) out[i] = (onto ? float(onto[i]) : 0.f) + r * dn[i] * w[i] - c * x[i];
 }
 
 // W numbers of an element-wise chain from and to memory; the last few of a row through a buffer.
@@ -58,13 +60,15 @@ inline void by_vectors(int64_t n, F&& f) {
   for (; i + W <= n; i += W) f(i, W);
   if (i < n) f(i, n - i);
 }
-inline V some(const float* p, int64_t count) {
+template <class T>
+inline V some(const T* p, int64_t count) {
   if (count == W) return load(p);
   alignas(64) float x[W] = {};
   for (int64_t j = 0; j < count; j++) x[j] = p[j];
   return load(x);
 }
-inline void some(float* p, V v, int64_t count) {
+template <class T>
+inline void some(T* p, V v, int64_t count) {
   if (count == W) return store(p, v);
   alignas(64) float x[W];
   store(x, v);
@@ -73,7 +77,7 @@ inline void some(float* p, V v, int64_t count) {
 
 inline V sigmoid(V g) { return divide(all(1.f), add(all(1.f), exp(sub(zero(), g)))); }
 
-inline void gated(const float* g, const float* u, int64_t n, float* out) {
+inline void gated(const num* g, const num* u, int64_t n, num* out) {
   by_vectors(n, [&](int64_t i, int64_t count) {
     const V x = some(g + i, count);
     some(out + i, mul(mul(x, sigmoid(x)), some(u + i, count)), count);
@@ -81,7 +85,7 @@ inline void gated(const float* g, const float* u, int64_t n, float* out) {
 }
 
 // da becomes du; dg and a are written beside it.
-inline void gated_back(const float* g, const float* u, int64_t n, float* da, float* dg, float* a) {
+inline void gated_back(const num* g, const num* u, int64_t n, num* da, num* dg, num* a) {
   by_vectors(n, [&](int64_t i, int64_t count) {
     const V x = some(g + i, count), y = some(u + i, count), d = some(da + i, count), s = sigmoid(x), silu = mul(x, s);
     some(a + i, mul(silu, y), count);
@@ -92,12 +96,12 @@ inline void gated_back(const float* g, const float* u, int64_t n, float* da, flo
 
 // What is done to a head before attention: a norm where w is not null, then rotary.
 struct HeadForm {
-  const float* w;
+  const num* w;
   float eps;
   int64_t width;
 };
 
-inline void to_head(const HeadForm& f, const float* x, const float* c, const float* s, float* out) {
+inline void to_head(const HeadForm& f, const num* x, const num* c, const num* s, num* out) {
   const int64_t half = f.width / 2;
   if (f.w) {
     norm(x, f.w, scale_of(x, f.width, f.eps), f.width, out);
@@ -111,21 +115,22 @@ inline void to_head(const HeadForm& f, const float* x, const float* c, const flo
 }
 
 // The gradient of x, from that of to_head(x), in whose place it may be written.
-inline void from_head(const HeadForm& f, const float* g, const float* x, const float* c, const float* s, float* out) {
+template <class T>
+inline void from_head(const HeadForm& f, const T* g, const num* x, const num* c, const num* s, T* out) {
   const int64_t half = f.width / 2;
   by_vectors(half, [&](int64_t i, int64_t count) {
     const V a = some(g + i, count), b = some(g + half + i, count), co = some(c + i, count), si = some(s + i, count);
     some(out + i, fma(b, si, mul(a, co)), count);
     some(out + half + i, sub(mul(b, co), mul(a, si)), count);
   });
-  if (f.w) norm_back(out, x, f.w, scale_of(x, f.width, f.eps), nullptr, f.width, out);
+  if (f.w) norm_back<T>(out, x, f.w, scale_of(x, f.width, f.eps), nullptr, f.width, out);
 }
 
 // A gradient of a pair: out[i * step + n * stride] = factor * sum_t h[t][i] x[t][n] of columns of x.
 struct Outer {
-  const float* h;  // (tokens, rank), rows ldh apart
+  const num* h;  // (tokens, rank), rows ldh apart
   int64_t ldh, rank;
-  const float* x;  // (tokens, columns), rows ldx apart
+  const num* x;  // (tokens, columns), rows ldx apart
   int64_t ldx, columns;
   float* out;
   int64_t step, stride;
@@ -134,43 +139,44 @@ struct Outer {
 
 constexpr int64_t OUTER_ROWS = 96, OUTER_COLUMNS = 6 * NR;  // tokens and columns taken at once
 
-template <int64_t M>
-inline void outer_tile(const Outer& o, int64_t i, const float* x, int64_t pitch, int64_t t, int64_t depth, float* c) {
-  V sums[M][NV];
-  get(sums, c, NR);
-  tile(o.h + t * o.ldh + i, 1, o.ldh, x, pitch, depth, sums);
-  put(sums, c, NR);
-}
+// Floats of a room: the sums of some columns, an edge of x, h in pairs.
+inline int64_t outer_room(int64_t rank) { return OUTER_COLUMNS * rank + OUTER_ROWS * (NR + rank); }
 
-// Columns [n0, n0 + OUTER_COLUMNS); `room` holds OUTER_COLUMNS * rank + OUTER_ROWS * NR floats.
+// Columns [n0, n0 + OUTER_COLUMNS).
 inline void outer(const Outer& o, int64_t tokens, int64_t n0, float* room) {
   const int64_t n1 = std::min(n0 + OUTER_COLUMNS, o.columns), panels = (n1 - n0 + NR - 1) / NR;
-  float* edge = room + OUTER_COLUMNS * o.rank;
-  std::fill(room, edge, 0.f);
+  num* edge = reinterpret_cast<num*>(room + OUTER_COLUMNS * o.rank);
+  num* pairs = edge + OUTER_ROWS * NR;
+  std::fill(room, room + OUTER_COLUMNS * o.rank, 0.f);
   for (int64_t t = 0; t < tokens; t += OUTER_ROWS) {
     const int64_t depth = std::min(OUTER_ROWS, tokens - t);
+    const num* h = o.h + t * o.ldh;
+    int64_t ldh = o.ldh;
+    if (PAIR > 1) {
+      for (int64_t k = 0; k < depth; k++)
+        for (int64_t i = 0; i < o.rank; i++) pairs[(k / PAIR * o.rank + i) * PAIR + k % PAIR] = h[k * ldh + i];
+      h = pairs, ldh = o.rank;
+    }
     for (int64_t p = 0; p < panels; p++) {
       const int64_t n = n0 + p * NR, width = std::min(NR, n1 - n);
-      const float* x = o.x + t * o.ldx + n;
+      const num* x = o.x + t * o.ldx + n;
       int64_t pitch = o.ldx;
       if (width < NR) {
         for (int64_t k = 0; k < depth; k++)
-          for (int64_t j = 0; j < NR; j++) edge[k * NR + j] = j < width ? x[k * o.ldx + j] : 0.f;
+          for (int64_t j = 0; j < NR; j++) edge[k * NR + j] = j < width ? x[k * o.ldx + j] : num(0.f);
         x = edge;
         pitch = NR;
       }
       float* c = room + p * NR * o.rank;
-      for (int64_t i = 0; i < o.rank;) {
-        const int64_t left = o.rank - i, m = left == 8 || left == 4 ? 4 : std::min(MR, left);
-        switch (m) {
-          case 1: outer_tile<1>(o, i, x, pitch, t, depth, c + i * NR); break;
-          case 2: outer_tile<2>(o, i, x, pitch, t, depth, c + i * NR); break;
-          case 3: outer_tile<3>(o, i, x, pitch, t, depth, c + i * NR); break;
-          case 4: outer_tile<4>(o, i, x, pitch, t, depth, c + i * NR); break;
-          case 5: outer_tile<5>(o, i, x, pitch, t, depth, c + i * NR); break;
-          default: outer_tile<6>(o, i, x, pitch, t, depth, c + i * NR);
-        }
-        i += m;
+      for (int64_t i = 0, m; i < o.rank; i += m) {
+        const int64_t left = o.rank - i;
+        m = left > MR && left < 2 * MR ? (left + 1) / 2 : std::min(MR, left);
+        with_rows(m, [&](auto rows) {
+          V sums[rows()][NV];
+          get(sums, c + i * NR, NR);
+          tile<Lies::ROWS>(h + i * PAIR, PAIR, PAIR * ldh, x, pitch, depth, sums);
+          put(sums, c + i * NR, NR);
+        });
       }
     }
   }

@@ -33,7 +33,7 @@ inline void dots(const num* A, const num* x, int64_t in, float* h, int64_t h_str
   for (int q = 0; q < Q; q++)
     for (int m = 0; m < M; m++) {
       float dot = sum(s[q][m]);
-      for (int64_t j = i; j < in; j++) dot += value(A[q * in + j]) * value(x[m * in + j]);
+      for (int64_t j = i; j < in; j++) dot += A[q * in + j] * x[m * in + j];
       h[m * h_stride + q] = dot;
     }
 }
@@ -65,9 +65,9 @@ inline void onto(const num* B, const float* h, int64_t h_stride, int64_t rank, i
   }
   for (; j < columns; j++)
     for (int m = 0; m < M; m++) {
-      float s = value(y[m * out + j]);
-      for (int64_t r = 0; r < rank; r++) s += h[m * h_stride + r] * value(B[r * chunk + j]);
-      y[m * out + j] = rounded(s);
+      float s = y[m * out + j];
+      for (int64_t r = 0; r < rank; r++) s += h[m * h_stride + r] * B[r * chunk + j];
+      y[m * out + j] = s;
     }
 }
 

@@ -25,6 +25,11 @@ def test_a_forecast_runs_nothing_and_leaves_nothing(lorakit, model_folder, rows_
     said = flat(outcome.out)
     for part in ("full fine-tuning", "LoRA r=2", "LoRA r=4", "trials, probes", "of memory"):
         assert part in said, part
+    # Before anything is trained: two test rows of ten tell nothing.
+    assert (
+        "nothing will be said of the arms: 2 test rows, and fewer than 12 have no interval" in said
+    )
+    assert "one seed" not in said
     assert not (tmp_path / "run").exists()
 
 

@@ -109,3 +109,19 @@ def test_labels_have_their_own_end(ask, table):
     ran = ask("--data", table, "--out", "a.jsonl", "--prompt", "{question}", "--choices", "a,b")
     assert ran.code == 2
     assert "--max-new-tokens has no use with --choices" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--top-k", 5), "--top-k has no effect"),
+        (("--top-p", 0.5, "--seed", 3), "--top-p and --seed have no effect"),
+    ],
+)
+def test_options_of_sampling_without_a_temperature_do_nothing_and_that_is_said(
+    ask, table, flags, said
+):
+    assert said in ask("hello", *flags).err
+    of_file = ask("--data", table, "--prompt", "{question}", "--out", "a.csv", *flags)
+    assert said in of_file.err
+    assert said not in ask("hello", *flags, "--temperature", 0.5).err

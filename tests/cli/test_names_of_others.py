@@ -40,6 +40,8 @@ FLAGS = {
     "train --data a --use_rslora false": "train --data a --no-rslora",
     # what there is not
     "train --data a --gradient_accumulation_steps 4 --lr 1": "train --data a --learning-rate 1",
+    "rank --data a --forecast": "rank --data a",
+    "train --data a --dry-run": "train --data a",
     # other commands
     "eval --eval-data a": "eval --data a",
     "eval --test_data a --peft-model b": "eval --data a --adapter b",
@@ -47,6 +49,7 @@ FLAGS = {
     "generate --max-tokens 3 hello": "generate --max-new-tokens 3 hello",
     "merge --lora a --output b": "merge --adapter a --out b",
     "export --adapter a --to ollama --outfile b": "export a --to ollama --out b",
+    "export a --format peft --out b": "export a --to peft --out b",
     "serve --lora-modules a": "serve --adapters a",
     "rank --data a --per_device_train_batch_size 4": "rank --data a --batch-size 4",
     "compare --data a --lora-alpha 4": "compare --data a --alpha 4",
@@ -135,6 +138,7 @@ def test_the_tables_name_what_there_is():
         "adapters",
         "metrics",
         "temperature",
+        "to",
     }
     assert set(OPTIONS) - known == {"port", "host"}
     assert {option for option, _ in VALUES.values()} <= known
@@ -187,3 +191,43 @@ def test_a_pattern_that_matches_nothing(lorakit, rows, model_folder):
 def test_a_word_that_is_no_file_stays_what_it_is(lorakit, rows):
     assert "run.yaml does not exist" in lorakit("train", "--data", "one.jsonl", "run.yaml").err
     assert "no adapter folder" in lorakit("eval", "--data", "one.jsonl", "--adapter", "./x").err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("merge mails --out b", "merge --adapter mails --out b"),
+        ("eval mails --data one.jsonl", "eval --adapter mails --data one.jsonl"),
+        ("eval one.jsonl --adapter mails", "eval --data one.jsonl --adapter mails"),
+        ("chat mails", "chat --adapter mails"),
+        ("serve mails", "serve --adapters mails"),
+        ("train one.jsonl --out b", "train --data one.jsonl --out b"),
+        ("rank one.jsonl", "rank --data one.jsonl"),
+        ("train --data one.jsonl --resume true", "train --data one.jsonl --resume"),
+        (
+            "train --trust-remote-code false --data one.jsonl",
+            "train --no-trust-remote-code --data one.jsonl",
+        ),
+        (
+            "generate --data one.jsonl --resume yes --out a.csv",
+            "generate --data one.jsonl --resume --out a.csv",
+        ),
+    ],
+)
+def test_a_word_without_its_flag(lorakit, rows, typed, meant):
+    said = answer(lorakit, typed)
+    assert said.startswith("error: ")
+    assert said.rstrip().splitlines()[-1] == f"lorakit {meant}"
+
+
+def test_a_word_may_be_called_as_an_argument_is(lorakit, tmp_path):
+    """`adapters diff A B` has its arguments a and b."""
+    said = answer(lorakit, f"adapters diff a b --store {tmp_path}")
+    assert "no adapter 'a'" in said
+
+
+@pytest.mark.parametrize("typed", ["adapters show a b", "count 8", "merge a --adapter b", "demo x"])
+def test_a_word_that_has_no_place(lorakit, typed):
+    said = answer(lorakit, typed)
+    assert "is one too many" in said
+    assert "--help` lists what there is" in said

@@ -42,3 +42,9 @@ def test_lists_may_repeat_the_flag_or_use_commas(given):
 
 def test_a_regular_expression_keeps_its_commas():
     assert flatten({"targets": ["re:a{1,2}", "b"]}) == {"targets": ("re:a{1,2}", "b")}
+
+
+def test_the_command_says_it(lorakit, train):
+    outcome = train("--epochs", 3, "--samples", 0)
+    assert outcome.code == 0, outcome.err
+    assert "epochs has no effect: max_steps 4 says how long the run is." in outcome.out

@@ -90,7 +90,8 @@ def test_rows_of_another_form_name_the_record_and_the_way_out(lorakit, adapter, 
     other = lines(tmp_path / "other.jsonl", [{"prompt": "a", "completion": "b"}])
     done = lorakit(*command, "kinds", "--data", other)
     assert done.code == 2
-    assert "no column 'question'" in done.err
+    assert r"the row has no column 'question', which prompt '{question}\n' reads" in done.err
+    assert "known: 'completion', 'prompt'. This mapping is the one that kinds" in done.err
     assert "kinds" in done.err
     asked = ("--prompt", "{prompt}", "--completion", "{completion}")
     done = lorakit(*command, "kinds", "--data", other, *asked)

@@ -86,6 +86,22 @@ def test_what_cannot_be_combined(lorakit, two, flags, words):
         assert word in outcome.err
 
 
+def test_a_weight_that_fits_no_module_names_the_adapter_as_the_user_does(
+    lorakit, two, tmp_path, monkeypatch
+):
+    from lorakit.adapters.store import Store
+
+    monkeypatch.setenv("LORAKIT_STORE", str(tmp_path / "store"))
+    for folder in two:
+        Store().add(folder, folder.name)
+    flags = ("--layer-weight", "a:q_porj=2", "--name", "c")
+    outcome = lorakit("adapters", "combine", "a", "b", *flags)
+    assert outcome.code == 2
+    assert "a weight of a@1 is for 'q_porj'" in outcome.err
+    assert "did you mean 'q_proj'" in outcome.err
+    assert "objects" not in outcome.err
+
+
 def test_an_adapter_that_is_not_there(lorakit, two, tmp_path):
     outcome = lorakit("adapters", "combine", two[0], "nothing", "--out", tmp_path / "c")
     assert outcome.code == 2

@@ -79,7 +79,7 @@ def test_tasks_have_rows_templates_and_parents_of_their_own(
 ):
     monkeypatch.setenv("LORAKIT_STORE", str(tmp_path / "store"))
     held = tmp_path / "held.jsonl"
-    held.write_text(rows_file.read_text())
+    held.write_text(rows_file.read_text().replace("say", "shout"))
     table = tmp_path / "table.csv"
     lines = (f"{word},{word.upper()}\n" for word in ("lamp", "desk", "river", "stone", "cloud"))
     table.write_text("question,answer\n" + "".join(lines))

@@ -75,10 +75,28 @@ def test_few_short_values_of_an_only_other_column(tmp_path, chatml, name):
     assert f"--completion '{{{name}}}'" in refused(file, chatml)
 
 
+@pytest.mark.parametrize("name", ["fr", "plain_english", "sequel", "headline"])
+def test_texts_of_an_only_other_column(tmp_path, chatml, name):
+    """A text of its own for each text: a translation, a continuation, a line above it."""
+    values = [f"où est le colis numéro {n}, et qui l'a envoyé au début du mois ?" for n in range(8)]
+    file = write(tmp_path, {"id": range(8), "text": TEXTS, name: values})
+    assert f"--completion '{{{name}}}'" in refused(file, chatml)
+
+
+def test_the_first_of_several_columns_of_classes(tmp_path, chatml):
+    columns = {"text": TEXTS, "queue": CLASSES, "team": ["north", "south"] * 4}
+    assert "--completion '{queue}'" in refused(write(tmp_path, columns), chatml)
+    figures = {"text": TEXTS, "weight": ["1.5", "2.5"] * 4, "team": ["north", "south"] * 4}
+    assert "--completion '{team}'" in refused(write(tmp_path, figures), chatml)
+
+
 @pytest.mark.parametrize(
     "columns",
     [
         {"id": range(8)},
+        {"wordcount": [str(17 + n) for n in range(8)]},
+        {"blob": [f"9f86d081884c7d65{n}" for n in range(8)]},
+        {"weight": ["1.5", "2.5"] * 4, "rank": ["3", "4"] * 4},
         {"source": ["web", "book"] * 4, "lang": ["en", "de"] * 4},
         {"url": [f"https://a.org/{n % 2}" for n in range(8)], "date": ["2024-01-01"] * 8},
         {"page_no": [1, 2] * 4, "fileName": ["a.pdf", "b.pdf"] * 4},

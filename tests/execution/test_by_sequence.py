@@ -114,3 +114,22 @@ def test_the_loss_of_a_model_in_bfloat16(family):
     if head is not None:
         logits = hidden @ head.weight.T
         assert (logits - alone).abs().max() < 0.03 * alone.abs().max()
+
+
+def test_a_row_that_xlstm_would_read_in_pieces_is_read_as_one():
+    """Out of training it cuts what is longer than `max_inference_chunksize`: the row, not a sequence."""
+    limit = 60
+    assert max(LENGTHS) < limit < sum(LENGTHS)
+    model = tiny_kind("xlstm")
+    model.config.max_inference_chunksize = limit
+    rows, every = packed_rows(), torch.arange(sum(LENGTHS))
+    with torch.no_grad():
+        alone = torch.cat(
+            [model(ids[None], use_cache=False).logits[0] for ids in rows.ids_T.split(LENGTHS)]
+        )
+        runnable = Runnable(model)
+        assert runnable.packs
+        assert (runnable.logits(rows, every) - alone).abs().max() < 1e-3
+        own = [model.base_model(ids[None], use_cache=False) for ids in rows.ids_T.split(LENGTHS)]
+        hidden = torch.cat([each.last_hidden_state[0] for each in own])
+        assert (runnable.hidden(rows) - hidden).abs().max() < 1e-3

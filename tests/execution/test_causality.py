@@ -95,3 +95,18 @@ def test_a_model_that_does_not_run_on_a_row_of_tokens_is_named():
 def test_a_model_that_cannot_be_followed_back_in_evaluation_mode_is_named():
     with pytest.raises(ModelError, match="ReformerModelWithLMHead cannot be trained here"):
         Runnable(tiny_model("reformer"))
+
+
+def test_a_model_that_runs_in_float32_alone_says_so():
+    """XLNet's positions and xLSTM's cells are in float32, whatever format the weights have."""
+    for dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
+        model = tiny("llama").to(dtype)
+        model.lm_head.register_forward_pre_hook(fails)
+        with pytest.raises(ModelError, match="expected scalar type Float") as caught:
+            Runnable(model)
+        said = "loaded in bfloat16: if that is what it fails on, give --dtype float32"
+        assert (said in str(caught.value)) is advice
+
+
+def fails(*_):
+    raise RuntimeError("expected scalar type Float but found BFloat16")

@@ -165,7 +165,12 @@ def test_the_models_own_sampling_defaults_are_not_applied():
         ([[]], {}, ModelError, "prompt 1 has no tokens"),
         ([[5], [5] * 510], {}, ModelError, "prompt 2 has 510 tokens; with 4 new ones"),
         ([[5]], {"temperature": -1.0}, ConfigError, "temperature is out of range"),
-        ([[5]], {"top_p": 0.0}, ConfigError, "top_p is out of range"),
+        (
+            [[5]],
+            {"top_p": 0.0},
+            ConfigError,
+            "top_p is out of range: it must be above 0 and at most 1, and is 0.0",
+        ),
         ([[5]], {"batch_size": 0}, ConfigError, "batch_size must be at least 1"),
     ],
 )

@@ -30,10 +30,12 @@ def fresh(monkeypatch):
     native.library.cache_clear()
 
 
-def pretend(monkeypatch, machine=(), built=tuple(native.FORMATS), avx512=False):
+def pretend(monkeypatch, machine=(), built=tuple(native.FORMATS), avx512=False, amd=False):
     """A library of these sets."""
     sets = frozenset(machine), frozenset(built)
-    found = native.Library(SimpleNamespace(), "liblorakit_kernels.so", *sets, avx512, "threads")
+    found = native.Library(
+        SimpleNamespace(), "liblorakit_kernels.so", *sets, avx512, amd, "threads"
+    )
     monkeypatch.setattr(native, "library", lambda: found)
 
 
@@ -78,19 +80,35 @@ def test_without_gnus_openmp_torch_computes(fresh):
     assert (choice.name, "libgomp" in choice.why) == (native.PLAIN, True)
 
 
+ZEN = ("avx2", "avx512bf16")
+XEON = ("avx2", "avx512bf16", "amx")
+
+
 @pytest.mark.parametrize(
-    ("machine", "avx512", "dtype", "name", "why"),
+    ("machine", "maker", "dtype", "name", "why"),
     [
-        (("avx2",), False, torch.float32, "avx2", "lorakit-kernels"),
-        (("avx2",), False, torch.bfloat16, "plain", "computes in float32"),
-        (("avx2",), False, torch.float64, "plain", "computes in float32"),
-        (("avx2",), True, torch.float32, "plain", "no set was measured yet"),
-        (("avx2", "avx512bf16", "amx"), True, torch.bfloat16, "plain", "can force"),
-        ((), False, torch.float32, "plain", "no AVX2"),
+        (("avx2",), "", torch.float32, "avx2", "lorakit-kernels"),
+        (("avx2",), "amd", torch.float32, "avx2", "lorakit-kernels"),
+        (("avx2",), "", torch.bfloat16, "plain", "avx2 computes in float32"),
+        (("avx2",), "", torch.float64, "plain", "avx2 computes in float32"),
+        (("avx2",), "avx512", torch.float32, "plain", "can force avx2"),
+        (ZEN, "amd, avx512", torch.float32, "avx2", "lorakit-kernels"),
+        (ZEN, "amd, avx512", torch.bfloat16, "avx512bf16", "lorakit-kernels"),
+        (ZEN, "avx512", torch.bfloat16, "avx512bf16", "lorakit-kernels"),
+        (ZEN, "amd, avx512", torch.float16, "plain", "compute in bfloat16 and float32"),
+        (
+            XEON,
+            "avx512",
+            torch.bfloat16,
+            "plain",
+            "AMX; LORAKIT_KERNELS can force avx512bf16 or amx",
+        ),
+        (XEON, "avx512", torch.float32, "plain", "can force avx2"),
+        ((), "", torch.float32, "plain", "no AVX2"),
     ],
 )
-def test_what_is_chosen_where_nothing_is_forced(fresh, machine, avx512, dtype, name, why):
-    pretend(fresh, machine, avx512=avx512)
+def test_what_is_chosen_where_nothing_is_forced(fresh, machine, maker, dtype, name, why):
+    pretend(fresh, machine, avx512="avx512" in maker, amd="amd" in maker)
     choice = native.choose(dtype, CPU)
     assert choice.name == name
     assert why in choice.why

@@ -132,6 +132,7 @@ class TestMessages:
                 "nothing is left to adapt with targets ['q_proj']: excluded by 'q_proj'",
             ),
             ({"layers": "7"}, "layers '7' names no block of this model; it has 0 to 1"),
+            ({"layers": "0-3"}, "names block 2, which is no block of this model; it has 0 to 1"),
             (
                 {"rank": 9},
                 "rank 9 is above 8, the smaller side of layers.0.q_proj (8 x 8): lower rank, or "

@@ -20,6 +20,7 @@ from lorakit.errors import (
     AdapterError,
     BaseMismatchError,
     CertificateError,
+    ConfigError,
     ModelError,
     TargetError,
 )
@@ -367,6 +368,13 @@ def test_a_wrong_file_is_not_certified(tmp_path, monkeypatch):
 )
 def test_weights_behind_a_colon(text, expected):
     assert parse_weighted(text) == expected
+
+
+def test_a_weight_that_is_no_number():
+    with pytest.raises(
+        ConfigError, match=r"'invoices:o\.7': the weight 'o\.7' is no number; write NAME"
+    ):
+        parse_weighted("invoices:o.7")
 
 
 def test_a_path_that_ends_like_a_weight(tmp_path):

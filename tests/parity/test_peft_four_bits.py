@@ -47,7 +47,9 @@ def ours(base):
 
 
 def logits(model):
-    with torch.no_grad():  # in training mode, in which bitsandbytes does not round to bfloat16 either
+    with (
+        torch.no_grad()
+    ):  # in training mode, in which bitsandbytes does not round to bfloat16 either
         return model.train()(input_ids=IDS, use_cache=False).logits
 
 

@@ -186,3 +186,42 @@ def test_a_run_that_goes_on_reads_rows_and_opens_the_base_as_its_parent(adapters
         go_on("others", [{"prompt": "a", "completion": "b"}] * 4)
     own = go_on("own", PAIRS, prompt="{name}", completion="{answer}")
     assert own.config.data.prompt == "{name}"
+
+
+def test_python_goes_on_as_its_parent_was_asked(adapters, base, place, tmp_path):
+    """Mapping, system text and template of what was loaded, as `--from` takes them."""
+    model, tokenizer = lorakit.load_model(str(base))
+    lorakit.load_adapter(model, place / "intents" / "adapter", trainable=True)
+    with pytest.raises(DataError, match=r"no column 'text'.*the adapter was trained with"):
+        lorakit.train(model, tokenizer, [{"prompt": "a", "completion": "b"}], max_steps=1)
+    lorakit.train(model, tokenizer, ROWS, max_steps=1, learning_rate=1e-3)
+    before = read_adapter(place / "intents" / "adapter")
+    after = read_adapter(lorakit.save_adapter(model, tmp_path / "one"))
+    assert after.provenance["template"] == before.provenance["template"]
+    assert after.provenance["template"]["system"] == "Be brief."
+    assert recorded_mapping(after) == recorded_mapping(before)
+    # What is given wins, and is what the next run goes on with.
+    lorakit.train(
+        model,
+        tokenizer,
+        PAIRS,
+        prompt="{name}",
+        completion="{answer}",
+        system="Be long.",
+        max_steps=1,
+        learning_rate=1e-3,
+    )
+    lorakit.train(model, tokenizer, PAIRS, max_steps=1, learning_rate=1e-3)
+    after = read_adapter(lorakit.save_adapter(model, tmp_path / "two"))
+    assert recorded_mapping(after) == {"prompt": "{name}", "completion": "{answer}"}
+    assert after.provenance["template"]["system"] == "Be long."
+
+
+def test_python_goes_on_with_a_raw_template(base, place, tmp_path):
+    model, tokenizer = lorakit.load_model(str(base))
+    rows = [{"prompt": f"say {n}: ", "completion": str(n)} for n in range(8)]
+    lorakit.attach(model, lorakit.LoraSpec(rank=2))
+    lorakit.train(model, tokenizer, rows, template="raw", max_steps=2)
+    lorakit.train(model, tokenizer, rows, max_steps=1, learning_rate=1e-3)
+    after = read_adapter(lorakit.save_adapter(model, tmp_path / "raw"))
+    assert after.provenance["template"]["kind"] == "raw"

@@ -199,7 +199,9 @@ def test_generate_takes_a_text_columns_or_json(place, written, capfd, tmp_path, 
     assert "'name', 'city.name'" in said
     assert "--set" in said
     assert run([*ask, "--set", "name=Eva", "--set", "town=Bonn"]) == 2
-    assert "city.name" in capfd.readouterr().err
+    assert "has no column 'town'; known: 'city.name', 'name'" in capfd.readouterr().err
+    assert run([*ask, "--set", "naem=Eva", "--set", "city.name=Bonn"]) == 2
+    assert "has no column 'naem'; did you mean 'name'?" in capfd.readouterr().err
     assert run(["generate", "--adapter", "lines", "--no-prompt-template", "hello"]) == 0
     assert written[-1] == trained(place, {"prompt": "{text}", "completion": "x{label}"}, rows[0])
 

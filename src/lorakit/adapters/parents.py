@@ -41,13 +41,14 @@ def weights_by_path(part: Part) -> dict[str, float]:
         ConfigError: a weight is not finite, or a pattern means no module.
     """
     paths = list(part.adapter.pairs)
+    called = part.name or part.adapter.source
     for key, weight in [("", part.weight), *part.weight_pattern.items()]:
         if not math.isfinite(weight):
-            raise ConfigError(f"the weight of {part.adapter.source} {key}is {weight}")
+            raise ConfigError(f"the weight of {called}{f' for {key!r}' if key else ''} is {weight}")
         if key and not pattern_hits(key, paths):
             names = {path.rsplit(".", 1)[-1] for path in paths}
             raise ConfigError(
-                f"a weight of {part.adapter.source} is for {key!r}, which means none of its "
+                f"a weight of {called} is for {key!r}, which means none of its "
                 f"modules; {did_you_mean(key, names)}"
             )
     return {path: first_hit(part.weight_pattern, path, part.weight) for path in paths}

@@ -18,11 +18,12 @@ from lorakit.cli.generate_command import (
     TopK,
     TopP,
     asked_as,
+    without_effect,
     write_completion,
 )
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
-from lorakit.cli.show import console, say, styled
+from lorakit.cli.show import console, say, styled, warn
 from lorakit.config import RECORDED_BASE, RunConfig, load_config
 from lorakit.errors import DataError
 from lorakit.run.present import require_present
@@ -71,6 +72,8 @@ def chat(
 
     config = with_recorded(config, named)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    if unused := without_effect(sampling):
+        warn(unused)
     if adapter is not None and len(adapter) > 1:
         _several(adapter, config, sampling, prompt_template, force=force)
     else:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lorakit.cli.show import console, duration, say
 from lorakit.cli.trial_progress import TrialWatcher
-from lorakit.comparing.wording import margins
+from lorakit.comparing.wording import margins, nothing_told
 from lorakit.files.wording import count, size
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def show_estimate(estimate: "CompareEstimate", arms: Sequence[str]) -> None:
             f"{estimate.trials} trials, probes, evaluations and answers included: about "
             f"{duration(estimate.seconds)}, and {size(estimate.peak_memory_bytes)} of memory",
             margins(estimate.margins),
+            *nothing_told(profile.eval_rows, estimate.seeds),
             *(each.note for each in found.estimates if each.note),
         ]
     )

@@ -8,6 +8,7 @@ import typer
 
 from lorakit.cli.options import flatten, with_options
 from lorakit.cli.progress import fetching
+from lorakit.cli.show import warn
 from lorakit.config import MODEL_OPTIONS, RECORDED_BASE, load_config
 from lorakit.errors import ConfigError, DataError
 from lorakit.option import options_of
@@ -117,6 +118,8 @@ def generate(
     of a file is answered: the new file has all its columns, and the answer and its probability.
     """
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    if unused := without_effect(sampling):
+        warn(unused)
     if "data" in flags:
         if columns or not prompt_template:
             what = "--set" if columns else "--no-prompt-template"
@@ -168,6 +171,23 @@ def generate(
 
 
 command = with_options(generate, OPTIONS, also=("answers", AnswerSpec), shown=RECORDED_BASE)
+
+
+def without_effect(sampling: Mapping[str, Any]) -> str:
+    """A sentence where options of sampling are given and nothing is sampled; '' elsewhere.
+
+    >>> without_effect({"temperature": 0.0, "top_p": 1.0, "top_k": 5, "seed": None})
+    'at temperature 0 nothing is sampled, so that --top-k has no effect: give --temperature too'
+    >>> without_effect({"temperature": 0.8, "top_p": 1.0, "top_k": 5, "seed": None})
+    ''
+    """
+    nothing = {"top_p": 1.0, "top_k": 0, "seed": None}
+    given = [name for name, value in nothing.items() if sampling[name] != value]
+    if sampling["temperature"] or not given:
+        return ""
+    flags = " and ".join("--" + name.replace("_", "-") for name in given)
+    have = "has" if len(given) == 1 else "have"
+    return f"at temperature 0 nothing is sampled, so that {flags} {have} no effect: give --temperature too"
 
 
 def asked_as(form: "PromptForm") -> list[str]:

@@ -2,23 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from lorakit.data.formats import kind_of
+from lorakit.cli.bare_words import SWITCH_WORDS, check_words, is_rows
 from lorakit.errors import ConfigError
 from lorakit.files.wording import command_line
 from lorakit.other_names import VALUES, WITHOUT, command_meant, option_meant, plain
 
-_SWITCH_WORDS = ("true", "false", "1", "0", "yes", "no")
 _FILES = ("--data", "--eval-data")
 
 
 @dataclass
 class _Line:
-    """The line as it should have been, and what was not known in it."""
+    """The line as it should have been, which of its words are bare, and what was not known in it."""
 
     words: list[str]
+    bare: list[int] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     meant: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -94,13 +93,14 @@ def mended(
             break
         flag, equals, value = word.partition("=")
         if not word.startswith("-") or word == "-" or _is_number(word):
+            line.bare.append(len(line.words))
             line.words.append(word)
         elif flag in options:
             line.words.append(word)
             if flag in takes and not equals and at < len(arguments):
                 line.words.append(arguments[at])
                 at += 1
-            while flag in _FILES and at < len(arguments) and _is_rows(arguments[at]):
+            while flag in _FILES and at < len(arguments) and is_rows(arguments[at]):
                 line.words += [flag, arguments[at]]
                 at += 1
         elif flag in ("-h", "--help"):
@@ -113,6 +113,7 @@ def mended(
             _replace(line, flag, values, options, parameters)
     if line.unknown:
         raise ConfigError(_message(line, command))
+    check_words(command, line.words, line.bare, parameters)
     return line.words
 
 
@@ -150,15 +151,15 @@ def _replace(
     arguments = {plain(p.name or ""): p for p in parameters if p.param_type_name == "argument"}
     found = option_meant(flag, [*by_name, *arguments])
     if found in arguments:
-        line.meant.append(f"{found} without a flag")
+        line.meant.append(f"the {found} without a flag before it")
         line.words += values
     elif found is None:
-        line.reasons.append(f"nothing here is like {flag}, which is left out")
+        line.reasons.append(f"nothing here is like {flag}")
     elif options[by_name[found]].is_flag:
         line.meant.append(by_name[found])
         off = [v for v in values if v.lower() in ("false", "0", "no")]
         line.words.append(by_name[found].replace("--", "--no-", 1) if off else by_name[found])
-        line.words += [v for v in values if v.lower() not in _SWITCH_WORDS]
+        line.words += [v for v in values if v.lower() not in SWITCH_WORDS]
     else:
         line.meant.append(by_name[found])
         whole = options[by_name[found]].metavar == "INT"
@@ -192,13 +193,7 @@ def _is_value(word: str, flag: str, values: Sequence[str]) -> bool:
     """Whether a word belongs to the unknown flag before it: one does, and further files of rows."""
     if word.startswith("-") and word != "-" and not _is_number(word):
         return False
-    return not values or (_is_rows(word) and _is_rows(values[0]))
-
-
-def _is_rows(word: str) -> bool:
-    """Whether a word names a file of rows that is here."""
-    path = Path(word).expanduser()
-    return path.is_file() and kind_of(path) is not None
+    return not values or (is_rows(word) and is_rows(values[0]))
 
 
 def _is_number(word: str) -> bool:

@@ -35,6 +35,7 @@ class CompareEstimate:
         seconds: in all, about.
         peak_memory_bytes: of the largest process.
         margins: within which two arms will count as equal, by what they are of.
+        seeds: how often each arm is trained.
     """
 
     profile: CompareProfile
@@ -43,6 +44,7 @@ class CompareEstimate:
     seconds: float
     peak_memory_bytes: int
     margins: Mapping[str, float]
+    seeds: int
 
 
 def sources_of(spec: CompareSpec, config: RunConfig) -> Sources:
@@ -79,7 +81,8 @@ def estimate_compare(
         seconds += spec.seeds * (spec.evaluations * evaluation + _START_SECONDS)
         trials += probes + spec.seeds
     peak = max(estimate.peak_memory_bytes for estimate in profile.estimates)
-    return CompareEstimate(profile, steps, trials, seconds / spec.workers, peak, spec.margins)
+    seconds /= spec.workers
+    return CompareEstimate(profile, steps, trials, seconds, peak, spec.margins, spec.seeds)
 
 
 def steps_of(budget: Budget, profile: Profile, seconds_per_step: float, batch_size: int) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorakit.evaluation.verdict import Verdict
+from lorakit.evaluation.verdict import LEAST_ROWS, Verdict
 from lorakit.report.numbers import number, percent
 
 # An interval of a ratio whose ends are farther apart than this says only which is larger.
@@ -184,6 +184,21 @@ def margins(margins: Mapping[str, float]) -> str:
         f"forgetting {percent(margins['forgetting'])} of the reference's; memory and time "
         f"{percent(margins['costs'])}"
     )
+
+
+def nothing_told(test_rows: int, seeds: int) -> list[str]:
+    """Why no word will be said of the arms, and what would do; empty where a word may be said.
+
+    >>> nothing_told(12, 3)
+    []
+    >>> nothing_told(1, 3)
+    ['nothing will be said of the arms: 1 test row, and fewer than 12 have no interval: give --eval-data, or a larger --eval-share']
+    """
+    few = test_rows < LEAST_ROWS
+    rows = f"{test_rows} test row{'' if test_rows == 1 else 's'}, and fewer than {LEAST_ROWS} have no interval"
+    reasons = [f"{rows}: give --eval-data, or a larger --eval-share"] if few else []
+    reasons += ["one seed does not say what another would give: --seeds 3"] if seeds == 1 else []
+    return [f"nothing will be said of the arms: {reason}" for reason in reasons]
 
 
 def rate_at_edge(name: str, rate: float) -> str:

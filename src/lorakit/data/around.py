@@ -1,5 +1,6 @@
 """What stands around a prompt and its answer in a row: a system text, earlier turns, a worse answer."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from lorakit.data.columns import ROLE_KEYS, are_messages, given, is_row, listed
 from lorakit.data.conversations import Message, read_messages
 from lorakit.data.mapping import write_value
 from lorakit.data.row import Row
-from lorakit.errors import DataError, did_you_mean
+from lorakit.errors import DataError
 
 SYSTEMS = ("system", "system_prompt")
 """Columns with the system message of a row."""
@@ -30,9 +31,10 @@ def column(row: Row, name: str) -> Any:
             f"columns {listed(list(row.fields))}, which are read in another way. All rows of a run are "
             "of one form: write them with the same columns"
         )
+    near = difflib.get_close_matches(name, map(str, row.fields), n=1)
+    instead = f"{near[0]!r}: rename it" if near else f"the columns {listed(list(row.fields))}"
     raise DataError(
-        f"{row.origin}: no column {name!r}, which the rows before it have; "
-        f"{did_you_mean(name, row.fields)}"
+        f"{row.origin}: no column {name!r}, which the rows before it have; this row has {instead}"
     )
 
 

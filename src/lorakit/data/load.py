@@ -37,8 +37,8 @@ class Dataset:
 
     eval_examples: the held-out rows, each with its prompt and its reference answer; `eval` holds a
     conversation as several sequences where its template asks for it. data_sha256: of the content of the rows used, in their order, whatever file they came from.
-    train_hashes: uint32 (S,), the `row_hash` of each sequence of `train`. notes: sentences for the user, one
-    for each decision that was taken about the rows.
+    train_hashes, eval_hashes: uint32 (S,), the `row_hash` of each sequence of `train` and of `eval`. notes:
+    sentences for the user, one for each decision that was taken about the rows.
     """
 
     train: TokenTable
@@ -48,6 +48,7 @@ class Dataset:
     shape: Shape
     data_sha256: str
     train_hashes: NDArray[np.uint32]
+    eval_hashes: NDArray[np.uint32]
     train_counts: RowCounts
     eval_counts: RowCounts
     notes: tuple[str, ...]
@@ -114,6 +115,7 @@ def load_data(
         shape=shape,
         data_sha256=_hash(train, held),
         train_hashes=train.hashes,
+        eval_hashes=held.hashes,
         train_counts=train.row_counts,
         eval_counts=held.row_counts,
         notes=tuple(notes),

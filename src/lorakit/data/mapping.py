@@ -141,5 +141,5 @@ def _look_up(row: Row, path: str, mapper: Mapper) -> Any:
             names, what = [], "key"
         raise ColumnError(
             f"{row.origin}: {at} has no {what} {key!r}, which {mapper.option} "
-            f"{mapper.template!r} reads; {did_you_mean(key, names)}"
+            f"{mapper.written!r} reads; {did_you_mean(key, names)}"
         )

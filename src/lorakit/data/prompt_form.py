@@ -103,18 +103,16 @@ class PromptForm:
             return _unanswered(row)
         # A path such as a.b may be given as the key "a.b", or as b inside a.
         known = {*self.columns, *(path.split(".")[0] for path in self.columns)}
-        for path in self.columns:
-            if path not in values and path.split(".")[0] not in values:
-                near = did_you_mean(path, values)
-                raise DataError(
-                    f"{origin}: the column {path!r} is missing, which the prompt {self.written!r} "
-                    f"needs; {near}"
-                )
         for name in values:
             if name not in known:
                 raise DataError(
                     f"{origin}: the prompt {self.written!r} has no column {name!r}; "
                     f"{did_you_mean(str(name), self.columns)}"
+                )
+        for path in self.columns:
+            if path not in values and path.split(".")[0] not in values:
+                raise DataError(
+                    f"{origin}: the column {path!r} is missing, which the prompt {self.written!r} needs"
                 )
         return self.row(row)
 

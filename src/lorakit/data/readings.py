@@ -26,7 +26,18 @@ _ANSWERS = frozenset(
         *("target", "targets", "tag", "tags", "gold", "truth", "answer", "answers", "response"),
         *("reply", "output", "outputs", "completion", "summary", "translation", "rating", "stars"),
         *("stance", "toxicity", "toxic", "spam", "entities", "entity", "spans", "slots", "sql"),
-        *("prediction", "annotation", "annotations", "expected", "solution", "y"),
+        *("prediction", "annotation", "annotations", "expected", "solution", "y", "result"),
+        *(
+            "headline",
+            "highlights",
+            "abstract",
+            "keywords",
+            "keyphrases",
+            "paraphrase",
+            "definition",
+        ),
+        *("simplified", "corrected", "correction", "rewrite", "rewritten", "normalized", "grade"),
+        *("explanation", "verdict", "decision", "priority", "severity", "urgency", "department"),
     )
 )
 _ABOUT = frozenset(
@@ -63,16 +74,19 @@ _ABOUT = frozenset(
         *("metadata", "hash", "sha", "sha1", "sha256", "md5", "checksum", "length", "len", "size"),
         *("count", "tokens", "token", "words", "chars", "bytes", "version", "doc", "docid"),
         *("document", "offset", "start", "end", "perplexity", "ppl", "embedding", "isbn", "doi"),
+        *("note", "notes", "comment", "comments", "remark", "remarks", "publisher", "seen"),
     )
 )
+_FIGURES = re.compile(r"[-+.,:%\deE\s]+|[0-9a-fA-F-]{12,}|true|false", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d\d?(-\d\d?)?([T ].*)?|\d\d?[./]\d\d?[./]\d{2,4}")
 
 
 def refuse_two_readings(rows: Iterable[Row]) -> None:
     """Refuse rows of text beside which a column looks like an answer.
 
-    That is a column whose name says so (label, intent, category, …); or the only one whose name does
-    not say that it is about the text (id, source, url, date, …), where its values are few and short.
+    That is a column whose name says so (label, intent, category, …). Of those whose names do not say
+    that they are about the text (id, source, url, date, …), it is the only one, where its values are
+    words, or figures of which there are few; or the first of several whose values are few short words.
 
     Args:
         rows: the first of a source, with a column 'text'.
@@ -109,9 +123,9 @@ def _answer_column(rows: Sequence[Row], others: Sequence[str]) -> str | None:
     if named:
         return named[0]
     left = [name for name in filled if not _words(name) & _ABOUT]
-    if len(left) == 1 and _few(held[left[0]]):
+    if len(left) == 1 and (_few(held[left[0]]) or _in_words(held[left[0]])):
         return left[0]
-    return None
+    return next((name for name in left if _few(held[name]) and _in_words(held[name])), None)
 
 
 def _words(name: str) -> set[str]:
@@ -130,6 +144,17 @@ def _few(values: Sequence[Any]) -> bool:
         return False
     different = len(set(texts))
     return 2 <= different <= len(texts) // 2
+
+
+def _in_words(values: Sequence[Any]) -> bool:
+    """Whether the values of a column are texts or names rather than dates, addresses or figures."""
+    there = [value for value in values if given(value)]
+    if len(there) < _FEWEST_ROWS or not all(isinstance(value, str) for value in there):
+        return False
+    texts = [str(value).strip() for value in there]
+    return len(set(texts)) > 1 and not any(
+        "://" in text or _DATE.fullmatch(text) or _FIGURES.fullmatch(text) for text in texts
+    )
 
 
 def _shown(value: Any) -> str:

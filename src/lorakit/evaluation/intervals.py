@@ -4,7 +4,8 @@ Scores with a value for each row have the interval of their mean (`lorakit.evalu
 the range that a score has, so that eight right answers of eight are not certain. Of BLEU and chrF, which
 are no mean of rows, it is that of their rows' values, around the value of the whole set. Macro F1 has no
 value by row: rows are drawn with replacement, it is computed again for each draw, and its interval runs
-between the quantiles (Efron 1979), which of few rows are too close.
+between the quantiles (Efron 1979). Of few rows these are too close, and of rows that are all right or all
+wrong they are one point: no end is nearer than that of the accuracy of the same answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from lorakit.evaluation.bootstrap import Interval, bootstrap_mean
 from lorakit.evaluation.crossed import Bounds
+from lorakit.evaluation.labels import accuracy
 from lorakit.evaluation.scores import Scores
 
 Floats = NDArray[np.float64]
@@ -40,7 +42,9 @@ def intervals(
             found[metric.name] = _of_rows(metric.value, metric.rows, metric.range)
         elif metric.name == "macro_f1":
             drawn_B = _macro_f1(predictions, references)
-            found[metric.name] = _between_quantiles(metric.value, drawn_B, metric.n)
+            found[metric.name] = _between_quantiles(
+                metric.value, drawn_B, _right(predictions, references), metric.range
+            )
     return found
 
 
@@ -68,7 +72,8 @@ def changes(
             found[metric.name] = _of_rows(change, by_row, (-most, most))
         elif metric.name == "macro_f1":
             drawn_B = _macro_f1(after[1], references) - _macro_f1(before[1], references)
-            found[metric.name] = _between_quantiles(change, drawn_B, metric.n)
+            right = _right(after[1], references) - _right(before[1], references)
+            found[metric.name] = _between_quantiles(change, drawn_B, right, (-most, most))
     return found
 
 
@@ -81,9 +86,21 @@ def _of_rows(value: float, rows: Sequence[float] | Floats, bounds: Bounds) -> In
     return replace(of_mean, mean=value, low=low, high=high)
 
 
-def _between_quantiles(value: float, drawn_B: Floats, n: int) -> Interval:
+def _between_quantiles(value: float, drawn_B: Floats, right_N: Floats, bounds: Bounds) -> Interval:
+    """Between the quantiles of the draws, and nowhere nearer than the interval of the rows' accuracy."""
     low, high = np.quantile(drawn_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high), LEVEL, n, len(drawn_B))
+    of_rows = _of_rows(value, right_N, bounds)
+    return replace(
+        of_rows,
+        low=min(float(low), of_rows.low),
+        high=max(float(high), of_rows.high),
+        resamples=len(drawn_B),
+    )
+
+
+def _right(predictions: Sequence[str], references: Sequence[str]) -> Floats:
+    """1.0 for each row whose label is right, else 0.0."""
+    return np.array(accuracy(predictions, references)[1])
 
 
 def _counts(n: int) -> Iterator[Floats]:

@@ -129,6 +129,20 @@ def _form(
     )
 
 
+def all_compiled(
+    blocks: Sequence[DecoderBlock],
+    settings: Mapping[str, AttentionSettings],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
+    """Whether the compiled kernels are to compute all these blocks: see `elements_kept` for the arguments."""
+    return has_kernels(dtype, device) and all(
+        _form(block, [linear_of(each) for each in block.linears()], settings[block.path])
+        is not None
+        for block in blocks
+    )
+
+
 def _rms(norm: Norm) -> RmsNorm:
     return RmsNorm(norm.weight, norm.eps)
 

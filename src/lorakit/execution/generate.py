@@ -214,14 +214,14 @@ def generation_settings(
     """
     from transformers import GenerationConfig
 
-    for name, value, fits in [
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1),
-        ("temperature", temperature, temperature >= 0),
-        ("top_p", top_p, 0 < top_p <= 1),
-        ("top_k", top_k, top_k >= 0),
+    for name, value, fits, limits in [
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, temperature >= 0, "0 or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("top_k", top_k, top_k >= 0, "0 (all tokens) or more"),
     ]:
         if not fits:
-            raise ConfigError(f"{name} is out of range: {value}")
+            raise ConfigError(f"{name} is out of range: it must be {limits}, and is {value}")
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature else {}
     with quiet():
         return GenerationConfig(

@@ -53,6 +53,11 @@ def _arguments(
         arguments["position_ids"] = positions_T[None]
     if is_switched(model):
         arguments[KEYWORD] = PackedCall(where)
+    most = getattr(model.config, "max_inference_chunksize", None)
+    if isinstance(most, int) and most < ids_T.shape[0]:
+        # xLSTM reads a row of more tokens in pieces of so many, whose edges are nobody's, and without
+        # gradients. With the hidden states of each layer asked for it reads the row as one.
+        arguments["output_hidden_states"] = True
     return arguments
 
 

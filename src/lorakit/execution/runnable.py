@@ -25,7 +25,7 @@ from lorakit.execution import apart, attention
 from lorakit.execution.by_sequence import kept_within
 from lorakit.execution.facts import facts_of, settings_in_training, try_fused, try_head
 from lorakit.execution.family import DecoderBlock, as_taken_by, fits, linear_of, read_decoder
-from lorakit.execution.fused import elements_kept, fused_hidden
+from lorakit.execution.fused import all_compiled, elements_kept, fused_hidden
 from lorakit.execution.own import own_hidden, own_logits
 from lorakit.execution.packing import try_packing
 from lorakit.execution.settings import AttentionSettings
@@ -169,7 +169,7 @@ class Runnable:
             ModelError: the model cannot run packed sequences: see `packs`.
             ValueError: the lengths do not sum to T.
         """
-        ids_T, positions_T, where = self._pack(rows, where)
+        ids_T, positions_T, where = self._pack(rows, where, fused=True)
         blocks = self._fusible()
         self._set_mode(training, recompute)
         if blocks and self._decoder is not None:
@@ -239,7 +239,9 @@ class Runnable:
                 self.model.activation_checkpointing_disable()
             self._facts.recomputes = recompute
 
-    def _pack(self, rows: Sequences, where: Layout | None = None) -> tuple[Tensor, Tensor, Layout]:
+    def _pack(
+        self, rows: Sequences, where: Layout | None = None, *, fused: bool = False
+    ) -> tuple[Tensor, Tensor, Layout]:
         if where is not None:
             return rows.ids_T, rows.positions_T, where
         _check_lengths(rows)
@@ -249,11 +251,19 @@ class Runnable:
                 f"the sequences of {type(self.model).__name__} cannot be packed: unpacked_logits can"
             )
         ids_T, positions_T = rows.ids_T, rows.positions_T
-        few_sizes = compiles_shapes(self.model.dtype, ids_T.device)
+        few_sizes = compiles_shapes(self.model.dtype, ids_T.device) and not (
+            fused and self._compiled()
+        )
         if few_sizes:  # tokens of no sequence at the end, which nothing attends to and nobody reads
             more = rounded(len(ids_T)) - len(ids_T)
             ids_T, positions_T = (F.pad(x, (0, more)) for x in (ids_T, positions_T))
         return ids_T, positions_T, layout(rows.lengths_S, ids_T.device, few_sizes=few_sizes)
+
+    def _compiled(self) -> bool:
+        """Whether compiled kernels, to which every shape is alike, compute all blocks."""
+        blocks, model = self._fusible(), self.model
+        every = bool(blocks) and len(blocks) == block_count(model.config)
+        return every and all_compiled(blocks, self._settings(), model.dtype, model.device)
 
     def _settings(self) -> dict[str, AttentionSettings]:
         if self._facts.settings is None:

@@ -78,9 +78,14 @@ def row_logits(model: Any, ids_N: Tensor) -> Tensor:
     except FAILURES as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(
+        text = (
             f"{type(model).__name__} does not run on a row of {len(ids_N)} token ids alone: {error}"
-        ) from error
+        )
+        if model.dtype in (torch.bfloat16, torch.float16):
+            # Parts of some models (xLSTM's cells, XLNet's positions) are in float32 whatever it is loaded in.
+            kind = str(model.dtype).removeprefix("torch.")
+            text += f". It was loaded in {kind}: if that is what it fails on, give --dtype float32"
+        raise ModelError(text) from error
     return logits
 
 

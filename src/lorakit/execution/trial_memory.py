@@ -28,6 +28,7 @@ from lorakit.errors import ConfigError, OutputError
 from lorakit.files.cache import cache_dir
 from lorakit.files.whole import write_text
 from lorakit.kernels.native import kernels_of, library
+from lorakit.kernels.packed.counting import packing_of
 from lorakit.models.fingerprint import files_of
 
 _log = logging.getLogger("lorakit.execution")
@@ -131,6 +132,7 @@ def _surroundings(model: Any) -> Iterator[str]:
     yield f"{device.type} {torch.cuda.get_device_name(device) if device.type == 'cuda' else ''}"
     yield f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     yield f"{torch.get_float32_matmul_precision()} {torch.are_deterministic_algorithms_enabled()}"
+    yield packing_of(model) or ""
     yield kernels_of(model).line
     compiled = library()
     yield "" if isinstance(compiled, str) else _state(compiled.path)

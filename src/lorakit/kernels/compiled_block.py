@@ -44,6 +44,7 @@ _COUNTS = (
     *("sequences", "window", "angles", "rooms", "room_size"),
 )
 _KEPT = ("q", "k", "v", "o", "middle", "gate", "up", "scale1", "scale2", "log", "h")
+_SCALARS = ("scale1", "scale2", "log")  # of rows; kept in float32 whatever x is in
 
 
 class _BlockStruct(ctypes.Structure):
@@ -106,7 +107,8 @@ def compiled_block(
         form.scale,
         _window(form, where),
         cos_TE.shape[1],
-        where.lengths,
+        # Tokens of no sequence, at the end, are one more: nobody reads what it holds.
+        where.lengths + ((rest,) if (rest := len(x_TD) - sum(where.lengths)) else ()),
     )
     tensors: list[Tensor | None] = [cos_TE, sin_TE, *(norm.weight for norm in form.norms)]
     tensors += [norm.weight for norm in form.head_norms] if form.head_norms else [None, None]
@@ -155,12 +157,13 @@ def _suits(x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: Bl
             trained += [pair.A, pair.B]
     if any(tensor.requires_grad for tensor in (*frozen, cos_TE, sin_TE)):
         return False
-    tensors = (*frozen, *trained, cos_TE, sin_TE)
-    if not all(_readable(tensor, x_TD) for tensor in tensors):
+    if not all(_readable(tensor, x_TD.dtype) for tensor in (*frozen, cos_TE, sin_TE)):
+        return False
+    if not all(_readable(tensor, torch.float32) for tensor in trained):
         return False
     q, k, v, o, gate, up, down = (each.frozen.shape for each in form.linears)
     return (
-        sum(where.lengths) == len(x_TD) == len(cos_TE) == len(sin_TE)
+        sum(where.lengths) <= len(x_TD) == len(cos_TE) == len(sin_TE)
         and width % 2 == 0
         and sin_TE.shape[1] == width
         and all(out % width == 0 for out, _ in (q, k))
@@ -172,8 +175,8 @@ def _suits(x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: Bl
     )
 
 
-def _readable(tensor: Tensor, like: Tensor) -> bool:
-    return tensor.dtype == like.dtype and tensor.device == like.device and tensor.is_contiguous()
+def _readable(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 class _CompiledBlock(torch.autograd.Function):
@@ -250,7 +253,9 @@ def _described(
     places, end = {}, 0
     for name, columns in zip(_KEPT, wanted, strict=True):
         places[name] = end
-        end += -(-tokens * columns // LINE) * LINE
+        size = 4 if name in _SCALARS else x_TD.element_size()
+        line = LINE * 4 // x_TD.element_size()
+        end += -(-tokens * columns * size // (LINE * 4)) * line
     if kept is None:
         kept = keeping.take(end, x_TD)
     for name, place in places.items():
@@ -270,7 +275,7 @@ def _run(name: str, block: _BlockStruct, x_TD: Tensor) -> None:
     address = ctypes.addressof(block)
     _kernel("block_sizes", "iii", x_TD)(address, ctypes.addressof(work), ctypes.addressof(room))
     block.rooms, block.room_size = torch.get_num_threads(), room.value
-    block.work = workspace.of(work.value + block.rooms * room.value, x_TD)
+    block.work = workspace.of(work.value + block.rooms * room.value)
     block.room = block.work + 4 * work.value
     _kernel(name, "i", x_TD)(address)
 

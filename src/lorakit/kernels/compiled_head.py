@@ -75,7 +75,7 @@ class _CompiledHead(torch.autograd.Function):
         most = min(_TOKENS, len(hidden_LD))
         logits = most * row.value
         total = -(-most // LINE) * LINE
-        memory = workspace.of(logits + total + rooms * room.value, hidden_LD)
+        memory = workspace.of(logits + total + rooms * room.value)
         loss_L = torch.empty(len(hidden_LD), dtype=torch.float64)
         gradient = torch.empty_like(hidden_LD) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_LD), _TOKENS):
@@ -96,10 +96,10 @@ class _CompiledHead(torch.autograd.Function):
             kernel(ctypes.addressof(head))
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return loss_L.sum().to(dtype)
+        return loss_L.sum().to(torch.promote_types(dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None
+        return (gradient * grad).to(gradient.dtype), None, None

@@ -7,7 +7,6 @@ much of what is done in it.
 import threading
 
 import torch
-from torch import Tensor
 
 LINE = 16
 """float32 elements of a cache line: places in shared memory begin at multiples of it."""
@@ -19,13 +18,13 @@ class Workspace(threading.local):
     def __init__(self) -> None:
         self._memory = torch.empty(0)
 
-    def of(self, size: int, like: Tensor) -> int:
-        """The address of so many elements of the dtype of `like`, at the beginning of a cache line."""
-        if self._memory.numel() < size + LINE or self._memory.dtype != like.dtype:
+    def of(self, size: int) -> int:
+        """The address of memory for so many float32 elements, at the beginning of a cache line."""
+        if self._memory.numel() < size + LINE:
             self._memory = torch.empty(0)  # given back before more is asked for
-            self._memory = like.new_empty(size + LINE)
+            self._memory = torch.empty(size + LINE, dtype=torch.float32, device="cpu")
         address = self._memory.data_ptr()
-        return address + -address % (LINE * like.element_size())
+        return address + -address % (LINE * self._memory.element_size())
 
     def forget(self) -> None:
         """Give it back; the next call asks for it anew."""

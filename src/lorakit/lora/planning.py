@@ -164,10 +164,11 @@ def _reasons_to_skip(
     in_blocks = inside_blocks(modules)
     routers = routers_of(modules)
     blocks = layer_range(spec.layers) if spec.layers is not None else None
-    if blocks is not None and not blocks & {block_of(path) for path in candidates}:
-        have = sorted({b for b in map(block_of, candidates) if b is not None})
+    have = sorted({b for b in map(block_of, candidates) if b is not None})
+    if blocks is not None and (lost := sorted(blocks - set(have))):
+        names = "no block" if len(lost) == len(blocks) else f"block {lost[0]}, which is no block"
         span = f"{have[0]} to {have[-1]}" if have else "none"
-        raise TargetError(f"layers {spec.layers!r} names no block of this model; it has {span}")
+        raise TargetError(f"layers {spec.layers!r} names {names} of this model; it has {span}")
     hits: dict[str, list[str]] = {pattern: [] for pattern in (*spec.targets, *spec.exclude)}
 
     def is_hit(pattern: str, path: str) -> bool:

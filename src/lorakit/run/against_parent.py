@@ -2,13 +2,17 @@
 
 A result that is worse than its parent on the same rows never becomes the current version of a name
 by itself. It is compared on the run's own held-out rows, and on the parent's where these can be
-read again: the recorded files are there and give the recorded hash.
+read again: the recorded files are there and give the recorded hash. Of the parent's, those that the
+run itself trains on are left out: they do not say what it has forgotten.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.adapters import AdapterInfo
 from lorakit.adapters.store import Store
@@ -33,18 +37,23 @@ class ParentRows:
     Attributes:
         table: the rows; None where they cannot be found again.
         why_not: the reason, '' where they are there.
+        left_out: how many are not in `table`, because the run trains on them.
     """
 
     table: TokenTable | None = None
     why_not: str = ""
+    left_out: int = 0
 
 
-def parent_rows(info: AdapterInfo, read: Callable[[RunConfig], Dataset]) -> ParentRows:
+def parent_rows(
+    info: AdapterInfo, read: Callable[[RunConfig], Dataset], training_S: NDArray[np.uint32]
+) -> ParentRows:
     """The rows that were held out when an adapter was trained, if they are still what they were.
 
     Args:
         info: of the adapter, with what it recorded.
         read: the rows of a configuration, by the adapter's own template.
+        training_S: hashes of the rows that the run trains on; of the parent's, these are left out.
     """
     recorded = info.provenance or {}
     flat, digest = recorded.get("config"), recorded.get("data_sha256")
@@ -63,7 +72,11 @@ def parent_rows(info: AdapterInfo, read: Callable[[RunConfig], Dataset]) -> Pare
         return ParentRows(None, f"{', '.join(sources)} hold other rows now")
     if not len(rows.eval):
         return ParentRows(None, "it held none out")
-    return ParentRows(rows.eval)
+    trained_on = np.isin(rows.eval_hashes, training_S)
+    left_out = int(trained_on.sum())
+    if trained_on.all():
+        return ParentRows(None, "this run trains on them", left_out)
+    return ParentRows(rows.eval.take(np.flatnonzero(~trained_on)), "", left_out)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ class AgainstParent:
         own: on the run's held-out rows; None where there are none.
         parents: on the parent's held-out rows; None where they were not found again.
         why_not: why they were not, '' where they were or there is no parent.
+        left_out: how many of them were left out, because the run trained on them.
         kept: the step that was kept; 0 is what the run began with.
     """
 
@@ -97,6 +111,7 @@ class AgainstParent:
     own: Measured | None
     parents: Measured | None
     why_not: str
+    left_out: int
     kept: int
 
     @property
@@ -137,6 +152,10 @@ class AgainstParent:
             notes.append(f"the result was not compared with {begin}: no rows were held out")
         if self.why_not:
             notes.append(f"{begin}'s own held-out rows were not measured: {self.why_not}")
+        elif self.left_out:
+            notes.append(
+                f"{begin}'s own held-out rows were measured without {self.left_out} that this run trains on"
+            )
         return notes
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,13 +195,14 @@ def against(
     fitted: FitResult,
     own_rows: int,
     parents: Measured | None,
-    why_not: str = "",
+    rows: ParentRows | None = None,
 ) -> AgainstParent:
-    """The comparison of a run that has ended."""
+    """The comparison of a run that has ended; `rows` are the parent's own."""
+    rows = rows or ParentRows()
     own = None
     if fitted.eval_loss is not None and fitted.eval_loss_before is not None:
         own = Measured(own_rows, fitted.eval_loss_before, fitted.eval_loss)
-    return AgainstParent(parent, own, parents, why_not, fitted.best_step)
+    return AgainstParent(parent, own, parents, rows.why_not, rows.left_out, fitted.best_step)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def begin(
             seed=config.train.seed,
             template=recorded_template(parent.info, None),
         ),
+        data.train_hashes,
     )
     run = run_hash(ready.config, session, data, parent)
     file = Path(ready.config.output.out) / folders.PROBE
@@ -122,7 +123,7 @@ def outcome_of(
         fitted,
         len(ready.data.eval),
         measured(rows.table, begins.loss, table_loss(model, rows.table, spec)),
-        rows.why_not,
+        rows,
     )
     probed = begins.going.probed if begins.going else None
     return outcome, {

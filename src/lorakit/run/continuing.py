@@ -24,7 +24,7 @@ from lorakit.lora import Plan, attach, detach, lora_layers, plan
 from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.rate_probe import ProbedRate, probe_rate
-from lorakit.run.rehearsing import Rehearsing, check_new_row_weight, rehearse
+from lorakit.run.rehearsing import Rehearsing, check_new_row_weight, known_rows, rehearse
 from lorakit.run.remembering import moments_of, unread
 from lorakit.run.session import Session
 from lorakit.tasks import Task
@@ -228,7 +228,12 @@ def go_on(
     moments, why = moments_of(model)
     trained, unknown = attached_rows(model)
     rehearsing = rehearse(trained, data.train_hashes, steps, spec)
-    notes = [*lost, *unread(why, unknown), *rehearsing.notes]
+    notes = [
+        *lost,
+        *unread(why, unknown),
+        *rehearsing.notes,
+        *known_rows(trained, data.eval_hashes),
+    ]
     rule = peak_rate(model, steps, spec, full=full)
     if spec.learning_rate != "auto":
         return Beginning(Schedule(steps, rule, spec), moments, None, tuple(notes), rehearsing)

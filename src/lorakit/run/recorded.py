@@ -81,8 +81,9 @@ def reading_rows(given: RunConfig, used: RunConfig, adapter: Asked | None) -> It
         if given.data == used.data:
             raise
         name = adapter.name if isinstance(adapter, Found) else adapter
+        end = "" if str(error).endswith("?") else "."
         raise ColumnError(
-            f"{error} This mapping is the one that {name} was trained with: say how these rows are "
+            f"{error}{end} This mapping is the one that {name} was trained with: say how these rows are "
             "read with --prompt and --completion"
         ) from None
 

@@ -127,6 +127,24 @@ def auto_weight(new: int, rows: int, steps: int, batch_size: int) -> float:
     return max(1.0, math.floor(10 * weight + 1e-6) / 10)
 
 
+def known_rows(trained: TrainedRows | None, held_out_S: NDArray[np.uint32]) -> tuple[str, ...]:
+    """A sentence where held-out rows are among those that the parent was trained on.
+
+    Args:
+        trained: the rows that the parent was trained on; None where it records none.
+        held_out_S: hashes of the run's held-out rows.
+    """
+    if trained is None or not trained.are_known or not len(held_out_S):
+        return ()
+    known, rows = int((~trained.new(held_out_S)).sum()), len(held_out_S)
+    if not known:
+        return ()
+    return (
+        f"the parent was trained on {known:,} of the {rows:,} held-out rows: there it is better than on "
+        "rows that it has not seen, so that the comparison favours it",
+    )
+
+
 def trained_after(
     before: TrainedRows | None, hashes_S: NDArray[np.uint32], orders: Orders, kept: int
 ) -> TrainedRows | None:

@@ -11,7 +11,7 @@ def parse_weighted(text: str) -> tuple[str, float]:
     What exists as a path by its whole text is that path, whatever its name ends with.
 
     Raises:
-        ConfigError: nothing stands before the colon.
+        ConfigError: nothing stands before the colon, or no number after it.
     """
     name, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists():
@@ -19,7 +19,11 @@ def parse_weighted(text: str) -> tuple[str, float]:
     try:
         value = float(weight)
     except ValueError:
-        return text, 1.0
+        if "/" in weight or "\\" in weight:  # of a path that is not there
+            return text, 1.0
+        raise ConfigError(
+            f"{text!r}: the weight {weight!r} is no number; write NAME:WEIGHT, such as {name}:0.7"
+        ) from None
     if not name:
         raise ConfigError(f"{text!r} names no adapter: write NAME:WEIGHT, such as invoices:0.7")
     return name, value

@@ -67,7 +67,7 @@ def combine(
             "--layer-weight",
             metavar="ADAPTER:PATTERN=WEIGHT",
             help="Another weight for the modules that match a regular expression, such as "
-            "'a:mlp\\..*=0.2'; may be given several times.",
+            "'a:mlp.*=0.2'; may be given several times.",
         ),
     ] = None,
     name: Name = None,

@@ -30,6 +30,7 @@ from lorakit.run.merge_aware import round_layers
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures, way_notes
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.run.unused import unused_options
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
 from lorakit.training import FitResult, Observers
@@ -74,7 +75,8 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
         *(session.model, data.train, spec), steps=steps, trainable=chosen.trainable, reached=share
     )
     rate = peak_rate(session.model, steps, spec)
-    data = replace(data, notes=(*data.notes, *way_notes(session, chosen, spec)))
+    more = (*unused_options(config, len(data.eval)), *way_notes(session, chosen, spec))
+    data = replace(data, notes=(*data.notes, *more))
     return Prepared(config, session, data, chosen, steps, rate, expected, parent)
 
 

@@ -77,14 +77,19 @@ def session_of(model: nn.Module, tokenizer: Any, data: DataSpec) -> Session:
         # Made elsewhere: it has a name for people, and nothing that its hashes could be taken of.
         name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__
         identity = BaseIdentity(name, None, *("unknown",) * 3)
-    info, trained = loaded_info(model), attached_template(model)
-    template = None
-    if trained is not None and data.template == "auto":
-        template = Template.from_dict(trained).changed(data.system, data.template_options)
-    elif info is not None:
-        template = recorded_template(info, data)
-    template = template or resolve_template(data, tokenizer)
+    template = template_of(model, data) or resolve_template(data, tokenizer)
     return Session(model, tokenizer, identity, template, CAUSAL_LM)
+
+
+def template_of(model: nn.Module, data: DataSpec) -> Template | None:
+    """The template that a model's pairs were trained with; None where another is asked for.
+
+    A system text and variables of `data` go over those that were recorded.
+    """
+    info, trained = loaded_info(model), attached_template(model)
+    if trained is not None and data.template == "auto":
+        return Template.from_dict(trained).changed(data.system, data.template_options)
+    return recorded_template(info, data) if info is not None else None
 
 
 def with_attached(config: RunConfig, model: nn.Module) -> RunConfig:

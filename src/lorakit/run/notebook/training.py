@@ -5,7 +5,7 @@ from typing import Any
 
 from lorakit.adapters.asking import MAPPING
 from lorakit.adapters.attached import loaded_info, remember_mapping, remember_template
-from lorakit.config import load_config
+from lorakit.config import RunConfig, load_config
 from lorakit.data import Dataset, DataSpec, load_data
 from lorakit.data.given import GIVEN_HELD_OUT, as_source
 from lorakit.errors import ConfigError, did_you_mean
@@ -23,6 +23,8 @@ from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.merge_aware import rounding, rounding_notes
+from lorakit.run.notebook.given import template_of, with_attached
+from lorakit.run.recorded import reading_rows
 from lorakit.run.rehearsing import check_new_row_weight
 from lorakit.run.remembering import is_trained, remember
 from lorakit.run.session import recorded_template
@@ -43,7 +45,8 @@ def train(
 
     Pairs that are trained already (loaded, or trained before) are gone on from as by `lorakit train
     --from`: with their moments, at a rate that a probe finds, and their state before the first step
-    is the result where no step is better.
+    is the result where no step is better. Their mapping of rows, chat template and system text are the
+    defaults.
 
     >>> import lorakit
     >>> model, tokenizer = lorakit.load_model("tiny-model")
@@ -78,16 +81,8 @@ def train(
     for name in options:
         if name not in allowed - {"data", "eval_data"}:
             raise ConfigError(f"train: unknown option {name!r}; {did_you_mean(name, allowed)}")
-    config = load_config(None, options)
-    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
-    rows = load_data(
-        replace(config.data, data=(as_source(data),), eval_data=held_out),
-        tokenizer,
-        seed=config.train.seed,
-        context_length=context_length(model.config),
-        embeddings=int(model.get_input_embeddings().weight.shape[0]),
-    )
     going_on = is_trained(model)
+    config, rows = _rows(model, tokenizer, load_config(None, options), data, eval_data)
     check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -119,6 +114,25 @@ def _notes(model: Any, expected: str | None, spec: TrainSpec) -> tuple[str, ...]
     return (*([expected] if expected else []), *said)
 
 
+def _rows(
+    model: Any, tokenizer: Any, asked: RunConfig, data: Any, eval_data: Any
+) -> tuple[RunConfig, Dataset]:
+    """The rows, read as those were that the model's pairs were trained on, and the configuration with that."""
+    going_on = is_trained(model)
+    config = with_attached(asked, model) if going_on else asked
+    held_out = () if eval_data is None else (as_source(eval_data, GIVEN_HELD_OUT),)
+    with reading_rows(asked, config, "the adapter" if going_on else None):
+        rows = load_data(
+            replace(config.data, data=(as_source(data),), eval_data=held_out),
+            tokenizer,
+            seed=config.train.seed,
+            context_length=context_length(model.config),
+            embeddings=int(model.get_input_embeddings().weight.shape[0]),
+            template=template_of(model, config.data) if going_on else None,
+        )
+    return config, rows
+
+
 def _begin(
     model: Any, rows: Dataset, steps: int, spec: TrainSpec, recompute: bool, report: Report
 ) -> FitResult:
@@ -148,7 +162,7 @@ def _go_on(
     report: Report,
 ) -> FitResult:
     """Train pairs that are trained already."""
-    own = _parents(model, tokenizer)
+    own = _parents(model, tokenizer, rows)
     begins = go_on(
         model,
         rows,
@@ -173,13 +187,13 @@ def _go_on(
     )
     remember(model, fitted, rows, steps, spec, begins.rehearsing)
     parents = measured(own.table, before, table_loss(model, own.table, spec))
-    parent = "the adapter it went on from"
-    outcome = against(parent, fitted, len(rows.eval), parents, own.why_not)
+    parent = "its parent"
+    outcome = against(parent, fitted, len(rows.eval), parents, own)
     return replace(fitted, notes=(*begins.notes, *fitted.notes, *outcome.notes()))
 
 
-def _parents(model: Any, tokenizer: Any) -> ParentRows:
-    """The held-out rows of the adapter that was loaded, where it records them."""
+def _parents(model: Any, tokenizer: Any, rows: Dataset) -> ParentRows:
+    """The held-out rows of the adapter that was loaded, where it records them, but for those of a run."""
     info = loaded_info(model)
     if info is None:
         return ParentRows(None)
@@ -193,4 +207,5 @@ def _parents(model: Any, tokenizer: Any) -> ParentRows:
             embeddings=int(model.get_input_embeddings().weight.shape[0]),
             template=recorded_template(info, None),
         ),
+        rows.train_hashes,
     )
