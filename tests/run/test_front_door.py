@@ -24,7 +24,7 @@ def base(tmp_path, monkeypatch):
 @pytest.fixture
 def adapted(base):
     """A loaded model with pairs that change its answers, and its tokenizer."""
-    model, tokenizer = lorakit.load_model(str(base))
+    model, tokenizer = lorakit.load_model(str(base), dtype="float32")
     lorakit.attach(model, lorakit.LoraSpec(rank=2))
     generator = torch.Generator().manual_seed(0)
     for layer in lorakit.lora_layers(model).values():
@@ -77,7 +77,7 @@ def test_a_merge_of_pairs_on_a_model_answers_as_they_do(adapted, tmp_path):
     assert all(old.equal(now) for old, now in before)
     with torch.no_grad():
         ids = torch.tensor([[5, 9, 11, 40]])
-        merged, _ = lorakit.load_model(str(tmp_path / "merged"))
+        merged, _ = lorakit.load_model(str(tmp_path / "merged"), dtype="float32")
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-3)
 
 
@@ -85,7 +85,7 @@ def test_a_weighted_sum(base, adapted, tmp_path):
     model, _ = adapted
     folder = lorakit.save_adapter(model, tmp_path / "adapter")
     lorakit.combine({str(folder): 0.25, model: 0.75}, out=tmp_path / "both")
-    whole, _ = lorakit.load_model(str(base))
+    whole, _ = lorakit.load_model(str(base), dtype="float32")
     lorakit.load_adapter(whole, tmp_path / "both")
     with torch.no_grad():
         ids = torch.tensor([[5, 9, 11, 40]])
