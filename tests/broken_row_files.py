@@ -314,7 +314,7 @@ def _columns(w: Words) -> list[Files]:
         "missing": (lambda r: {"prompt": r["prompt"]}, "no column 'completion'"),
         "misspelt": (
             lambda r: {"prompt": r["prompt"], "completoin": "x"},
-            "did you mean 'completoin'?",
+            "this row has 'completoin': rename it",
         ),
         "other-form": (
             lambda r: {"messages": [said("user", "a"), said("assistant", "b")]},

@@ -107,12 +107,12 @@ def test_several_at_once_take_new_rows_as_each_would_alone(
         *("train", "--model", model_folder, "--tasks", f"more={both},other={both}"),
         *("--task-option", f"more.from={parent}", "--task-option", "more.new_row_weight=2"),
         *("--eval-share", 0, "--samples", 0, "--batch-size", 4, "--max-steps", 5),
-        *("--learning-rate", 1e-3, "--out", tmp_path / "many"),
+        *("--learning-rate", 1e-3, "--dtype", "float32", "--out", tmp_path / "many"),
     )
     assert outcome.code == 0, outcome.err
     told = [result(tmp_path / "many" / name) for name in ("more", "other")]
     assert [each["new_rows"] for each in told] == [{"new": 2, "rows": 12, "weight": 2.0}, None]
-    run_training(options(both, "alone", new_row_weight=2, **{"from": str(parent)}))
+    run_training(options(both, "alone", dtype="float32", new_row_weight=2, **{"from": str(parent)}))
     alone = result(tmp_path / "alone")
     assert told[0]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
     assert told[0]["tokens"] == alone["tokens"] != told[1]["tokens"]

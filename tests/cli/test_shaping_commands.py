@@ -181,7 +181,10 @@ def test_merge_several_and_undo(lorakit, two, model_folder, tmp_path):
     [
         (("--out", "x"), "give --adapter"),
         (("--adapter", "a"), "give --out"),
-        (("--undo", "m", "--adapter", "a", "--out", "x"), "leave --adapter out"),
+        (
+            ("--undo", "m", "--adapter", "a", "--out", "x"),
+            "leave --adapter, --quantize and --full-base out",
+        ),
     ],
 )
 def test_what_merge_cannot_do(lorakit, model_folder, flags, words):

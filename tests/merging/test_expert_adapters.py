@@ -149,6 +149,7 @@ def test_a_run_trains_the_experts_and_leaves_what_it_should(tmp_path: Path) -> N
             "target_parameters": "experts",
             "max_steps": 2,
             "samples": 0,
+            "dtype": "float32",  # experts of 24 columns are too narrow for torch's products in bfloat16
         },
     )
     run_training(config)

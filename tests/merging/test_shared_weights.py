@@ -30,7 +30,7 @@ SHARED = {
 
 
 def adapted(base: Path, *targets: str) -> Any:
-    model, _ = load_model(str(base))
+    model, _ = load_model(str(base), dtype="float32")
     attach(model, LoraSpec(rank=2, targets=targets or ("all-linear",)))
     generator = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():
@@ -115,7 +115,7 @@ def test_a_pair_on_one_place_alone(tmp_path):
 
 
 def test_a_tie_that_the_configuration_does_not_name_is_refused(tmp_path):
-    model, _ = load_model(str(tiny_folder("llama", tmp_path / "base")))
+    model, _ = load_model(str(tiny_folder("llama", tmp_path / "base")), dtype="float32")
     model.config.tie_word_embeddings = True
     layers = model.model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
@@ -129,7 +129,7 @@ def test_a_tie_that_the_configuration_does_not_name_is_refused(tmp_path):
 
 
 def test_what_is_shared_is_said_once(tmp_path):
-    model, _ = load_model(str(tied_folder("zamba", tmp_path / "base")))
+    model, _ = load_model(str(tied_folder("zamba", tmp_path / "base")), dtype="float32")
     shared = [line for line in left_out(plan(model, LoraSpec())) if "share" in line]
     assert len(shared) == 1
     assert "each has a pair of its own" in shared[0]
