@@ -67,7 +67,7 @@ def adapters(base, rows, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_train_and_go_on_from_its_run_file(lorakit, base, rows, tmp_path, name):
+def test_train_and_go_on_from_its_run_file(lorakit, base, rows, tmp_path, name, caplog):
     said = trained(lorakit, base, rows, tmp_path / "run", "--base-dtype", name)
     assert said.code == 0, said.err
     assert f"base in {name}, the rest in float32, on cpu" in said.out
@@ -81,6 +81,17 @@ def test_train_and_go_on_from_its_run_file(lorakit, base, rows, tmp_path, name):
     )
     assert told.code == 0, told.err
     assert "trained beside a base" not in told.err + told.out
+    # Without the option the base is held as it was then; with another one it is said.
+    ask = ("eval", "--adapter", tmp_path / "run" / "adapter", "--data", rows, "--dtype", "float32")
+    found = {}
+    for option in ((), ("--base-dtype", name), ("--base-dtype", "full")):
+        caplog.clear()
+        one = lorakit(*ask, "--metrics", "none", *option)
+        loss = re.findall(r"loss \(nats per token\) +([\d.]+)", one.out)
+        found[option[-1] if option else None] = loss, "trained beside a base" in caplog.text
+    assert found[None] == found[name] == (found[name][0], False)
+    assert found["full"][1]
+    assert found["full"][0] != found[name][0]
 
 
 def test_a_note_where_the_base_is_held_otherwise(adapters, base, caplog):

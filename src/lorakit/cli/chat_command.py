@@ -70,7 +70,7 @@ def chat(
     require_present(config, *named)
     from lorakit.run.recorded import with_recorded
 
-    config = with_recorded(config, named)
+    config = with_recorded(config, named, packing=True)
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     if unused := without_effect(sampling):
         warn(unused)

@@ -147,7 +147,7 @@ def generate(
     from lorakit.run.recorded import with_recorded
     from lorakit.run.session import open_adapted
 
-    config = with_recorded(config, adapter)
+    config = with_recorded(config, adapter, packing=True)
     form = PromptForm.of(config.data) if prompt_template else PromptForm()
     hint = ", or --set COLUMN=VALUE for each" + ASKING_HINT
     examples = [form.typed(text, f"prompt {i}", hint) for i, text in enumerate(texts, 1)]

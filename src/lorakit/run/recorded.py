@@ -3,6 +3,8 @@
     provenance["asking"]   base model (a folder by its full path), revision, mapping of rows
     provenance["template"] chat template with its system text and variables (`recorded_template`)
 
+and provenance["base_dtype"], for commands that run the base: in which packing the adapter was trained beside it.
+
 An option that the user gave always wins. The number format and the device are never replayed: they
 belong to the machine. Nor is trust_remote_code: an adapter that came from elsewhere runs no code.
 """
@@ -20,7 +22,7 @@ from lorakit.data import PromptForm
 from lorakit.errors import AdapterError, ColumnError
 from lorakit.models import default
 from lorakit.models.sources import find
-from lorakit.models.spec import ModelSpec
+from lorakit.models.spec import FORMATS, ModelSpec
 from lorakit.run.named import Found, find_adapter
 
 _BUILT_IN = ("smollm2-135m", "huggingfacetb/smollm2-135m-instruct")
@@ -30,7 +32,11 @@ Asked = str | Path | Found
 
 
 def with_recorded(
-    config: RunConfig, adapters: Asked | Sequence[Asked] | None, *, base: bool = True
+    config: RunConfig,
+    adapters: Asked | Sequence[Asked] | None,
+    *,
+    base: bool = True,
+    packing: bool = False,
 ) -> RunConfig:
     """The configuration with what adapters recorded in place of what the user did not give.
 
@@ -43,6 +49,7 @@ def with_recorded(
         adapters: one or several: the first that records something says what it is. None: the
             configuration as it is.
         base: whether the command opens the base. Without it one that is not here is no error.
+        packing: whether the command runs the base, so that it is held in as few bits as it was then.
 
     Raises:
         AdapterError: an adapter cannot be read, or its base is not here and none was given.
@@ -50,8 +57,9 @@ def with_recorded(
     """
     several = [adapters] if isinstance(adapters, str | Path | Found) else list(adapters or ())
     model, mapping = "model" in config.given, not config.given.isdisjoint(MAPPING)
+    held = not packing or "base_dtype" in config.given
     for adapter in several:
-        if model and mapping:
+        if model and mapping and held:
             break
         found = find_adapter(adapter, config.output.store)
         info = read_adapter(found.folder)
@@ -60,6 +68,9 @@ def with_recorded(
             config, mapping = replace(config, data=replace(config.data, **recorded)), True
         if not model and (own := recorded_base(config.model, found.name, info, base=base)):
             config, model = replace(config, model=own), True
+        if not held and (kept := recorded_packing(info)):
+            config = replace(config, model=replace(config.model, base_dtype=kept))
+            held = True
     return config
 
 
@@ -91,6 +102,15 @@ def reading_rows(given: RunConfig, used: RunConfig, adapter: Asked | None) -> It
 def recorded_mapping(info: AdapterInfo) -> dict[str, Any]:
     """How an adapter's rows were mapped, by option; empty where their columns were recognised."""
     return mapping_in(info.provenance)
+
+
+def recorded_packing(info: AdapterInfo) -> str | None:
+    """The `base_dtype` of the base that an adapter was trained beside; None in full precision.
+
+    Packings that only files have (GPTQ's, a .gguf file's) are the files' own: None too.
+    """
+    held = (info.provenance or {}).get("base_dtype")
+    return held if held in FORMATS else None
 
 
 def prompt_form(info: AdapterInfo | None) -> PromptForm:

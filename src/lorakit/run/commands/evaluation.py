@@ -71,7 +71,7 @@ def run_evaluation(
     if record:
         check_recording(adapter)
     if session is None:
-        config = with_recorded(config, adapter)
+        config = with_recorded(config, adapter, packing=True)
     session = session or open_adapted(
         config.model,
         adapter,

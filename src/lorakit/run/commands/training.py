@@ -43,7 +43,7 @@ def prepare(config: RunConfig, report: Report = lambda event: None) -> Prepared:
     check_needs(config)
     parent = find_parent(config)
     if parent is not None:
-        config = replace(config, model=with_recorded(config, parent.found).model)
+        config = replace(config, model=with_recorded(config, parent.found, packing=True).model)
     session = open_base(
         config.model, config.data, progress=lambda *at: report({"kind": "progress", "at": at})
     )

@@ -82,7 +82,7 @@ def generate(
         session = session_of(model, tokenizer, config.data)
         form = PromptForm(attached_mapping(model).get("prompt"))
     else:
-        config = with_recorded(config, adapter)
+        config = with_recorded(config, adapter, packing=True)
         session = open_adapted(
             config.model, adapter, config.data, store=config.output.store, force=force
         )

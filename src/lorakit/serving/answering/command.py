@@ -105,7 +105,7 @@ def run_answering(
     for note in answering_notes(config.data.data):
         report({"kind": "note", "text": note})
     config = replace(config, data=replace(config.data, data=all_files(config.data.data)))
-    config = with_answer_limit(with_recorded(config, adapter), adapter)
+    config = with_answer_limit(with_recorded(config, adapter, packing=True), adapter)
     asked = (
         open_asked(config, adapter, progress)
         if held is None
