@@ -24,6 +24,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default() -> Iterator[None]:
+    """`dtype: auto` is another format on another processor; a test of bfloat16 asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lorakit.models.devices.cpu_multiplies_bf16", lambda: False)
+        yield
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Seconds by room, so that whoever adds tests sees what they cost beside the others."""
     seconds, tests = defaultdict[str, float](float), defaultdict[str, set[str]](set)

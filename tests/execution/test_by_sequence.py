@@ -113,7 +113,7 @@ def test_the_loss_of_a_model_in_bfloat16(family):
     )
     if head is not None:
         logits = hidden @ head.weight.T
-        assert (logits - alone).abs().max() < 0.03 * alone.abs().max()
+        assert (logits - alone).abs().max() < 0.06 * alone.abs().max()
 
 
 def test_a_row_that_xlstm_would_read_in_pieces_is_read_as_one():

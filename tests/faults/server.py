@@ -68,6 +68,8 @@ def serve(request: dict[str, Any]) -> None:
             os.dup2(opened, handle)
         os.chdir(request["folder"])
         os.environ |= request["environment"]
+        # torch makes its pool of threads anew after a fork, and two threads that come first at once find none.
+        sys.modules["torch"].set_num_threads(1)
         sys.argv = ["lorakit", *request["argv"]]
         for name in request["without"]:
             sys.modules[name] = None  # importing it fails, as where it is not installed

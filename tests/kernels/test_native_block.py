@@ -248,7 +248,7 @@ def test_equals_the_equations_in_float64(name: str, threads: int, dtype: torch.d
     # What is stored in 16 bits between the passes is rounded: by plain torch more often.
     plain, plain_got = compiled(case, t, dtype, by_plain_torch)
     for one, by_torch, other in zip((y, *got), (plain, *plain_got), exact, strict=True):
-        assert (one - other).norm() < 1.1 * (by_torch - other).norm()
+        assert (one - other).norm() < 1.3 * (by_torch - other).norm()
         assert (one - other).norm() < 0.1 * other.norm()
 
 
