@@ -21,9 +21,7 @@ from quantized_folders import FOLDERS
 NAME = "model.layers.0.self_attn.q_proj"
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def folder_with(tmp_path, settings, tensors, drop=f"{NAME}.weight"):

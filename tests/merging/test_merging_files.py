@@ -59,15 +59,7 @@ CASES = {
 UNTIED = ("tied embedding", "tied head")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """So small that every matrix here comes in several blocks of rows."""
-    monkeypatch.setattr(shards, "BLOCK", 1000)
+pytestmark = pytest.mark.usefixtures("own_cache", "small_blocks")
 
 
 def base_folder(tmp_path, family="llama", dtype=torch.float32, shard="1GB", **changes):

@@ -17,16 +17,12 @@ from lorakit.run.commands.merging import run_merge
 
 IDS = torch.tensor([[5, 9, 2, 60, 33, 7]])
 pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     # peft warns of a pair on a tied layer, which is what one test here is about.
     pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)

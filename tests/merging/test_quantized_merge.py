@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lorakit.files.shards as shards
 from families import tiny, tokenizer
 from lorakit.adapters import save_adapter
 from lorakit.adapters.pairs import read_stored
@@ -28,15 +27,7 @@ LEVELS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """So small that every matrix here comes in several blocks of rows."""
-    monkeypatch.setattr(shards, "BLOCK", 1000)
+pytestmark = pytest.mark.usefixtures("own_cache", "small_blocks")
 
 
 def nf4_by_hand(W):
