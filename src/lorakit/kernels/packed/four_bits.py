@@ -4,8 +4,8 @@ nf4     W = level[q] · absmax, blocks of 64; levels are quantiles of a normal d
         each is as likely as any other (QLoRA, Dettmers et al., arXiv 2305.14314). The tensors are
         those of bitsandbytes, and with `double` its scales are packed as well, as QLoRA does it:
         absmax = map[c] · nested + offset, with 8 bits c and blocks of 256
-int4    W = (q - 8) · scale, blocks of 32, and of the scales the sign that gives the largest
-        element of a block the level -8, as llama.cpp's Q4_0 has it; scales in bfloat16
+int4    W = q · scale + offset, q from 0 to 15, blocks of 32: the offset is the block's least element, the scale
+        a 15th of its range, as llama.cpp's Q4_1 has it; both in bfloat16
 """
 
 from collections.abc import Mapping
