@@ -163,7 +163,8 @@ def start(house, *more):
     """`lorakit serve` in a process of its own; the process and its URL."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "lorakit", "serve", "--base", str(house / "tiny-base")),
+            *(sys.executable, "-X", "faulthandler", "-m", "lorakit", "serve"),
+            *("--base", str(house / "tiny-base")),
             *("--store", str(house / "store"), "--port", "0", "--dtype", "float32"),
             *("--cache-gb", "0.02", "--max-prompt", "300", "--max-output", "200", *more),
         ],
@@ -207,7 +208,7 @@ def test_sigterm_lets_answers_end_and_kill_9_is_survived(house):
         assert lines[-2].strip() == "data: [DONE]"
         chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         assert "".join(c["choices"][0]["text"] for c in chunks) == before
-        assert process.wait(20) == 0
+        assert process.wait(20) == 0, process.stdout.read()
     finally:
         process.kill()
         process.wait()

@@ -2,13 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorakit.data import Template
+from lorakit.execution.ending import EndedAtExit, closed_at_exit
 from lorakit.execution.generate import (
     continued_by_itself,
     decode,
@@ -43,7 +44,7 @@ def stream(
     )
     check_prompts(model, [ids], max_new_tokens, tokenizer)
     apart = continued_by_itself(model, tokenizer, len(ids) + max_new_tokens)
-    return _stream(model, tokenizer, ids, settings, seed, tuple(stop), apart)
+    return closed_at_exit(_stream(model, tokenizer, ids, settings, seed, tuple(stop), apart))
 
 
 class _Tokens:
@@ -70,7 +71,7 @@ def _stream(
     seed: int | None,
     stop: tuple[str, ...],
     apart: SequencesApart | None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     from transformers import StoppingCriteriaList
 
     tokens, closed, failures = _Tokens(), threading.Event(), []
@@ -102,11 +103,11 @@ def _stream(
     worker = threading.Thread(target=work, daemon=True)
     with ready_to_generate(model, settings), seeded(seed, model):
         worker.start()
+        ending = EndedAtExit(worker, closed.set)
         try:
             yield from _pieces(tokenizer, tokens, frozenset(settings.eos_token_id), stop)
         finally:
-            closed.set()
-            worker.join()
+            ending.join()
     if failures:
         raise failures[0]
 

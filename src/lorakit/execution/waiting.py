@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from lorakit.execution.ending import EndedAtExit
 from lorakit.execution.other_work import OtherWork, is_busy
 
 # Seconds between two looks. A look reads one line of /proc/stat.
@@ -31,6 +32,7 @@ _CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 _watching = threading.Lock()
 _watcher: threading.Thread | None = None
+_ended = threading.Event()
 # Cores that others leave, while the machine is busy.
 _free: int | None = None
 
@@ -51,6 +53,7 @@ def watch() -> None:
             target=_look, args=(torch.get_num_threads(),), name="lorakit-waiting", daemon=True
         )
         _watcher.start()
+        EndedAtExit(_watcher, _ended.set)
 
 
 def team(threads: int) -> int:
@@ -65,12 +68,13 @@ def team(threads: int) -> int:
 def _look(threads: int) -> None:
     """Hold the second team while the machine is busy, for as long as the process lives."""
     global _free
-    pause, cores = threading.Event(), os.cpu_count() or 1
+    cores = os.cpu_count() or 1
     second: SecondTeam | None = None
     quiet = 0
     while True:
         work = OtherWork()
-        pause.wait(_PAUSE)
+        if _ended.wait(_PAUSE):
+            break
         others = work.cores()
         busy = is_busy(others, cores, threads)
         quiet = 0 if busy else quiet + 1
@@ -81,6 +85,8 @@ def _look(threads: int) -> None:
         elif quiet >= _QUIET_LOOKS and second is not None:
             second.let_go()
             second, _free = None, None
+    if second is not None:
+        second.let_go()
 
 
 class SecondTeam:

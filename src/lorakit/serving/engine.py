@@ -10,6 +10,7 @@ needs a lock. An adapter that is not in its slots is read in another thread and 
 Longer than 300 lines: everything here is the state of one thread, which no other file may touch.
 """
 
+import atexit
 import logging
 import queue
 import random
@@ -110,6 +111,8 @@ class Engine:
         """Begin to run steps."""
         self._run = self._thread.begin(self._loop)
         self._started = True
+        # Called before the thread is waited for: whoever came last goes first at exit.
+        atexit.register(self._halt)
 
     def submit(self, prompts: Sequence[Prompt], tag: Any) -> Callable[[], None]:
         """Ask for answers; they come through `deliver` with `tag`.
@@ -196,12 +199,17 @@ class Engine:
         until = time.monotonic() + drain_seconds
         while self._count and self.alive and time.monotonic() < until:
             time.sleep(0.02)
-        self._state = "stopped"
-        self._wake.set()
+        self._halt()
         if self._started:
             wait([self._run])
         self._thread.end()
+        atexit.unregister(self._halt)
         self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _halt(self) -> None:
+        """Tell the thread that the step it computes is the last."""
+        self._state = "stopped"
+        self._wake.set()
 
     def _post(self, what: Callable[[], None]) -> None:
         self._inbox.put(what)

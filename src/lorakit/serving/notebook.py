@@ -1,5 +1,6 @@
 """`lorakit.serve` for Python and notebooks: a server beside the notebook, and a handle to close it."""
 
+import atexit
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ class ServerHandle:
         ready.engine.start()
         self._thread = threading.Thread(target=self._run, name="lorakit-server", daemon=True)
         self._thread.start()
+        atexit.register(self._leave)
 
     def __repr__(self) -> str:
         state = "serving" if self._thread.is_alive() else "closed"
@@ -65,6 +67,7 @@ class ServerHandle:
         self._ready.engine.refuse()
         self._server.should_exit = True
         self._thread.join()
+        atexit.unregister(self._leave)
         failure = self._ready.engine.failure
         self._ready.engine.stop()
         self._sock.close()
@@ -82,6 +85,12 @@ class ServerHandle:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _leave(self) -> None:
+        """The program ends and nobody has closed the server: answers that run end with it."""
+        self._ready.engine.stop()
+        self._server.should_exit = True
+        self._thread.join(5.0)
 
     def _run(self) -> None:
         from lorakit.serving.server import often_switched

@@ -63,7 +63,11 @@ def open_own(
         longest = min(session.context_length, spec.max_prompt + spec.max_output)
         return session, size_for(longest), open_forward(session.model, spec, longest)
 
-    session, largest, forward = thread.call(load)
+    try:
+        session, largest, forward = thread.call(load)
+    except Exception:
+        thread.end()
+        raise
     catalog = make_catalog(session.identity, session.template, forward.bank)
     catalog.held = packing_of(session.model)  # what the option does not say: a folder's own packing
     slots = (

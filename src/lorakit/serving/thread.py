@@ -12,16 +12,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from lorakit.execution.ending import EndedAtExit
+
 T = TypeVar("T")
 
 
 class ComputeThread:
-    """Does what it is given, one thing after the other; it ends with the process."""
+    """Does what it is given, one thing after the other, until `end` is called or the process ends."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
         self._work = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="lorakit-engine", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="lorakit-engine", daemon=True)
+        thread.start()
+        self._ending = EndedAtExit(thread, lambda: self._work.put(None))
 
     def begin(self, do: Callable[[], T]) -> "Future[T]":
         """Have something done; its result, once there is one."""
@@ -38,8 +42,8 @@ class ComputeThread:
         return self.begin(do).result()
 
     def end(self) -> None:
-        """Take no more work; what was given is done."""
-        self._work.put(None)
+        """Take no more work; returns when what was given is done, and the thread has ended."""
+        self._ending.join()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
