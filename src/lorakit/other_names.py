@@ -116,6 +116,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ),
         *("continue_from", "start_from", "resume_from"),
     ),
+    "loss": ("loss_type", "loss_function"),
+    "label_smoothing": ("label_smoothing_factor", "label_smoothing_epsilon"),
     "learning_rate": ("lr", "peak_lr", "max_lr", "base_lr"),
     "epochs": (
         "num_train_epochs",
@@ -224,6 +226,7 @@ VALUES: dict[str, tuple[str, str]] = {
     "bf16": ("dtype", "bfloat16"),
     "fp16": ("dtype", "float16"),
     "fp32": ("dtype", "float32"),
+    "use_dft_loss": ("loss", "dft"),
 }
 """Switches of others that are a value of an option here."""
 WITHOUT: dict[str, str] = {

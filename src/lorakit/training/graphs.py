@@ -208,6 +208,7 @@ def gradients_of(loss: Loss, device: torch.device) -> Gradients:
     """How a loop gets its gradients: by graphs for a causal language model on a CUDA device."""
     if (
         isinstance(loss, CausalLoss)
+        and loss.kind.is_plain
         and device.type == "cuda"
         and os.environ.get("LORAKIT_CUDA_GRAPHS") != "0"
         and os.environ.get("LORAKIT_KERNELS") != "plain"

@@ -65,6 +65,20 @@ class TrainSpec:
             "linearly to its peak."
         },
     )
+    loss: Literal["nll", "dft"] = field(
+        default="nll",
+        metadata={
+            "help": "What a token costs in training: nll (its negative log-likelihood) or dft (that times its "
+            "own probability, arXiv 2508.05629). Held-out losses are nll always."
+        },
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "The share of every token's target that is spread over all words, such as 0.1; 0 is none. "
+            "In training alone."
+        },
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay; 0 is none."})
     beta1: float = field(
         default=0.9, metadata={"help": "AdamW's decay rate of the first moment, below 1."}
@@ -138,6 +152,10 @@ class TrainSpec:
             )
         if self.keep not in ("best", "last"):
             raise ConfigError(f"keep must be 'best' or 'last'; it is {self.keep!r}")
+        if self.loss not in ("nll", "dft"):
+            raise ConfigError(f"loss must be 'nll' or 'dft'; it is {self.loss!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing is a share in [0, 1); it is {self.label_smoothing}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")

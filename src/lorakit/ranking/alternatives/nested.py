@@ -18,6 +18,7 @@ from lorakit.lora.jobs import Jobs
 from lorakit.run.fitting import Report, batch_rows
 from lorakit.training import Course, FitResult, JointLoss, Observers, Schedule, TrainSpec, guard_of
 from lorakit.training.joint import passes
+from lorakit.training.loss import token_loss
 
 
 def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
@@ -91,7 +92,8 @@ def fit_nested(
     """
     model: Any = jobs.model
     jobs.install_all()
-    loss, top = JointLoss(jobs, recompute=recompute), len(jobs) - 1
+    kinds = [token_loss(spec)] * len(jobs)
+    loss, top = JointLoss(jobs, recompute=recompute, kinds=kinds), len(jobs) - 1
     rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
     course = Course(
         jobs.parameters(top),
