@@ -33,7 +33,11 @@ class _HeadStruct(ctypes.Structure):
 
 
 def compiled_head_loss(
-    hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor, by_probability: bool = False
+    hidden_LD: Tensor,
+    weight_VD: Tensor,
+    labels_L: Tensor,
+    by_probability: bool = False,
+    factor_L: Tensor | None = None,
 ) -> Tensor | None:
     """Summed nats of the labels, or None where plain torch has to compute them.
 
@@ -42,6 +46,7 @@ def compiled_head_loss(
         weight_VD: the head's weight; it is frozen.
         labels_L: int64 token ids.
         by_probability: each token's nats times its own probability, taken as a constant (token_loss.py).
+        factor_L: of each token's loss, float32; None where all are 1.
     """
     kernel = native.function("head_loss", "i", hidden_LD.dtype, hidden_LD.device)
     readable = (
@@ -55,7 +60,9 @@ def compiled_head_loss(
         return None
     if labels_L.min() < 0 or labels_L.max() >= len(weight_VD):  # plain torch says so
         return None
-    return cast(Tensor, _CompiledHead.apply(hidden_LD, weight_VD, labels_L, by_probability))
+    return cast(
+        Tensor, _CompiledHead.apply(hidden_LD, weight_VD, labels_L, by_probability, factor_L)
+    )
 
 
 class _CompiledHead(torch.autograd.Function):
@@ -63,7 +70,12 @@ class _CompiledHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor, by_probability: bool
+        ctx: Any,
+        hidden_LD: Tensor,
+        weight_VD: Tensor,
+        labels_L: Tensor,
+        by_probability: bool,
+        factor_L: Tensor | None,
     ) -> Tensor:
         hidden_LD, labels_L = hidden_LD.contiguous(), labels_L.contiguous()
         dtype, device = hidden_LD.dtype, hidden_LD.device
@@ -99,11 +111,12 @@ class _CompiledHead(torch.autograd.Function):
                 room=memory + 4 * (logits + total),
             )
             kernel(ctypes.addressof(head))
-        if by_probability:
-            p_L = torch.exp(-loss_L)
-            loss_L = p_L * loss_L
+        if by_probability or factor_L is not None:
+            weight_L = torch.exp(-loss_L) if by_probability else torch.ones_like(loss_L)
+            weight_L = weight_L if factor_L is None else weight_L * factor_L
+            loss_L = weight_L * loss_L
             if gradient is not None:
-                gradient.mul_(p_L[:, None])
+                gradient.mul_(weight_L[:, None])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return loss_L.sum().to(torch.promote_types(dtype, torch.float32))
@@ -112,4 +125,4 @@ class _CompiledHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(gradient.dtype), None, None, None
+        return (gradient * grad).to(gradient.dtype), None, None, None, None

@@ -40,7 +40,12 @@ PLAIN = TokenLoss()
 
 
 def shaped_loss_and_slope(
-    logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None, kind: TokenLoss, at_once: int
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    slope_CV: Tensor | None,
+    kind: TokenLoss,
+    factor_C: Tensor | None,
+    at_once: int,
 ) -> Tensor:
     """Σ ℓ in float64; the gradient in the logits goes to `slope`, which may be the logits.
 
@@ -51,6 +56,7 @@ def shaped_loss_and_slope(
         labels_C: int64 token ids.
         slope_CV: where the gradient goes; None where nobody wants it.
         kind: the form.
+        factor_C: of each token's ℓ; None where all are 1.
         at_once: rows whose softmax is taken together.
     """
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
@@ -66,6 +72,8 @@ def shaped_loss_and_slope(
         nats = torch.where(nats < SURE_NATS, -torch.log1p(-others), nats)
         weight = torch.exp(-nats) if kind.by_probability else torch.ones_like(nats)
         weight = weight * counts
+        if factor_C is not None:
+            weight = weight * factor_C[start : start + at_once, None]
         spread = -log_p.mean(1, keepdim=True) if kind.smoothing else 0.0
         loss = weight * ((1 - kind.smoothing) * nats + kind.smoothing * spread)
         total += loss.sum(dtype=torch.float64)

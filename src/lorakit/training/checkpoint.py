@@ -35,7 +35,7 @@ class Progress:
         last_loss: of the newest evaluation after the start.
         stale: evaluations since the best.
         before: held-out loss before the first step.
-        recent: (summed nats, tokens) of the last tenth of the steps.
+        recent: (summed nats, tokens or the sum of their weights) of the last tenth of the steps.
     """
 
     step: int = 0
@@ -46,7 +46,7 @@ class Progress:
     last_loss: float | None = None
     stale: int = 0
     before: float | None = None
-    recent: list[tuple[float, int]] = field(default_factory=list)
+    recent: list[tuple[float, float]] = field(default_factory=list)
 
 
 def save_checkpoint(

@@ -121,12 +121,12 @@ class Course:
         """The micro-batches of the next step."""
         return self._batches_of(self._progress.step)
 
-    def advance(self, nll: float, count: int, batches: Sequence[Batch], seconds: float) -> None:
+    def advance(self, nll: float, count: float, batches: Sequence[Batch], seconds: float) -> None:
         """Take the step whose gradients are there, and all that follows it.
 
         Args:
             nll: nats of all supervised tokens of the step.
-            count: of these tokens: the one division.
+            count: of these tokens, or the sum of their weights: the one division.
             batches: that the gradients came from.
             seconds: that the gradients took.
 
@@ -160,7 +160,7 @@ class Course:
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "tokens": seen,
-                "loss_tokens": count,
+                "loss_tokens": sum(batch.token_count for batch in batches),
                 "seconds": seconds,
                 "real_tokens_per_second": seen / seconds,
             }
@@ -227,7 +227,7 @@ class Course:
         recent = progress.recent
         return FitResult(
             steps=progress.step,
-            train_loss=sum(n for n, _ in recent) / max(1, sum(c for _, c in recent)),
+            train_loss=sum(n for n, _ in recent) / (sum(c for _, c in recent) or 1),
             eval_loss=progress.best_loss if self._keeps_best else progress.last_loss,
             eval_loss_before=progress.before,
             best_step=kept,

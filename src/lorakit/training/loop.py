@@ -62,7 +62,8 @@ def fit(
     while not course.over:
         started = time.perf_counter()
         torch.manual_seed(course.seed)
-        batches, nll, count = course.batches(), 0.0, 0
+        nll, count = 0.0, 0.0
+        batches = course.batches()
         for batch in batches:
             nats, tokens = gradients(batch)
             nll, count = nll + nats, count + tokens

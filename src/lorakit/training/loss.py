@@ -31,8 +31,11 @@ def token_loss(spec: TrainSpec) -> TokenLoss:
 class Loss(Protocol):
     """What a loop asks of a task: the loss of a batch by a model that is made ready."""
 
-    def __call__(self, batch: Batch, *, training: bool = False) -> tuple[Tensor, int]:
-        """Nats summed, and supervised tokens; dropout is on where `training` says so."""
+    def __call__(self, batch: Batch, *, training: bool = False) -> tuple[Tensor, float]:
+        """Nats summed, and supervised tokens; dropout is on where `training` says so.
+
+        Where rows have weights, they weigh the nats in training, and the count is the sum of the weights.
+        """
 
 
 class CausalLoss:
@@ -53,8 +56,8 @@ class CausalLoss:
         self.recompute, self.kind = recompute, kind
         self._way()
 
-    def __call__(self, batch: Batch, *, training: bool = False) -> tuple[Tensor, int]:
-        """Nats summed, and supervised tokens."""
+    def __call__(self, batch: Batch, *, training: bool = False) -> tuple[Tensor, float]:
+        """Nats summed, and what the step divides them by: supervised tokens, or their weights' sum."""
         self.runnable.prepare(max(batch.lengths_S))
         nll = self._way()(
             self.runnable,
@@ -63,7 +66,7 @@ class CausalLoss:
             recompute=self.recompute and training,
             kind=self.kind if training else PLAIN,
         )
-        return nll, batch.token_count
+        return nll, batch.divisor if training else batch.token_count
 
     def _way(self) -> Callable[..., Tensor]:
         """Asked for each batch: longer rows than before may have changed it."""
@@ -84,7 +87,7 @@ def unpacked_loss(
     logits_LV = runnable.unpacked_logits(
         batch, batch.predict_L, training=training, recompute=recompute
     )
-    return logits_loss(logits_LV, batch, kind)
+    return logits_loss(logits_LV, batch, kind, training=training)
 
 
 def packed_loss(
@@ -97,7 +100,7 @@ def packed_loss(
 ) -> Tensor:
     """Packed sequences; logits of the positions that predict by the model's own head."""
     logits_LV = runnable.logits(batch, batch.predict_L, training=training, recompute=recompute)
-    return logits_loss(logits_LV, batch, kind)
+    return logits_loss(logits_LV, batch, kind, training=training)
 
 
 def chunked_loss(
@@ -113,10 +116,16 @@ def chunked_loss(
     hidden_LD = hidden_TD.index_select(0, batch.predict_L)
     head = runnable.head
     assert head is not None
-    return head_loss(head, hidden_LD, batch.labels_L, kind)
+    return head_loss(head, hidden_LD, batch.labels_L, kind, batch.factor_L if training else None)
 
 
-def head_loss(head: Linear, hidden_LD: Tensor, labels_L: Tensor, kind: TokenLoss = PLAIN) -> Tensor:
+def head_loss(
+    head: Linear,
+    hidden_LD: Tensor,
+    labels_L: Tensor,
+    kind: TokenLoss = PLAIN,
+    factor_L: Tensor | None = None,
+) -> Tensor:
     """Summed nats of labels by a plain head, in chunks, its gradients formed in the forward pass.
 
     Args:
@@ -124,21 +133,24 @@ def head_loss(head: Linear, hidden_LD: Tensor, labels_L: Tensor, kind: TokenLoss
         hidden_LD: hidden states of the positions that predict a label.
         labels_L: the labels.
         kind: the form of a token's loss.
+        factor_L: of each token's loss; None where all are 1.
     """
     assert isinstance(head.weight, Tensor)
     pair = head.pairs[0] if head.pairs else None
-    return chunked_head_loss(hidden_LD, head.weight, head.bias, labels_L, pair, kind)
+    return chunked_head_loss(hidden_LD, head.weight, head.bias, labels_L, pair, kind, factor_L)
 
 
-def logits_loss(logits_LV: Tensor, batch: Batch, kind: TokenLoss = PLAIN) -> Tensor:
+def logits_loss(
+    logits_LV: Tensor, batch: Batch, kind: TokenLoss = PLAIN, *, training: bool = False
+) -> Tensor:
     """Summed nats of a batch's labels by the logits of the positions that predict them."""
-    return label_loss(logits_LV, batch.labels_L, kind)
+    return label_loss(logits_LV, batch.labels_L, kind, batch.factor_L if training else None)
 
 
 @torch.no_grad()
 def held_out_loss(batches: Iterable[Batch], loss: Loss) -> float:
     """Mean loss in nats per supervised token, in evaluation mode."""
-    total, tokens = 0.0, 0
+    total, tokens = 0.0, 0.0
     for batch in batches:
         nll, count = loss(batch)
         total += float(nll)

@@ -116,7 +116,7 @@ def fit_nested(
                 sum(nlls[1:], nlls[0]).backward()
                 nll += sum(float(each.detach()) for each in nlls)
             seen = [batch for each in batches.values() for batch in each]
-            count = sum(batch.token_count for batch in seen)
+            count = sum(batch.divisor for batch in seen)
             gather(jobs)
             course.advance(nll, count, seen, time.perf_counter() - started)
             spread(jobs)
