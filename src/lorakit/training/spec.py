@@ -72,6 +72,14 @@ class TrainSpec:
     beta2: float = field(
         default=0.999, metadata={"help": "AdamW's decay rate of the second moment, below 1."}
     )
+    moments: Literal["32bit", "8bit"] = field(
+        default="32bit",
+        metadata={
+            "help": "How AdamW's two moments are held: 32bit, or 8bit in blocks of 256 with a scale each: "
+            "2 bytes a trained parameter in place of 8, for full fine-tuning and large ranks. Embeddings and "
+            "tensors under 4,096 elements keep 32 bits."
+        },
+    )
     clip: float = field(
         default=1.0,
         metadata={
@@ -138,6 +146,8 @@ class TrainSpec:
             )
         if self.keep not in ("best", "last"):
             raise ConfigError(f"keep must be 'best' or 'last'; it is {self.keep!r}")
+        if self.moments not in ("32bit", "8bit"):
+            raise ConfigError(f"moments must be '32bit' or '8bit'; it is {self.moments!r}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")

@@ -18,6 +18,7 @@ from lorakit.lora.jobs import Jobs
 from lorakit.run.fitting import Report, batch_rows
 from lorakit.training import Course, FitResult, JointLoss, Observers, Schedule, TrainSpec, guard_of
 from lorakit.training.joint import passes
+from lorakit.training.moments import of_embeddings
 
 
 def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
@@ -99,6 +100,7 @@ def fit_nested(
         Schedule(steps, learning_rate, spec),
         Observers(report=report),
         guard=guard_of(jobs, top),
+        wide=of_embeddings(jobs.layers[top].values()),
     )
     try:
         course.begin()
