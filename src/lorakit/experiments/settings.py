@@ -25,7 +25,7 @@ RUN_OPTIONS = (
     *("data", "eval_data", *ROW_OPTIONS, "max_eval_rows", "eval_share"),
     *("alpha", "rslora", "targets", "target_parameters", "exclude", "layers", "dropout", "init"),
     *("batch_size", "batch_tokens", "schedule", "warmup", "weight_decay", "beta1", "beta2"),
-    *("clip", "activation_checkpointing", "seed"),
+    *("clip", "moments", "activation_checkpointing", "seed"),
     *("out", "resume", "samples", "max_new_tokens"),
 )
 

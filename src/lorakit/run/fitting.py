@@ -29,6 +29,7 @@ from lorakit.training import (
     held_out_loss,
 )
 from lorakit.training.loss import token_loss
+from lorakit.training.moments import of_embeddings
 
 Report = Callable[[Mapping[str, Any]], None]
 Orders = Callable[[int], Sequence[int]]
@@ -160,6 +161,7 @@ def fit_models(
             guard=guard_of(jobs, job),
             moments=work.moments,
             keep_moments=True,
+            wide=of_embeddings(jobs.layers[job].values()),
         )
 
     try:

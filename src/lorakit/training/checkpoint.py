@@ -135,8 +135,3 @@ def _keep_only(target: Path) -> None:
 def flat_copy(flat: Tensor) -> Tensor:
     """A copy on the CPU, to keep the best parameters while training goes on."""
     return torch.clone(flat.detach()).cpu()
-
-
-def narrow_copy(moments: Tensor) -> Tensor:
-    """A copy on the CPU in bfloat16, whose range is float32's: 3 digits of a moment are enough."""
-    return moments.detach().to("cpu", torch.bfloat16, copy=True)

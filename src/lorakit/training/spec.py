@@ -86,6 +86,14 @@ class TrainSpec:
     beta2: float = field(
         default=0.999, metadata={"help": "AdamW's decay rate of the second moment, below 1."}
     )
+    moments: Literal["32bit", "8bit"] = field(
+        default="32bit",
+        metadata={
+            "help": "How AdamW's two moments are held: 32bit, or 8bit in blocks of 256 with a scale each: "
+            "2 bytes a trained parameter in place of 8, for full fine-tuning and large ranks. Embeddings and "
+            "tensors under 4,096 elements keep 32 bits."
+        },
+    )
     clip: float = field(
         default=1.0,
         metadata={
@@ -156,6 +164,8 @@ class TrainSpec:
             raise ConfigError(f"loss must be 'nll' or 'dft'; it is {self.loss!r}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing is a share in [0, 1); it is {self.label_smoothing}")
+        if self.moments not in ("32bit", "8bit"):
+            raise ConfigError(f"moments must be '32bit' or '8bit'; it is {self.moments!r}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")
