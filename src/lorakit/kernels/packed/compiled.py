@@ -87,6 +87,7 @@ class Described:
         shape: (out_features, in_features).
         address: of its structure, for as long as this object lives.
         few: whether `product` takes it.
+        turns: in which of two orders its elements come: weights of one call have the same.
     """
 
     def __init__(self, layout: PackedLayout) -> None:
@@ -107,6 +108,7 @@ class Described:
         )
         self.shape = layout.shape
         self.address = ctypes.addressof(self._struct)
+        self.turns = layout.kind.startswith("nibbles")
         self.few = layout.kind in _BY_ROWS or layout.shape[1] % GROUP == 0
 
 
@@ -129,7 +131,7 @@ def product(weights: Sequence[Described], x_TI: Tensor) -> Tensor | None:
     """(x W_0ᵀ, x W_1ᵀ, …) side by side, (T, O); None for more rows, and where plain torch has to.
 
     Args:
-        weights: of one width.
+        weights: of one width and one order, see `Described.turns`.
         x_TI: their common input.
     """
     tokens, width = x_TI.shape
