@@ -12,7 +12,7 @@ from lorakit.adapters import load_adapter, save_adapter
 from lorakit.kernels.packed.counting import packing_of, weight_bytes, workspace_bytes
 from lorakit.lora import LoraSpec, attach
 from lorakit.models import empty_model, load_model
-from lorakit.models.quantized import bytes_held
+from lorakit.models.packable import bytes_held
 from lorakit.models.spec import BASE_DTYPES
 
 PACKED = [name for name in BASE_DTYPES if name != "full"]

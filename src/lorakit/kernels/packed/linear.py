@@ -1,11 +1,9 @@
 """A linear layer whose frozen weight is packed, in the place of a `torch.nn.Linear`.
 
 It is one by class, so that whatever looks for linear layers by class finds it, and keeps no parameter
-of that name: the packing's tensors are buffers, which `state_dict`, `to` and `load_state_dict` know.
-A cast to another float dtype changes the format of the products and none of these tensors.
+of that name: the packing's tensors are buffers (held.py).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +11,12 @@ from torch import Tensor, nn
 
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
-from lorakit.kernels.packed.packing import Packing, nbytes, whole
-from lorakit.kernels.packed.weight import LARGEST, PackedWeight
+from lorakit.kernels.packed.held import HoldsPacked
+from lorakit.kernels.packed.packing import Packing, whole
+from lorakit.kernels.packed.weight import PackedWeight
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(HoldsPacked, nn.Linear):
     """y = W x + b with a packed W, which gets no gradient; x gets its own.
 
     Attributes:
@@ -28,37 +27,19 @@ class PackedLinear(nn.Linear):
     def __init__(self, packing: Packing, dtype: torch.dtype, bias: Tensor | None = None) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = packing.shape
-        self._packing, self._names = packing, tuple(packing.tensors)
-        self._dtype = dtype
-        for name, tensor in packing.tensors.items():
-            self.register_buffer(name, tensor)
+        self._hold(packing, dict(packing.tensors), dtype)
         kept = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         self.register_parameter("bias", kept)
 
     @property
     def packing(self) -> Packing:
         """Of the tensors as they are now: moved and loaded ones too."""
-        return self._packing.over({name: self.get_buffer(name) for name in self._names})
+        return self._packing.over(self.held)
 
     @property
     def frozen(self) -> PackedWeight:
         """The weight as the products take it."""
         return PackedWeight(self.packing, self._dtype)
-
-    @property
-    def elements(self) -> int:
-        """Elements of W: what counts as the layer's parameters beside its bias."""
-        return self.out_features * self.in_features
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes that W takes."""
-        return nbytes(self.packing)
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes of a block of W in the format of the products."""
-        return min(self.elements, LARGEST) * self._dtype.itemsize
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -76,21 +57,19 @@ class PackedLinear(nn.Linear):
         """What `print(model)` shows."""
         return f"{super().extra_repr()}, packing={self._packing.name}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        """Move: what `to`, `cuda`, `half` and their like call with a function of one tensor."""
-        kept = {name: self.get_buffer(name) for name in self._names}
-        self._dtype = fn(torch.empty(0, dtype=self._dtype)).dtype
-        super()._apply(fn, recurse)
-        for name, tensor in kept.items():
-            moved = self.get_buffer(name)
-            if moved.dtype != tensor.dtype:  # a scale that was cast with the model's own weights
-                self._buffers[name] = tensor.to(moved.device)
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         packing = self.packing
         copied = packing.over({name: tensor.clone() for name, tensor in packing.tensors.items()})
         bias = None if self.bias is None else self.bias.detach().clone()
-        twin = PackedLinear(copied, self._dtype, bias)
+        twin = type(self)(copied, self._dtype, bias)
         memo[id(self)] = twin
         return twin.train(self.training)
+
+
+class PackedConv1D(PackedLinear):
+    """GPT-2's linear layer, whose weight is kept as (in, out): packed as (out, in), as any other."""
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W dequantized, (in, out), as a new tensor each time it is read."""
+        return whole(self.packing, self._dtype).t()
