@@ -91,7 +91,7 @@ def train_once(folder: Path, base_dtype: str, steps: int) -> dict[str, Any]:
     from lorakit.execution.runnable import Packed
     from lorakit.kernels.packed.counting import weight_bytes, workspace_bytes
     from lorakit.models import empty_model, load_model
-    from lorakit.models.quantized import bytes_held
+    from lorakit.models.packable import bytes_held
     from lorakit.training import CausalLoss
 
     started = time.perf_counter()

@@ -8,10 +8,11 @@ from families import saved, tiny, tokenizer
 from lorakit.errors import ConfigError, ModelError
 from lorakit.execution.runnable import Packed, Runnable
 from lorakit.kernels.packed.counting import count_parameters, packing_of, weight_bytes
+from lorakit.kernels.packed.held import HoldsPacked
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.packing import whole
 from lorakit.models import identify, load_model
-from lorakit.models.quantized import packed_as
+from lorakit.models.packable import packed_as
 from lorakit.models.spec import BASE_DTYPES
 
 PACKED = [name for name in BASE_DTYPES if name != "full"]
@@ -76,21 +77,22 @@ def test_a_model_with_many_shards_and_another_format(tmp_path):
     assert packing_of(packed) == "int8"
 
 
-def test_routers_and_fused_experts_stay(tmp_path):
+def test_routers_stay(tmp_path):
     folder = saved(tmp_path / "base", family="phimoe")
     model, _ = load_model(str(folder), dtype="float32", base_dtype="nf4")
     names = {
-        path.rpartition(".")[2] for path, m in model.named_modules() if isinstance(m, PackedLinear)
+        path.rpartition(".")[2] for path, m in model.named_modules() if isinstance(m, HoldsPacked)
     }
-    assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
 def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match="base_dtype 'nf3' is unknown"):
         load_model("smollm2-135m", base_dtype="nf3")
-    folder = saved(tmp_path / "gpt2", family="gpt2")
-    with pytest.raises(ModelError, match="no layer of GPT2LMHeadModel can be held in nf4"):
-        load_model(str(folder), base_dtype="nf4")
+    tiny("llama", num_hidden_layers=0).save_pretrained(tmp_path / "no-blocks")
+    tokenizer().save_pretrained(tmp_path / "no-blocks")
+    with pytest.raises(ModelError, match="no layer of LlamaForCausalLM can be held in nf4"):
+        load_model(str(tmp_path / "no-blocks"), base_dtype="nf4")
 
 
 def test_transformers_refuses_to_save_it(tmp_path):

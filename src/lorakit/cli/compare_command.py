@@ -58,8 +58,9 @@ def compare(
             from lorakit.comparing.methods import arms_of
 
             estimate = estimate_only(given, report=watcher)
-            arms = [arm.name for arm in arms_of(given.spec, given.config.lora)]
-            show_estimate(estimate, arms)
+            held = given.config.model.base_dtype
+            arms = arms_of(given.spec, given.config.lora, held)
+            show_estimate(estimate, [arm.name for arm in arms])
             return
         result = _run(given, watcher)
     summarise(result, Path(given.config.output.out))

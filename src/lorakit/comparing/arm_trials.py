@@ -53,8 +53,9 @@ def probe(request: ProbeRequest, sources: Sources, folder: Path, report: Report)
         folder: of the trial.
         report: told of the steps.
     """
-    context = open_trial(request.stamp, sources)
-    training, seed = request.training, context.config.train.seed
+    training = request.training
+    context = open_trial(request.stamp, sources, training.method.base_dtype)
+    seed = context.config.train.seed
     train, validation = split_validation(context.data.train, seed)
     prepare(context.model, training.method, seed)
     steps: list[Mapping[str, Any]] = []
@@ -95,13 +96,16 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
     Raises:
         DivergedError: a loss stopped being finite at the rate that the probe chose.
     """
-    context = open_trial(request.stamp, sources)
-    session, training = context.session, request.training
+    training = request.training
     method = training.method
+    context = open_trial(request.stamp, sources, method.base_dtype)
+    session = context.session
     train, _ = split_validation(context.data.train, context.config.train.seed)
     trained = prepare(session.model, method, request.seed)
     base = load_reference(folder.parent / request.base_trial / REFERENCE)
-    course = CourseRecorder(context, base, request.before)
+    # A base that is held in another way than the one that was measured begins elsewhere.
+    before = request.before if method.base_dtype is None else None
+    course = CourseRecorder(context, base, before)
     with MetricsFile(folder / METRICS, keep=False) as metrics:
 
         def observe(event: Mapping[str, Any]) -> None:
@@ -196,7 +200,7 @@ class CourseRecorder:
     Args:
         context: base and rows.
         base: the base's distributions on the general rows.
-        before: the point before the first step.
+        before: the point before the first step; None where it is to be measured.
 
     Attributes:
         steps: events of the steps.
@@ -204,7 +208,9 @@ class CourseRecorder:
         seconds_at: seconds of the steps up to each point.
     """
 
-    def __init__(self, context: TrialContext, base: BaseDistributions, before: CoursePoint) -> None:
+    def __init__(
+        self, context: TrialContext, base: BaseDistributions, before: CoursePoint | None
+    ) -> None:
         self._context, self._base, self._before = context, base, before
         self._seconds = 0.0
         self._last: tuple[RowLosses, Forgetting] | None = None
@@ -226,8 +232,8 @@ class CourseRecorder:
 
     def evaluate(self) -> float:
         """Held-out loss in nats per token."""
-        if not self.steps:
-            # Nothing has moved yet: every arm begins as the base, which was measured once.
+        if not self.steps and self._before is not None:
+            # Nothing has moved yet: the arm begins as the base, which was measured once.
             self.points.append(self._before)
             self.seconds_at.append(0.0)
             return self._before.loss

@@ -1,6 +1,8 @@
 """Trials without training: what a comparison will need, and what the base itself does."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lorakit.comparing import general
 from lorakit.comparing.methods import trained_parameters
@@ -20,6 +22,9 @@ from lorakit.experiments.measuring import measure_rows
 from lorakit.experiments.opening import ask_held_out, open_trial, split_validation
 from lorakit.experiments.profile import estimate_step, profile_of, reached_in
 from lorakit.experiments.stamps import Sources
+from lorakit.models.kept_packed import bytes_kept
+from lorakit.models.packable import bytes_held
+from lorakit.models.spec import PACKED, ModelSpec
 from lorakit.run.machine import peak_memory
 
 REFERENCE = "general.npz"
@@ -44,6 +49,7 @@ def profile(
         estimate_step(
             *(model, train, config, trained_parameters(model, method)),
             full=method.kind == "full",
+            frozen_bytes=_bytes_in(model, context.config.model, method.base_dtype),
             reached=1.0 if method.lora is None else reached_in(model, method.lora),
         )
         for method in request.methods
@@ -61,6 +67,15 @@ def profile(
         estimates=estimates,
         seconds_per_eval_token=0.5 * step / common.tokens_per_step,
     )
+
+
+def _bytes_in(model: Any, spec: ModelSpec, base_dtype: str | None) -> int | None:
+    """Bytes of a base that an arm will hold in another way than this one; None where it will not."""
+    if base_dtype is None:
+        return None
+    if base_dtype == PACKED:
+        return bytes_kept(model, replace(spec, base_dtype=PACKED))
+    return bytes_held(model, base_dtype)
 
 
 @typed(BaseRequest)

@@ -10,6 +10,7 @@ RUN/
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lorakit.comparing.protocol import CompareFindings, compare_arms
 from lorakit.comparing.spec import CompareSettings
 from lorakit.comparing.summary import summarise
 from lorakit.comparing.trials import BaseResult, RunResult
+from lorakit.config import RunConfig
 from lorakit.errors import ConfigError
 from lorakit.evaluation.metrics import Scores
 from lorakit.experiments import Report, processes
@@ -38,9 +40,10 @@ def estimate_only(
     Raises:
         InputError: something given cannot be used.
     """
+    _refuse_quantized(settings)
     with tempfile.TemporaryDirectory() as scratch:
         runner = processes(Path(scratch), report=report)
-        return estimate_compare(_arms(settings), settings.spec, settings.config, runner)
+        return estimate_compare(_arms(settings), settings.spec, _unpacked(settings), runner)
 
 
 def run_compare(
@@ -67,25 +70,17 @@ def run_compare(
         InputError: something given cannot be used.
         DivergedError, TrialError: see `compare_arms`; finished trials are kept.
     """
-    packing = settings.config.model.base_dtype
-    if arms is None and stays_packed(settings.config.model):
-        raise ConfigError(
-            f"{settings.config.model.model} is quantized, and a comparison has an arm that trains every "
-            "weight: name the unquantized model; `lorakit train` and `lorakit rank` take this one"
-        )
-    if arms is None and packing != FULL:
-        raise ConfigError(
-            f"base_dtype is {packing!r}, and a comparison has an arm that trains every weight, which a "
-            "packed one does not allow: leave --base-dtype out; `lorakit train` and `lorakit rank` have it"
-        )
+    if arms is None:
+        _refuse_quantized(settings)
     experiment = begin_experiment(settings, command, report, runner, what="a comparison")
     folder, run = experiment.folder, experiment.runner
     chosen = tuple(arms) if arms is not None else _arms(settings)
+    config = settings.config if arms is not None else _unpacked(settings)
     with experiment.profiling():
-        estimate = estimate_compare(chosen, settings.spec, settings.config, run)
+        estimate = estimate_compare(chosen, settings.spec, config, run)
     report({"kind": "estimate", "estimate": estimate, "arms": [arm.name for arm in chosen]})
-    findings = compare_arms(chosen, settings.spec, settings.config, run, estimate, report=report)
-    result = summarise(findings, settings.spec, settings.config, experiment.command)
+    findings = compare_arms(chosen, settings.spec, config, run, estimate, report=report)
+    result = summarise(findings, settings.spec, config, experiment.command)
     write_json(folder / SAMPLES, samples(findings))
     write_json(folder / RESULT, result)
     write_compare_report(folder)
@@ -117,4 +112,23 @@ def _score(scores: Scores | None, row: int) -> float | None:
 
 
 def _arms(settings: CompareSettings) -> tuple[Arm, ...]:
-    return arms_of(settings.spec, settings.config.lora)
+    return arms_of(settings.spec, settings.config.lora, settings.config.model.base_dtype)
+
+
+def _unpacked(settings: CompareSettings) -> RunConfig:
+    """The options of every trial, base in full precision: how an arm holds it is said by its method."""
+    config = settings.config
+    return replace(config, model=replace(config.model, base_dtype=FULL))
+
+
+def _refuse_quantized(settings: CompareSettings) -> None:
+    """Full fine-tuning needs every weight in full precision.
+
+    Raises:
+        ConfigError: the model is quantized as it lies in its folder.
+    """
+    if stays_packed(settings.config.model):
+        raise ConfigError(
+            f"{settings.config.model.model} is quantized, and a comparison has an arm that trains every "
+            "weight: name the unquantized model; `lorakit train` and `lorakit rank` take this one"
+        )

@@ -9,6 +9,7 @@ from lorakit.config import RunConfig
 from lorakit.experiments.measuring import save_pairs
 from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora import LoraSpec, attach, plan
+from lorakit.models.spec import FULL as UNPACKED
 from lorakit.run.session import Session
 
 FULL = "full fine-tuning"
@@ -23,11 +24,13 @@ class Method:
         lora: the pairs; None for full fine-tuning.
         start: added to a seed for A's initialisation alone, so that two arms of one method differ
             by nothing but chance.
+        base_dtype: how the base is held, where that is not as the trial's options say.
     """
 
     kind: Literal["full", "lora"]
     lora: LoraSpec | None = None
     start: int = 0
+    base_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,25 @@ class Arm:
     method: Method
 
 
-def arms_of(spec: CompareSpec, lora: LoraSpec) -> tuple[Arm, ...]:
-    """Full fine-tuning first, one LoRA arm a rank, and the control where it is asked for."""
+def arms_of(spec: CompareSpec, lora: LoraSpec, base_dtype: str = UNPACKED) -> tuple[Arm, ...]:
+    """Full fine-tuning first, one LoRA arm a rank, and the control where it is asked for.
+
+    Args:
+        spec: ranks and control.
+        lora: of the LoRA arms, but for the rank.
+        base_dtype: how the LoRA arms hold the base; full fine-tuning changes every weight of it, and
+            has it in full precision.
+    """
+    held = None if base_dtype == UNPACKED else base_dtype
+    beside = f", base in {held}" if held else ""
     ranks = [replace(lora, rank=rank) for rank in spec.ranks]
     arms = [Arm(FULL, Method("full"))]
-    arms += [Arm(f"LoRA r={each.rank}", Method("lora", each)) for each in ranks]
+    arms += [
+        Arm(f"LoRA r={each.rank}{beside}", Method("lora", each, base_dtype=held)) for each in ranks
+    ]
     if spec.control:
-        again = Method("lora", ranks[0], start=500_009)
-        arms.append(Arm(f"LoRA r={ranks[0].rank}, again", again))
+        again = Method("lora", ranks[0], start=500_009, base_dtype=held)
+        arms.append(Arm(f"LoRA r={ranks[0].rank}{beside}, again", again))
     return tuple(arms)
 
 

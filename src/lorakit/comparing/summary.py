@@ -159,6 +159,8 @@ def _headline(between: Sequence[Mapping[str, Any]]) -> str:
 
 def _notes(findings: CompareFindings, arms: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = [each.note for each in findings.profile.estimates if each.note]
+    held = {arm.arm.method.base_dtype for arm in findings.arms} - {None}
+    notes += [wording.packed_arms(str(each), findings.profile.profile.dtype) for each in held]
     base = findings.base.scores
     notes += [f"base: {base.cut}"] if base is not None and base.cut else []
     for trained, arm in zip(findings.arms, arms, strict=True):

@@ -201,6 +201,14 @@ def nothing_told(test_rows: int, seeds: int) -> list[str]:
     return [f"nothing will be said of the arms: {reason}" for reason in reasons]
 
 
+def packed_arms(base_dtype: str, dtype: str) -> str:
+    """How the arms hold the base, where they hold it in different ways."""
+    return (
+        f"the LoRA arms hold the base in {base_dtype}, full fine-tuning trains it in {dtype}; what they "
+        f"gain and forget is measured from the base in {dtype}, so that packing it counts"
+    )
+
+
 def rate_at_edge(name: str, rate: float) -> str:
     """That the probe chose an end of its grid."""
     return f"{name}: the chosen rate {rate:g} is the end of the grid; more --rates might find a better one"

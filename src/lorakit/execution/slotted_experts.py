@@ -32,8 +32,9 @@ from lorakit.kernels.expert_slots import (
     grouped_product,
     rows_by_expert,
 )
+from lorakit.kernels.packed.matrices import MatricesTensor, PackedMatrices
 from lorakit.kernels.slot_plan import BatchPlan, SlotRun
-from lorakit.lora.experts import put_experts
+from lorakit.lora.experts import BareParameter, bare_module, put_experts
 from lorakit.lora.kinds import Geometry, kind_of
 from lorakit.lora.parameters import bare_parameters, expert_geometry, is_fused
 
@@ -49,9 +50,9 @@ class ServedParameter(nn.Module):
     Calling it gives what the model's code multiplies by.
     """
 
-    def __init__(self, weight: nn.Parameter, geometry: Geometry) -> None:
+    def __init__(self, base: BareParameter | PackedMatrices, geometry: Geometry) -> None:
         super().__init__()
-        self.weight, self.geometry = weight, geometry
+        self.base, self.geometry = base, geometry
         self.held: dict[int, ExpertPairs] = {}
         self.reading: int | None = None
 
@@ -62,9 +63,9 @@ class ServedParameter(nn.Module):
         return weight if pairs is None else pairs.beside(weight, self.geometry.swapped)
 
     @property
-    def inputs_first(self) -> Tensor:
-        """The weight as (E, in, out)."""
-        return self.weight if self.geometry.swapped else self.weight.mT
+    def weight(self) -> Tensor:
+        """The base's own."""
+        return self.base.weight
 
 
 class SlottedExperts:
@@ -119,8 +120,7 @@ class SlottedExperts:
 
     def _serve(self, path: str) -> ServedParameter:
         if path not in self._served:
-            module, name = self._bare[path]
-            served = ServedParameter(module.get_parameter(name), self.geometries[path])
+            served = ServedParameter(bare_module(self._model, path), self.geometries[path])
             put_experts(self._model, path, served)
             self._served[path] = served
         return self._served[path]
@@ -190,9 +190,10 @@ class SlottedExperts:
     def random_pairs(self, path: str, generator: torch.Generator) -> ExpertPairs:
         """Pairs of rank 1 whose ΔW is as large as the weight, for a trial."""
         shape, weight = self.geometries[path], self._serve(path).weight
+        some = weight[0] if isinstance(weight, MatricesTensor) else weight  # as large as all
         sizes = (shape.experts, shape.in_features, 1), (shape.experts, 1, shape.out_features)
         down, up = (torch.randn(size, generator=generator).to(weight) for size in sizes)
-        return ExpertPairs(down, up * weight.float().square().mean().sqrt().to(weight.dtype))
+        return ExpertPairs(down, up * some.float().square().mean().sqrt().to(weight.dtype))
 
 
 def _experts(
@@ -219,12 +220,10 @@ def _experts(
 
 
 def _product(module: Any, name: str, x_SI: Tensor, rows: ExpertRows) -> Tensor:
-    served = module._modules.get(name)
-    if served is None:
-        weight = module.get_parameter(name)
-        weight = weight if module.is_transposed else weight.mT
-    else:
-        weight = served.inputs_first
+    found = module._modules.get(name)
+    served = found if isinstance(found, ServedParameter) else None
+    weight = getattr(module, name) if served is None else served.weight
+    weight = weight if module.is_transposed else weight.mT
     y_SO = grouped_product(x_SI.to(weight.dtype), weight, rows.stops)
     if module.has_bias:
         y_SO += getattr(module, f"{name}_bias")[rows.experts]

@@ -45,13 +45,19 @@ class TrialContext:
         return self.session.model
 
 
-def open_trial(stamp: Stamp, sources: Sources) -> TrialContext:
+def open_trial(stamp: Stamp, sources: Sources, base_dtype: str | None = None) -> TrialContext:
     """The base and the rows of a trial.
+
+    Args:
+        stamp: options, and hashes of rows and base.
+        sources: where they lie.
+        base_dtype: how the base is held, where that is not as the options say.
 
     Raises:
         DataError: the rows or the base are not those that the command began with.
     """
-    config = load_config(None, {**stamp.config, **sources.options})
+    held = {} if base_dtype is None else {"base_dtype": base_dtype}
+    config = load_config(None, {**stamp.config, **sources.options, **held})
     session = open_base(config.model, config.data)
     data = load_data(
         config.data,

@@ -136,6 +136,7 @@ def estimate_step(
     full: bool = False,
     concurrent: int = 1,
     reached: float = 1.0,
+    frozen_bytes: int | None = None,
 ) -> StepEstimate:
     """Estimate a step of one job, or of several concurrent jobs on one base.
 
@@ -147,10 +148,16 @@ def estimate_step(
         full: every parameter of the base is trained.
         concurrent: jobs that share a pass; the time is that of one of them, the memory of all.
         reached: as in `Profile`.
+        frozen_bytes: of the base, where it will be held in another way than this one.
     """
     wide = replace(config, batch_size=config.batch_size * concurrent)
     estimate = estimate_run(
-        *(model, train, wide), steps=1, trainable=trainable, full=full, reached=reached
+        *(model, train, wide),
+        steps=1,
+        trainable=trainable,
+        full=full,
+        reached=reached,
+        frozen_bytes=frozen_bytes,
     )
     return StepEstimate(
         trainable,

@@ -6,7 +6,8 @@ Model code that keeps the weights of all its experts in one parameter reads that
 by it in many ways: expert by expert, batched, or grouped. `AdaptedWeight` is a tensor that stands in its
 place. The products that are known here use the right-hand side above; picking experts, transposing and
 splitting the first axis give another `AdaptedWeight`; anything else is done with W + s·L·R itself, so that
-the answer is right whatever the model's code does. Tokens of a grouped product are sorted by expert.
+the answer is right whatever the model's code does. Tokens of a grouped product are sorted by expert. W may be
+packed (packed/matrices.py): then all that is done with it goes by its own way, through `called`.
 
 Longer than 300 lines: the tensor, and every product in which it stands for a weight.
 """
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+from lorakit.kernels.packed.matrices import MatricesTensor, called, dense
 
 
 class AdaptedWeight(Tensor):
@@ -46,7 +49,7 @@ class AdaptedWeight(Tensor):
         """W + s·L·R, added in float32 (float64 stays) and rounded once to W's dtype."""
         kind = torch.promote_types(self.left.dtype, torch.float32)
         update = self.scale * (self.left.to(kind) @ self.right.to(kind))
-        return (self.weight.to(update.dtype) + update).to(self.weight.dtype)
+        return (dense(self.weight).to(update.dtype) + update).to(self.weight.dtype)
 
     def low_rank(self, x: Tensor) -> Tensor:
         """s·(x L) R: (…, m) -> (…, n), in the dtype of x."""
@@ -54,7 +57,8 @@ class AdaptedWeight(Tensor):
 
     def turned(self) -> "AdaptedWeight":
         """Its last two axes exchanged: Wᵀ + s·Rᵀ Lᵀ."""
-        return AdaptedWeight.of(self.weight.mT, self.right.mT, self.left.mT, self.scale)
+        turned = called(Tensor.transpose, self.weight, -2, -1)
+        return AdaptedWeight.of(turned, self.right.mT, self.left.mT, self.scale)
 
     @classmethod
     def __torch_function__(
@@ -204,7 +208,8 @@ def _picked(weight: Any, index: Any) -> Any:
         return NotImplemented
     if not isinstance(index, int | slice | Tensor) or isinstance(index, bool):
         return NotImplemented
-    W, left, right = weight.weight[index], weight.left[index], weight.right[index]
+    W = called(Tensor.__getitem__, weight.weight, index)
+    left, right = weight.left[index], weight.right[index]
     return AdaptedWeight.of(W, left, right, weight.scale)
 
 
@@ -225,19 +230,21 @@ def _split(weight: Any, *sizes: Any) -> Any:
     W = weight.weight
     if W.dim() != 2 or len(shape) != 3 or shape[-1] != W.shape[1]:
         return NotImplemented
-    split = W.view(shape)
+    split = called(Tensor.view, W, shape)
     left = weight.left.reshape(*split.shape[:2], -1)
     return AdaptedWeight.of(split, left, weight.right.expand(len(split), -1, -1), weight.scale)
 
 
 def _contiguous(weight: Any) -> Any:
-    return AdaptedWeight.of(weight.weight.contiguous(), weight.left, weight.right, weight.scale)
+    return AdaptedWeight.of(
+        called(Tensor.contiguous, weight.weight), weight.left, weight.right, weight.scale
+    )
 
 
 def _to(weight: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(weight, AdaptedWeight):
         return NotImplemented
-    moved = weight.weight.to(*args, **kwargs)
+    moved = called(Tensor.to, weight.weight, *args, **kwargs)
     left, right = weight.left.to(moved.device), weight.right.to(moved.device)
     return AdaptedWeight.of(moved, left, right, weight.scale)
 
@@ -245,18 +252,18 @@ def _to(weight: Any, *args: Any, **kwargs: Any) -> Any:
 def _linear(x: Any, weight: Any, bias: Tensor | None = None) -> Any:
     if isinstance(x, AdaptedWeight) or not isinstance(weight, AdaptedWeight):
         return NotImplemented
-    return F.linear(x, weight.weight, bias) + weight.turned().low_rank(x)
+    return called(F.linear, x, weight.weight, bias) + weight.turned().low_rank(x)
 
 
 def _product(first: Any, second: Any) -> Any:
     if isinstance(second, AdaptedWeight):
         if isinstance(first, AdaptedWeight) or first.dim() < 2:
             return NotImplemented
-        return first @ second.weight + second.low_rank(first)
+        return called(torch.matmul, first, second.weight) + second.low_rank(first)
     if second.dim() < 2:
         return NotImplemented
     left, right = first.left.to(second.dtype), first.right.to(second.dtype)
-    return first.weight @ second + first.scale * left @ (right @ second)
+    return called(torch.matmul, first.weight, second) + first.scale * left @ (right @ second)
 
 
 def _product_from_right(second: Any, first: Any) -> Any:
@@ -269,13 +276,14 @@ def _grouped(x: Any, weight: Any, offs: Any = None, **more: Any) -> Any:
         return NotImplemented
     if any(value is not None for value in more.values()):
         return NotImplemented
-    if x.device.type == "cpu" and x.dtype == weight.weight.dtype:
+    packed = isinstance(weight.weight, MatricesTensor)
+    if x.device.type == "cpu" and x.dtype == weight.weight.dtype and not packed:
         left_GRM = weight.left.to(x.dtype).mT.contiguous()  # no copy: A's own layout
         right = weight.right.to(x.dtype).contiguous()
         stops = offs.tolist()
         sizes = [stop - start for start, stop in zip((0, *stops[:-1]), stops, strict=True)]
         return _GroupedProduct.apply(x, weight.weight, left_GRM, right, weight.scale, sizes)
-    y_TN = F.grouped_mm(x, weight.weight, offs=offs)
+    y_TN = called(F.grouped_mm, x, weight.weight, offs=offs)
     low = grouped_low_rank(x, weight.left, weight.right, weight.scale, offs)
     return y_TN + low.to(y_TN.dtype)
 

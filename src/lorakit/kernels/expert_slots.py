@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorakit.kernels.adapted_weight import AdaptedWeight
+from lorakit.kernels.packed.matrices import MatricesTensor
 from lorakit.kernels.slot_plan import SlotRun
 
 _ALIGNED = 16
@@ -126,6 +127,8 @@ def grouped_product(x_SI: Tensor, W_EIO: Tensor, stops: Sequence[int]) -> Tensor
         W_EIO: a matrix for each expert.
         stops: one past the last row of each.
     """
+    if isinstance(W_EIO, MatricesTensor):
+        return W_EIO.grouped(x_SI, [b - a for a, b in zip((0, *stops[:-1]), stops, strict=True)])
     if x_SI.is_cuda and _aligned(x_SI) and _aligned(W_EIO):
         return F.grouped_mm(x_SI, W_EIO, offs=torch.tensor(stops, device=x_SI.device).int())
     y_SO = x_SI.new_empty(len(x_SI), W_EIO.shape[-1])

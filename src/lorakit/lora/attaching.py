@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import TargetError
-from lorakit.lora.experts import BareParameter, LoraExperts, put_experts, put_parameter
+from lorakit.lora.experts import LoraExperts, bare_module, put_bare, put_experts
 from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
@@ -64,16 +64,14 @@ def base_module(model: nn.Module, target: Target) -> nn.Module:
     """What a target's pair stands beside, in a model without pairs: a module, or a parameter as one."""
     if target.geometry.kind != "experts":
         return model.get_submodule(target.path)
-    owner, _, name = target.path.rpartition(".")
-    module = model.get_submodule(owner)
-    return BareParameter(module.get_parameter(name)).train(module.training)
+    return bare_module(model, target.path)
 
 
 def detach(model: Model) -> Model:
     """Put the base layers back where they were, in place; their bytes were never changed."""
     for path, layer in lora_layers(model).items():
         if isinstance(layer, LoraExperts):
-            put_parameter(model, path, layer.base.weight)
+            put_bare(model, path, layer.base)
         else:
             model.set_submodule(path, layer.base)
     return model

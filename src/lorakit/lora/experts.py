@@ -7,14 +7,14 @@ That is the layout of peft's `target_parameters` (0.21, ParamWrapper). A matrix 
 The model's own code goes on reading its parameter by name, and gets an `AdaptedWeight` there.
 """
 
-from functools import partial
-from typing import cast
-
 from torch import Tensor, nn
 
+from lorakit.errors import TargetError
 from lorakit.kernels.adapted_weight import AdaptedWeight
+from lorakit.kernels.packed.matrices import PackedMatrices
+from lorakit.kernels.read_through import put_parameter, put_reader
 from lorakit.lora.kinds import Geometry
-from lorakit.lora.layers import LoraLayer
+from lorakit.lora.layers import LoraLayer, packed_refusal
 
 
 class BareParameter(nn.Module):
@@ -32,7 +32,7 @@ class LoraExperts(LoraLayer):
     """
 
     kind = "experts"
-    base: BareParameter
+    base: BareParameter | PackedMatrices
 
     def forward(self, x: Tensor | None = None) -> Tensor:
         """The weight with its pairs, (E, out, in) or (E, in, out), as the base keeps it."""
@@ -47,6 +47,16 @@ class LoraExperts(LoraLayer):
         """ΔW in the layout of the base's weight, float32 (float64 over a float64 base)."""
         left, right = self.factors()
         return self.scale * (left @ right)
+
+    def merged_base(self) -> nn.Module:
+        """A new module with W + s·B·A.
+
+        Raises:
+            TargetError: the base is packed.
+        """
+        if isinstance(self.base, PackedMatrices):
+            raise TargetError(packed_refusal(self.base.packing_name))
+        return super().merged_base()
 
     def _standard(self, weight: Tensor) -> Tensor:
         return weight
@@ -76,63 +86,27 @@ def expert_factors(
 def put_experts(model: nn.Module, path: str, layer: nn.Module) -> None:
     """Let the module that owns a parameter read it with its pairs, in place.
 
-    The module keeps its weights and its code; its class gets the parameter's name as a property.
-
     Args:
         model: the model.
         path: of the parameter.
-        layer: calling it gives the weight with its pairs: a `LoraExperts`, or what a server has.
+        layer: a `LoraExperts`, or what else gives the weight when it is called.
     """
+    put_reader(model, path, layer)
+
+
+def put_bare(model: nn.Module, path: str, base: BareParameter | PackedMatrices) -> None:
+    """Put a parameter, or the packed matrices in its place, back where pairs were, in place."""
+    if isinstance(base, PackedMatrices):
+        put_reader(model, path, base)
+    else:
+        put_parameter(model, path, base.weight)
+
+
+def bare_module(model: nn.Module, path: str) -> BareParameter | PackedMatrices:
+    """A bare parameter as a module: the packed matrices in its place, where there are any."""
     owner_path, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_path)
-    owner._parameters[name] = None  # its place in their order stays
-    owner._modules[name] = layer
-    _read_through(owner, name)
-
-
-def put_parameter(model: nn.Module, path: str, weight: nn.Parameter) -> None:
-    """Put a plain parameter back where pairs were, in place."""
-    owner_path, _, name = path.rpartition(".")
-    owner = model.get_submodule(owner_path)
-    owner._modules.pop(name, None)
-    adapted = type(owner)
-    if name not in adapted.__dict__.get(_READ, ()):
-        owner._parameters[name] = weight
-        return
-    read = [other for other in adapted.__dict__.get(_READ, ()) if other != name]
-    owner.__class__ = adapted.__bases__[0]
-    owner._parameters[name] = weight
-    for other in read:
-        _read_through(owner, other)
-
-
-_READ = "_read_with_pairs"
-
-
-def _read_through(owner: nn.Module, name: str) -> None:
-    cls = type(owner)
-    names = cls.__dict__.get(_READ, ())
-    if name in names:
-        return
-    base = cls.__bases__[0] if names else cls
-    read = (*names, name)
-    owner.__class__ = _class_of(base, read)
-
-
-def _with_pairs(name: str, owner: nn.Module) -> Tensor:
-    layer = owner._modules[name]
-    assert layer is not None
-    return cast(Tensor, layer())
-
-
-_classes: dict[tuple[type, tuple[str, ...]], type] = {}
-
-
-def _class_of(base: type, names: tuple[str, ...]) -> type:
-    """The class with a property for each name, one and the same for all modules of a class."""
-    key = (base, names)
-    if key not in _classes:
-        properties = {name: property(partial(_with_pairs, name)) for name in names}
-        own = {_READ: names, "__module__": base.__module__, "__qualname__": base.__qualname__}
-        _classes[key] = type(base.__name__, (base,), {**properties, **own})
-    return _classes[key]
+    held = owner._modules.get(name)
+    if isinstance(held, PackedMatrices):
+        return held
+    return BareParameter(owner.get_parameter(name)).train(owner.training)

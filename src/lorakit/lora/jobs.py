@@ -33,7 +33,7 @@ from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
 from lorakit.lora.attaching import base_module, lora_layers, make_layer
-from lorakit.lora.experts import LoraExperts, put_experts, put_parameter
+from lorakit.lora.experts import LoraExperts, put_bare, put_experts
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan
 from lorakit.lora.variant import Capability, require_capability
@@ -143,7 +143,7 @@ class Jobs:
             if not isinstance(joint, JointExperts):
                 self.model.set_submodule(path, module.train(self.model.training))
             elif module is joint.base:
-                put_parameter(self.model, path, joint.base.weight)
+                put_bare(self.model, path, joint.base)
             else:
                 put_experts(self.model, path, module)
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
-from lorakit.kernels.packed.linear import PackedLinear
+from lorakit.kernels.packed.linear import PackedConv1D, PackedLinear
 from lorakit.kernels.weights import FrozenWeight
 
 _KINDS = {
     "torch.nn.modules.linear.Linear": "linear",
     "transformers.pytorch_utils.Conv1D": "conv1d",
+    "lorakit.kernels.packed.linear.PackedConv1D": "conv1d",
     "torch.nn.modules.sparse.Embedding": "embedding",
     "torch.nn.modules.conv.Conv1d": "conv",
     "torch.nn.modules.conv.Conv2d": "conv",
@@ -32,6 +33,7 @@ _PLAIN = {
     "torch.nn.modules.linear.Linear",
     "transformers.pytorch_utils.Conv1D",
     "lorakit.kernels.packed.linear.PackedLinear",
+    "lorakit.kernels.packed.linear.PackedConv1D",
 }
 
 
@@ -165,6 +167,8 @@ def geometry_of(module: nn.Module, path: str) -> Geometry:
     kind = kind_of(module)
     plain = next(_qualified_names(module)) in _PLAIN
     match module:
+        case PackedConv1D():
+            return Geometry("conv1d", module.in_features, module.out_features, plain=plain)
         case nn.Linear():
             return Geometry("linear", module.in_features, module.out_features, plain=plain)
         case nn.Embedding():

@@ -29,6 +29,14 @@ from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, require_capability
 
 
+def packed_refusal(packing: str) -> str:
+    """Why nothing is merged in memory into a packed weight."""
+    return (
+        f"the base is held in {packing}, and s·B·A added to that would mostly be "
+        "rounded away: load the model without base_dtype to merge"
+    )
+
+
 class LoraLayer(nn.Module, ABC):
     """A frozen `base` module with the pair A, B, the scale s, and what else the variant keeps.
 
@@ -111,10 +119,7 @@ class LoraLayer(nn.Module, ABC):
             TargetError: the base is quantized, or its layout cannot hold the product.
         """
         if isinstance(self.base, PackedLinear):
-            raise TargetError(
-                f"the base is held in {self.base.packing.name}, and s·B·A added to that would mostly be "
-                "rounded away: load the model without base_dtype to merge"
-            )
+            raise TargetError(packed_refusal(self.base.packing_name))
         weight = self.weight
         if not weight.dtype.is_floating_point:
             raise TargetError(
@@ -133,7 +138,7 @@ class LoraLayer(nn.Module, ABC):
         update = self.delta()
         weight = (self.weight.to(update.dtype) + update).to(self.weight.dtype)
         if isinstance(self.base, PackedLinear):
-            return F.linear(x, weight, self.bias)
+            return F.linear(x, self._standard(weight), self.bias)
         return cast(Tensor, functional_call(self.base, {"weight": weight}, (x,)))
 
     def extra_repr(self) -> str:

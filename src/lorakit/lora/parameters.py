@@ -1,10 +1,11 @@
 """Bare parameters of a model: which hold the experts of a block, which are adapted, and what is left out. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.errors import TargetError, did_you_mean
+from lorakit.kernels.packed.matrices import PackedMatrices
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import matches
@@ -18,13 +19,29 @@ Bare = tuple[nn.Module, str]
 _COUNTS = ("num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts")
 
 
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters by name, in its order; packed matrices in the place of one among them."""
+    for name, parameter in module._parameters.items():
+        held = module._modules.get(name)
+        if parameter is not None:
+            yield name, parameter
+        elif isinstance(held, PackedMatrices):
+            yield name, held.weight
+
+
+def parameter_of(module: nn.Module, name: str) -> Tensor:
+    """A module's own parameter, or the packed matrices in its place."""
+    held = module._modules.get(name)
+    return held.weight if isinstance(held, PackedMatrices) else module.get_parameter(name)
+
+
 def expert_geometry(module: nn.Module, name: str) -> Geometry:
     """The geometry of a bare parameter, as peft reads it.
 
     Raises:
         TargetError: it has another number of axes than 2 or 3.
     """
-    weight = module.get_parameter(name)
+    weight = parameter_of(module, name)
     swapped = bool(getattr(module, "is_transposed", False))
     match weight.shape:
         case (count, first, second):
@@ -44,7 +61,7 @@ def bare_parameters(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
         f"{path}.{name}": (module, name)
         for path, module in model.named_modules()
         if path
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in own_parameters(module)
         if parameter.dim() in (2, 3) and parameter.is_floating_point()
     }
 
@@ -57,7 +74,7 @@ def count_of(module: nn.Module) -> int:
 
 def is_fused(module: nn.Module, name: str) -> bool:
     """Whether a parameter holds the matrices of experts: its first axis counts them, or is a multiple."""
-    parameter, count = module.get_parameter(name), count_of(module)
+    parameter, count = parameter_of(module, name), count_of(module)
     if not count or parameter.dim() not in (2, 3):
         return False
     if parameter.dim() == 3:
@@ -105,22 +122,20 @@ def not_adapted(
     """Path, class and reason of modules that keep matrices of their own which get no pair."""
     known = set(candidates)
     fused = [path for path, at in bare.items() if is_fused(*at) and path not in adapted]
-    left = sum(bare[path][0].get_parameter(bare[path][1]).numel() for path in fused)
+    left = sum(parameter_of(*bare[path]).numel() for path in fused)
     inside = inside_blocks(modules)
     weights = sum(
         parameter.numel()
         for path in inside
-        for parameter in modules[path].parameters(recurse=False)
+        for _, parameter in own_parameters(modules[path])
         if parameter.dim() >= 2
     )
     skipped = []
     for path, module in modules.items():
         if path in known:
             continue
-        has_fused = any(
-            is_fused(module, name) for name, _ in module.named_parameters(recurse=False)
-        )
-        for name, p in module.named_parameters(recurse=False):
+        has_fused = any(is_fused(module, name) for name, _ in own_parameters(module))
+        for name, p in own_parameters(module):
             if p.dim() < 2 or f"{path}.{name}" in adapted:
                 continue
             reason = f"keeps a bare {p.dim()}-D parameter {name!r}"
@@ -159,7 +174,7 @@ def routers_of(modules: Mapping[str, nn.Module]) -> set[str]:
     """
     counts: dict[str, int] = {}
     for path, module in modules.items():
-        for name, _ in module.named_parameters(recurse=False):
+        for name, _ in own_parameters(module):
             if is_fused(module, name):
                 counts[path] = count_of(module)
     lists = {path for path, module in modules.items() if isinstance(module, nn.ModuleList)}

@@ -19,6 +19,7 @@ from lorakit.lora.parameters import (
     expert_geometry,
     inside_blocks,
     not_adapted,
+    parameter_of,
     routers_of,
 )
 from lorakit.lora.sharing import check_shared, tied_weights
@@ -274,7 +275,7 @@ def _parameter_target(
 ) -> Target:
     geometry = expert_geometry(module, name)
     rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
-    frozen = module.get_parameter(name).numel()
+    frozen = parameter_of(module, name).numel()
     return Target(path, geometry, rank, alpha, scale, frozen, spec.variant)
 
 

@@ -16,8 +16,9 @@ from lorakit.errors import AdapterError, CertificateError, TargetError
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import system_errors
 from lorakit.files.whole import write_folder, write_json
+from lorakit.kernels.read_through import put_parameter
 from lorakit.lora import lora_layers
-from lorakit.lora.experts import LoraExperts, put_parameter
+from lorakit.lora.experts import LoraExperts
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.certify import (
     Certificate,

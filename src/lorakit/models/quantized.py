@@ -4,12 +4,12 @@ transformers knows names, renamings and ties; it is told of a quantizer, by its 
 each weight over as it comes from the file. The weight is packed, its layer becomes a `PackedLinear`, and
 the tensor is gone before the next one is read: the model in full precision never lies in memory.
 
-Packed are the linear layers inside the blocks. Embeddings, norms, the output head (tied or not), routers,
-and what keeps its matrices otherwise stay in full precision: transformers' Conv1D (GPT-2), and the bare
-parameters of fused experts.
+Packed are the linear layers inside the blocks, GPT-2's transposed ones too, and the matrices of experts that
+a model keeps in one parameter of three axes, each on its own. Embeddings, norms, the output head (tied or not)
+and routers stay in full precision.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,88 +17,16 @@ from lorakit.errors import ModelError
 from lorakit.files.header import StoredTensor
 from lorakit.models.classes import built_empty
 from lorakit.models.devices import torch_dtype
-from lorakit.models.spec import FULL, ModelSpec
+from lorakit.models.packable import experts_to_pack, layers_to_pack, packed_as
+from lorakit.models.spec import ModelSpec
 from lorakit.models.weights import tensors_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
-
-    from lorakit.kernels.packed.packing import Packing
+    from torch import Tensor
 
 _METHOD = "lorakit"
-
-
-def packed_as(name: str, weight_OI: "Tensor") -> "Packing":
-    """A weight in one of the formats of `--base-dtype`."""
-    from lorakit.kernels.packed.four_bits import FourBits
-    from lorakit.kernels.packed.fp8 import Fp8
-    from lorakit.kernels.packed.int8 import Int8
-
-    makers: dict[str, Callable[[Tensor], Packing]] = {
-        "nf4": FourBits.nf4,
-        "int4": FourBits.int4,
-        "int8": Int8.of,
-        "fp8": Fp8.of,
-    }
-    return makers[name](weight_OI)
-
-
-def layers_to_pack(model: "nn.Module") -> list[str]:
-    """Paths of the linear layers that are packed: plain ones inside the blocks, routers left out.
-
-    Args:
-        model: of transformers, on the meta device if need be.
-    """
-    from torch import nn
-
-    modules = dict(model.named_modules())
-    lists = {path for path, module in modules.items() if isinstance(module, nn.ModuleList)}
-    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    shared = _shared_weights(modules)
-    counts = {_experts(module) for module in modules.values()} - {0}
-    chosen = []
-    for path, module in modules.items():
-        if type(module) is not nn.Linear or module is head or id(module.weight) in shared:
-            continue
-        inside = any(path.startswith(f"{each}.") for each in lists)
-        if inside and module.out_features not in counts:
-            chosen.append(path)
-    return chosen
-
-
-def bytes_held(model: Any, name: str) -> int | None:
-    """Bytes of a model's weights in a format of `--base-dtype`, the workspace of their products included.
-
-    Args:
-        model: in full precision, or its outline on the meta device.
-        name: of the format; "full" for the weights as they are.
-
-    Returns:
-        None where no layer of it would be packed.
-    """
-    import torch
-
-    from lorakit.kernels.packed.packing import nbytes
-    from lorakit.kernels.packed.weight import LARGEST
-
-    everything = sum(p.numel() * p.element_size() for p in model.parameters())
-    if name == FULL:
-        return everything
-    weights = [model.get_submodule(path).weight for path in layers_to_pack(model)]
-    if not weights:
-        return None
-    by_shape: dict[Any, int] = {}
-    for weight in weights:
-        if weight.shape not in by_shape:
-            outline = torch.empty(weight.shape, device="meta")
-            by_shape[weight.shape] = nbytes(packed_as(name, outline))
-    packed = sum(
-        by_shape[weight.shape] - weight.numel() * weight.element_size() for weight in weights
-    )
-    largest = max(min(weight.numel(), LARGEST) * weight.element_size() for weight in weights)
-    return everything + packed + largest
 
 
 @dataclass(frozen=True)
@@ -175,21 +103,22 @@ def check(model: Any, name: str) -> None:
     Raises:
         ModelError: it was not.
     """
-    from lorakit.kernels.packed.linear import PackedLinear
+    from lorakit.kernels.packed.held import HoldsPacked
 
     chosen = getattr(model.hf_quantizer, "chosen", ())
     if not chosen:
         raise ModelError(
             f"no layer of {type(model).__name__} can be held in {name}: it has no plain linear layers "
-            "inside its blocks (GPT-2's Conv1D and experts in bare parameters stay as they are); leave "
-            "--base-dtype out"
+            "and no experts inside its blocks; leave --base-dtype out"
         )
-    left = [p for p in sorted(chosen) if not isinstance(model.get_submodule(p), PackedLinear)]
-    if left:
-        raise ModelError(
-            f"{len(left)} weights in {model.name_or_path} have other shapes than config.json says: "
-            f"{left[0]}.weight is not {tuple(model.get_submodule(left[0]).weight.shape)}"
-        )
+    for weight in sorted(chosen):
+        path, _, own = weight.rpartition(".")
+        holder = model.get_submodule(path)
+        if not isinstance(holder if own == "weight" else holder._modules.get(own), HoldsPacked):
+            raise ModelError(
+                f"weights in {model.name_or_path} have other shapes than config.json says: "
+                f"{weight} is not {tuple(getattr(holder, own).shape)}"
+            )
 
 
 _classes: dict[str, Any] = {}
@@ -204,8 +133,6 @@ def _registered() -> Any:
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-    from lorakit.kernels.packed.linear import PackedLinear
-
     @register_quantization_config(_METHOD)
     class Config(QuantizationConfigMixin):
         """Which format weights are packed in."""
@@ -217,8 +144,8 @@ def _registered() -> Any:
     class Pack(ConversionOps):
         """One weight in the place of the layer that it comes to."""
 
-        def __init__(self, packing: str) -> None:
-            self.packing = packing
+        def __init__(self, packing: str, experts: dict[str, Any]) -> None:
+            self.packing, self.experts = packing, experts
 
         def convert(
             self,
@@ -230,39 +157,38 @@ def _registered() -> Any:
             model, missing = more["model"], more.get("missing_keys")
             for name, given in input_dict.items():
                 value = given[0] if isinstance(given, list) else given
-                path = name.rpartition(".")[0]
-                layer = model.get_submodule(path)
-                if tuple(value.shape) != (layer.out_features, layer.in_features):
+                if value.shape != _weight_of(model, name).shape:
                     return {name: value}  # transformers reports shapes that do not fit
-                packed = PackedLinear(packed_as(self.packing, value), value.dtype)
-                if layer.bias is not None:
-                    packed.register_parameter("bias", layer.bias)
-                marked: Any = packed
-                marked._is_hf_initialized = True
-                model.set_submodule(path, packed.train(layer.training))
+                _put_packed(model, name, value, self.packing, self.experts)
                 if missing is not None:
                     missing.discard(name)
             return {}
 
     @register_quantizer(_METHOD)
     class Quantizer(HfQuantizer):
-        """Hands the weights of `layers_to_pack` to `Pack`."""
+        """Hands the weights that are to be packed to `Pack`."""
 
         quantization_config: Config
 
         requires_calibration = False
         chosen: Any = frozenset()
+        experts: Any = None
 
         def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-            self.chosen = frozenset(layers_to_pack(model))
+            linear = [f"{path}.weight" for path in layers_to_pack(model)]
+            self.chosen = frozenset([*linear, *experts_to_pack(model)])
+            self.experts = {}
+            return model
+
+        def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            _put_experts(model, self.experts)
             return model
 
         def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
-            path, _, name = param_name.rpartition(".")
-            return name == "weight" and path in self.chosen
+            return param_name in self.chosen
 
         def get_quantize_ops(self) -> Any:
-            return Pack(self.quantization_config.packing)
+            return Pack(self.quantization_config.packing, self.experts)
 
         def is_serializable(self) -> bool:
             return False
@@ -275,22 +201,45 @@ def _registered() -> Any:
     return Config
 
 
-def _shared_weights(modules: "Mapping[str, nn.Module]") -> set[int]:
-    """Weights that stand in several modules."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for module in modules.values():
-        for parameter in module.parameters(recurse=False):
-            (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
+def _put_experts(model: Any, experts: dict[str, Any]) -> None:
+    """Put packed experts in their places, in the model's own order.
+
+    Not before everything is loaded: transformers looks for the parents of all buffers by path, and a
+    module that stands under a parameter's name is not found so.
+    """
+    from lorakit.kernels.read_through import put_reader
+
+    for path in experts_to_pack(model):
+        if path in experts:
+            put_reader(model, path, experts.pop(path))
 
 
-def _experts(module: "nn.Module") -> int:
-    """How many experts a module says it has, or holds in a list of that name."""
-    from torch import nn
+def _weight_of(model: Any, name: str) -> Any:
+    path, _, own = name.rpartition(".")
+    return getattr(model.get_submodule(path), own)
 
-    names = ("num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts")
-    counts = [getattr(module, name, None) for name in names]
-    listed = getattr(module, "experts", None)
-    counts.append(len(listed) if isinstance(listed, nn.ModuleList) else None)
-    return next((count for count in counts if isinstance(count, int) and count > 1), 0)
+
+def _put_packed(
+    model: Any, name: str, value: "Tensor", packing: str, experts: dict[str, Any]
+) -> None:
+    """Pack a weight and put what holds it in its place; of experts it waits in `experts`."""
+    from lorakit.kernels.packed.linear import PackedConv1D, PackedLinear
+    from lorakit.kernels.packed.matrices import PackedMatrices
+
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if own != "weight":
+        swapped = bool(getattr(module, "is_transposed", False))
+        each = (packed_as(packing, one.t() if swapped else one) for one in value)
+        held = PackedMatrices(len(value), each, value.dtype, swapped=swapped)
+        experts[name] = held.train(module.training)
+        # transformers would draw what it believes to be missing; a bias that is missing is refused later.
+        module._is_hf_initialized = True
+        return
+    transposed = not hasattr(module, "in_features")
+    kind = PackedConv1D if transposed else PackedLinear
+    packed: Any = kind(packed_as(packing, value.t() if transposed else value), value.dtype)
+    if module.bias is not None:
+        packed.register_parameter("bias", module.bias)
+    packed._is_hf_initialized = True
+    model.set_submodule(path, packed.train(module.training))

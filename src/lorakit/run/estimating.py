@@ -51,6 +51,7 @@ def estimate_run(
     trainable: int,
     full: bool = False,
     reached: float = 1.0,
+    frozen_bytes: int | None = None,
 ) -> RunEstimate:
     """Forecast the training of a model on these rows.
 
@@ -62,8 +63,11 @@ def estimate_run(
         trainable: parameters of the adapter; all of the model's for full fine-tuning.
         full: every parameter of the base is trained.
         reached: of the adapter's parameters the share that a token reaches (`forecast.reached_share`).
+        frozen_bytes: of the base, where it will be held in another way than this one.
     """
     lengths, work = table.lengths.tolist(), OtherWork()
+    if frozen_bytes is None and packing_of(model):
+        frozen_bytes = weight_bytes(model) + workspace_bytes(model)
     return estimate(
         forecasting.shape_of(model),
         lengths,
@@ -76,7 +80,7 @@ def estimate_run(
         kept=Runnable(model, longest=max(lengths, default=0)).elements_kept(lengths),
         full=full,
         reached=reached,
-        frozen_bytes=weight_bytes(model) + workspace_bytes(model) if packing_of(model) else None,
+        frozen_bytes=frozen_bytes,
         work=work,
     )
 

@@ -16,7 +16,7 @@ from lorakit.lora import Plan, plan
 from lorakit.models import empty_model, load_tokenizer
 from lorakit.models.devices import torch_device, torch_dtype
 from lorakit.models.kept_packed import bytes_kept
-from lorakit.models.quantized import bytes_held
+from lorakit.models.packable import bytes_held
 from lorakit.models.spec import BASE_DTYPES, FULL, PACKED
 from lorakit.run.estimating import RunEstimate, estimate
 from lorakit.run.fitting import peak_rate, steps_of
