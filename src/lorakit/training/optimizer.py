@@ -31,7 +31,8 @@ _PART = 1 << 22
 class FlatAdamW:
     """AdamW (arXiv 1711.05101) on parameters that share one buffer.
 
-    A parameter that a model has in two places (tied embeddings) is laid down once.
+    A parameter that a model has in two places (tied embeddings) is laid down once. Of one with
+    `trained_rows` only those rows are: the others get no moments, no decay and no step.
 
     Attributes:
         flat: (n,) all parameters; each `Parameter` of the model is a view of a part of it.
@@ -45,18 +46,27 @@ class FlatAdamW:
             raise ConfigError("the model has no trainable parameter: attach an adapter first")
         kinds = {(p.dtype, p.device) for p in self.parameters}
         if len(kinds) > 1:
-            raise ConfigError(f"trainable parameters must share one dtype and device, not {kinds}")
+            raise ConfigError(
+                f"trainable parameters must share one dtype and device, not {kinds}: what is trained "
+                "beside pairs (modules, biases, rows) needs a base in float32: dtype float32"
+            )
         first = self.parameters[0]
-        count = sum(p.numel() for p in self.parameters)
+        rows = {p: rows_of(p) for p in self.parameters}
+        self._rows = {p: chosen for p, chosen in rows.items() if chosen is not None}
+        count = sum(math.prod(self._shape(p)) for p in self.parameters)
         self.flat = torch.empty(count, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.flat)
         self._spans: dict[nn.Parameter, slice] = {}
         start = 0
         for parameter in self.parameters:
-            part = slice(start, start + parameter.numel())
-            self.flat[part].copy_(parameter.detach().reshape(-1))
-            parameter.data = self.flat[part].view(parameter.shape)
-            parameter.grad = self.grad[part].view(parameter.shape)
+            part = slice(start, start + math.prod(self._shape(parameter)))
+            if parameter in self._rows:
+                self.flat[part].copy_(parameter.detach()[self._rows[parameter]].reshape(-1))
+                parameter.grad = None
+            else:
+                self.flat[part].copy_(parameter.detach().reshape(-1))
+                parameter.data = self.flat[part].view(parameter.shape)
+                parameter.grad = self.grad[part].view(parameter.shape)
             self._spans[parameter] = part
             start = part.stop
         self.master = self.flat.float() if self.flat.element_size() == 2 else self.flat
@@ -77,6 +87,10 @@ class FlatAdamW:
             The gradient's norm after the division and before clipping. Where it is not finite
             nothing has moved.
         """
+        for parameter, rows in self._rows.items():
+            if parameter.grad is not None:  # autograd's own is of all rows
+                self.grad[self._spans[parameter]].copy_(parameter.grad[rows].reshape(-1))
+                parameter.grad = None
         # Part by part: vector_norm would widen the whole gradient at once.
         norms = [float(torch.linalg.vector_norm(grad)) for _, grad in self._wide_gradients()]
         norm = math.hypot(*norms) / divide_by
@@ -92,8 +106,27 @@ class FlatAdamW:
             self._step.copy_(steps)
             if self.master is not self.flat:
                 self.flat.copy_(self.master)
+            self._write_rows()
         self.grad.zero_()
         return norm
+
+    def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Of what is trained of a parameter."""
+        if parameter not in self._rows:
+            return tuple(parameter.shape)
+        return (len(self._rows[parameter]), *parameter.shape[1:])
+
+    @torch.no_grad()
+    def _write_rows(self) -> None:
+        for parameter, rows in self._rows.items():
+            part = self.flat[self._spans[parameter]]
+            parameter[rows] = part.view(self._shape(parameter))
+
+    @torch.no_grad()
+    def take(self, flat: Tensor) -> None:
+        """Let the model have these parameters, in the order of `flat`."""
+        self.flat.copy_(flat)
+        self._write_rows()
 
     def _wide_gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """The gradient part by part, each in the master copy's format; one buffer for all."""
@@ -126,7 +159,7 @@ class FlatAdamW:
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer moves of one parameter, in its shape: itself or its master copy."""
-        return self.master[self._spans[parameter]].view(parameter.shape)
+        return self.master[self._spans[parameter]].view(self._shape(parameter))
 
     @property
     def steps(self) -> int:
@@ -156,7 +189,10 @@ class FlatAdamW:
         """Flat moments, cut into the parameters' own."""
         first, second = moments
         return {
-            parameter: (first[part].view(parameter.shape), second[part].view(parameter.shape))
+            parameter: (
+                first[part].view(self._shape(parameter)),
+                second[part].view(self._shape(parameter)),
+            )
             for parameter, part in self._spans.items()
         }
 
@@ -172,12 +208,19 @@ class FlatAdamW:
             tensor.copy_(state[name])
         if self.master is not self.flat:
             self.flat.copy_(self.master)
+        self._write_rows()
 
     @property
     def state_bytes(self) -> int:
         """Bytes of both moments, and of the master copy where there is one."""
         copies = 2 if self.master is self.flat else 3
         return copies * self.master.numel() * self.master.element_size()
+
+
+def rows_of(parameter: nn.Parameter) -> Tensor | None:
+    """Which rows of a parameter are trained; None where all of it is."""
+    rows = getattr(parameter, "trained_rows", None)
+    return rows.to(parameter.device) if isinstance(rows, Tensor) else None
 
 
 def learning_rate_at(step: int, steps: int, peak: float, spec: TrainSpec) -> float:
