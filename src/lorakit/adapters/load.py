@@ -119,6 +119,13 @@ class _Tensors:
     beside: Sequence[Tensor]
 
 
+def values_of(model: nn.Module, adapter: StoredAdapter, made: Plan) -> list[Tensor]:
+    """The values of what a plan changes beside the pairs, by the paths of a model, in the plan's order."""
+    opened = for_model(model, adapter.opened)
+    paths = [target.path for target in made.targets]
+    return values_in(opened.file, opened.tensors, made.whole, paths)[0]
+
+
 def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, _Tensors, tuple[str, ...]]:
     """The plan of an adapter on a model and its tensors, once both account for each other."""
     opened = for_model(model, opened)
