@@ -104,6 +104,13 @@ class LoraSpec:
             "'{embed_tokens: [5, 9]}': token ids. Where weights are tied, the row is the head's too."
         },
     )
+    train_tokens: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Tokens of the base's tokenizer whose rows are trained, in the embedding and in the "
+            "output head, such as '<|tool|>,<|end|>'; no other row moves."
+        },
+    )
     bias: Literal["none", "all", "lora_only"] = field(
         default="none",
         metadata={
@@ -143,6 +150,8 @@ class LoraSpec:
             raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
         if self.bias not in ("none", "all", "lora_only"):
             raise ConfigError(f"bias must be 'none', 'all' or 'lora_only'; it is {self.bias!r}")
+        if self.train_tokens and self.token_rows:
+            raise ConfigError("train_tokens and token_rows say the same: leave one of them out")
         if self.init not in ("kaiming", "gaussian"):
             raise ConfigError(f"init must be 'kaiming' or 'gaussian'; it is {self.init!r}")
 

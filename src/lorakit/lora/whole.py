@@ -77,6 +77,11 @@ def whole_of(
     Raises:
         TargetError: a name means nothing here; a row is beyond its embedding; a module whole has a pair.
     """
+    if spec.train_tokens:
+        raise TargetError(
+            f"train_tokens names tokens by their text ({spec.train_tokens[0]!r}), which only a run with a "
+            "tokenizer knows: name their rows, token_rows={'embed_tokens': (id, …)}"
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     ties = {name: names for names in tied_parameters(model) for name in names}
     found: dict[tuple[str, bool], Whole] = {}
