@@ -106,6 +106,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "exclude": ("exclude_modules",),
     "layers": ("layers_to_transform", "num_layers", "lora_layers", "peft_layers_to_transform"),
     "init": ("init_lora_weights", "init_method"),
+    "modules_to_save": ("additional_target", "lora_modules_to_save", "unfrozen_modules"),
+    "bias": ("lora_bias_mode", "train_bias", "bias_trainable"),
+    "keep_ties": ("ensure_weight_tying",),
+    "token_rows": ("trainable_token_indices", "lora_trainable_token_indices"),
+    "train_tokens": ("trainable_tokens", "train_new_tokens"),
     "from": (
         *(
             "resume_adapter_file",
@@ -259,8 +264,6 @@ WITHOUT: dict[str, str] = {
     "load_in_4bit": "the base is held in --dtype",
     "load_in_8bit": "the base is held in --dtype",
     "use_dora": "the variants are LoRA and rsLoRA",
-    "modules_to_save": "A and B are trained, no module whole",
-    "bias": "A and B are trained, no bias",
     "optim": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "optimizer": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "report_to": "metrics are in metrics.jsonl; --tensorboard writes them for TensorBoard too",

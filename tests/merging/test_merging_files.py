@@ -25,6 +25,7 @@ from lorakit.errors import (
     TargetError,
 )
 from lorakit.lora import lora_layers, variants
+from lorakit.lora.changing import changes_of
 from lorakit.lora.plain import PlainLora
 from lorakit.lora.variant import Capability
 from lorakit.merging import merged_model
@@ -89,6 +90,51 @@ def tensors(folder):
     for file in folder.glob("*.safetensors"):
         found |= load_file(file)
     return found
+
+
+BESIDE = {
+    "norms and a head": ({}, {"modules_to_save": ("norm", "lm_head")}),
+    "a head of its own": (
+        {"tie_word_embeddings": True},
+        {"modules_to_save": ("lm_head",), "keep_ties": False},
+    ),
+    "a tied head": ({"tie_word_embeddings": True}, {"modules_to_save": ("lm_head",)}),
+    "rows": ({}, {"token_rows": {"embed_tokens": (3, 290)}}),
+    "rows of tied weights": ({"tie_word_embeddings": True}, {"token_rows": {"": (3, 290)}}),
+    "every bias": ({"attention_bias": True}, {"bias": "all"}),
+    "biases of both kinds": ({"attention_bias": True}, {"bias": "lora_only", "lora_bias": True}),
+}
+
+
+@pytest.mark.usefixtures("own_cache", "small_blocks")
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_is_trained_beside_pairs(case, tmp_path):
+    """The folder answers as the adapter does, and stays tied where the adapter lets it."""
+    changes, spec = BESIDE[case]
+    base = base_folder(tmp_path, "llama", **changes)
+    model, _ = load_model(str(base), dtype="float32")
+    adapt(model, targets=("q_proj", "o_proj"), **spec)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for change in changes_of(model):
+            noise = 0.3 * torch.randn(change.parameter.shape, generator=generator)
+            rows = list(change.what.rows) or slice(None)
+            change.parameter[rows] += noise[rows]
+    adapter = save_adapter(model, tmp_path / "adapter")
+    certificate = merge(base, tmp_path / "merged", adapter)
+    assert certificate.passed
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    ids = torch.tensor([[3, 290, 7, 12]])
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+    tied = loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert tied == (changes.get("tie_word_embeddings", False) and case != "a head of its own")
+
+
+def test_a_bias_that_the_base_has_no_place_for(tmp_path):
+    base = base_folder(tmp_path, "llama")
+    adapter = adapter_folder(tmp_path, base, targets=("q_proj",), lora_bias=True)
+    with pytest.raises(TargetError, match=r"q_proj\.bias, and the base's layer has none"):
+        merge(base, tmp_path / "merged", adapter)
 
 
 @pytest.mark.parametrize("case", list(CASES))

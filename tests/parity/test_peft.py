@@ -372,9 +372,6 @@ class TestDilation:
 
 REFUSED = {
     "use_dora": {"use_dora": True},
-    "bias": {"bias": "lora_only"},
-    "modules_to_save": {"modules_to_save": ["lm_head"]},
-    "trainable_token_indices": {"trainable_token_indices": [1, 2]},
     "init_lora_weights": {"init_lora_weights": "pissa"},
     "layer_replication": {"layer_replication": [(0, 2), (1, 2)]},
     "alora_invocation_tokens": {"alora_invocation_tokens": [1]},

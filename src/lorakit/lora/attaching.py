@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.lora.changing import own_values, put, take_out
 from lorakit.lora.experts import LoraExperts, bare_module, put_bare, put_experts
 from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
@@ -57,6 +58,7 @@ def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
             put_experts(model, target.path, layer)
         else:
             model.set_submodule(target.path, layer)
+    put(model, chosen.whole, own_values(model, chosen.whole), trainable=True)
     return model
 
 
@@ -69,6 +71,7 @@ def base_module(model: nn.Module, target: Target) -> nn.Module:
 
 def detach(model: Model) -> Model:
     """Put the base layers back where they were, in place; their bytes were never changed."""
+    take_out(model)
     for path, layer in lora_layers(model).items():
         if isinstance(layer, LoraExperts):
             put_bare(model, path, layer.base)

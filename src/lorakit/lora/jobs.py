@@ -61,6 +61,11 @@ class Jobs:
     def __init__(self, model: nn.Module, plans: Sequence[Plan], seeds: Sequence[int]) -> None:
         if lora_layers(model):
             raise TargetError("this model has an adapter attached already: detach it first")
+        if whole := [each for plan in plans for each in plan.whole]:
+            raise TargetError(
+                f"{whole[0].names[0]} is to be trained beside the pairs, and several adapters on one base "
+                "share every weight of it: train it alone"
+            )
         model.requires_grad_(False)
         self.model = model
         self.spans: tuple[Span, ...] = ()

@@ -69,6 +69,11 @@ class Geometry:
         """Whether the weight is kept as (in, out)."""
         return self.kind == "conv1d"
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether such a module may have a bias."""
+        return self.kind not in ("embedding", "experts")
+
     def weight(self, base: nn.Module) -> Tensor:
         """The module's frozen weight."""
         return cast(Tensor, base.weight)
@@ -81,8 +86,7 @@ class Geometry:
 
     def bias(self, base: nn.Module) -> Tensor | None:
         """The module's frozen bias, or None."""
-        bare = self.kind in ("embedding", "experts")
-        return None if bare else cast("Tensor | None", base.bias)
+        return cast("Tensor | None", base.bias) if self.has_bias else None
 
     def pair_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of A and B at a rank.

@@ -27,6 +27,7 @@ from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
 from lorakit.lora.unreadable import unreadable
 from lorakit.lora.variant import Variant
+from lorakit.lora.whole import Whole, whole_of
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,29 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be adapted, in the order of the model's modules, and what would not."""
+    """What would be adapted, in the order of the model's modules, and what would not.
+
+    Attributes:
+        whole: parameters that are trained beside the pairs, or rows of them.
+    """
 
     spec: LoraSpec
     targets: tuple[Target, ...]
     skipped: tuple[Skipped, ...]
     total_parameters: int
+    whole: tuple[Whole, ...] = ()
 
     @property
     def trainable(self) -> int:
-        """Parameters of all pairs."""
-        return sum(target.trainable for target in self.targets)
+        """Parameters of all pairs, and of what is trained beside them."""
+        pairs = sum(target.trainable for target in self.targets)
+        return pairs + sum(each.elements for each in self.whole)
 
     def __str__(self) -> str:
         share = self.trainable / self.total_parameters
+        beside = f" and {len(self.whole)} parameters beside them" if self.whole else ""
         return (
-            f"{len(self.targets)} modules, {self.trainable:,} trainable parameters "
+            f"{len(self.targets)} modules{beside}, {self.trainable:,} trainable parameters "
             f"({share:.2%} of {self.total_parameters:,})"
         )
 
@@ -141,7 +149,9 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
         if path in modules
     ]
     skipped += [Skipped(*left) for left in not_adapted(modules, candidates, bare, parameters)]
-    return Plan(spec, tuple(targets), tuple(skipped), count_parameters(model))
+    scales = {t.path: (t.scale, t.geometry.has_bias * t.geometry.out_features) for t in targets}
+    whole = whole_of(model, spec, scales)
+    return Plan(spec, tuple(targets), tuple(skipped), count_parameters(model), whole)
 
 
 def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:

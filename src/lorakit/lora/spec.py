@@ -90,6 +90,43 @@ class LoraSpec:
             "deviation 1 / rank). B is always 0, so that the first step begins at the base model."
         },
     )
+    modules_to_save: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Modules trained whole beside the pairs, by the ends of their paths, as in peft: "
+            "norm means every module whose path ends so. They are saved with the adapter."
+        },
+    )
+    token_rows: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Rows of embeddings trained whole, by the end of the embedding's path, such as "
+            "'{embed_tokens: [5, 9]}': token ids. Where weights are tied, the row is the head's too."
+        },
+    )
+    train_tokens: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Tokens of the base's tokenizer whose rows are trained, in the embedding and in the "
+            "output head, such as '<|tool|>,<|end|>'; no other row moves."
+        },
+    )
+    bias: Literal["none", "all", "lora_only"] = field(
+        default="none",
+        metadata={
+            "help": "Biases of the base trained too: none, all, or lora_only (beside pairs)."
+        },
+    )
+    lora_bias: bool = field(
+        default=False, metadata={"help": "A trained bias beside each pair, scaled as B A is."}
+    )
+    keep_ties: bool = field(
+        default=True,
+        metadata={
+            "help": "A module trained whole whose weight others share stays tied to them "
+            "(ensure_weight_tying in peft); off: each has its own."
+        },
+    )
 
     def __post_init__(self) -> None:
         _positive_whole("rank", self.rank)
@@ -111,6 +148,10 @@ class LoraSpec:
             )
         if not self.targets and not self.target_parameters:
             raise ConfigError("targets is empty: name what to adapt, for example 'all-linear'")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ConfigError(f"bias must be 'none', 'all' or 'lora_only'; it is {self.bias!r}")
+        if self.train_tokens and self.token_rows:
+            raise ConfigError("train_tokens and token_rows say the same: leave one of them out")
         if self.init not in ("kaiming", "gaussian"):
             raise ConfigError(f"init must be 'kaiming' or 'gaussian'; it is {self.init!r}")
 

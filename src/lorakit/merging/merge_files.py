@@ -8,8 +8,8 @@ Longer than 300 lines: what is written, and what it is held against, are one for
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lorakit.files.whole import write_json
 from lorakit.lora import Plan, Target, equations
 from lorakit.lora.experts import expert_factors
 from lorakit.lora.variant import Capability, require_capability
+from lorakit.lora.whole import Whole
 from lorakit.models.weights import OtherNamesError
 
 INDEX = "model.safetensors.index.json"
@@ -131,6 +132,41 @@ class ExpertsMerge(TensorMerge):
         return left_norms * right_norms * abs(self.scale)
 
 
+@dataclass(frozen=True, eq=False)
+class ValueMerge(TensorMerge):
+    """A tensor of which an adapter has a value of its own, all of it or some rows; the value is `left`."""
+
+    what: Whole | None = None
+
+    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """These rows of the tensor as the adapter has it."""
+        W = shards.read_rows(self.place, start, stop)
+        return self._with_value(W, start, stop, torch.promote_types(W.dtype, torch.float32)).to(
+            dtype
+        )
+
+    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
+        """What it differs by from the base."""
+        W = shards.read_rows(self.place, start, stop).to(kind)
+        return self._with_value(W, start, stop, kind) - W
+
+    def reach(self, start: int, stop: int) -> Tensor:
+        """Nothing is summed but a bias and its like."""
+        return self.update(start, stop, torch.float64).abs()
+
+    def _with_value(self, W: Tensor, start: int, stop: int, kind: torch.dtype) -> Tensor:
+        assert self.what is not None
+        W = W.to(kind, copy=True)
+        if self.what.kind == "added":
+            return W + self.scale * self.left[start:stop].to(kind)
+        if not self.what.rows:
+            return self.left[start:stop].to(kind)
+        inside = [(i, row) for i, row in enumerate(self.what.rows) if start <= row < stop]
+        for i, row in inside:
+            W[row - start] = self.left[i].to(kind)
+        return W
+
+
 def merge_files(
     places: Mapping[str, StoredTensor],
     held: Mapping[str, StoredTensor],
@@ -140,6 +176,7 @@ def merge_files(
     *,
     dtype: torch.dtype | None = None,
     tied: Sequence[Sequence[str]] = (),
+    values: Sequence[Tensor] = (),
 ) -> WeightsReport:
     """Write the weight files of the merged model and check them.
 
@@ -153,6 +190,7 @@ def merge_files(
         dtype: of all floating-point tensors; None keeps each as it is.
         tied: names of each parameter of the model that several modules hold, where merging unties: then
             each name gets a tensor of its own, merged or copied.
+        values: of what the plan changes beside the pairs, in its order.
 
     Raises:
         TargetError: a weight cannot take its product: a grouped convolution, or integers.
@@ -164,6 +202,8 @@ def merge_files(
         "merge it in memory instead: certify by logits, or `write_merged`",
     )
     jobs = jobs_of(places, plan, pairs)
+    for job in _value_jobs(places, plan.whole, values, split={n for tie in tied for n in tie}):
+        jobs.setdefault(job.place.name, []).append(job)
     extra = copies_of(jobs, held, tied)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
@@ -214,6 +254,36 @@ def jobs_of(
                 )
         jobs.setdefault(place.name, []).append(TensorMerge(place, name, left, right, pair.scale))
     return jobs
+
+
+def _value_jobs(
+    places: Mapping[str, StoredTensor],
+    whole: Sequence[Whole],
+    values: Sequence[Tensor],
+    *,
+    split: Collection[str],
+) -> Iterator[ValueMerge]:
+    """What to write of values beside pairs; each name gets its own where ties are split.
+
+    Raises:
+        TargetError: a bias that the base has no place for.
+    """
+    replaced = {w.names[0]: v for w, v in zip(whole, values, strict=True) if w.kind == "bias"}
+    summed = {w.names[0] for w in whole if w.kind == "added"} & replaced.keys()
+    for what, value in zip(whole, values, strict=True):
+        name = what.names[0]
+        if name in summed:  # the base's bias trained, and one beside the pair: one tensor
+            if what.kind == "bias":
+                continue
+            value, what = replaced[name] + what.scale * value, replace(what, kind="bias")
+        if name not in places:
+            raise TargetError(
+                f"the adapter has a bias for {name}, and the base's layer has none: an ordinary model "
+                "folder of it has no place for that; keep the adapter beside its base"
+            )
+        for own in what.names if name in split else (None,):
+            place = places[name]
+            yield ValueMerge(place, own or place.name, value, value, what.scale, what=what)
 
 
 def copies_of(

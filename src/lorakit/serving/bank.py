@@ -202,6 +202,11 @@ class Bank:
             adapter = stored_for_model(self._model, adapter, self._bare)
         check_variant(adapter.spec.variant, self.needs, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
+        if adapter.beside:
+            raise AdapterError(
+                f"{name} holds more than pairs ({next(iter(adapter.beside))}): merge it into a model of "
+                "its own: lorakit merge"
+            )
         if adapter.whole:
             raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")
         sizes = [width * group.elements for group in self.groups]

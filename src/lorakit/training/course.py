@@ -224,7 +224,7 @@ class Course:
         kept = progress.step if best is None or not self._keeps_best else best
         if self._best is not None and best is not None:
             with torch.no_grad():
-                self._optimizer.flat.copy_(self._best)
+                self._optimizer.take(self._best)
         recent = progress.recent
         return FitResult(
             steps=progress.step,

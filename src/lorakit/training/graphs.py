@@ -27,6 +27,7 @@ from lorakit.execution.runnable import Packed
 from lorakit.models.dimensions import block_count
 from lorakit.training.graph_shapes import GraphShape, StaticBatch
 from lorakit.training.loss import CausalLoss, Loss, head_loss
+from lorakit.training.optimizer import rows_of
 
 _log = logging.getLogger("lorakit.training")
 
@@ -110,6 +111,8 @@ class StepGraphs:
             and not runnable.by_sequence
             and len(runnable.fused_blocks) == block_count(runnable.model.config)
             and runnable.head is not None
+            # Their gradients are no parts of the optimizer's buffer, and go after each step.
+            and all(rows_of(p) is None for p in runnable.model.parameters())
         )
 
     def _unchanged(self) -> bool:

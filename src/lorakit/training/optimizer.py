@@ -33,7 +33,8 @@ _PART = 1 << 22
 class FlatAdamW:
     """AdamW (arXiv 1711.05101) on parameters that share one buffer.
 
-    A parameter that a model has in two places (tied embeddings) is laid down once.
+    A parameter that a model has in two places (tied embeddings) is laid down once. Of one with
+    `trained_rows` only those rows are: the others get no moments, no decay and no step.
 
     Args:
         parameters: those that need no gradient are left out.
@@ -57,22 +58,32 @@ class FlatAdamW:
             raise ConfigError("the model has no trainable parameter: attach an adapter first")
         kinds = {(p.dtype, p.device) for p in self.parameters}
         if len(kinds) > 1:
-            raise ConfigError(f"trainable parameters must share one dtype and device, not {kinds}")
+            raise ConfigError(
+                f"trainable parameters must share one dtype and device, not {kinds}: what is trained "
+                "beside pairs (modules, biases, rows) needs a base in float32: dtype float32"
+            )
+        rows = {p: rows_of(p) for p in self.parameters}
+        self._rows = {p: chosen for p, chosen in rows.items() if chosen is not None}
         kept = set(self.parameters)
         if spec.moments == "8bit":  # those that keep 32 bits lie first
-            kept = {p for p in self.parameters if p.numel() < SMALL} | (kept & set(wide))
+            small = {p for p in self.parameters if math.prod(self._shape(p)) < SMALL}
+            kept = small | self._rows.keys() | (kept & set(wide))
             self.parameters.sort(key=lambda parameter: parameter not in kept)
         first = self.parameters[0]
-        count = sum(p.numel() for p in self.parameters)
+        count = sum(math.prod(self._shape(p)) for p in self.parameters)
         self.flat = torch.empty(count, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.flat)
         self._spans: dict[nn.Parameter, slice] = {}
         start = 0
         for parameter in self.parameters:
-            part = slice(start, start + parameter.numel())
-            self.flat[part].copy_(parameter.detach().reshape(-1))
-            parameter.data = self.flat[part].view(parameter.shape)
-            parameter.grad = self.grad[part].view(parameter.shape)
+            part = slice(start, start + math.prod(self._shape(parameter)))
+            if parameter in self._rows:
+                self.flat[part].copy_(parameter.detach()[self._rows[parameter]].reshape(-1))
+                parameter.grad = None
+            else:
+                self.flat[part].copy_(parameter.detach().reshape(-1))
+                parameter.data = self.flat[part].view(parameter.shape)
+                parameter.grad = self.grad[part].view(parameter.shape)
             self._spans[parameter] = part
             start = part.stop
         self.master = self.flat.float() if self.flat.element_size() == 2 else self.flat
@@ -96,6 +107,10 @@ class FlatAdamW:
             The gradient's norm after the division and before clipping. Where it is not finite
             nothing has moved.
         """
+        for parameter, rows in self._rows.items():
+            if parameter.grad is not None:  # autograd's own is of all rows
+                self.grad[self._spans[parameter]].copy_(parameter.grad[rows].reshape(-1))
+                parameter.grad = None
         # Part by part: vector_norm would widen the whole gradient at once.
         norms = [float(torch.linalg.vector_norm(grad)) for _, grad in self._wide_gradients()]
         norm = math.hypot(*norms) / divide_by
@@ -111,8 +126,27 @@ class FlatAdamW:
             self._step.copy_(steps)
             if self.master is not self.flat:
                 self.flat.copy_(self.master)
+            self._write_rows()
         self.grad.zero_()
         return norm
+
+    def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Of what is trained of a parameter."""
+        if parameter not in self._rows:
+            return tuple(parameter.shape)
+        return (len(self._rows[parameter]), *parameter.shape[1:])
+
+    @torch.no_grad()
+    def _write_rows(self) -> None:
+        for parameter, rows in self._rows.items():
+            part = self.flat[self._spans[parameter]]
+            parameter[rows] = part.view(self._shape(parameter))
+
+    @torch.no_grad()
+    def take(self, flat: Tensor) -> None:
+        """Let the model have these parameters, in the order of `flat`."""
+        self.flat.copy_(flat)
+        self._write_rows()
 
     def _wide_gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """The gradient part by part, each in the master copy's format; one buffer for all."""
@@ -146,7 +180,7 @@ class FlatAdamW:
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer moves of one parameter, in its shape: itself or its master copy."""
-        return self.master[self._spans[parameter]].view(parameter.shape)
+        return self.master[self._spans[parameter]].view(self._shape(parameter))
 
     @property
     def steps(self) -> int:
@@ -174,8 +208,8 @@ class FlatAdamW:
         """Such a copy, cut into the parameters' own moments in bfloat16."""
         found = {}
         for parameter, part in self._spans.items():
-            first, second = self._moments.cut(part, narrow)
-            found[parameter] = first.view(parameter.shape), second.view(parameter.shape)
+            (first, second), shape = self._moments.cut(part, narrow), self._shape(parameter)
+            found[parameter] = first.view(shape), second.view(shape)
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -189,12 +223,19 @@ class FlatAdamW:
             tensor.copy_(state[name])
         if self.master is not self.flat:
             self.flat.copy_(self.master)
+        self._write_rows()
 
     @property
     def state_bytes(self) -> int:
         """Bytes of both moments, and of the master copy where there is one."""
         copy = 0 if self.master is self.flat else self.master.numel() * self.master.element_size()
         return copy + self._moments.bytes
+
+
+def rows_of(parameter: nn.Parameter) -> Tensor | None:
+    """Which rows of a parameter are trained; None where all of it is."""
+    rows = getattr(parameter, "trained_rows", None)
+    return rows.to(parameter.device) if isinstance(rows, Tensor) else None
 
 
 def learning_rate_at(step: int, steps: int, peak: float, spec: TrainSpec) -> float:

@@ -30,6 +30,7 @@ from lorakit.run.merge_aware import round_layers
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures, way_notes
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.run.token_rows import with_token_rows
 from lorakit.run.unused import unused_options
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
@@ -63,6 +64,8 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
         )
     session = replace(session, template=data.template)
     if parent is None:
+        lora = with_token_rows(config.lora, session.model, session.tokenizer)
+        config = replace(config, lora=lora)
         chosen = plan(session.model, config.lora)
     else:
         chosen = plan_from(session.model, config, parent)
