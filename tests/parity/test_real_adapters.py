@@ -167,7 +167,6 @@ def test_a_rank_above_the_smaller_side_everywhere(case, tmp_path, capsys):
 
 # A configuration of peft that lorakit does not do, and what names it.
 REFUSED = {
-    "DoRA": (LoraConfig(target_modules=["q_proj"], use_dora=True), "use_dora"),
     "biases": (LoraConfig(target_modules=["c_attn"], bias="lora_only"), "bias is 'lora_only'"),
     "all biases": (LoraConfig(target_modules=["c_attn"], bias="all"), "bias is 'all'"),
     "saved whole": (

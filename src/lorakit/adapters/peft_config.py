@@ -247,7 +247,6 @@ def write_config(
         "target_modules": named if isinstance(named, str) else list(named),
         "target_parameters": list(config.target_parameters) if bare else None,
         "task_type": config.task_type,
-        "use_dora": False,
         "use_qalora": False,
     }
     written |= dict.fromkeys(spec.variant.peft_keys, True)

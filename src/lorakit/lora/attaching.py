@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.lora.conv import LoraConv
 from lorakit.lora.experts import BareParameter, LoraExperts, put_experts, put_parameter
-from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
+from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
 

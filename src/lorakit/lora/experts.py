@@ -48,9 +48,6 @@ class LoraExperts(LoraLayer):
         left, right = self.factors()
         return self.scale * (left @ right)
 
-    def _standard(self, weight: Tensor) -> Tensor:
-        return weight
-
 
 def expert_factors(
     A: Tensor, B: Tensor, geometry: Geometry, axes: int = 3

@@ -42,7 +42,7 @@ _FOLD = {
 }
 _CONVERT = "save it from peft with path_initial_model_for_weight_conversion"
 _NOT_IN_VLLM = (
-    *("use_dora", "lora_bias", "alora_invocation_tokens"),
+    *("lora_bias", "alora_invocation_tokens"),
     *("layer_replication", "use_bdlora", "use_qalora"),
 )
 # Heads of classification models, which vLLM takes whole.
@@ -226,8 +226,6 @@ def _llama_cpp(
 ) -> Iterator[Finding]:
     yield from _variant("llama.cpp", config, Capability.LLAMA_CPP)
     yield from _missing("llama.cpp", config, ("lora_alpha",))
-    if config.get("use_dora") and "use_dora" not in peft_keys():
-        yield Finding("llama.cpp", "refuses", "use_dora", f"it has no DoRA; {_MERGE}")
     for key in _NOT_IN_LLAMA_CPP:
         if config.get(key) and key not in peft_keys():
             why = f"{VARIANTS[key]}, and its tensors fit no weight there"
