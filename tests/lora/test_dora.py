@@ -15,6 +15,7 @@ from lorakit.errors import TargetError
 from lorakit.kernels.packed.int8 import Int8
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.lora import LoraSpec, attach, lora_layers, plan
+from lorakit.lora.rows import BaseRows
 from lorakit.lora.variant import Capability
 
 S = 1.5
@@ -181,6 +182,25 @@ def test_the_norm_follows_a_base_that_is_moved_to_another_format():
     layer.double()
     exact = layer.base.weight.norm(dim=1)
     torch.testing.assert_close(layer.magnitude.detach() / layer.factor(), exact, rtol=1e-14, atol=0)
+
+
+def test_without_gradients_the_factor_follows_every_change(monkeypatch):
+    """It is remembered, so that tokens do not cost a pass over W each; `.data` is written unseen."""
+    torch.manual_seed(0)
+    model = attach(nn.Sequential(nn.Linear(6, 5)), LoraSpec(rank=2, dora=True, targets=("0",)))
+    layer, x = lora_layers(model)["0"], torch.randn(3, 6)
+    passes = []
+    real = BaseRows.products
+    monkeypatch.setattr(BaseRows, "products", lambda self, A: passes.append(1) or real(self, A))
+    with torch.no_grad():
+        model(x), model(x)
+        assert len(passes) == 1
+        for tensor in layer.tensors.values():
+            tensor.data.add_(0.5)
+            seen = model(x)
+            with torch.enable_grad():
+                fresh = model(x).detach()
+            assert torch.equal(seen, fresh)
 
 
 def test_over_a_packed_base_the_norm_is_that_of_the_dequantized_weight():

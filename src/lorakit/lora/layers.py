@@ -63,6 +63,7 @@ class LoraLayer(nn.Module, ABC):
         dtype = torch.promote_types(kept, torch.float32)
         self.variant = target.variant
         self._rows: BaseRows | None = None
+        self._known: tuple[list[Tensor], Tensor | None] | None = None
         if not self.by_kernels and not weight.dtype.is_floating_point:
             require_capability(
                 *(self.variant, Capability.KERNELS, target.path),
@@ -104,8 +105,18 @@ class LoraLayer(nn.Module, ABC):
         return self._rows
 
     def factor(self) -> Tensor | None:
-        """F of each output, (out_features,), float32 at least; None where it is 1."""
-        return self.variant.factor(self.tensors, self.rows, self.scale)
+        """F of each output, (out_features,), float32 at least; None where it is 1.
+
+        Where nothing is trained it is computed once for the same tensors: a token that is generated
+        would otherwise cost a pass over W for it.
+        """
+        if torch.is_grad_enabled():
+            return self.variant.factor(self.tensors, self.rows, self.scale)
+        held = [self.rows.squares(), *(tensor.detach() for tensor in self.tensors.values())]
+        if self._known is None or not all(map(torch.equal, self._known[0], held)):
+            factor = self.variant.factor(self.tensors, self.rows, self.scale)
+            self._known = [tensor.clone() for tensor in held], factor
+        return self._known[1]
 
     @property
     def weight(self) -> Tensor:

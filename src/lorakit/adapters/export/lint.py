@@ -103,8 +103,10 @@ def lint(
     found = list(_lorakit(config, shapes))
     found += _peft(config, shapes, _asked_by_peft(base, model), folder)
     found += _moved_by_peft(shapes, model)
-    found += _vllm(config, shapes)
-    return (*found, *_llama_cpp(config, shapes, base))
+    # What a variant keeps beside A and B goes with it: one finding says so, not one for each layer.
+    pairs = _of_pairs(config, shapes)
+    found += _vllm(config, pairs)
+    return (*found, *_llama_cpp(config, pairs, base))
 
 
 def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
@@ -267,6 +269,15 @@ def _variant(
     if capability not in variant.capabilities:
         why = f"{cannot(variant, capability)}; {_MERGE}"
         yield Finding(runtime, "refuses", ", ".join(sorted(variant.peft_keys)), why)
+
+
+def _of_pairs(config: Mapping[str, Any], shapes: Shapes) -> Shapes:
+    """The tensors without those that the variant keeps beside A and B."""
+    try:
+        ends = tuple(variant_in(config).peft_suffixes.values())
+    except ConfigError:
+        return shapes
+    return {name: shape for name, shape in shapes.items() if not name.endswith(ends)}
 
 
 def _missing(
