@@ -38,6 +38,7 @@ FLAGS = {
     ),
     "train --data a --random_state 3 --use_rslora true": "train --data a --seed 3 --rslora",
     "train --data a --use_rslora false": "train --data a --no-rslora",
+    "train --data a --use_dora true": "train --data a --dora",
     # what there is not
     "train --data a --gradient_accumulation_steps 4 --lr 1": "train --data a --learning-rate 1",
     "rank --data a --forecast": "rank --data a",

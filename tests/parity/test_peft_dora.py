@@ -25,7 +25,7 @@ class Reader(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = torch.tanh(self.wide(self.table(ids).transpose(1, 2))).transpose(1, 2)
-        return self.out(torch.tanh(self.turned(x)))
+        return self.out(torch.tanh(self.turned(x.contiguous())))
 
 
 def base() -> Reader:
