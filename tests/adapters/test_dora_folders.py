@@ -61,6 +61,13 @@ def test_what_cannot_be_done_names_what_can(stored, tmp_path):
         Jobs(tiny_llama(), [plan(tiny_llama(), SPEC)], [0])
 
 
+def test_the_card_names_it_and_no_runtime_that_refuses_it(stored):
+    card = (stored.source / "README.md").read_text()
+    assert "# DoRA adapter for" in card
+    assert "vLLM and llama.cpp load no DoRA: merge it for them (`lorakit merge`)." in card
+    assert "vllm serve" not in card
+
+
 def test_the_linter_knows_who_takes_it(stored):
     found = {(f.runtime, f.what) for f in lint(stored.source)}
     assert ("vllm", "use_dora") in found

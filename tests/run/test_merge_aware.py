@@ -135,7 +135,7 @@ class TestRefusals:
 
     def test_a_variant_that_is_not_a_sum_of_products(self, base, rows, tmp_path):
         config = settings(base, rows, tmp_path, merge_aware="int8", dora=True)
-        with pytest.raises(ConfigError, match="merge_aware int8: the variant DoRA cannot .*leave"):
+        with pytest.raises(ConfigError, match=r"merge_aware int8: the variant DoRA cannot .*leave"):
             run_training(config)
         assert not (tmp_path / "run").exists()
 
