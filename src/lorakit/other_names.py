@@ -117,6 +117,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ),
         *("continue_from", "start_from", "resume_from"),
     ),
+    "loss": ("loss_type", "loss_function"),
+    "label_smoothing": ("label_smoothing_factor", "label_smoothing_epsilon"),
     "learning_rate": ("lr", "peak_lr", "max_lr", "base_lr"),
     "epochs": (
         "num_train_epochs",
@@ -225,8 +227,23 @@ VALUES: dict[str, tuple[str, str]] = {
     "bf16": ("dtype", "bfloat16"),
     "fp16": ("dtype", "float16"),
     "fp32": ("dtype", "float32"),
+    "use_dft_loss": ("loss", "dft"),
 }
 """Switches of others that are a value of an option here."""
+CHOICES: dict[str, dict[str, tuple[str, str]]] = {
+    **dict.fromkeys(
+        ("optim", "optimizer"),
+        dict.fromkeys(
+            (
+                *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw8bit"),
+                *("adamw_torch_8bit", "adam_8bit", "adam8bit", "bitsandbytes.optim.adamw8bit"),
+                *("bitsandbytes.optim.pagedadamw8bit", "torchao.optim.adamw8bit"),
+            ),
+            ("moments", "8bit"),
+        ),
+    ),
+}
+"""Options of others of which some values, in lower case, are a value of an option here."""
 WITHOUT: dict[str, str] = {
     "gradient_accumulation_steps": "a step of --batch-size rows is split by itself, so that memory does "
     "not decide: give --batch-size the product of the two",
@@ -244,8 +261,8 @@ WITHOUT: dict[str, str] = {
     "load_in_8bit": "the base is held in --dtype",
     "modules_to_save": "A and B are trained, no module whole",
     "bias": "A and B are trained, no bias",
-    "optim": "the optimizer is AdamW",
-    "optimizer": "the optimizer is AdamW",
+    "optim": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
+    "optimizer": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "report_to": "metrics are in metrics.jsonl; --tensorboard writes them for TensorBoard too",
     "use_peft": "an adapter is always trained",
     "use_lora": "an adapter is always trained",
@@ -367,7 +384,10 @@ def unknown_keys(values: Mapping[str, Any], known: Collection[str], source: str)
     for key, value in values.items():
         name, start = plain(str(key)), f"{source}: unknown key {key!r}; "
         meant = option_meant(str(key), known)
-        if name in WITHOUT:
+        chosen = CHOICES.get(name, {}).get(str(value).lower())
+        if chosen is not None and chosen[0] in known:
+            lines.append(f"{start}did you mean {chosen[0]!r}? Write\n{chosen[0]}: {chosen[1]}")
+        elif name in WITHOUT:
             lines.append(f"{start}leave it out: {WITHOUT[name]}")
         elif name in VALUES and VALUES[name][0] in known:
             option, fixed = VALUES[name]

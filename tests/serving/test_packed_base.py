@@ -9,6 +9,8 @@ import torch
 import lorakit
 from families import saved
 from lorakit.adapters import save_adapter
+from lorakit.execution.lean import LeanBlocks
+from lorakit.execution.stepping import open_blocks
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.packing import whole
 from lorakit.lora import LoraSpec, attach
@@ -25,6 +27,17 @@ def dequantized(base, name):
         if isinstance(packed[path], PackedLinear):
             module.weight.data = whole(packed[path].packing, torch.float32)
     return model, tokenizer
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_steps_are_computed_by_short_code(tmp_path, monkeypatch, name, dtype):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    base = str(saved(tmp_path / "base"))
+    model, _ = load_model(base, dtype=dtype, base_dtype=name, device="cpu")
+    blocks, _ = open_blocks(model)  # which a trial has compared with the model's own code
+    assert isinstance(blocks, LeanBlocks)
+    assert "short code" in blocks.way
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])

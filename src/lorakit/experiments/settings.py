@@ -27,7 +27,7 @@ RUN_OPTIONS = (
     *("alpha", *variant_options(), "targets", "target_parameters", "exclude", "layers"),
     *("dropout", "init"),
     *("batch_size", "batch_tokens", "schedule", "warmup", "weight_decay", "beta1", "beta2"),
-    *("clip", "activation_checkpointing", "seed"),
+    *("clip", "moments", "activation_checkpointing", "seed"),
     *("out", "resume", "samples", "max_new_tokens"),
 )
 

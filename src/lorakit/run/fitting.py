@@ -28,6 +28,8 @@ from lorakit.training import (
     guard_of,
     held_out_loss,
 )
+from lorakit.training.loss import token_loss
+from lorakit.training.moments import of_embeddings
 
 Report = Callable[[Mapping[str, Any]], None]
 Orders = Callable[[int], Sequence[int]]
@@ -82,7 +84,7 @@ def fit_model(
         evaluated: whether the held-out rows are measured at all.
         rehearsal: which rows are taken more often than others; None takes all alike.
     """
-    loss, observers = task.loss(model, recompute=recompute), observers or Observers()
+    loss, observers = task.loss(model, schedule.spec, recompute=recompute), observers or Observers()
     if evaluated and observers.evaluate is None:
         evaluate = _evaluation(task, model, held_out, schedule.spec, loss)
         observers = replace(observers, evaluate=evaluate)
@@ -139,7 +141,8 @@ def fit_models(
     """
     model: Any = jobs.model
     jobs.install_all()
-    loss = JointLoss(jobs, recompute=recompute)
+    kinds = [token_loss(work.schedule.spec) for work in works]
+    loss = JointLoss(jobs, recompute=recompute, kinds=kinds)
     if recompute and any(x.dropout for layers in jobs.layers for x in layers.values()):
         raise ConfigError(
             "dropout of several jobs cannot be repeated by activation checkpointing: turn one of "
@@ -158,6 +161,7 @@ def fit_models(
             guard=guard_of(jobs, job),
             moments=work.moments,
             keep_moments=True,
+            wide=of_embeddings(jobs.layers[job].values()),
         )
 
     try:

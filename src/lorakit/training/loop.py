@@ -16,6 +16,7 @@ from lorakit.training.course import Course
 from lorakit.training.graphs import gradients_of
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import Loss
+from lorakit.training.moments import of_embeddings
 from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 
@@ -56,13 +57,15 @@ def fit(
         guard=partial(FirstStepGuard, model),
         moments=moments,
         keep_moments=keep_moments,
+        wide=of_embeddings(model.modules()),
     )
     course.begin()
     gradients = gradients_of(loss, next(model.parameters()).device)
     while not course.over:
         started = time.perf_counter()
         torch.manual_seed(course.seed)
-        batches, nll, count = course.batches(), 0.0, 0
+        nll, count = 0.0, 0.0
+        batches = course.batches()
         for batch in batches:
             nats, tokens = gradients(batch)
             nll, count = nll + nats, count + tokens

@@ -8,17 +8,19 @@ Parameters of 16 bits keep a master copy in float32 (arXiv 1710.03740): a step o
 of 0.1 is far below the spacing of bfloat16 there (5e-4) and would be rounded away. The model
 computes with the master copy rounded to its own format; the optimizer moves the master copy. That
 takes 16 bytes a parameter, as float32 without a copy does: 2 + 2 of weight and gradient, 4 of the
-master copy and 8 of the moments, against 4 + 4 + 8.
+master copy and 8 of the moments, against 4 + 4 + 8. Moments in 8 bits (`TrainSpec.moments`) take 2 in
+place of 8: `lorakit.training.moments`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from lorakit.errors import ConfigError
+from lorakit.training.moments import SMALL, FlatMoments, PackedMoments, State, WideMoments
 from lorakit.training.spec import TrainSpec
 
 _LLAMA_EXPONENT, _QWEN_EXPONENT = 0.781, 0.0775
@@ -33,19 +35,33 @@ class FlatAdamW:
 
     A parameter that a model has in two places (tied embeddings) is laid down once.
 
+    Args:
+        parameters: those that need no gradient are left out.
+        spec: the decay rates, and how moments are held.
+        wide: parameters whose moments keep 32 bits, where others have 8.
+
     Attributes:
         flat: (n,) all parameters; each `Parameter` of the model is a view of a part of it.
         grad: (n,) all gradients, likewise.
         master: (n,) what the optimizer moves: float32 beside a `flat` of 16 bits, else `flat`.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], spec: TrainSpec) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        spec: TrainSpec,
+        wide: Collection[nn.Parameter] = (),
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         if not self.parameters:
             raise ConfigError("the model has no trainable parameter: attach an adapter first")
         kinds = {(p.dtype, p.device) for p in self.parameters}
         if len(kinds) > 1:
             raise ConfigError(f"trainable parameters must share one dtype and device, not {kinds}")
+        kept = set(self.parameters)
+        if spec.moments == "8bit":  # those that keep 32 bits lie first
+            kept = {p for p in self.parameters if p.numel() < SMALL} | (kept & set(wide))
+            self.parameters.sort(key=lambda parameter: parameter not in kept)
         first = self.parameters[0]
         count = sum(p.numel() for p in self.parameters)
         self.flat = torch.empty(count, dtype=first.dtype, device=first.device)
@@ -60,7 +76,10 @@ class FlatAdamW:
             self._spans[parameter] = part
             start = part.stop
         self.master = self.flat.float() if self.flat.element_size() == 2 else self.flat
-        self._moments = (torch.zeros_like(self.master), torch.zeros_like(self.master))
+        sizes = [p.numel() for p in self.parameters if p not in kept]
+        self._moments: FlatMoments = WideMoments(self.master)
+        if sizes:
+            self._moments = PackedMoments(sizes, count - sum(sizes), self.master)
         self._step = torch.zeros((), device=first.device)
         self._spec = spec
 
@@ -98,20 +117,20 @@ class FlatAdamW:
     def _wide_gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """The gradient part by part, each in the master copy's format; one buffer for all."""
         if self.master is self.flat:
-            yield slice(0, len(self.flat)), self.grad
+            for part in self._moments.parts(None):
+                yield part, self.grad[part]
             return
         buffer = self.master.new_empty(min(_PART, len(self.master)))
-        for start in range(0, len(self.master), _PART):
-            part = slice(start, min(start + _PART, len(self.master)))
+        for part in self._moments.parts(_PART):
             yield part, buffer[: part.stop - part.start].copy_(self.grad[part])
 
     def _move(self, part: slice, grad: Tensor, steps: Tensor, learning_rate: float) -> None:
-        first, second = self._moments
+        first, second = self._moments.read(part)
         adamw(
             [self.master[part]],
             [grad],
-            [first[part]],
-            [second[part]],
+            [first],
+            [second],
             [],
             [steps],
             fused=self.master.device.type in ("cpu", "cuda", "mps"),
@@ -123,6 +142,7 @@ class FlatAdamW:
             eps=1e-8,
             maximize=False,
         )
+        self._moments.write(part, (first, second))
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer moves of one parameter, in its shape: itself or its master copy."""
@@ -142,28 +162,25 @@ class FlatAdamW:
             of: both moments, in the parameter's shape.
         """
         self._step.fill_(steps)
-        for parameter, moments in of.items():
-            for ours, theirs in zip(self._moments, moments, strict=True):
-                ours[self._spans[parameter]].copy_(theirs.reshape(-1))
+        for parameter, (first, second) in of.items():
+            moments = first.to(self.master).reshape(-1), second.to(self.master).reshape(-1)
+            self._moments.write(self._spans[parameter], moments)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """(n,) both moments as they are now, in the order of `flat`."""
-        return self._moments
+    def narrow_moments(self) -> State:
+        """A copy of both moments as they are now, on the CPU in at most 16 bits."""
+        return self._moments.narrow()
 
-    def by_parameter(
-        self, moments: tuple[Tensor, Tensor]
-    ) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
-        """Flat moments, cut into the parameters' own."""
-        first, second = moments
-        return {
-            parameter: (first[part].view(parameter.shape), second[part].view(parameter.shape))
-            for parameter, part in self._spans.items()
-        }
+    def by_parameter(self, narrow: State) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
+        """Such a copy, cut into the parameters' own moments in bfloat16."""
+        found = {}
+        for parameter, part in self._spans.items():
+            first, second = self._moments.cut(part, narrow)
+            found[parameter] = first.view(parameter.shape), second.view(parameter.shape)
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on: parameters, both moments, the step count."""
-        first, second = self._moments
-        return {"flat": self.master, "exp_avg": first, "exp_avg_sq": second, "step": self._step}
+        return {"flat": self.master, **self._moments.state(), "step": self._step}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -176,8 +193,8 @@ class FlatAdamW:
     @property
     def state_bytes(self) -> int:
         """Bytes of both moments, and of the master copy where there is one."""
-        copies = 2 if self.master is self.flat else 3
-        return copies * self.master.numel() * self.master.element_size()
+        copy = 0 if self.master is self.flat else self.master.numel() * self.master.element_size()
+        return copy + self._moments.bytes
 
 
 def learning_rate_at(step: int, steps: int, peak: float, spec: TrainSpec) -> float:

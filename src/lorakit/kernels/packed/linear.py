@@ -6,6 +6,7 @@ A cast to another float dtype changes the format of the products and none of the
 """
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class PackedLinear(nn.Linear):
         self.out_features, self.in_features = packing.shape
         self._packing, self._names = packing, tuple(packing.tensors)
         self._dtype = dtype
+        self._kept: tuple[tuple[Tensor, ...], PackedWeight] | None = None
         for name, tensor in packing.tensors.items():
             self.register_buffer(name, tensor)
         kept = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
@@ -42,8 +44,12 @@ class PackedLinear(nn.Linear):
 
     @property
     def frozen(self) -> PackedWeight:
-        """The weight as the products take it."""
-        return PackedWeight(self.packing, self._dtype)
+        """The weight as the products take it: the same one as long as the tensors are."""
+        tensors, kept = tuple(map(self.get_buffer, self._names)), self._kept
+        if kept is None or kept[1].dtype != self._dtype or not all(map(is_, kept[0], tensors)):
+            kept = tensors, PackedWeight(self.packing, self._dtype)
+            self._kept = kept
+        return kept[1]
 
     @property
     def elements(self) -> int:
@@ -67,6 +73,10 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            y = self.frozen.product(input.reshape(-1, self.in_features))
+            y = y if self.bias is None else y.add_(self.bias)
+            return y.view(*input.shape[:-1], self.out_features)
         return linear(input, Linear(self.frozen, self.bias))
 
     def reset_parameters(self) -> None:
@@ -86,6 +96,10 @@ class PackedLinear(nn.Linear):
             if moved.dtype != tensor.dtype:  # a scale that was cast with the model's own weights
                 self._buffers[name] = tensor.to(moved.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses."""
+        return {**self.__dict__, "_kept": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         packing = self.packing
