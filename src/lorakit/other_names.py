@@ -92,6 +92,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "alpha": ("lora_alpha", "lora_scaling", "network_alpha", "a"),
     "dropout": ("lora_dropout", "peft_dropout"),
     "rslora": ("use_rslora", "rs_lora"),
+    "dora": ("use_dora",),
     "targets": (
         *(
             "target_modules",
@@ -263,7 +264,6 @@ WITHOUT: dict[str, str] = {
     "dry_run": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
     "load_in_4bit": "the base is held in --dtype",
     "load_in_8bit": "the base is held in --dtype",
-    "use_dora": "the variants are LoRA and rsLoRA",
     "optim": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "optimizer": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "report_to": "metrics are in metrics.jsonl; --tensorboard writes them for TensorBoard too",

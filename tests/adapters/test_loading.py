@@ -240,7 +240,6 @@ class TestTensors:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("lora_magnitude_vector", "a DoRA magnitude; lorakit has no DoRA"),
             ("lora_B.bias", "a LoRA bias (lora_bias); lorakit trains no biases"),
             ("token_adapter.trainable_tokens_delta", "rows for new tokens"),
             ("lora_A.default.weight", "a whole weight"),
@@ -254,6 +253,11 @@ class TestTensors:
         assert full in message
         if reason != "a whole weight":
             assert f"holds {full}: {reason}" in message
+
+    def test_a_magnitude_that_the_configuration_does_not_mean(self, foreign):
+        full = f"{P}.0.self_attn.q_proj.lora_magnitude_vector"
+        edit_tensors(foreign, lambda t: t.update({full: torch.zeros(32)}))
+        assert f"{full}, which has no place in the model" in refused(foreign)
 
     def test_a_whole_weight_that_is_the_bases_own(self, foreign):
         model = tiny_llama()
@@ -287,7 +291,7 @@ class TestConfiguration:
         [
             ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; lorakit reads 'LORA'"),
             ({"peft_type": "DELETE"}, "peft_type is None; lorakit reads 'LORA'"),
-            ({"use_dora": True}, "use_dora is True (DoRA rescales"),
+            ({"use_dora": True}, "lora_magnitude_vector"),
             ({"bias": "some"}, "bias must be 'none', 'all' or 'lora_only'"),
             ({"modules_to_save": "norm"}, "modules_to_save must be a list of names"),
             ({"trainable_token_indices": ["a"]}, "trainable_token_indices must hold token ids"),

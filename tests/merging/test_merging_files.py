@@ -53,11 +53,19 @@ CASES = {
     "tied head": ("llama", {"tie_word_embeddings": True}, {"targets": ("lm_head", "q_proj")}),
     "tied, not adapted": ("llama", {"tie_word_embeddings": True}, {"targets": ("q_proj",)}),
     "Conv1D": ("gpt2", {}, {"targets": ("c_attn", "c_fc", "c_proj")}),
+    "DoRA": ("llama", {}, {"rank": 4, "dora": True}),
+    "DoRA and rsLoRA": ("llama", {}, {"rank": 4, "dora": True, "rslora": True}),
+    "DoRA on an embedding": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"targets": ("embed_tokens", "q_proj"), "dora": True},
+    ),
+    "DoRA on Conv1D": ("gpt2", {}, {"targets": ("c_attn", "c_fc"), "dora": True}),
     "gemma": ("gemma2", {}, {"targets": ("o_proj", "down_proj")}),
 }
 
 
-UNTIED = ("tied embedding", "tied head")
+UNTIED = ("tied embedding", "tied head", "DoRA on an embedding")
 
 
 pytestmark = pytest.mark.usefixtures("own_cache", "small_blocks")
@@ -180,6 +188,30 @@ def test_every_entry_is_the_float64_sum_rounded_once(dtype, tmp_path):
         assert check.largest_error == pytest.approx(float(gap.max()), rel=1e-9)
         lost = gap.norm() / (exact - tensor.double()).norm()
         assert check.update_lost == pytest.approx(float(lost), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("llama", "down_proj"), ("gpt2", "c_fc"), ("llama", "embed_tokens")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_entry_of_a_row_with_a_factor_is_rounded_once(family, target, dtype, tmp_path):
+    base = base_folder(tmp_path, family, dtype)
+    adapter = adapter_folder(tmp_path, base, targets=(target,), dora=True)
+    certificate = merge(base, tmp_path / "merged", adapter, certify="weights")
+    before, after = tensors(base), tensors(tmp_path / "merged")
+    for path, pair in read_stored(adapter).pairs.items():
+        name = next(n for n in before if n.endswith(f"{path}.weight"))
+        W, found = before[name].double(), after[name].double()
+        if family == "gpt2" or target == "embed_tokens":
+            W, found = W.T, found.T
+        sum_OI = W + pair.scale * pair.B.double() @ pair.A.double()
+        m = pair.more["magnitude"].double()
+        exact = torch.stack([m[o] * row / row.norm() for o, row in enumerate(sum_OI)])
+        gap = (found - exact).abs()
+        assert (gap <= exact.abs() * torch.finfo(dtype).eps / 2 + 2e-6).all()
+        (check,) = [c for c in certificate.weights.merged if c.name == name]
+        assert check.largest_error == pytest.approx(float(gap.max()), rel=1e-6)
+        assert check.update_lost == pytest.approx(float(gap.norm() / (exact - W).norm()), rel=1e-6)
 
 
 def test_shards_and_index_stay_as_they_were(tmp_path):

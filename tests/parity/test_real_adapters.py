@@ -167,7 +167,6 @@ def test_a_rank_above_the_smaller_side_everywhere(case, tmp_path, capsys):
 
 # A configuration of peft that lorakit does not do, and what names it.
 REFUSED = {
-    "DoRA": (LoraConfig(target_modules=["q_proj"], use_dora=True), "use_dora"),
     "AdaLoRA": (
         peft.AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=10),
         "peft_type is 'ADALORA'",

@@ -40,8 +40,9 @@ def test_steps_are_computed_by_short_code(tmp_path, monkeypatch, name, dtype):
     assert "short code" in blocks.way
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_answers_of_base_and_adapter(tmp_path, monkeypatch, name):
+def test_answers_of_base_and_adapter(tmp_path, monkeypatch, name, dora):
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
     base = saved(tmp_path / "base")
     model, tokenizer = dequantized(base, name)
@@ -53,7 +54,7 @@ def test_answers_of_base_and_adapter(tmp_path, monkeypatch, name):
         return tokenizer.decode(made, skip_special_tokens=True)
 
     wanted = {"base": expected()}
-    attach(model, LoraSpec(rank=2))
+    attach(model, LoraSpec(rank=2, dora=dora))
     generator = torch.Generator().manual_seed(5)
     for path, parameter in model.named_parameters():
         if path.endswith(".B"):

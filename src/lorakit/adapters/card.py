@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.adapters.asking import asking_in
 from lorakit.adapters.vllm_ranks import next_rank
 from lorakit.lora.spec import LoraSpec
+from lorakit.lora.variant import Capability, Variant
 from lorakit.models.default import HUB_ID, NAME
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def model_card(
         *front,
         "---",
         "",
-        f"# LoRA adapter for {_code(base.public) if base_name else 'a base model'}",
+        f"# {spec.variant.name} adapter for {_code(base.public) if base_name else 'a base model'}",
         "",
         *([f"- base model: {base.words}"] if base_name else []),
         f"- rank {_span(p.rank for p in pairs.values())}, "
@@ -54,7 +55,7 @@ def model_card(
     if numbers:
         lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in numbers.items()]
-    lines += ["", "## Use", *_use(pairs, base, known)]
+    lines += ["", "## Use", *_use(pairs, spec.variant, base, known)]
     lines += ["", "`lorakit.json` says which base, data and configuration it came from."]
     return "\n".join(lines) + "\n"
 
@@ -124,7 +125,9 @@ class _Base:
         return NAME if self.name == NAME else self.given
 
 
-def _use(pairs: "Mapping[str, Pair]", base: _Base, known: Mapping[str, Any]) -> Iterator[str]:
+def _use(
+    pairs: "Mapping[str, Pair]", variant: Variant, base: _Base, known: Mapping[str, Any]
+) -> Iterator[str]:
     """One section a runtime; a limit is said where this very adapter meets it."""
     # What lorakit recorded of the base, it finds again by itself.
     model = "" if asking_in(known).get("model") else f" --model {shlex.quote(base.own)}"
@@ -160,6 +163,12 @@ def _use(pairs: "Mapping[str, Pair]", base: _Base, known: Mapping[str, Any]) -> 
             "",
             f"vLLM and llama.cpp adapt no convolutions ({convolutions[0]}): merge it for them "
             "(`lorakit merge`).",
+        )
+        return
+    if not {Capability.VLLM, Capability.LLAMA_CPP} <= variant.capabilities:
+        yield from (
+            "",
+            f"vLLM and llama.cpp load no {variant.name}: merge it for them (`lorakit merge`).",
         )
         return
     if rank := next_rank(max(pair.rank for pair in pairs.values())):

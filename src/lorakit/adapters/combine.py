@@ -84,7 +84,7 @@ def combine(
     for part in parts:
         require_capability(
             *(part.adapter.spec.variant, Capability.SUM, part.adapter.source),
-            "merge it into a model of its own instead: lorakit merge",
+            "merge it into a model of its own instead: lorakit merge, alone and at weight 1",
         )
         refuse_beside(
             part.adapter,

@@ -274,7 +274,6 @@ def write_config(
         "target_parameters": list(config.target_parameters) if bare else None,
         "task_type": config.task_type,
         "trainable_token_indices": _token_indices(spec.token_rows),
-        "use_dora": False,
         "use_qalora": False,
     }
     written |= dict.fromkeys(spec.variant.peft_keys, True)

@@ -16,7 +16,6 @@ from lorakit.lora import variants
 
 PEFT_READ = "0.21"
 VARIANTS = {
-    "use_dora": "DoRA rescales every output by a learned magnitude",
     "lora_bias": "a trained bias on B",
     "modules_to_save": "modules trained and saved whole",
     "trainable_token_indices": "single rows of the embedding trained whole",

@@ -119,7 +119,7 @@ class LeanBlocks:
         """(L, vocabulary) at the places `keep_L` of the step."""
         x_TD = self._decoder.embed(ids_T)
         cos_1TE, sin_1TE = self._decoder.angles(x_TD[None], step.positions[None])
-        if self._compiled is not None:
+        if self._compiled is not None and not self._has_factors(batch):
             places = [(each.start, each.size, each.past, each.count) for each in step.places]
             angles = cos_1TE[0], sin_1TE[0]
             return self._compiled.logits(x_TD, angles, places, keep_L, kv_caches, batch)
@@ -136,6 +136,10 @@ class LeanBlocks:
         if groups is not None and batch.kept is not None:
             next(groups).add(x_LD, logits, batch.kept)
         return logits
+
+    def _has_factors(self, batch: BatchPlan) -> bool:
+        """Whether an adapter of the step multiplies its outputs, which the compiled decoder does not."""
+        return any(group.has_factors(batch.slots) for group in self.groups)
 
 
 def _run(

@@ -7,8 +7,9 @@ from torch import nn
 
 from lorakit.errors import TargetError
 from lorakit.lora.changing import own_values, put, take_out
+from lorakit.lora.conv import LoraConv
 from lorakit.lora.experts import LoraExperts, bare_module, put_bare, put_experts
-from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
+from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
 

@@ -84,6 +84,10 @@ class Geometry:
             return base.frozen
         return self.weight(base).t() if self.transposed else self.weight(base)
 
+    def standard(self, weight: Tensor) -> Tensor:
+        """A weight as its base keeps it -> (out, in, *kernel), as variants see it; or back."""
+        return weight.t() if self.transposed or self.kind == "embedding" else weight
+
     def bias(self, base: nn.Module) -> Tensor | None:
         """The module's frozen bias, or None."""
         return cast("Tensor | None", base.bias) if self.has_bias else None

@@ -261,8 +261,10 @@ def _rank_and_scale(
     """Rank, alpha and scale of one target.
 
     Raises:
-        TargetError: the rank does not fit its size.
+        TargetError: the rank does not fit its size, or the variant not its kind.
     """
+    if why := spec.variant.unfit(geometry):
+        raise TargetError(f"{path}: {why}")
     rank = first_hit(spec.rank_pattern, path, spec.rank)
     alpha = first_hit(spec.alpha_pattern, path, spec.alpha)
     if rank > geometry.largest_rank() and not any_rank:

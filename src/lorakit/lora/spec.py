@@ -17,7 +17,8 @@ class LoraSpec:
     """Which modules get a pair (A, B), of which rank, scaled by what.
 
     The adapted layer computes ``W x + s · B (A x)`` with ``s = alpha / rank``, or
-    ``alpha / sqrt(rank)`` with `rslora` (arXiv 2312.03732).
+    ``alpha / sqrt(rank)`` with `rslora` (arXiv 2312.03732). With `dora` each output is scaled too
+    (arXiv 2402.09353).
 
     A pattern in `targets` and `exclude` is one of: ``all-linear`` (every linear layer of the
     blocks, not the output head and no router); a name such as ``q_proj`` or ``mlp.up_proj``, which matches
@@ -40,6 +41,13 @@ class LoraSpec:
     )
     rslora: bool = field(
         default=False, metadata={"help": "Scale by alpha / sqrt(rank) instead: rsLoRA."}
+    )
+    dora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train a magnitude for each output beside A and B, and scale the rows of "
+            "W + s·B·A to it: DoRA."
+        },
     )
     targets: tuple[str, ...] = field(
         default=(ALL_LINEAR,),

@@ -3,8 +3,6 @@
 The new folder has the base's shards and index; a tensor without a pair is copied byte for byte.
 What was written is read back and held against W + s·B·A in float64, so that a model of any size
 has a certificate of its weights. Memory is a few blocks of rows, not a shard.
-
-Longer than 300 lines: what is written, and what it is held against, are one formula.
 """
 
 import math
@@ -22,10 +20,12 @@ from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
 from lorakit.files.whole import write_json
-from lorakit.lora import Plan, Target, equations
+from lorakit.lora import Plan, Target
 from lorakit.lora.experts import expert_factors
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.lora.whole import Whole
+from lorakit.merging.factor_files import FactorMerge
+from lorakit.merging.tensor_merge import ExpertsMerge, TensorMerge, ValueMerge
 from lorakit.models.weights import OtherNamesError
 
 INDEX = "model.safetensors.index.json"
@@ -78,93 +78,6 @@ class WeightsReport:
             f"what rounding to {self.merged[0].dtype} may do; it took at most {lost:.2g} of a layer's "
             f"update; {self.copied} tensors copied"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class TensorMerge:
-    """One tensor to merge: where W lies, and the factors of its update by rows.
-
-    The update's rows are s · left[rows] · right in the layout of W.
-    """
-
-    place: StoredTensor
-    name: str
-    left: Tensor
-    right: Tensor
-    scale: float
-
-    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
-        """Rows of s·B·A."""
-        return equations.delta(self.right.to(kind), self.left[start:stop].to(kind), self.scale)
-
-    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows of W + s·B·A, added in float32 (float64 for wider factors) and rounded once."""
-        W = shards.read_rows(self.place, start, stop)
-        kind = torch.promote_types(torch.promote_types(W.dtype, self.left.dtype), torch.float32)
-        left, right = self.left[start:stop].to(kind), self.right.to(kind)
-        return equations.merge(W.to(kind), right, left, self.scale).to(dtype)
-
-    def reach(self, start: int, stop: int) -> Tensor:
-        """|s| ‖b‖ ‖a‖ of each entry of these rows, float64: no inner product of its factors is larger."""
-        right_norms = self.right.double().norm(dim=0)
-        left_norms = self.left[start:stop].double().flatten(1).norm(dim=1)
-        return left_norms.view(-1, *[1] * right_norms.dim()) * right_norms * abs(self.scale)
-
-
-class ExpertsMerge(TensorMerge):
-    """The matrices of all experts in one tensor: left (E, m, r), right (E, r, n), a row an expert."""
-
-    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
-        """s·L R of these experts."""
-        left, right = self.left[start:stop].to(kind), self.right[start:stop].to(kind)
-        return self.scale * (left @ right)
-
-    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """W + s·L R of these experts, as in `TensorMerge`."""
-        W = shards.read_rows(self.place, start, stop)
-        kind = torch.promote_types(torch.promote_types(W.dtype, self.left.dtype), torch.float32)
-        return (W.to(kind) + self.update(start, stop, kind)).to(dtype)
-
-    def reach(self, start: int, stop: int) -> Tensor:
-        """As in `TensorMerge`."""
-        left_norms = self.left[start:stop].double().norm(dim=2)[:, :, None]
-        right_norms = self.right[start:stop].double().norm(dim=1)[:, None, :]
-        return left_norms * right_norms * abs(self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class ValueMerge(TensorMerge):
-    """A tensor of which an adapter has a value of its own, all of it or some rows; the value is `left`."""
-
-    what: Whole | None = None
-
-    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """These rows of the tensor as the adapter has it."""
-        W = shards.read_rows(self.place, start, stop)
-        return self._with_value(W, start, stop, torch.promote_types(W.dtype, torch.float32)).to(
-            dtype
-        )
-
-    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
-        """What it differs by from the base."""
-        W = shards.read_rows(self.place, start, stop).to(kind)
-        return self._with_value(W, start, stop, kind) - W
-
-    def reach(self, start: int, stop: int) -> Tensor:
-        """Nothing is summed but a bias and its like."""
-        return self.update(start, stop, torch.float64).abs()
-
-    def _with_value(self, W: Tensor, start: int, stop: int, kind: torch.dtype) -> Tensor:
-        assert self.what is not None
-        W = W.to(kind, copy=True)
-        if self.what.kind == "added":
-            return W + self.scale * self.left[start:stop].to(kind)
-        if not self.what.rows:
-            return self.left[start:stop].to(kind)
-        inside = [(i, row) for i, row in enumerate(self.what.rows) if start <= row < stop]
-        for i, row in inside:
-            W[row - start] = self.left[i].to(kind)
-        return W
 
 
 def merge_files(
@@ -241,8 +154,8 @@ def jobs_of(
             raise TargetError(f"{target.path} is a convolution with groups: keep it unmerged")
         if bare and len(place.entry.shape) > 2:
             left, right = expert_factors(pair.A, pair.B, target.geometry)
-            merge = ExpertsMerge(place, place.name, left, right, pair.scale)
-            jobs.setdefault(place.name, []).append(merge)
+            experts = ExpertsMerge(place, place.name, left, right, pair.scale)
+            jobs.setdefault(place.name, []).append(experts)
             continue
         left, right = _factors(target, pair)
         name = place.name
@@ -252,7 +165,11 @@ def jobs_of(
                 raise OtherNamesError(
                     f"{place.file} calls the tied weight {place.name}, and the model {name}"
                 )
-        jobs.setdefault(place.name, []).append(TensorMerge(place, name, left, right, pair.scale))
+        five = place, name, left, right, pair.scale
+        merge = TensorMerge(*five)
+        if Capability.FACTOR in target.variant.capabilities:
+            merge = FactorMerge(*five, target.variant, pair.tensors, _turned(target))
+        jobs.setdefault(place.name, []).append(merge)
     return jobs
 
 
@@ -307,9 +224,14 @@ def copies_of(
 
 def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
     """Factors of the update in the layout of the weight: an embedding and a Conv1D transpose it."""
-    if target.geometry.transposed or target.geometry.kind == "embedding":
+    if _turned(target):
         return pair.A.T.contiguous(), pair.B.T.contiguous()
     return pair.B, pair.A
+
+
+def _turned(target: Target) -> bool:
+    """Whether the weight lies as (in, out)."""
+    return target.geometry.transposed or target.geometry.kind == "embedding"
 
 
 def planned_copy(place: StoredTensor, name: str, dtype: torch.dtype | None) -> shards.Planned:

@@ -37,6 +37,7 @@ from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.experiments.measuring import RowLosses
 from lorakit.experiments.stamps import Sources, Stamp, stamp_of
 from lorakit.files.whole import write_json
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.ranking import probing, wording
 from lorakit.ranking.bracket import SearchResult, bracket
 from lorakit.ranking.choose import Judge, LossTolerance
@@ -139,6 +140,13 @@ def profile_rank(spec: RankSpec, config: RunConfig, runner: Runner) -> RankProfi
     Raises:
         InputError: something given cannot be used.
     """
+    # Ranks are trained side by side on one base, and judged by their singular values.
+    for capability in (Capability.JOBS, Capability.SHRINK):
+        require_capability(
+            *(config.lora.variant, capability, "lorakit rank"),
+            "search with plain LoRA, or train the ranks one by one with `lorakit train`",
+            error=ConfigError,
+        )
     if config.lora.target_parameters and spec.method in _TRUNCATING:
         raise ConfigError(
             f"method {spec.method} truncates pairs, and those on experts (target_parameters) cannot be "

@@ -22,6 +22,7 @@ from lorakit.data import Dataset, TokenTable
 from lorakit.errors import ConfigError, TargetError
 from lorakit.lora import Plan, attach, detach, lora_layers, plan
 from lorakit.lora.changing import changes_of, put
+from lorakit.lora.variants import variant_options
 from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.rate_probe import ProbedRate, probe_rate
@@ -36,7 +37,7 @@ from lorakit.training import Moments, Schedule, TrainSpec
 _TOGETHER = (
     ("targets", "target_parameters", "exclude", "layers"),
     ("rank", "rank_pattern"),
-    ("alpha", "alpha_pattern", "rslora"),
+    ("alpha", "alpha_pattern", *variant_options()),
     ("init",),
     ("modules_to_save", "keep_ties"),
     ("token_rows", "train_tokens"),
@@ -126,7 +127,7 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
             dropout = 0.0
         spec = replace(fitted.spec, dropout=dropout)
         own = plan(model, spec, any_rank=True)
-    wanted = {target.path: (target.rank, target.scale) for target in own.targets}
+    wanted = {target.path: (target.rank, target.scale, target.variant) for target in own.targets}
     for group in _TOGETHER:
         asked = {name: getattr(config.lora, name) for name in group if name in config.given}
         differs = [name for name, value in asked.items() if value != getattr(spec, name)]
@@ -134,7 +135,7 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
             continue
         try:
             made = plan(model, replace(spec, **asked), any_rank=True)
-            same = wanted == {t.path: (t.rank, t.scale) for t in made.targets}
+            same = wanted == {t.path: (t.rank, t.scale, t.variant) for t in made.targets}
         except (ConfigError, TargetError):
             same = False
         if not same or group in _EXACT:
