@@ -60,6 +60,12 @@ def trained_by_peft(folder: str) -> Callable[[], int]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    if not Path(folder).is_dir():
+        from lorakit.models import load_model
+
+        with tempfile.TemporaryDirectory() as made:
+            load_model(folder, dtype="bfloat16", device="cpu")[0].save_pretrained(made)
+            return trained_by_peft(made)
     packing = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

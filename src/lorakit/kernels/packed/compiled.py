@@ -23,7 +23,9 @@ MOST_ROWS = 4
 """Rows of x that `product` takes."""
 GROUP = 32
 """Elements that the kernels unpack at once."""
-_KINDS = ("nibbles", "nibbles nested", "nibbles offset", "int8", "e4m3", "q4_0", "q4_1", "q8_0")
+GGML = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
+"""The blocks of GGUF files that they know."""
+_KINDS = ("nibbles", "nibbles nested", "nibbles offset", "int8", "e4m3", *GGML)
 _BY_ROWS = ("int8", "e4m3")
 _FORMATS = {  # of scales and of offsets
     "nibbles": torch.float32,
