@@ -137,7 +137,8 @@ def product(weights: Sequence[Described], x_TI: Tensor) -> Tensor | None:
         x_TI: their common input.
     """
     tokens, width = x_TI.shape
-    if not 0 < tokens <= MOST_ROWS or not all(each.few for each in weights):
+    fit = all(each.few and each.shape[1] == width for each in weights)
+    if not 0 < tokens <= MOST_ROWS or not fit:
         return None
     kernel = _kernel("packed_product", "iiiiiii", x_TI)
     if kernel is None:
