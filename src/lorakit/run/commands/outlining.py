@@ -1,7 +1,7 @@
 """`lorakit check` of a configuration alone: would this model train here? No weight is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
