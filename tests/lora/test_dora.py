@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from lorakit.errors import TargetError
 from lorakit.kernels.packed.int8 import Int8
-from lorakit.kernels.packed.linear import PackedLinear
+from lorakit.kernels.packed.linear import PackedConv1D, PackedLinear
 from lorakit.lora import LoraSpec, attach, lora_layers, plan
 from lorakit.lora.rows import BaseRows
 from lorakit.lora.variant import Capability
@@ -203,9 +203,10 @@ def test_without_gradients_the_factor_follows_every_change(monkeypatch):
             assert torch.equal(seen, fresh)
 
 
-def test_over_a_packed_base_the_norm_is_that_of_the_dequantized_weight():
+@pytest.mark.parametrize("kind", [PackedLinear, PackedConv1D])
+def test_over_a_packed_base_the_norm_is_that_of_the_dequantized_weight(kind):
     torch.manual_seed(0)
-    packed = PackedLinear(Int8.of(torch.randn(5, 8)), torch.float32, torch.randn(5))
+    packed = kind(Int8.of(torch.randn(5, 8)), torch.float32, torch.randn(5))
     base, x = copy.deepcopy(packed), torch.randn(3, 8)
     model = attach(nn.Sequential(packed), LoraSpec(rank=2, alpha=3.0, dora=True, targets=("0",)))
     assert torch.equal(model(x), base(x))
@@ -213,7 +214,7 @@ def test_over_a_packed_base_the_norm_is_that_of_the_dequantized_weight():
     with torch.no_grad():
         for tensor in layer.tensors.values():
             tensor.add_(torch.randn(tensor.shape))
-    W = base.weight + 1.5 * layer.B @ layer.A
+    W = (base.weight.t() if kind is PackedConv1D else base.weight) + 1.5 * layer.B @ layer.A
     expected = x @ (layer.magnitude[:, None] * W / W.norm(dim=1, keepdim=True)).T + base.bias
     torch.testing.assert_close(model(x), expected)
 

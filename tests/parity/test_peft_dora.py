@@ -8,9 +8,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorakit.adapters import load_adapter, save_adapter
+from lorakit.errors import ConfigError
 from lorakit.lora import LoraSpec, attach, lora_layers
 
-TARGETS = ["table", "wide", "turned", "out"]
+# peft corrects fan_in_fan_out by itself.
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to:UserWarning")
+
+TARGETS = ["table", "wide", "turned", "final"]
 
 
 class Reader(nn.Module):
@@ -21,11 +26,14 @@ class Reader(nn.Module):
         self.table = nn.Embedding(20, 8)
         self.wide = nn.Conv1d(8, 6, 3, padding=1)
         self.turned = Conv1D(10, 6)
-        self.out = nn.Linear(10, 5)
+        self.final = nn.Linear(10, 5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = torch.tanh(self.wide(self.table(ids).transpose(1, 2))).transpose(1, 2)
-        return self.out(torch.tanh(self.turned(x.contiguous())))
+        return self.final(torch.tanh(self.turned(x.contiguous())))
 
 
 def base() -> Reader:
@@ -65,6 +73,49 @@ def steps(model, parameters):
         loss.backward()
         optimizer.step()
     return loss.item()
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"bias": "lora_only"},
+        {"bias": "all"},
+        {"modules_to_save": ["final"], "target_modules": ["wide", "turned"]},
+        {"trainable_token_indices": {"table": [3, 7]}, "target_modules": ["turned", "final"]},
+    ],
+    ids=str,
+)
+def test_what_peft_saves_beside_dora(beside, tmp_path):
+    """Biases are added after the factor, and modules trained whole have none."""
+    config = {"r": 2, "lora_alpha": 3, "target_modules": TARGETS, "use_dora": True} | beside
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        other = peft.get_peft_model(base(), peft.LoraConfig(**config)).eval()
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+                parameter.add_(0.3 * noise)
+    other.save_pretrained(tmp_path / "a")
+    ids = torch.arange(20).view(2, 10)
+    ours = base()
+    load_adapter(ours, tmp_path / "a")
+    with torch.no_grad():
+        assert (other(ids) - base()(ids)).abs().max() > 0.01
+        torch.testing.assert_close(ours(ids), other(ids), rtol=1e-5, atol=1e-5)
+    save_adapter(ours, tmp_path / "b")
+    again = peft.PeftModel.from_pretrained(base(), tmp_path / "b").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids), other(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_beside_each_pair_is_refused_as_in_peft():
+    config = {"r": 2, "target_modules": TARGETS, "use_dora": True, "lora_bias": True}
+    with pytest.raises(ValueError, match="not supported for DoRA"):
+        peft.LoraConfig(**config)
+    with pytest.raises(ConfigError, match="lora_bias: the variant DoRA cannot have a trained bias"):
+        LoraSpec(rank=2, dora=True, lora_bias=True)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

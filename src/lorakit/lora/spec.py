@@ -149,6 +149,12 @@ class LoraSpec:
         if self.dropout:
             who, instead = f"dropout {self.dropout:g}", "set dropout to 0"
             require_capability(self.variant, Capability.DROPOUT, who, instead, error=ConfigError)
+        if self.lora_bias:
+            require_capability(
+                *(self.variant, Capability.ADDED_BIAS, "lora_bias"),
+                "leave it out, or train the layers' own biases (bias)",
+                error=ConfigError,
+            )
         if self.target_parameters and self.dropout:
             raise ConfigError(
                 f"dropout is {self.dropout:g}, and pairs on bare parameters (target_parameters) have "
