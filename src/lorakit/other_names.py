@@ -105,7 +105,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "exclude": ("exclude_modules",),
     "layers": ("layers_to_transform", "num_layers", "lora_layers", "peft_layers_to_transform"),
-    "init": ("init_lora_weights", "init_method"),
+    "init": ("init_lora_weights", "init_method", "lora_init", "initialization", "pissa_init"),
+    "eva_rho": ("rho",),
+    "lora_plus": ("loraplus_lr_ratio", "lora_plus_ratio", "loraplus", "lora_plus_lr_ratio"),
     "from": (
         *(
             "resume_adapter_file",

@@ -35,10 +35,9 @@ _INITS = {
     "corda": "CorDA moves part of the base's weight into A and B",
     "lora_ga": "LoRA-GA subtracts its start from the base's weight",
     "loftq": "LoftQ replaces the base by a quantized one and keeps the rest in A and B",
-    "mica": "MiCA is a variant of its own",
 }
 # Starts that leave the base alone: nothing of them matters once A and B are trained.
-HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
+HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 # Kept for other readers, or read by peft while training starts; loading does not depend on them.
 INFORMATIVE = (
     "auto_mapping",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from lorakit.errors import ConfigError
+from lorakit.training.rates import EVERYTHING, FlatRates, Rates
 from lorakit.training.spec import TrainSpec
 
 _LLAMA_EXPONENT, _QWEN_EXPONENT = 0.781, 0.0775
@@ -39,7 +40,12 @@ class FlatAdamW:
         master: (n,) what the optimizer moves: float32 beside a `flat` of 16 bits, else `flat`.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], spec: TrainSpec) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        spec: TrainSpec,
+        rates: Rates = EVERYTHING,
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         if not self.parameters:
             raise ConfigError("the model has no trainable parameter: attach an adapter first")
@@ -63,6 +69,7 @@ class FlatAdamW:
         self._moments = (torch.zeros_like(self.master), torch.zeros_like(self.master))
         self._step = torch.zeros((), device=first.device)
         self._spec = spec
+        self._rates = FlatRates(rates, self._spans, self.flat)
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, divide_by: float, clip: float) -> float:
@@ -77,6 +84,8 @@ class FlatAdamW:
             The gradient's norm after the division and before clipping. Where it is not finite
             nothing has moved.
         """
+        if self._rates.trained is not None:
+            self.grad.mul_(self._rates.trained)
         # Part by part: vector_norm would widen the whole gradient at once.
         norms = [float(torch.linalg.vector_norm(grad)) for _, grad in self._wide_gradients()]
         norm = math.hypot(*norms) / divide_by
@@ -107,22 +116,31 @@ class FlatAdamW:
 
     def _move(self, part: slice, grad: Tensor, steps: Tensor, learning_rate: float) -> None:
         first, second = self._moments
-        adamw(
-            [self.master[part]],
-            [grad],
-            [first[part]],
-            [second[part]],
-            [],
-            [steps],
-            fused=self.master.device.type in ("cpu", "cuda", "mps"),
-            amsgrad=False,
-            beta1=self._spec.beta1,
-            beta2=self._spec.beta2,
-            lr=learning_rate,
-            weight_decay=self._spec.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        values, trained, before = self.master[part], self._rates.trained, None
+        if trained is not None and self._spec.weight_decay:
+            before = values.clone()  # weight decay moves an element without a gradient too
+        counts = []
+        for factor, pieces in self._rates.of(part):
+            counts = [steps.clone() for _ in pieces]
+            adamw(
+                [values[piece] for piece in pieces],
+                [grad[piece] for piece in pieces],
+                [first[part][piece] for piece in pieces],
+                [second[part][piece] for piece in pieces],
+                [],
+                counts,
+                fused=self.master.device.type in ("cpu", "cuda", "mps"),
+                amsgrad=False,
+                beta1=self._spec.beta1,
+                beta2=self._spec.beta2,
+                lr=factor * learning_rate,
+                weight_decay=self._spec.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+        steps.copy_(counts[0])
+        if trained is not None and before is not None:
+            values.copy_(torch.where(trained[part], values, before))
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer moves of one parameter, in its shape: itself or its master copy."""

@@ -79,6 +79,13 @@ class TrainSpec:
             "In training alone."
         },
     )
+    lora_plus: float = field(
+        default=1.0,
+        metadata={
+            "help": "LoRA+ (arXiv 2402.12354): how many times the learning rate of A the one of B is, such as "
+            "8; 1: both have the same."
+        },
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay; 0 is none."})
     beta1: float = field(
         default=0.9, metadata={"help": "AdamW's decay rate of the first moment, below 1."}
@@ -156,6 +163,8 @@ class TrainSpec:
             raise ConfigError(f"loss must be 'nll' or 'dft'; it is {self.loss!r}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing is a share in [0, 1); it is {self.label_smoothing}")
+        if not 0 < self.lora_plus <= 1000:
+            raise ConfigError(f"lora_plus must lie in (0, 1000]; it is {self.lora_plus}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")

@@ -19,6 +19,7 @@ from lorakit.run.fitting import Report, batch_rows
 from lorakit.training import Course, FitResult, JointLoss, Observers, Schedule, TrainSpec, guard_of
 from lorakit.training.joint import passes
 from lorakit.training.loss import token_loss
+from lorakit.training.rates import rates_of
 
 
 def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
@@ -101,6 +102,7 @@ def fit_nested(
         Schedule(steps, learning_rate, spec),
         Observers(report=report),
         guard=guard_of(jobs, top),
+        rates=rates_of(jobs.layers[top].values(), spec),
     )
     try:
         course.begin()

@@ -21,7 +21,8 @@ from lorakit.run.against_parent import (
 )
 from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
-from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.fitting import Report, batches_of, fit_model, peak_rate, steps_of
+from lorakit.run.initialising import begin_from_rows
 from lorakit.run.merge_aware import rounding, rounding_notes
 from lorakit.run.notebook.given import template_of, with_attached
 from lorakit.run.recorded import reading_rows
@@ -85,6 +86,8 @@ def train(
     config, rows = _rows(model, tokenizer, load_config(None, options), data, eval_data)
     check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
+    rows_of = batches_of(CAUSAL_LM, model, rows.train, config.train, steps)
+    begun = begin_from_rows(model, rows_of, steps)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
     targets = [layer.target for layer in lora_layers(model).values()]
@@ -95,7 +98,7 @@ def train(
         full=full,
         reached=reached_share(model, targets),
     )
-    for note in _notes(model, expected.note, config.train):
+    for note in (*begun, *_notes(model, expected.note, config.train)):
         report({"kind": "note", "text": note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
