@@ -1,5 +1,7 @@
 """A and B of one layer at their beginning, and what of them is trained."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from lorakit.errors import TargetError
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.lora.initialisation import LayerStart
 from lorakit.lora.layers import LoraLayer
+from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
 
 
@@ -84,13 +87,16 @@ def trained_elements(layer: LoraLayer) -> dict[nn.Parameter, Tensor]:
     return masks
 
 
-def notes_of(spec: LoraSpec) -> tuple[str, ...]:
+def notes_of(targets: Collection[Target]) -> tuple[str, ...]:
     """What is said of an initialisation before the first step."""
-    how = spec.initialisation
+    if not targets:
+        return ()
+    first = next(iter(targets))
+    how = first.start
     if how.splits:
         return (
-            f"init {how.name}: rank {spec.rank} is trained beside a copy of its beginning that stays, so that "
-            f"the base keeps its bytes; the adapter holds and saves rank {spec.held.rank}",
+            f"init {how.name}: rank {first.trained_rank} is trained beside a copy of its beginning that stays, "
+            f"so that the base keeps its bytes; the adapter holds and saves rank {first.rank}",
         )
     if how.frozen:
         return (f"init {how.name}: {' and '.join(sorted(how.frozen))} stays as it begins",)

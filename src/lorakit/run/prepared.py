@@ -69,7 +69,7 @@ def way_notes(session: Session, plan: Plan, spec: TrainSpec) -> list[str]:
     model = session.model
     why = Runnable(model).why_not_packed
     notes = [f"{type(model).__name__}: {why}"] if why else []
-    notes += notes_of(plan.spec)
+    notes += notes_of(plan.targets)
     return [*notes, *rounding_notes(model, plan.targets, spec, dropout=plan.spec.dropout)]
 
 

@@ -12,6 +12,7 @@ from lorakit.errors import ConfigError, did_you_mean
 from lorakit.execution.lengths import context_length
 from lorakit.forecast import reached_share
 from lorakit.lora import lora_layers
+from lorakit.lora.initialising import notes_of
 from lorakit.run.against_parent import (
     ParentRows,
     against,
@@ -113,8 +114,9 @@ def _notes(model: Any, expected: str | None, spec: TrainSpec) -> tuple[str, ...]
     """What is said before the first step."""
     layers = lora_layers(model).values()
     dropout = max((layer.dropout for layer in layers), default=0.0)
-    said = rounding_notes(model, [layer.target for layer in layers], spec, dropout=dropout)
-    return (*([expected] if expected else []), *said)
+    targets = [layer.target for layer in layers]
+    said = rounding_notes(model, targets, spec, dropout=dropout)
+    return (*([expected] if expected else []), *notes_of(targets), *said)
 
 
 def _rows(
