@@ -104,7 +104,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         loss_tokens,
         config.train,
         steps=steps,
-        trainable=chosen.trainable,
+        trainable=chosen.held,
         reached=forecasting.reached_share(model, chosen.targets),
         dtype=dtype,
         device=device,
