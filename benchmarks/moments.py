@@ -99,7 +99,7 @@ def step(options: argparse.Namespace) -> None:
         model = empty_model("smollm2-135m", dtype="bfloat16").to_empty(device="cpu")
         model.requires_grad_(True)
         wide = of_embeddings(model.modules())
-        optimizers[how] = FlatAdamW(model.parameters(), TrainSpec(moments=how), wide)
+        optimizers[how] = FlatAdamW(model.parameters(), TrainSpec(moments=how), wide=wide)
         optimizers[how].flat.normal_(std=0.02)
         optimizers[how].master.copy_(optimizers[how].flat)
     for _ in range(options.rounds):

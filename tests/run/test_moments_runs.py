@@ -108,6 +108,6 @@ def test_full_fine_tuning_forecasts_its_embedding_in_32_bits(monkeypatch):
     everything = shape.total_parameters
     spec = TrainSpec(moments="8bit")
     forecast = _moment_bytes(shape, everything, spec, full=True)
-    flat = FlatAdamW(model.parameters(), spec, of_embeddings(model.modules()))
+    flat = FlatAdamW(model.parameters(), spec, wide=of_embeddings(model.modules()))
     assert forecast <= flat.state_bytes < 1.1 * forecast
     assert _moment_bytes(shape, everything, TrainSpec(), full=True) == 8 * everything

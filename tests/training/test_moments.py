@@ -185,7 +185,7 @@ def trained(model, flat, steps):
 
 def made(dtype, spec=EIGHT):
     model = Mixed().to(dtype)
-    return model, FlatAdamW(model.parameters(), spec, of_embeddings(model.modules()))
+    return model, FlatAdamW(model.parameters(), spec, wide=of_embeddings(model.modules()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

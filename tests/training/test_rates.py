@@ -28,7 +28,7 @@ def ours(init, spec, dtype=torch.float32, rates=None):
     model = model_of(init, dtype)
     layers = list(lora_layers(model).values())
     given = rates_of(layers, spec) if rates is None else rates
-    optimizer = FlatAdamW((p for p in model.parameters() if p.requires_grad), spec, given)
+    optimizer = FlatAdamW((p for p in model.parameters() if p.requires_grad), spec, rates=given)
     norms = []
     for step in range(STEPS):
         model(inputs(step, dtype)).square().sum().backward()
@@ -105,7 +105,7 @@ def test_sixteen_bits_with_a_master_copy_take_the_same_rates():
     trained = {parameters[0]: torch.arange(15).view(5, 3) % 2 == 0}
     rates, spec = Rates({parameters[1]: 8.0}, trained), TrainSpec(weight_decay=0.1)
     masters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
-    optimizer = FlatAdamW(parameters, spec, rates)
+    optimizer = FlatAdamW(parameters, spec, rates=rates)
     oracle = torch.optim.AdamW(
         [
             {"params": [masters[0], masters[2]], "lr": 0.01},

@@ -66,7 +66,7 @@ class Course:
     ) -> None:
         self.schedule, self._observers, self._checkpoints = schedule, observers, checkpoints
         self._batches_of, self._spec = batches_of, schedule.spec
-        self._optimizer = FlatAdamW(parameters, schedule.spec, wide, rates)
+        self._optimizer = FlatAdamW(parameters, schedule.spec, wide=wide, rates=rates)
         if moments is not None:
             self._optimizer.take_moments(moments.steps, moments.of)
         self._steps_before = self._optimizer.steps

@@ -41,6 +41,7 @@ class FlatAdamW:
         parameters: those that need no gradient are left out.
         spec: the decay rates, and how moments are held.
         wide: parameters whose moments keep 32 bits, where others have 8.
+        rates: which elements are trained, and which parameters at a rate of their own.
 
     Attributes:
         flat: (n,) all parameters; each `Parameter` of the model is a view of a part of it.
@@ -52,6 +53,7 @@ class FlatAdamW:
         self,
         parameters: Iterable[nn.Parameter],
         spec: TrainSpec,
+        *,
         wide: Collection[nn.Parameter] = (),
         rates: Rates = EVERYTHING,
     ) -> None:
