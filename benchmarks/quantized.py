@@ -1,14 +1,12 @@
-"""Memory and held-out loss of a base in fewer bits, beside bfloat16.
+"""Memory of a base in fewer bits, beside bfloat16.
 
-    python benchmarks/quantized.py memory --out benchmarks/results/quantized_memory.jsonl
-    python benchmarks/quantized.py loss --out benchmarks/results/quantized_loss.jsonl
+    python benchmarks/quantized.py --out benchmarks/results/quantized.jsonl
 
-memory: a random llama of --parameters (billions; "experts": a Mixtral of 8 experts and half a billion) is written in bfloat16; each format is loaded and trained for
---steps at rank 16 on 16 rows of 64 tokens, in a process of its own, whose largest resident size counts, loading
-included. The bytes of its weights are compared with those that `lorakit check` would forecast.
-
-loss: the built-in model is trained on rows of --data with each format, one seed after another; the held-out
-loss before and after.
+A random llama of --parameters (billions; "experts": a Mixtral of 8 experts and half a billion) is written in bfloat16;
+each format is loaded and trained for --steps at rank 16 on 16 rows of 64 tokens, in a process of its own, whose largest
+resident size counts, loading included. --pass-tokens splits a step into passes, as `lorakit train --batch-tokens` does.
+The bytes of its weights are compared with those that `lorakit check` would forecast. Losses are measured by
+quantized_loss.py.
 """
 
 import argparse
@@ -18,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def in_files(state: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def train_once(folder: Path, base_dtype: str, steps: int) -> dict[str, Any]:
+def train_once(folder: Path, base_dtype: str, steps: int, pass_tokens: int) -> dict[str, Any]:
     """In a process of its own: load, attach, train."""
     import torch
 
@@ -123,6 +122,7 @@ def train_once(folder: Path, base_dtype: str, steps: int) -> dict[str, Any]:
     from lorakit.models import empty_model, load_model
     from lorakit.models.packable import bytes_held
     from lorakit.training import CausalLoss
+    from lorakit.training.loss import head_loss
 
     started = time.perf_counter()
     model, _ = load_model(str(folder), dtype="bfloat16", device="cpu", base_dtype=base_dtype)
@@ -134,16 +134,17 @@ def train_once(folder: Path, base_dtype: str, steps: int) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     loss = CausalLoss(model)
     ids = torch.randint(model.config.vocab_size, (ROWS * TOKENS,))
-    rows = Packed(ids, torch.arange(TOKENS).repeat(ROWS), [TOKENS] * ROWS)
+    count = pass_tokens // TOKENS
+    rows = Packed(ids[:pass_tokens], torch.arange(TOKENS).repeat(count), [TOKENS] * count)
     seconds = []
     for _ in range(steps):
         began = time.perf_counter()
-        hidden_TD = loss.runnable.hidden(rows, training=True)
-        head = loss.runnable.head
-        assert head is not None
-        from lorakit.training.loss import head_loss
-
-        head_loss(head, hidden_TD, ids.roll(-1)).div(len(ids)).backward()
+        for part in ids.view(-1, pass_tokens):
+            hidden_TD = loss.runnable.hidden(replace(rows, ids_T=part), training=True)
+            head = loss.runnable.head
+            assert head is not None
+            head_loss(head, hidden_TD, part.roll(-1)).div(len(ids)).backward()
+            del hidden_TD
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(round(time.perf_counter() - began, 3))
@@ -163,31 +164,14 @@ def memory(options: argparse.Namespace) -> None:
         folder = Path(made)
         make(folder, SHAPES[options.parameters])
         for name in options.formats:
-            command = [sys.executable, __file__, "once", str(folder), name, str(options.steps)]
+            command = [sys.executable, __file__, "once", str(folder), name]
+            command += [str(options.steps), str(options.pass_tokens)]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode:
                 raise SystemExit(run.stderr)
             found = json.loads(run.stdout.splitlines()[-1])
-            write(options.out, {"parameters": options.parameters, "base_dtype": name, **found})
-
-
-def loss(options: argparse.Namespace) -> None:
-    import lorakit
-
-    for seed in options.seeds:
-        for name in options.formats:
-            with tempfile.TemporaryDirectory() as made:
-                command = ["train", "--data", *options.data, "--base-dtype", name, "--seed", seed]
-                command += ["--epochs", options.epochs, "--samples", 0, "--out", f"{made}/run"]
-                command += ["--max-rows", options.max_rows] if options.max_rows else []
-                words = [sys.executable, "-m", "lorakit", *map(str, command)]
-                run = subprocess.run(words, capture_output=True, text=True, check=False)
-                if run.returncode:
-                    raise SystemExit(run.stderr)
-                result = json.loads((Path(made) / "run" / "result.json").read_text())
-            figures = {k: v for k, v in result.items() if "loss" in k and isinstance(v, float)}
-            write(options.out, {"base_dtype": name, "seed": seed, "data": options.data, **figures})
-    assert lorakit
+            line = {"parameters": options.parameters, "base_dtype": name, **found}
+            write(options.out, line | {"pass_tokens": options.pass_tokens})
 
 
 def write(out: Path | None, line: dict[str, Any]) -> None:
@@ -199,20 +183,16 @@ def write(out: Path | None, line: dict[str, Any]) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["once"]:
-        print(json.dumps(train_once(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
+        folder, name, steps, tokens = sys.argv[2:]
+        print(json.dumps(train_once(Path(folder), name, int(steps), int(tokens))))
         return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["memory", "loss"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     parser.add_argument("--parameters", choices=SHAPES, default="1")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--data", nargs="+", default=[])
-    parser.add_argument("--max-rows", type=int)
-    parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    options = parser.parse_args()
-    memory(options) if options.what == "memory" else loss(options)
+    parser.add_argument("--pass-tokens", type=int, default=ROWS * TOKENS)
+    memory(parser.parse_args())
 
 
 if __name__ == "__main__":

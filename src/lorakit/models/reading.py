@@ -1,6 +1,7 @@
 """A model's weights out of its folder, every tensor accounted for."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from lorakit.errors import ModelError
 from lorakit.models import quantized
 from lorakit.models.devices import torch_dtype
 from lorakit.models.foreign import check_gradients
+from lorakit.models.heap import large_pieces_apart
 from lorakit.models.kept_packed import kept_packed
 from lorakit.models.quiet import quiet
 from lorakit.models.spec import FORMATS, PACKED, ModelSpec
@@ -36,7 +38,7 @@ def read_model(cls: Any, config: Any, folder: Path, spec: ModelSpec) -> Any:
     packed = spec.base_dtype in FORMATS
     hooks = {} if kept is None or packed else kept.arguments(config)
     try:
-        with quiet():
+        with quiet(), large_pieces_apart() if packed or kept is not None else nullcontext():
             if packed:
                 answer: Any = quantized.read(cls, config, folder, spec)
             else:
