@@ -11,6 +11,7 @@ base is kept in; the low-rank path computes in the dtype of the activations.
 
 import copy
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar, cast
 
 import torch
@@ -24,6 +25,7 @@ from lorakit.kernels.groups import Linear, LowRank
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
 from lorakit.lora import equations
+from lorakit.lora.kinds import factor_of
 from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, require_capability
@@ -206,9 +208,10 @@ class LoraLinear(LoraLayer):
 
 
 class LoraEmbedding(LoraLayer):
-    """y[t] = E[id_t] + s · B A[:, id_t] over an embedding; A: (rank, vocabulary), B: (dim, rank).
+    """y[t] = c · (E[id_t] + s · B A[:, id_t]) over an embedding; A: (rank, vocabulary), B: (dim, rank).
 
-    Dropout does not apply: the input is an index.
+    Dropout does not apply: the input is an index. c is 1 but for embeddings that scale what they look
+    up, as Gemma's do.
     """
 
     kind = "embedding"
@@ -232,9 +235,14 @@ class LoraEmbedding(LoraLayer):
         return y + self.low_rank(ids).to(y.dtype)
 
     def low_rank(self, ids: Tensor) -> Tensor:
-        """s · B A[:, id]: (…, dim), in the dtype of A and B."""
+        """c · s · B A[:, id]: (…, dim), in the dtype of A and B."""
         h = F.embedding(ids, self.A.t(), padding_idx=self.base.padding_idx)
-        return (h @ self.B.t()).mul(self.scale)
+        return (h @ self.B.t()).mul(self.scale * self.factor)
+
+    @cached_property
+    def factor(self) -> float:
+        """c."""
+        return factor_of(self.base) or 1.0
 
 
 class LoraConv(LoraLayer):
