@@ -186,6 +186,9 @@ def _plan(
             )
     if config.target_modules != ALL_LINEAR:
         selected = {path for path, m in modules.items() if kind_of(m) and config.selects(path)}
+        if config.last_number is None:  # what one way of counting alone names, the tensors tell
+            ways = [replace(config, last_number=way) for way in (True, False)]
+            selected = {path for path in selected if all(way.selects(path) for way in ways)}
         if lost := sorted(selected - set(paths)):
             names = pair_names(lost[0], kind_of(modules[lost[0]]) or "linear")
             raise AdapterError(
