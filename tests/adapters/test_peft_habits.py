@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 
 from adapter_models import edit_config
 from families import tiny
@@ -88,3 +89,21 @@ def test_a_plain_folder_has_none(tmp_path):
     trained(tiny("llama"), target_modules=["q_proj"]).save_pretrained(tmp_path / "a")
     assert not of_peft(tmp_path / "a", tiny("llama"))
     assert read_adapter(tmp_path / "a").ranks
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({"modules_to_save": ["norm"]}, "vllm"),
+        ({"trainable_token_indices": [3]}, "vllm"),
+        ({"lora_bias": True}, "vllm"),
+        ({"velora_config": VeloraConfig()}, "llama.cpp"),
+        ({"monteclora_config": MontecloraConfig()}, "llama.cpp"),
+    ],
+)
+def test_what_lorakit_reads_is_no_finding_of_it(options, other, tmp_path):
+    """And the others refuse it where they do, for its own name."""
+    trained(tiny("llama"), target_modules=["q_proj"], **options).save_pretrained(tmp_path / "a")
+    by_runtime = [finding.runtime for finding in lint(tmp_path / "a")]
+    assert "lorakit" not in by_runtime
+    assert other in by_runtime

@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _parse(config: Mapping[str, Any]) -> PeftConfig:
     for key in peft_keys():
         _flag(config, key)
-    options: Any = dict.fromkeys(variant_in(config).options, True) | _beside(config)
+    options: Any = dict.fromkeys(variant_in(config).options, True) | beside_options(config)
     bare = _names(config, "target_parameters")
     if isinstance(bare, str):
         raise ConfigError(f"target_parameters must be a list of names; it is {bare!r}")
@@ -192,8 +192,12 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
     )
 
 
-def _beside(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `LoraSpec` that say what is trained beside the pairs."""
+def beside_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `LoraSpec` that say what is trained beside the pairs.
+
+    Raises:
+        ConfigError: a value is of the wrong kind.
+    """
     whole, rows = _names(config, "modules_to_save"), config.get("trainable_token_indices") or {}
     rows = rows if isinstance(rows, dict) else {"": rows}
     for name, ids in rows.items():

@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.adapters.beside import belongs, without_training
 from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.names import PREFIX, foreign, pair_of, whole_weight_of
-from lorakit.adapters.peft_config import CONFIG, read_json
+from lorakit.adapters.peft_config import CONFIG, beside_options, read_json
 from lorakit.adapters.peft_experts import named_for_experts, taken_names
 from lorakit.adapters.peft_habits import tied_pairs, turned_patterns
 from lorakit.adapters.peft_names import file_path, left_out_by_peft
 from lorakit.adapters.provenance import read_record
-from lorakit.adapters.refusals import VARIANTS, refusal
+from lorakit.adapters.refusals import TRAINING, VARIANTS, refusal
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 from lorakit.errors import ConfigError
 from lorakit.files.tensors import read_shapes
+from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import first_hit
 from lorakit.lora.unreadable import refused_by_peft
 from lorakit.lora.variant import Capability, cannot
@@ -113,6 +115,13 @@ def lint(
 def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
     if reason := refusal(config):
         yield Finding("lorakit", "refuses", CONFIG, reason)
+    try:
+        spec = LoraSpec(**beside_options(config))
+    except (ConfigError, TypeError) as error:
+        yield Finding("lorakit", "refuses", CONFIG, str(error))
+        return
+    lasting, _ = without_training(shapes, [key for key in TRAINING if config.get(key)])
+    shapes = {name: shapes[name] for name in lasting if not belongs(name, spec)}
     for name, reason in _foreign(shapes).items():
         yield Finding("lorakit", "refuses", name, reason)
 
