@@ -190,8 +190,13 @@ class TestMessages:
             def forward(self, ids):
                 return 2 * super().forward(ids)
 
-        with pytest.raises(TargetError, match=r"e is a Scaled, an embedding that changes what it"):
-            paths(nn.ModuleDict({"e": Scaled(4, 4)}), targets=("e",))
+        class Shifted(nn.Embedding):
+            def forward(self, ids):
+                return 2 * super().forward(ids) + 1
+
+        assert paths(nn.ModuleDict({"e": Scaled(4, 4)}), targets=("e",)) == {"e"}
+        with pytest.raises(TargetError, match=r"e is a Shifted, an embedding that changes what it"):
+            paths(nn.ModuleDict({"e": Shifted(4, 4)}), targets=("e",))
 
     def test_padding_other_than_zeros(self):
         model = nn.ModuleDict({"c": nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")})

@@ -13,6 +13,7 @@ from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from families import tiny
 from lorakit.adapters import load_adapter, read_adapter, save_adapter
 from lorakit.adapters.pairs import read_stored, write_stored
 from lorakit.errors import AdapterError, ConfigError, TargetError
@@ -280,3 +281,27 @@ class TestRefused:
     def test_a_bias_of_another_kind(self):
         with pytest.raises(ConfigError, match="bias must be 'none', 'all' or 'lora_only'"):
             LoraSpec(bias="some")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pairs_on_an_embedding_that_scales(dtype, tmp_path):
+    """Gemma's looks up sqrt(dim) times the row: the pair is scaled too, and merges."""
+    model = tiny("gemma3_text").to(dtype)
+    peft_model = get_peft_model(
+        tiny("gemma3_text").to(dtype),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["embed_tokens"]),
+    ).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in peft_model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    peft_model.save_pretrained(tmp_path / "a")
+    load_adapter(model, tmp_path / "a")
+    close_to = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    )
+    torch.testing.assert_close(logits(model), logits(peft_model), **close_to)
+    torch.testing.assert_close(logits(merged_model(model)), logits(peft_model), **close_to)
+    looked_up = merged_model(model).model.embed_tokens(IDS)
+    torch.testing.assert_close(model.model.embed_tokens(IDS), looked_up, rtol=2e-2, atol=2e-2)

@@ -1,26 +1,26 @@
 """An adapter folder -> pairs on a model, every tensor accounted for."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from lorakit.adapters.accounting import Tensors, account
 from lorakit.adapters.attached import remember_loaded
 from lorakit.adapters.beside import values_in
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.model_paths import for_model
 from lorakit.adapters.moments import named_tensors
-from lorakit.adapters.names import expected_shapes, pair_names, whole_weight_of
+from lorakit.adapters.names import pair_names
 from lorakit.adapters.naming import describe_targets
 from lorakit.adapters.packed_base import packing_note
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.parameter_names import parameters_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig
 from lorakit.adapters.provenance import Identity, base_note, check_base, known_identity
-from lorakit.adapters.refusals import merged_by_peft
 from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.kernels.packed.counting import packing_of
@@ -111,14 +111,6 @@ def fit_stored(model: nn.Module, adapter: StoredAdapter) -> tuple[Plan, tuple[st
     return made, notes
 
 
-@dataclass(frozen=True, eq=False)
-class _Tensors:
-    """Tensors of the pairs by name, and the values of what is changed beside them, in the plan's order."""
-
-    pairs: Mapping[str, Tensor]
-    beside: Sequence[Tensor]
-
-
 def values_of(model: nn.Module, adapter: StoredAdapter, made: Plan) -> list[Tensor]:
     """The values of what a plan changes beside the pairs, by the paths of a model, in the plan's order."""
     opened = for_model(model, adapter.opened)
@@ -126,7 +118,7 @@ def values_of(model: nn.Module, adapter: StoredAdapter, made: Plan) -> list[Tens
     return values_in(opened.file, opened.tensors, made.whole, paths)[0]
 
 
-def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, _Tensors, tuple[str, ...]]:
+def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, Tensors, tuple[str, ...]]:
     """The plan of an adapter on a model and its tensors, once both account for each other."""
     opened = for_model(model, opened)
     notes: list[str] = [*opened.notes]
@@ -135,11 +127,11 @@ def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, _Tensors, tuple[
     made = _plan(model, file, opened.config, paths, notes)
     if opened.record is None:
         _refuse_dilated(file, made)
-    tensors = _account(model, file, made, opened.tensors, notes)
+    tensors = account(model, file, made, opened.tensors, notes)
     return made, tensors, tuple(notes)
 
 
-def _attach(model: nn.Module, made: Plan, tensors: _Tensors, trainable: bool) -> None:
+def _attach(model: nn.Module, made: Plan, tensors: Tensors, trainable: bool) -> None:
     attach(model, made)
     with torch.no_grad():
         for name, tensor in named_tensors(lora_layers(model)).items():
@@ -186,6 +178,9 @@ def _plan(
             )
     if config.target_modules != ALL_LINEAR:
         selected = {path for path, m in modules.items() if kind_of(m) and config.selects(path)}
+        if config.last_number is None:  # what one way of counting alone names, the tensors tell
+            ways = [replace(config, last_number=way) for way in (True, False)]
+            selected = {path for path in selected if all(way.selects(path) for way in ways)}
         if lost := sorted(selected - set(paths)):
             names = pair_names(lost[0], kind_of(modules[lost[0]]) or "linear")
             raise AdapterError(
@@ -260,67 +255,3 @@ def _spec(
             k: v for k, v in config.spec.alpha_pattern.items() if pattern_hits(k, paths)
         },
     )
-
-
-def _account(
-    model: nn.Module, file: Path, made: Plan, tensors: Mapping[str, Tensor], notes: list[str]
-) -> _Tensors:
-    """The tensors, once every one of file and plan has found its place."""
-    expected = expected_shapes(made.targets)
-    beside, used = values_in(file, tensors, made.whole, [target.path for target in made.targets])
-    for name in tensors:
-        if name in expected or name in used:
-            continue
-        path = whole_weight_of(name)
-        if path is None:
-            raise AdapterError(
-                f"{file} holds {name}, which has no place in the model; "
-                + did_you_mean(name, expected)
-            )
-        compared = _check_copy(model, file, name, path, tensors[name])
-        told = "is a copy of the base's own weight and was" if compared else "was not compared and"
-        notes.append(f"{name} {told} set aside")
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise AdapterError(f"{file} lacks {name}; " + did_you_mean(name, tensors))
-        if tuple(tensors[name].shape) != shape:
-            raise AdapterError(
-                f"{file}: {name} is {_by(tensors[name].shape)}, and the model and {CONFIG} make "
-                f"it {_by(shape)}"
-            )
-    return _Tensors({name: tensors[name] for name in expected}, beside)
-
-
-def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tensor) -> bool:
-    """peft keeps the whole embedding beside a pair on it; lorakit takes the base's own.
-
-    False where the model has shapes alone (the meta device), so that numbers were not compared.
-    """
-    own = _weights(model).get(path)
-    if own is None:
-        raise AdapterError(
-            f"{file} holds {name}, and the model has no weight at {path}; "
-            + did_you_mean(path, _weights(model))
-        )
-    same = saved.shape == own.shape
-    if not own.is_meta:
-        same = same and torch.equal(saved.to(own.device, own.dtype), own)
-    if not same:
-        raise AdapterError(
-            f"{file} holds {name} {_by(saved.shape)}, a whole weight that is not the base's own "
-            f"{_by(own.shape)}: tokens were added, or the base is another; lorakit keeps the "
-            f"base as it is. {merged_by_peft(file.parent)}"
-        )
-    return not own.is_meta
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name.removesuffix(".weight"): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name.endswith(".weight")
-    }
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in shape)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from lorakit.adapters.naming import exactly, is_named
 from lorakit.adapters.peft_experts import by_module, by_parameter
+from lorakit.adapters.peft_habits import counts_last_number
 from lorakit.adapters.refusals import INFORMATIVE, READ, TRAINING, VARIANTS, refusal, way_on
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.pointers import pointer_problem
@@ -47,6 +48,8 @@ class PeftConfig:
         moved: paths that the pairs have in the file, where peft would not find them under their own;
             see `peft_names`.
         in_training: keys that are on and act while peft trains alone; never written again.
+        last_number: `layers` counts the last number of a path, as peft did up to 0.19, and not the first;
+            None where the file does not say which peft wrote it: both are then taken, and the tensors tell.
     """
 
     spec: LoraSpec
@@ -63,6 +66,7 @@ class PeftConfig:
     taken: tuple[str, ...] = ()
     moved: Mapping[str, str] = field(default_factory=dict)
     in_training: tuple[str, ...] = ()
+    last_number: bool | None = False
 
     @property
     def plain(self) -> bool:
@@ -82,9 +86,14 @@ class PeftConfig:
             return True
         patterns = self.layers_pattern or (r"[^.]*",)
         start = r".*?\." if not self.layers_pattern else r"(?:^|.*?\.)"
+        last = start.replace("*?", "*")
+        known = {True: (last,), False: (start,), None: (start, last)}[self.last_number]
+        return any(self._counts(path, each, patterns) for each in known)
+
+    def _counts(self, path: str, start: str, patterns: tuple[str, ...]) -> bool:
         for pattern in patterns:
             if found := re.match(rf"{start}{pattern}\.(\d+)\.", path):
-                return int(found[1]) in self.layers
+                return self.layers is not None and int(found[1]) in self.layers
         return False
 
 
@@ -140,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _parse(config: Mapping[str, Any]) -> PeftConfig:
     for key in peft_keys():
         _flag(config, key)
-    options: Any = dict.fromkeys(variant_in(config).options, True) | _beside(config)
+    options: Any = dict.fromkeys(variant_in(config).options, True) | beside_options(config)
     bare = _names(config, "target_parameters")
     if isinstance(bare, str):
         raise ConfigError(f"target_parameters must be a list of names; it is {bare!r}")
@@ -179,11 +188,16 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         _flag(config, "fan_in_fan_out"),
         bare,
         in_training=tuple(key for key in TRAINING if config.get(key)),
+        last_number=counts_last_number(config.get("peft_version")) if layers else False,
     )
 
 
-def _beside(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `LoraSpec` that say what is trained beside the pairs."""
+def beside_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `LoraSpec` that say what is trained beside the pairs.
+
+    Raises:
+        ConfigError: a value is of the wrong kind.
+    """
     whole, rows = _names(config, "modules_to_save"), config.get("trainable_token_indices") or {}
     rows = rows if isinstance(rows, dict) else {"": rows}
     for name, ids in rows.items():

@@ -24,7 +24,7 @@ from lorakit.adapters.peft_experts import taken_of
 from lorakit.adapters.peft_names import moved_for_peft
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
-from lorakit.lora import lora_layers
+from lorakit.lora import LoraLayer, LoraSpec, lora_layers
 from lorakit.lora.changing import changes_of
 from lorakit.lora.parameters import bare_parameters
 from lorakit.lora.unreadable import refused_by_peft
@@ -72,9 +72,7 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("this model has no adapter attached: there is nothing to save")
-    spec = next(iter(layers.values())).spec
-    ties = [c for c in changes_of(model) if c.what.kind == "module" and len(c.what.names) > 1]
-    spec = replace(spec, keep_ties=bool(ties) or not spec.modules_to_save)
+    spec = _as_it_stands(model, next(iter(layers.values())).spec)
     task_type, auto_mapping = _task(model)
     experts = [path for path, layer in layers.items() if layer.geometry.experts]
     dense = [path for path in layers if path not in experts]
@@ -93,19 +91,7 @@ def save_adapter(
     )
     _warn_of_peft(model, dense, lost)
     base = identity.to_dict() if identity is not None else None
-    pairs = {
-        path: Pair(
-            layer.A,
-            layer.B,
-            layer.target.alpha,
-            layer.scale,
-            layer.geometry.kind,
-            layer.geometry.dilated,
-            {name: x for name, x in layer.tensors.items() if name not in ("A", "B")},
-            layer.geometry.experts,
-        )
-        for path, layer in layers.items()
-    }
+    pairs = _pairs_of(layers)
     template = attached_template(model)
     if template is not None and "template" not in (provenance or {}):
         provenance = {**(provenance or {}), "template": dict(template)}
@@ -118,6 +104,29 @@ def save_adapter(
     beside = tensors_beside(model, layers)
     adapter = StoredAdapter(Path(folder), config, record, pairs, beside, rows=rows)
     return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)
+
+
+def _pairs_of(layers: Mapping[str, LoraLayer]) -> dict[str, Pair]:
+    """The pairs of attached layers as they are stored."""
+    return {
+        path: Pair(
+            layer.A,
+            layer.B,
+            layer.target.alpha,
+            layer.scale,
+            layer.geometry.kind,
+            layer.geometry.dilated,
+            {name: x for name, x in layer.tensors.items() if name not in ("A", "B")},
+            layer.geometry.experts,
+        )
+        for path, layer in layers.items()
+    }
+
+
+def _as_it_stands(model: nn.Module, spec: LoraSpec) -> LoraSpec:
+    """The spec, which keeps ties only where a module trained whole has one."""
+    ties = [c for c in changes_of(model) if c.what.kind == "module" and len(c.what.names) > 1]
+    return replace(spec, keep_ties=bool(ties) or not spec.modules_to_save)
 
 
 def _warn_of_peft(model: nn.Module, dense: Sequence[str], lost: Sequence[str]) -> None:

@@ -165,6 +165,45 @@ def _computes_product(module: nn.Module, kind: str) -> bool:
     return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected)
 
 
+def factor_of(module: nn.Embedding) -> float | None:
+    """c where an embedding gives c times the row that it looks up, 1 for torch's own; None for any other.
+
+    Tried on a small weight in a copy of the module, in its own number format: Gemma's c is rounded to that.
+    What is on the meta device has no c to look at, and stands for 1.
+    """
+    if type(module).forward is nn.Embedding.forward:
+        return 1.0
+    small = copy.copy(module)
+    weight = torch.arange(1.0, 16.0).view(5, 3)
+    small.__dict__ |= {"num_embeddings": 5, "embedding_dim": 3, "padding_idx": None}
+    small.__dict__["_buffers"] = dict(module._buffers)
+    outlined = any(b is not None and b.is_meta for b in module._buffers.values())
+    place = (
+        torch.device("meta")
+        if outlined
+        else next(
+            (b.device for b in module._buffers.values() if b is not None), torch.device("cpu")
+        )
+    )
+    dtype = module.weight.dtype
+    ids = torch.tensor([3, 1, 1, 0], device=place)
+    small.__dict__["_parameters"] = {"weight": weight.to(place, dtype)}
+    try:
+        with torch.no_grad():
+            rows = type(module).forward(small, ids)
+    # Whatever foreign code raises on another size.
+    except Exception:
+        return None
+    if not isinstance(rows, Tensor) or rows.shape != (4, 3):
+        return None
+    if outlined:
+        return 1.0
+    wide, expected = rows.float().cpu(), weight[ids.cpu()]
+    factor = float(wide[-1, 0])
+    close = torch.allclose(wide, factor * expected, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+    return factor if close and factor else None
+
+
 def geometry_of(module: nn.Module, path: str) -> Geometry:
     """The geometry of the module at `path`.
 
@@ -180,10 +219,10 @@ def geometry_of(module: nn.Module, path: str) -> Geometry:
         case nn.Linear():
             return Geometry("linear", module.in_features, module.out_features, plain=plain)
         case nn.Embedding():
-            if type(module) is not nn.Embedding:
+            if factor_of(module) is None:
                 raise TargetError(
                     f"{path} is a {type(module).__name__}, an embedding that changes what it looks "
-                    "up (gemma's scales it): a pair beside it would not merge; leave it out"
+                    "up, and not by a factor alone: a pair beside it would not merge; leave it out"
                 )
             return Geometry("embedding", module.num_embeddings, module.embedding_dim)
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():

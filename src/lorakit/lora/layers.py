@@ -13,6 +13,7 @@ base is kept in; the low-rank path computes in the dtype of the activations.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar, cast
 
 import torch
@@ -26,6 +27,7 @@ from lorakit.kernels.groups import Linear, LowRank
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
 from lorakit.lora import equations
+from lorakit.lora.kinds import factor_of
 from lorakit.lora.planning import Target
 from lorakit.lora.rows import BaseRows
 from lorakit.lora.spec import LoraSpec
@@ -274,9 +276,10 @@ class LoraLinear(LoraLayer):
 
 
 class LoraEmbedding(LoraLayer):
-    """y[t] = E[id_t] + s · B A[:, id_t] over an embedding; A: (rank, vocabulary), B: (dim, rank).
+    """y[t] = c · (E[id_t] + s · B A[:, id_t]) over an embedding; A: (rank, vocabulary), B: (dim, rank).
 
-    Dropout does not apply: the input is an index.
+    Dropout does not apply: the input is an index. c is 1 but for embeddings that scale what they look
+    up, as Gemma's do.
     """
 
     kind = "embedding"
@@ -301,6 +304,11 @@ class LoraEmbedding(LoraLayer):
         return self.scaled(y, y) if self.by_factor else y
 
     def low_rank(self, ids: Tensor) -> Tensor:
-        """s · B A[:, id]: (…, dim), in the dtype of A and B."""
+        """c · s · B A[:, id]: (…, dim), in the dtype of A and B."""
         h = F.embedding(ids, self.A.t(), padding_idx=self.base.padding_idx)
-        return (h @ self.B.t()).mul(self.scale)
+        return (h @ self.B.t()).mul(self.scale * self.lookup_scale)
+
+    @cached_property
+    def lookup_scale(self) -> float:
+        """c."""
+        return factor_of(self.base) or 1.0

@@ -29,6 +29,7 @@ from lorakit.run.rate_probe import ProbedRate, probe_rate
 from lorakit.run.rehearsing import Rehearsing, check_new_row_weight, known_rows, rehearse
 from lorakit.run.remembering import moments_of, unread
 from lorakit.run.session import Session
+from lorakit.run.token_rows import with_token_rows
 from lorakit.tasks import Task
 from lorakit.training import Moments, Schedule, TrainSpec
 
@@ -99,6 +100,19 @@ def settled(config: RunConfig, parent: Parent | None) -> RunConfig:
         lora=replace(parent.info.spec, dropout=dropout.dropout),
         start=replace(config.start, parent=parent.found.name),
     )
+
+
+def run_plan(session: Session, config: RunConfig, parent: Parent | None) -> tuple[RunConfig, Plan]:
+    """What a run adapts, and the configuration that says so: with what the parent brings, or with rows of
+    the embedding in the place of tokens' texts.
+
+    Raises:
+        ConfigError, TargetError: see `with_token_rows`, `plan` and `plan_from`.
+    """
+    if parent is not None:
+        return settled(config, parent), plan_from(session.model, config, parent)
+    lora = with_token_rows(config.lora, session.model, session.tokenizer)
+    return replace(config, lora=lora), plan(session.model, lora)
 
 
 def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:

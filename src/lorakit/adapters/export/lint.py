@@ -17,17 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorakit.adapters.beside import belongs, without_training
 from lorakit.adapters.export.families import KNOWN, GgufBase
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.names import PREFIX, foreign, pair_of, whole_weight_of
-from lorakit.adapters.peft_config import CONFIG, read_json
+from lorakit.adapters.peft_config import CONFIG, beside_options, read_json
 from lorakit.adapters.peft_experts import named_for_experts, taken_names
+from lorakit.adapters.peft_habits import tied_pairs, turned_patterns
 from lorakit.adapters.peft_names import file_path, left_out_by_peft
 from lorakit.adapters.provenance import read_record
-from lorakit.adapters.refusals import VARIANTS, refusal
+from lorakit.adapters.refusals import TRAINING, VARIANTS, refusal
 from lorakit.adapters.vllm_ranks import DEFAULT, RANKS, next_rank
 from lorakit.errors import ConfigError
 from lorakit.files.tensors import read_shapes
+from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import first_hit
 from lorakit.lora.unreadable import refused_by_peft
 from lorakit.lora.variant import Capability, cannot
@@ -86,7 +89,8 @@ def lint(
 ) -> tuple[Finding, ...]:
     """Every finding, in the order of `RUNTIMES`; a runtime without one takes the folder as it is.
 
-    The folder is in peft's own format: of peft there is only what depends on the base.
+    The folder is in peft's own format: of peft there is what depends on the base, and what its own saving
+    and merging turn into something else.
 
     Args:
         folder: an adapter in peft's format, of any variant of LoRA.
@@ -103,6 +107,7 @@ def lint(
     found = list(_lorakit(config, shapes))
     found += _peft(config, shapes, _asked_by_peft(base, model), folder)
     found += _moved_by_peft(shapes, model)
+    found += _habits_of_peft(config, shapes, folder, model)
     # What a variant keeps beside A and B goes with it: one finding says so, not one for each layer.
     pairs = _of_pairs(config, shapes)
     found += _vllm(config, pairs)
@@ -112,6 +117,13 @@ def lint(
 def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
     if reason := refusal(config):
         yield Finding("lorakit", "refuses", CONFIG, reason)
+    try:
+        spec = LoraSpec(**beside_options(config))
+    except (ConfigError, TypeError) as error:
+        yield Finding("lorakit", "refuses", CONFIG, str(error))
+        return
+    lasting, _ = without_training(shapes, [key for key in TRAINING if config.get(key)])
+    shapes = {name: shapes[name] for name in lasting if not belongs(name, spec)}
     for name, reason in _foreign(shapes).items():
         yield Finding("lorakit", "refuses", name, reason)
 
@@ -158,6 +170,22 @@ def _moved_by_peft(shapes: Shapes, model: Any) -> Iterator[Finding]:
             f"{len(lost)} modules out (it warns of missing keys); {way if readable else _MERGE}"
         )
         yield Finding("peft", "mis-scales", path, why)
+
+
+def _habits_of_peft(
+    config: Mapping[str, Any], shapes: Shapes, folder: Path, model: Any
+) -> Iterator[Finding]:
+    """What peft's own saving and merging do to patterns and tied weights."""
+    ranks = _ranks(shapes)
+    if read_record(folder) is None:  # lorakit writes patterns that sorting does not turn around
+        for option, why, refused in turned_patterns(config, ranks):
+            yield Finding("peft", "refuses" if refused else "mis-scales", option, why)
+    for path, others in tied_pairs(ranks, model).items() if model is not None else ():
+        why = (
+            f"it loads it, and its merge_and_unload adds the update to {', '.join(others)} too, which share "
+            "the weight: `lorakit merge` gives each its own"
+        )
+        yield Finding("peft", "needs", path, why)
 
 
 def _vllm(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:

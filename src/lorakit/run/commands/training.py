@@ -17,20 +17,19 @@ from lorakit.execution.choices import ChoiceScores
 from lorakit.extras import need
 from lorakit.files.whole import write_json
 from lorakit.forecast import reached_share
-from lorakit.lora import attach, plan
+from lorakit.lora import attach
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import store_result
 from lorakit.run.answer_limit import RECORDED
 from lorakit.run.beginning import Begins, begin, checkpoints_of, outcome_of
 from lorakit.run.choosing import MOST_CHOICES, choice_figures
-from lorakit.run.continuing import Parent, attach_parent, find_parent, plan_from, settled
+from lorakit.run.continuing import Parent, attach_parent, find_parent, run_plan
 from lorakit.run.estimating import estimate_run
 from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
 from lorakit.run.merge_aware import round_layers
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures, way_notes
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
-from lorakit.run.token_rows import with_token_rows
 from lorakit.run.unused import unused_options
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
@@ -63,13 +62,7 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
             template=recorded_template(parent.info, config.data) if parent else None,
         )
     session = replace(session, template=data.template)
-    if parent is None:
-        lora = with_token_rows(config.lora, session.model, session.tokenizer)
-        config = replace(config, lora=lora)
-        chosen = plan(session.model, config.lora)
-    else:
-        chosen = plan_from(session.model, config, parent)
-        config = settled(config, parent)
+    config, chosen = run_plan(session, config, parent)
     ends, spec = end_notes(session, data, chosen), config.train
     steps = steps_of(len(data.train), spec)
     share = reached_share(session.model, chosen.targets)
