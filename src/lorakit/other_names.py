@@ -92,6 +92,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "alpha": ("lora_alpha", "lora_scaling", "network_alpha", "a"),
     "dropout": ("lora_dropout", "peft_dropout"),
     "rslora": ("use_rslora", "rs_lora"),
+    "alora": ("alora_invocation_tokens", "invocation_tokens", "invocation_string", "use_alora"),
     "targets": (
         *(
             "target_modules",
@@ -244,7 +245,7 @@ WITHOUT: dict[str, str] = {
     "dry_run": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
     "load_in_4bit": "the base is held in --dtype",
     "load_in_8bit": "the base is held in --dtype",
-    "use_dora": "the variants are LoRA and rsLoRA",
+    "use_dora": "the variants are LoRA, rsLoRA and activated LoRA",
     "modules_to_save": "A and B are trained, no module whole",
     "bias": "A and B are trained, no bias",
     "optim": "the optimizer is AdamW",

@@ -34,7 +34,7 @@ def test_the_scale_is_the_variants():
 
 def test_every_capability_is_plain_loras():
     for spec in (LoraSpec(), LoraSpec(rslora=True)):
-        assert spec.variant.capabilities == set(Capability)
+        assert spec.variant.capabilities == set(Capability) - {Capability.POSITION}
 
 
 def test_options_and_keys_choose_one_variant_each():
@@ -47,7 +47,9 @@ def test_options_of_two_variants_are_refused_with_what_there_is(monkeypatch):
     with_odd(monkeypatch)
     with pytest.raises(ConfigError, match="odd and rslora are on together") as caught:
         OddSpec(odd=True, rslora=True)
-    assert "lorakit does LoRA, rsLoRA and Odd" in str(caught.value)
+    assert "lorakit does LoRA, rsLoRA, activated LoRA, activated rsLoRA and Odd" in str(
+        caught.value
+    )
 
 
 def test_without_the_kernels_every_kind_of_layer_computes_the_same(case, monkeypatch):

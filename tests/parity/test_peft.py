@@ -377,7 +377,6 @@ REFUSED = {
     "trainable_token_indices": {"trainable_token_indices": [1, 2]},
     "init_lora_weights": {"init_lora_weights": "pissa"},
     "layer_replication": {"layer_replication": [(0, 2), (1, 2)]},
-    "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
 }
 
 

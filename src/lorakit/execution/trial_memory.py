@@ -29,6 +29,7 @@ from lorakit.files.cache import cache_dir
 from lorakit.files.whole import write_text
 from lorakit.kernels.native import kernels_of, library
 from lorakit.kernels.packed.counting import packing_of
+from lorakit.lora.acting import everywhere
 from lorakit.models.fingerprint import files_of
 
 _log = logging.getLogger("lorakit.execution")
@@ -52,7 +53,8 @@ def asked_once(model: Any, question: str, ask: Callable[[], bool]) -> bool:
     known = recall(model, question)
     if isinstance(known, bool):
         return known
-    answer = ask()
+    with everywhere(model):
+        answer = ask()
     keep(model, question, answer)
     return answer
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.lora.acting import acting_on, connect_acting
 from lorakit.lora.experts import BareParameter, LoraExperts, put_experts, put_parameter
 from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
@@ -49,10 +50,15 @@ def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
     chosen = what if isinstance(what, Plan) else plan(model, what)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
+    layers: dict[str, LoraLayer] = {}
     for target in chosen.targets:
         base = base_module(model, target)
         layer = make_layer(base, target, chosen.spec).train(base.training)
         layer.reset(chosen.spec.init, generator)
+        layers[target.path] = layer
+    connect_acting(model, layers)
+    for target in chosen.targets:
+        layer = layers[target.path]
         if isinstance(layer, LoraExperts):
             put_experts(model, target.path, layer)
         else:
@@ -71,6 +77,8 @@ def base_module(model: nn.Module, target: Target) -> nn.Module:
 
 def detach(model: Model) -> Model:
     """Put the base layers back where they were, in place; their bytes were never changed."""
+    if (acting := acting_on(model)) is not None:
+        acting.disconnect()
     for path, layer in lora_layers(model).items():
         if isinstance(layer, LoraExperts):
             put_parameter(model, path, layer.base.weight)

@@ -11,7 +11,7 @@ base is kept in; the low-rank path computes in the dtype of the activations.
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from lorakit.lora.planning import Target
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, require_capability
 
+if TYPE_CHECKING:
+    from lorakit.lora.acting import Acting
+
 
 class LoraLayer(nn.Module, ABC):
     """A frozen `base` module with the pair A, B, the scale s, and what else the variant keeps.
@@ -41,9 +44,11 @@ class LoraLayer(nn.Module, ABC):
         scale: s, a plain number.
         variant: which tensors there are, and what they add to the weight.
         dropout: probability with which an input of the low-rank path is dropped in training.
+        acting: says on which rows the pair acts, where that is not all of them.
     """
 
     kind: ClassVar[str]
+    acting: "Acting | None" = None
     A: nn.Parameter
     B: nn.Parameter
 
@@ -60,6 +65,7 @@ class LoraLayer(nn.Module, ABC):
         kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
         dtype = torch.promote_types(kept, torch.float32)
         self.variant = target.variant
+        self.by_position = Capability.POSITION in self.variant.capabilities
         if not self.by_kernels and not weight.dtype.is_floating_point:
             require_capability(
                 *(self.variant, Capability.KERNELS, target.path),
@@ -197,12 +203,16 @@ class LoraLinear(LoraLayer):
 
     def pair(self, rows: tuple[int, int] | None = None) -> LowRank:
         """The pair as the kernels take it, for these rows or for all."""
-        return LowRank(self.A, self.B, self.scale, rows, unlike=bool(self.spec.rank_pattern))
+        on_N = None if self.acting is None else self.acting.now
+        unlike = bool(self.spec.rank_pattern)
+        return LowRank(self.A, self.B, self.scale, rows, unlike=unlike, on=on_N)
 
     def low_rank(self, x: Tensor) -> Tensor:
         """s · B (A x), with dropout on x in training: (…, out_features)."""
         low = F.dropout(x, self.dropout, self.training)
-        return equations.low_rank(low, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
+        y = equations.low_rank(low, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
+        on_N = None if self.acting is None else self.acting.on(x)
+        return y if on_N is None else y * on_N.view(*y.shape[:-1], 1)
 
 
 class LoraEmbedding(LoraLayer):

@@ -25,6 +25,7 @@ class Capability(Enum):
     """What may be done with the tensors of a variant; the value completes "it can …"."""
 
     KERNELS = "be computed as W x + s·B (A x), which is all that the kernels compute"
+    POSITION = "act from a position of a text on, and leave the tokens before it to the base"
     DROPOUT = "drop inputs of a low-rank path"
     JOBS = "be trained beside other adapters on the same base"
     SUM = "be summed with other adapters"

@@ -6,10 +6,19 @@ A further variant is one file that satisfies `Variant` and one entry in `VARIANT
 from collections.abc import Collection, Mapping
 
 from lorakit.errors import ConfigError
+from lorakit.lora.activated import ActivatedLora, ActivatedRankStabilized
 from lorakit.lora.plain import PlainLora, RankStabilizedLora
 from lorakit.lora.variant import Variant
 
-VARIANTS: tuple[Variant, ...] = (PlainLora(), RankStabilizedLora())
+VARIANTS: tuple[Variant, ...] = (
+    PlainLora(),
+    RankStabilizedLora(),
+    ActivatedLora(),
+    ActivatedRankStabilized(),
+)
+PEFT_VALUES: Mapping[str, str] = {"alora_invocation_tokens": "alora"}
+"""Keys of peft's configuration that hold a list of token ids and no flag, each with the field of
+`LoraSpec` that holds the same."""
 
 
 def variant_of(options: Mapping[str, object]) -> Variant:
@@ -56,7 +65,7 @@ def names() -> str:
     """What there is, in words.
 
     >>> names()
-    'LoRA and rsLoRA'
+    'LoRA, rsLoRA, activated LoRA and activated rsLoRA'
     """
     *first, last = [variant.name for variant in VARIANTS]
     return f"{', '.join(first)} and {last}" if first else last

@@ -21,6 +21,7 @@ from lorakit.config import RunConfig
 from lorakit.data import Dataset, TokenTable
 from lorakit.errors import ConfigError, TargetError
 from lorakit.lora import Plan, attach, detach, lora_layers, plan
+from lorakit.lora.variants import PEFT_VALUES
 from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.rate_probe import ProbedRate, probe_rate
@@ -37,6 +38,7 @@ _TOGETHER = (
     ("rank", "rank_pattern"),
     ("alpha", "alpha_pattern", "rslora"),
     ("init",),
+    tuple(PEFT_VALUES.values()),
 )
 # Without moments the first steps move every element by the whole rate, whatever its gradient.
 _WARMUP_STEPS, _WARMUP_SHARE = 10, 0.25
@@ -131,7 +133,7 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
             same = wanted == {t.path: (t.rank, t.scale) for t in made.targets}
         except (ConfigError, TargetError):
             same = False
-        if not same or group == ("init",):
+        if not same or group in _TOGETHER[3:]:
             name = differs[0]
             raise ConfigError(
                 f"{name} is {_said(asked[name])}, and {parent.found.name}, which the run goes on "
@@ -261,7 +263,7 @@ def go_on(
 
 def _said(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(value) or "none"
+        return ",".join(map(str, value)) or "none"
     if isinstance(value, Mapping):
         return str(dict(value))
     return str(value)

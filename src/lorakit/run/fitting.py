@@ -9,8 +9,10 @@ from lorakit.data.rehearsal import Rehearsal
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
 from lorakit.kernels import keeping
+from lorakit.lora.acting import acting_on
 from lorakit.lora.jobs import Jobs
 from lorakit.models.dimensions import hidden_width
+from lorakit.run.invocation_rows import check_invocations
 from lorakit.tasks import CAUSAL_LM, Task
 from lorakit.training import (
     Checkpoints,
@@ -83,6 +85,8 @@ def fit_model(
         evaluated: whether the held-out rows are measured at all.
         rehearsal: which rows are taken more often than others; None takes all alike.
     """
+    if (acting := acting_on(model)) is not None:
+        check_invocations((train, held_out), acting.invocation)
     loss, observers = task.loss(model, schedule.spec, recompute=recompute), observers or Observers()
     if evaluated and observers.evaluate is None:
         evaluate = _evaluation(task, model, held_out, schedule.spec, loss)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import Batch
 from lorakit.execution.runnable import Packed
+from lorakit.lora.acting import acting_on
 from lorakit.models.dimensions import block_count
 from lorakit.training.graph_shapes import GraphShape, StaticBatch
 from lorakit.training.loss import CausalLoss, Loss, head_loss
@@ -109,6 +110,7 @@ class StepGraphs:
             and not runnable.by_sequence
             and len(runnable.fused_blocks) == block_count(runnable.model.config)
             and runnable.head is not None
+            and acting_on(runnable.model) is None  # a graph knows no tokens
         )
 
     def _unchanged(self) -> bool:
