@@ -28,6 +28,7 @@ class ActivatedLora(PlainLora):
             Capability.DROPOUT,
             Capability.SHRINK,
             Capability.FOLD,
+            Capability.SLOTS,
             Capability.LLAMA_CPP,
         }
     )
