@@ -23,7 +23,7 @@ from lorakit.adapters import save_adapter
 from lorakit.lora import LoraSpec, attach, detach, lora_layers
 from lorakit.models import ModelSpec
 from lorakit.run.session import open_base
-from lorakit.serving.answers import Prompt
+from lorakit.serving.answers import CompletionEvent, Prompt
 from lorakit.serving.cache import size_for
 from lorakit.serving.catalog import Catalog
 from lorakit.serving.engine import Engine
@@ -97,9 +97,14 @@ def main() -> None:
         folders = {path.name: path for path in sorted(Path(root).iterdir())}
         catalog = Catalog("base", session.identity, session.template, forward.bank, folders=folders)
         events: Any = queue.SimpleQueue()
+
+        def deliver(some: list[tuple[Any, CompletionEvent]]) -> None:
+            for _, event in some:
+                events.put(event)
+
         engine = Engine(
             *(forward, session.tokenizer, limits, longest),
-            lambda some: [events.put(event) for _, event in some],
+            deliver,
             thread=thread,
         )
         engine.start()

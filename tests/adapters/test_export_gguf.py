@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from adapter_models import adapt
 from families import tiny
@@ -170,9 +172,9 @@ def test_the_tokens_from_which_on_it_acts_are_in_the_file(tmp_path):
     model = small("llama")
     folder = adapter_of(model, tmp_path / "a", alora=(5, 61))
     write_gguf_adapter(read_stored(folder), tmp_path / "a.gguf", base=base_of(model))
-    field = GGUFReader(tmp_path / "a.gguf").fields["adapter.alora.invocation_tokens"]
-    assert field.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32]
-    assert field.contents() == [5, 61]
+    written = GGUFReader(tmp_path / "a.gguf").fields["adapter.alora.invocation_tokens"]
+    assert written.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32]
+    assert written.contents() == [5, 61]
     plain = adapter_of(small("llama"), tmp_path / "b")
     write_gguf_adapter(read_stored(plain), tmp_path / "b.gguf", base=base_of(model))
     assert "adapter.alora.invocation_tokens" not in GGUFReader(tmp_path / "b.gguf").fields
