@@ -104,6 +104,7 @@ class Contender:
     ours: bool = False
     grouped: bool = False
     kernels: str | None = None
+    dora: bool = False
 
     @property
     def needs_rows(self) -> bool:
@@ -249,6 +250,7 @@ CONTENDERS = {
     "trl-split": Contender(trl, split=True),
     "lorakit-full": Contender(lorakit, full=True, ours=True),
     "lorakit-plain": Contender(lorakit, ours=True, kernels="plain"),
+    "lorakit-dora": Contender(lorakit, dora=True),
     "full": Contender(full, full=True),
     "peft-bf16": Contender(peft, dtype="bfloat16"),
     "trl-defaults": Contender(trl_defaults, dtype="float32"),
@@ -309,6 +311,7 @@ def prepare(given: bench.Line, contender: Contender) -> Task:
         "max_rows": read,
         "eval_share": 0.0,
         "rank": given["rank"],
+        "dora": contender.dora,
         "batch_size": size,
         "clip": CLIP,
         "warmup": 0.0,

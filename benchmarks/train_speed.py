@@ -18,6 +18,7 @@ on held-out rows after the last step.
     full           the careful loop without an adapter: every weight is trained
     lorakit-full   lorakit's loop without an adapter
     lorakit-plain  lorakit without the compiled kernels (LORAKIT_KERNELS=plain)
+    lorakit-dora   lorakit with --dora
     peft-bf16      peft in bfloat16 whatever the machine
     trl-defaults   TRL as it comes
 """

@@ -67,7 +67,7 @@ LK_API unsigned lk_machine_sets() {
 #if defined(__x86_64__)
   unsigned a, b, c, d, b7, c7, d7, a71 = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return 0;  // OSXSAVE
-  const bool fma = bit(c, 12);
+  const bool fma = bit(c, 12) && bit(c, 29);  // and float16 (F16C)
   const unsigned long long kept = saved_registers();
   unsigned most;
   if (!__get_cpuid_count(7, 0, &most, &b7, &c7, &d7)) return 0;
@@ -100,7 +100,7 @@ LK_API int lk_machine_is_amd() {
 }
 
 // What functions take, as a number; it grows with every change of a signature. kernels/native.py has the same.
-enum { LK_CALLS = 2 };
+enum { LK_CALLS = 3 };
 LK_API int lk_calls() { return LK_CALLS; }
 
 // Sets that are compiled into this library.

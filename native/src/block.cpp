@@ -33,6 +33,7 @@ struct Layer {
   float *dA, *dB;         // of A and B, for the backward
   int64_t in, out, rank;  // rank 0: no pair
   double factor;          // s
+  const Packed* packed;   // what w is instead (packed.h), or null
 };
 
 enum { Q, K_, V_, O, GATE, UP, DOWN, LAYERS };
@@ -167,7 +168,7 @@ struct Call {
   // L(n), or onto + L(n).
   Product forward(int g, int layer, const num* n, const num* onto, num* y) const {
     const Layer& l = b.layer[layer];
-    Product p = {y, l.out, l.out, onto, l.out, l.bias, 1, {{n, l.in, l.w, l.in, l.in, Form::TURNED}}};
+    Product p = {y, l.out, l.out, onto, l.out, l.bias, 1, {{n, l.in, l.w, l.in, l.in, Form::TURNED, l.packed}}};
     if (l.rank)
       p.segment[p.count++] = {h[g] + before(layer, g), ranks[g], scaled[layer], l.rank, l.rank, Form::TURNED};
     return p;
@@ -180,7 +181,7 @@ struct Call {
     int i = FIRST[g];
     for (const num* dy : dys) {
       const Layer& l = b.layer[i++];
-      p.segment[p.count++] = {dy, l.out, l.w, in, l.out, Form::AS_IT_IS};
+      p.segment[p.count++] = {dy, l.out, l.w, in, l.out, Form::AS_IT_IS, l.packed};
     }
     if (ranks[g]) p.segment[p.count++] = {dh[g], ranks[g], cat[g], in, ranks[g], Form::AS_IT_IS};
     return p;

@@ -20,6 +20,7 @@
 #include <algorithm>
 
 #include "items.h"
+#include "packed.h"
 #include "tile.h"
 
 namespace LK_SPACE {
@@ -28,7 +29,8 @@ namespace {
 constexpr int64_t KC = 800 * PAIR, MC = 96, NC = 96;
 constexpr int64_t STRIP = 1024;                                // rows of C that one call takes at most
 constexpr int64_t PACKED = KC * NC / PAIR;                     // floats of a room that B is packed into,
-constexpr int64_t PRODUCT_ROOM = PACKED + up_to(STRIP, MR) * NC;  // and with the sums
+constexpr int64_t SUMS = up_to(STRIP, MR) * NC;                // that the sums lie in,
+constexpr int64_t PRODUCT_ROOM = 2 * PACKED + SUMS;            // and that numbers of a weight in fewer bits do
 
 enum class Form : int64_t {
   TURNED,    // B[k][n] = w[n][k]: a weight (out, in) in the forward product
@@ -41,6 +43,7 @@ struct Segment {
   const num* w;
   int64_t ldw, depth;
   Form form;
+  const Packed* packed = nullptr;  // what w is instead, (out, in) too: unpacked piece by piece, just before it is packed
 };
 
 struct Product {
@@ -69,13 +72,17 @@ inline void pack_columns(const num* w, int64_t ldw, Form form, int64_t width, in
         out[k * NR + j * PAIR + i] = j < width && k + i < depth ? w[(k + i) * row + j * column] : num(0.f);
 }
 
-// B[k0 .. k0 + depth)[n0 .. n1) in panels, `apart` numbers from one to the next.
-inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_t n1, num* out, int64_t apart) {
-  for (int64_t n = n0; n < n1; n += NR, out += apart)
-    for (int64_t v = 0; v < NR; v += W) {
-      const num* from = s.form == Form::AS_IT_IS ? s.w + k0 * s.ldw + n + v : s.w + (n + v) * s.ldw + k0;
-      pack_columns(from, s.ldw, s.form, n1 - n - v, depth, out + v * PAIR);
-    }
+// B[k0 .. k0 + depth)[n0 .. n1) in panels, `apart` numbers from one to the next; `piece` holds KC * NC numbers.
+inline void pack(const Segment& s, int64_t k0, int64_t depth, int64_t n0, int64_t n1, num* out, int64_t apart, num* piece) {
+  const bool turned = s.form == Form::TURNED;
+  const int64_t ldw = !s.packed ? s.ldw : turned ? depth : n1 - n0;
+  const num* w = piece;
+  if (!s.packed) w = s.w + (turned ? n0 * s.ldw + k0 : k0 * s.ldw + n0);
+  else if (turned) unpack(*s.packed, n0, n1 - n0, k0, depth, piece);
+  else unpack(*s.packed, k0, depth, n0, n1 - n0, piece);
+  for (int64_t n = 0; n < n1 - n0; n += NR, out += apart)
+    for (int64_t v = 0; v < NR; v += W)
+      pack_columns(w + (n + v) * (turned ? ldw : 1), ldw, s.form, n1 - n0 - n - v, depth, out + v * PAIR);
 }
 
 // Some of a segment's K: A from there on, and as many rows of the panels.
@@ -132,6 +139,7 @@ inline int64_t depth_of(int64_t depth) { return up_to(pieces(depth, pieces(depth
 inline void multiply(const Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* room, bool first = true, bool last = true) {
   num* packed = reinterpret_cast<num*>(room);
   float* sums = room + PACKED;
+  num* piece = reinterpret_cast<num*>(sums + SUMS);
   int s = 0;
   for (int64_t k = 0; s < p.count; first = false) {
     Part part[PARTS];
@@ -147,7 +155,7 @@ inline void multiply(const Product& p, int64_t m0, int64_t m1, int64_t n0, int64
     }
     num* to = packed;
     for (int i = 0; i < count; to += part[i].rows() * NR, i++)
-      pack(p.segment[of[i]], from[i], part[i].depth, n0, n1, to, whole * NR);
+      pack(p.segment[of[i]], from[i], part[i].depth, n0, n1, to, whole * NR, piece);
     const bool end = last && s == p.count;
     for (int64_t mc = m0; mc < m1; mc += MC) {
       const int64_t me = std::min(mc + MC, m1);

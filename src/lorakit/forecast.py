@@ -17,7 +17,7 @@ model's own shapes, and K the elements that a token keeps for the backward pass.
 units of their own (AMX, tensor cores) it is the second that decides.
 
 Full fine-tuning holds 16 bytes a parameter (weight, gradient, both moments, and a float32 master
-copy where the weight is narrower) where LoRA holds the frozen weight alone and 16 bytes for each of
+copy where the weight is narrower; less where moments are held in 8 bits) where LoRA holds the frozen weight alone and 16 bytes for each of
 the adapter's; and each of its steps reads and writes all of that once, at the rate of memory.
 """
 
@@ -224,6 +224,7 @@ def forecast(
     steps: int = 0,
     bytes_rate: float | None = None,
     reached: float = 1.0,
+    moment_bytes: int | None = None,
 ) -> Forecast:
     """What training on rows of these lengths will need.
 
@@ -245,6 +246,7 @@ def forecast(
         steps: optimizer steps, whose time counts where `bytes_rate` is given.
         bytes_rate: bytes/s, see `memory_rate`.
         reached: of the adapter's parameters the share that a token reaches, see `reached_share`.
+        moment_bytes: of both moments of all trained parameters; None: in float32.
     """
     total = sum(lengths)
     mean = sum(n * n for n in lengths) / total
@@ -264,7 +266,8 @@ def forecast(
     head = shape.vocabulary * (512 * size + 16 * 4)
     held = shape.total_parameters * size if frozen_bytes is None else frozen_bytes
     frozen = 0 if full else held
-    memory = RUNTIME_BYTES + frozen + 16 * trainable
+    moments = 8 * trainable if moment_bytes is None else moment_bytes
+    memory = RUNTIME_BYTES + frozen + 8 * trainable + moments
     stepping = steps * STEP_BYTES * trainable / bytes_rate if bytes_rate else 0.0
     return Forecast(
         trainable_parameters=trainable,

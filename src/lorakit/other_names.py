@@ -92,6 +92,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "alpha": ("lora_alpha", "lora_scaling", "network_alpha", "a"),
     "dropout": ("lora_dropout", "peft_dropout"),
     "rslora": ("use_rslora", "rs_lora"),
+    "dora": ("use_dora",),
     "targets": (
         *(
             "target_modules",
@@ -105,7 +106,14 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "exclude": ("exclude_modules",),
     "layers": ("layers_to_transform", "num_layers", "lora_layers", "peft_layers_to_transform"),
-    "init": ("init_lora_weights", "init_method"),
+    "init": ("init_lora_weights", "init_method", "lora_init", "initialization", "pissa_init"),
+    "eva_rho": ("rho",),
+    "lora_plus": ("loraplus_lr_ratio", "lora_plus_ratio", "loraplus", "lora_plus_lr_ratio"),
+    "modules_to_save": ("additional_target", "lora_modules_to_save", "unfrozen_modules"),
+    "bias": ("lora_bias_mode", "train_bias", "bias_trainable"),
+    "keep_ties": ("ensure_weight_tying",),
+    "token_rows": ("trainable_token_indices", "lora_trainable_token_indices"),
+    "train_tokens": ("trainable_tokens", "train_new_tokens"),
     "from": (
         *(
             "resume_adapter_file",
@@ -116,6 +124,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         ),
         *("continue_from", "start_from", "resume_from"),
     ),
+    "loss": ("loss_type", "loss_function"),
+    "label_smoothing": ("label_smoothing_factor", "label_smoothing_epsilon"),
     "learning_rate": ("lr", "peak_lr", "max_lr", "base_lr"),
     "epochs": (
         "num_train_epochs",
@@ -224,8 +234,23 @@ VALUES: dict[str, tuple[str, str]] = {
     "bf16": ("dtype", "bfloat16"),
     "fp16": ("dtype", "float16"),
     "fp32": ("dtype", "float32"),
+    "use_dft_loss": ("loss", "dft"),
 }
 """Switches of others that are a value of an option here."""
+CHOICES: dict[str, dict[str, tuple[str, str]]] = {
+    **dict.fromkeys(
+        ("optim", "optimizer"),
+        dict.fromkeys(
+            (
+                *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw8bit"),
+                *("adamw_torch_8bit", "adam_8bit", "adam8bit", "bitsandbytes.optim.adamw8bit"),
+                *("bitsandbytes.optim.pagedadamw8bit", "torchao.optim.adamw8bit"),
+            ),
+            ("moments", "8bit"),
+        ),
+    ),
+}
+"""Options of others of which some values, in lower case, are a value of an option here."""
 WITHOUT: dict[str, str] = {
     "gradient_accumulation_steps": "a step of --batch-size rows is split by itself, so that memory does "
     "not decide: give --batch-size the product of the two",
@@ -241,11 +266,8 @@ WITHOUT: dict[str, str] = {
     "dry_run": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
     "load_in_4bit": "the base is held in --dtype",
     "load_in_8bit": "the base is held in --dtype",
-    "use_dora": "the variants are LoRA and rsLoRA",
-    "modules_to_save": "A and B are trained, no module whole",
-    "bias": "A and B are trained, no bias",
-    "optim": "the optimizer is AdamW",
-    "optimizer": "the optimizer is AdamW",
+    "optim": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
+    "optimizer": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "report_to": "metrics are in metrics.jsonl; --tensorboard writes them for TensorBoard too",
     "use_peft": "an adapter is always trained",
     "use_lora": "an adapter is always trained",
@@ -367,7 +389,10 @@ def unknown_keys(values: Mapping[str, Any], known: Collection[str], source: str)
     for key, value in values.items():
         name, start = plain(str(key)), f"{source}: unknown key {key!r}; "
         meant = option_meant(str(key), known)
-        if name in WITHOUT:
+        chosen = CHOICES.get(name, {}).get(str(value).lower())
+        if chosen is not None and chosen[0] in known:
+            lines.append(f"{start}did you mean {chosen[0]!r}? Write\n{chosen[0]}: {chosen[1]}")
+        elif name in WITHOUT:
             lines.append(f"{start}leave it out: {WITHOUT[name]}")
         elif name in VALUES and VALUES[name][0] in known:
             option, fixed = VALUES[name]

@@ -126,9 +126,9 @@ def test_folders_that_peft_writes(tmp_path):
     plain = by_runtime(peft_folder(tmp_path / "plain"))
     assert plain == {"lorakit": set(), "vllm": set(), "llama.cpp": set()}
     dora = by_runtime(peft_folder(tmp_path / "dora", use_dora=True))
-    assert dora["vllm"] == {("refuses", "use_dora"), ("refuses", "lora_magnitude_vector")}
+    assert dora["vllm"] == {("refuses", "use_dora")}
     assert dora["llama.cpp"] == dora["vllm"]
-    assert ("refuses", "lora_magnitude_vector") in dora["lorakit"]
+    assert dora["lorakit"] == set()
     rslora = by_runtime(peft_folder(tmp_path / "rslora", use_rslora=True))
     assert rslora == {"lorakit": set(), "vllm": set(), "llama.cpp": {("mis-scales", "use_rslora")}}
     whole = by_runtime(peft_folder(tmp_path / "whole", modules_to_save=["lm_head"]))

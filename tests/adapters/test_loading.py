@@ -240,7 +240,6 @@ class TestTensors:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("lora_magnitude_vector", "a DoRA magnitude; lorakit has no DoRA"),
             ("lora_B.bias", "a LoRA bias (lora_bias); lorakit trains no biases"),
             ("token_adapter.trainable_tokens_delta", "rows for new tokens"),
             ("lora_A.default.weight", "a whole weight"),
@@ -254,6 +253,11 @@ class TestTensors:
         assert full in message
         if reason != "a whole weight":
             assert f"holds {full}: {reason}" in message
+
+    def test_a_magnitude_that_the_configuration_does_not_mean(self, foreign):
+        full = f"{P}.0.self_attn.q_proj.lora_magnitude_vector"
+        edit_tensors(foreign, lambda t: t.update({full: torch.zeros(32)}))
+        assert f"{full}, which has no place in the model" in refused(foreign)
 
     def test_a_whole_weight_that_is_the_bases_own(self, foreign):
         model = tiny_llama()
@@ -287,11 +291,11 @@ class TestConfiguration:
         [
             ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; lorakit reads 'LORA'"),
             ({"peft_type": "DELETE"}, "peft_type is None; lorakit reads 'LORA'"),
-            ({"use_dora": True}, "use_dora is True (DoRA rescales"),
-            ({"lora_bias": True}, "lora_bias is True (a trained bias on B)"),
-            ({"bias": "all"}, "bias is 'all' (trained biases)"),
-            ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
-            ({"trainable_token_indices": [0]}, "trainable_token_indices is [0]"),
+            ({"use_dora": True}, "lora_magnitude_vector"),
+            ({"bias": "some"}, "bias must be 'none', 'all' or 'lora_only'"),
+            ({"modules_to_save": "norm"}, "modules_to_save must be a list of names"),
+            ({"trainable_token_indices": ["a"]}, "trainable_token_indices must hold token ids"),
+            ({"trainable_token_indices": [1, 1]}, "trainable_token_indices names a token twice"),
             ({"target_parameters": "experts.w"}, "target_parameters must be a list of names"),
             ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]]"),
             ({"use_qalora": True}, "use_qalora is True"),
@@ -299,10 +303,7 @@ class TestConfiguration:
             ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is "),
             ({"arrow_config": {"top_k": 2}}, "arrow_config is "),
             ({"kasa_config": {"a": 1}}, "kasa_config is "),
-            ({"monteclora_config": {"a": 1}}, "monteclora_config is "),
-            ({"velora_config": {"a": 1}}, "velora_config is "),
             ({"megatron_config": {"a": 1}}, "megatron_config is "),
-            ({"ensure_weight_tying": True}, "ensure_weight_tying is True"),
             ({"init_lora_weights": "pissa_niter_16"}, "is 'pissa_niter_16' (PiSSA moves part"),
             ({"init_lora_weights": "olora"}, "is 'olora' (OLoRA moves part"),
             ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),

@@ -157,7 +157,7 @@ def lose(tensors):
 def invent(tensors):
     name = "base_model.model.lm_head.lora_magnitude_vector"
     tensors[name] = torch.zeros(4)
-    return f"holds {name}: a DoRA magnitude"
+    return f"lacks {name.replace('magnitude_vector', 'A.weight')}; its pair is there"
 
 
 def crop(tensors):

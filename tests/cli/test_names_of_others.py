@@ -16,6 +16,9 @@ FLAGS = {
     "train --data a --r 8 --lora-alpha 16 --lora-dropout 0.1 --target-modules q_proj": (
         "train --data a --rank 8 --alpha 16 --dropout 0.1 --targets q_proj"
     ),
+    "train --data a --init_lora_weights pissa_niter_4 --loraplus_lr_ratio 16": (
+        "train --data a --init pissa_niter_4 --lora-plus 16"
+    ),
     # transformers' Trainer and TRL
     "train --dataset a --lr 1e-4 --num-train-epochs 3 --per-device-train-batch-size 8": (
         "train --data a --learning-rate 1e-4 --epochs 3 --batch-size 8"
@@ -38,7 +41,12 @@ FLAGS = {
     ),
     "train --data a --random_state 3 --use_rslora true": "train --data a --seed 3 --rslora",
     "train --data a --use_rslora false": "train --data a --no-rslora",
+    "train --data a --use_dora true": "train --data a --dora",
+    "train --data a --optim adamw_8bit": "train --data a --moments 8bit",
+    "train --data a --optim=adamw_bnb_8bit --lr 1": "train --data a --moments 8bit --learning-rate 1",
+    "compare --data a --optimizer paged_adamw_8bit": "compare --data a --moments 8bit",
     # what there is not
+    "train --data a --optim adamw_torch": "train --data a",
     "train --data a --gradient_accumulation_steps 4 --lr 1": "train --data a --learning-rate 1",
     "rank --data a --forecast": "rank --data a",
     "train --data a --dry-run": "train --data a",
@@ -115,6 +123,8 @@ def test_nothing_is_guessed_of_what_is_like_nothing(lorakit):
         ("target_modules: [q_proj, v_proj]\n", ["targets: [q_proj, v_proj]"]),
         ("bf16: true\noutput_dir: a\n", ["dtype: bfloat16", "out: a"]),
         ("gradient_accumulation_steps: 4\n", ["leave it out"]),
+        ("optim: adamw_bnb_8bit\n", ["moments: 8bit"]),
+        ("optim: adafactor\n", ["leave it out", "--moments 8bit"]),
     ],
 )
 def test_keys_of_others(lorakit, tmp_path, keys, lines):

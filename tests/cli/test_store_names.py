@@ -134,6 +134,7 @@ class TestFrom:
             ("--targets", "all-linear", "targets is all-linear"),
             ("--layers", "0", "layers is 0"),
             ("--rslora", "", "rslora is True"),
+            ("--dora", "", "dora is True"),
             ("--init", "gaussian", "init is gaussian"),
         ]:
             flags = (flag, value) if value != "" else (flag,)

@@ -151,6 +151,14 @@ def test_minutes_give_each_arm_the_steps_that_fit(small, compare, tmp_path):
     assert any("one seed" in note for note in result["notes"])
 
 
+def test_every_arm_may_hold_its_moments_in_8_bits(small, compare, tmp_path, monkeypatch):
+    monkeypatch.setattr("lorakit.training.optimizer.SMALL", 1)
+    options = {**small, "seeds": 1, "moments": "8bit", "eval_share": 0.1, "samples": 0}
+    for arm in compare(tmp_path / "out", options)["arms"]:
+        # 2 bytes of moments, or 8 of an embedding's, where 32 bits have 8 of all.
+        assert 2 < arm["optimizer_state_bytes"] / arm["trainable_parameters"] < 5, arm["name"]
+
+
 def test_general_rows_of_the_users(small, compare, tmp_path):
     file = tmp_path / "general.jsonl"
     file.write_text('{"text": "the sun is a star"}\n{"text": "water is wet"}\n')

@@ -17,6 +17,11 @@ from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
 from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block
 from lorakit.kernels.groups import Linear, LowRank
 from lorakit.kernels.layout import Layout, layout
+from lorakit.kernels.packed.four_bits import FourBits
+from lorakit.kernels.packed.fp8 import Fp8
+from lorakit.kernels.packed.int8 import Int8
+from lorakit.kernels.packed.packing import whole
+from lorakit.kernels.packed.weight import PackedWeight
 from lorakit.kernels.rotary import rotate
 
 CPU = torch.device("cpu")
@@ -73,7 +78,7 @@ class Tensors:
     sin: Tensor
     norms: list[Tensor]
     head_norms: list[Tensor]
-    weights: list[Tensor]
+    weights: list[Any]
     biases: list[Tensor | None]
     pairs: list[tuple[Tensor, Tensor] | None]
     dy: Tensor
@@ -202,7 +207,7 @@ def compiled(
     form = BlockForm(
         [
             Linear(
-                single(w),
+                w if isinstance(w, PackedWeight) else single(w),
                 None if b is None else single(b),
                 () if p is None else (LowRank(p[0], p[1], s),),
             )
@@ -286,6 +291,43 @@ def test_bits_do_not_depend_on_the_number_of_threads(name: str, dtype: torch.dty
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+PACKINGS: dict[str, Callable[[Tensor], Any]] = {
+    "nf4": FourBits.nf4,
+    "int4": FourBits.int4,
+    "int8": Int8.of,
+    "fp8": Fp8.of,
+    "mixed": lambda w: FourBits.nf4(w) if w.shape[0] % 5 else Int8.of(w),
+}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(
+    "name", ["llama", "of no tile", "pairs missing", "biases", "deep products"]
+)
+def test_packed_weights_give_the_bits_of_the_same_weights_dense(
+    name: str, packing: str, dtype: torch.dtype
+) -> None:
+    case = CASES[name]
+    packed, dense = made(case, dtype), made(case, dtype)
+    weights = [PACKINGS[packing](w.to(dtype)) for w in packed.weights]
+    dense.weights = [whole(each, dtype) for each in weights]
+    packed.weights = [PackedWeight(each, dtype) for each in weights]
+    y, gradients = compiled(case, packed, dtype)
+    wanted, of_dense = compiled(case, dense, dtype)
+    assert torch.equal(y, wanted)
+    assert all(map(torch.equal, gradients, of_dense))
+
+
+def test_a_packing_that_the_kernels_do_not_know_is_left_to_plain_torch(dtype: torch.dtype) -> None:
+    case = CASES["llama"]
+    t = made(case, dtype)
+    scales_of_16_bits = torch.ones(96, dtype=torch.float16)
+    packing = Int8(torch.ones(96, 64, dtype=torch.int8), scales_of_16_bits)
+    t.weights[5] = PackedWeight(packing, dtype)
+    with pytest.raises(AssertionError):
+        compiled(case, t, dtype)
 
 
 def test_not_a_number_stays_one(dtype: torch.dtype) -> None:

@@ -96,3 +96,21 @@ def test_gives_way(why: str, dtype: torch.dtype) -> None:
     else:
         weight = weight.t().contiguous().t()
     assert compiled_head_loss(hidden, weight, labels) is None
+
+
+def test_weighed_by_its_own_probability(dtype: torch.dtype) -> None:
+    """Dynamic fine-tuning: each token's nats and gradient times p, which is a constant."""
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(530, 24, generator=generator).to(dtype).requires_grad_()
+    weight = (torch.randn(151, 24, generator=generator) / 2).to(dtype)
+    labels = torch.randint(151, (530,), generator=generator)
+    exact = hidden.detach().double().requires_grad_()
+    nats = F.cross_entropy(exact @ weight.double().t(), labels, reduction="none")
+    wanted = (nats * torch.exp(-nats).detach()).sum()
+    (gradient,) = torch.autograd.grad(wanted, exact)
+    loss = compiled_head_loss(hidden, weight, labels, True)
+    assert loss is not None
+    (got,) = torch.autograd.grad(loss, hidden)
+    of_loss, of_gradient = (1e-6, 1e-5) if dtype == torch.float32 else (4e-3, 4e-2)
+    assert torch.isclose(loss.double(), wanted, rtol=of_loss)
+    assert (got - gradient).abs().max() < of_gradient * gradient.abs().max()

@@ -25,6 +25,7 @@ from lorakit.errors import (
     TargetError,
 )
 from lorakit.lora import lora_layers, variants
+from lorakit.lora.changing import changes_of
 from lorakit.lora.plain import PlainLora
 from lorakit.lora.variant import Capability
 from lorakit.merging import merged_model
@@ -52,11 +53,19 @@ CASES = {
     "tied head": ("llama", {"tie_word_embeddings": True}, {"targets": ("lm_head", "q_proj")}),
     "tied, not adapted": ("llama", {"tie_word_embeddings": True}, {"targets": ("q_proj",)}),
     "Conv1D": ("gpt2", {}, {"targets": ("c_attn", "c_fc", "c_proj")}),
+    "DoRA": ("llama", {}, {"rank": 4, "dora": True}),
+    "DoRA and rsLoRA": ("llama", {}, {"rank": 4, "dora": True, "rslora": True}),
+    "DoRA on an embedding": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"targets": ("embed_tokens", "q_proj"), "dora": True},
+    ),
+    "DoRA on Conv1D": ("gpt2", {}, {"targets": ("c_attn", "c_fc"), "dora": True}),
     "gemma": ("gemma2", {}, {"targets": ("o_proj", "down_proj")}),
 }
 
 
-UNTIED = ("tied embedding", "tied head")
+UNTIED = ("tied embedding", "tied head", "DoRA on an embedding")
 
 
 pytestmark = pytest.mark.usefixtures("own_cache", "small_blocks")
@@ -89,6 +98,51 @@ def tensors(folder):
     for file in folder.glob("*.safetensors"):
         found |= load_file(file)
     return found
+
+
+BESIDE = {
+    "norms and a head": ({}, {"modules_to_save": ("norm", "lm_head")}),
+    "a head of its own": (
+        {"tie_word_embeddings": True},
+        {"modules_to_save": ("lm_head",), "keep_ties": False},
+    ),
+    "a tied head": ({"tie_word_embeddings": True}, {"modules_to_save": ("lm_head",)}),
+    "rows": ({}, {"token_rows": {"embed_tokens": (3, 290)}}),
+    "rows of tied weights": ({"tie_word_embeddings": True}, {"token_rows": {"": (3, 290)}}),
+    "every bias": ({"attention_bias": True}, {"bias": "all"}),
+    "biases of both kinds": ({"attention_bias": True}, {"bias": "lora_only", "lora_bias": True}),
+}
+
+
+@pytest.mark.usefixtures("own_cache", "small_blocks")
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_is_trained_beside_pairs(case, tmp_path):
+    """The folder answers as the adapter does, and stays tied where the adapter lets it."""
+    changes, spec = BESIDE[case]
+    base = base_folder(tmp_path, "llama", **changes)
+    model, _ = load_model(str(base), dtype="float32")
+    adapt(model, targets=("q_proj", "o_proj"), **spec)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for change in changes_of(model):
+            noise = 0.3 * torch.randn(change.parameter.shape, generator=generator)
+            rows = list(change.what.rows) or slice(None)
+            change.parameter[rows] += noise[rows]
+    adapter = save_adapter(model, tmp_path / "adapter")
+    certificate = merge(base, tmp_path / "merged", adapter)
+    assert certificate.passed
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    ids = torch.tensor([[3, 290, 7, 12]])
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+    tied = loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert tied == (changes.get("tie_word_embeddings", False) and case != "a head of its own")
+
+
+def test_a_bias_that_the_base_has_no_place_for(tmp_path):
+    base = base_folder(tmp_path, "llama")
+    adapter = adapter_folder(tmp_path, base, targets=("q_proj",), lora_bias=True)
+    with pytest.raises(TargetError, match=r"q_proj\.bias, and the base's layer has none"):
+        merge(base, tmp_path / "merged", adapter)
 
 
 @pytest.mark.parametrize("case", list(CASES))
@@ -134,6 +188,30 @@ def test_every_entry_is_the_float64_sum_rounded_once(dtype, tmp_path):
         assert check.largest_error == pytest.approx(float(gap.max()), rel=1e-9)
         lost = gap.norm() / (exact - tensor.double()).norm()
         assert check.update_lost == pytest.approx(float(lost), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "target"), [("llama", "down_proj"), ("gpt2", "c_fc"), ("llama", "embed_tokens")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_entry_of_a_row_with_a_factor_is_rounded_once(family, target, dtype, tmp_path):
+    base = base_folder(tmp_path, family, dtype)
+    adapter = adapter_folder(tmp_path, base, targets=(target,), dora=True)
+    certificate = merge(base, tmp_path / "merged", adapter, certify="weights")
+    before, after = tensors(base), tensors(tmp_path / "merged")
+    for path, pair in read_stored(adapter).pairs.items():
+        name = next(n for n in before if n.endswith(f"{path}.weight"))
+        W, found = before[name].double(), after[name].double()
+        if family == "gpt2" or target == "embed_tokens":
+            W, found = W.T, found.T
+        sum_OI = W + pair.scale * pair.B.double() @ pair.A.double()
+        m = pair.more["magnitude"].double()
+        exact = torch.stack([m[o] * row / row.norm() for o, row in enumerate(sum_OI)])
+        gap = (found - exact).abs()
+        assert (gap <= exact.abs() * torch.finfo(dtype).eps / 2 + 2e-6).all()
+        (check,) = [c for c in certificate.weights.merged if c.name == name]
+        assert check.largest_error == pytest.approx(float(gap.max()), rel=1e-6)
+        assert check.update_lost == pytest.approx(float(gap.norm() / (exact - W).norm()), rel=1e-6)
 
 
 def test_shards_and_index_stay_as_they_were(tmp_path):

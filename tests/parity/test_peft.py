@@ -171,6 +171,49 @@ CASES = {
         {"rank": 4, "alpha": 8.0, "targets": ("lm_head",)},
         {"r": 4, "lora_alpha": 8, "target_modules": ["lm_head"]},
     ),
+    "DoRA": Case(
+        llama,
+        {"rank": 4, "alpha": 6.0, "dora": True, "targets": ("q_proj", "down_proj", "lm_head")},
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "use_dora": True,
+            "target_modules": ["q_proj", "down_proj", "lm_head"],
+        },
+    ),
+    "DoRA and rsLoRA": Case(
+        llama,
+        {"rank": 4, "alpha": 3.0, "dora": True, "rslora": True, "targets": ("v_proj",)},
+        {
+            "r": 4,
+            "lora_alpha": 3,
+            "use_dora": True,
+            "use_rslora": True,
+            "target_modules": ["v_proj"],
+        },
+    ),
+    "DoRA on Conv1D": Case(
+        gpt2,
+        {"rank": 4, "alpha": 8.0, "dora": True, "targets": ("c_attn", "c_fc")},
+        {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["c_attn", "c_fc"]},
+    ),
+    "DoRA on an embedding": Case(
+        llama,
+        {"rank": 4, "alpha": 8.0, "dora": True, "targets": ("embed_tokens", "q_proj")},
+        {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
+    ),
+    "DoRA on Conv2d": Case(
+        picture,
+        {"rank": 4, "alpha": 8.0, "dora": True, "targets": ("first", "second", "out")},
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "use_dora": True,
+            "target_modules": ["first", "second", "out"],
+        },
+        task=None,
+        input=IMAGE,
+    ),
     "Conv2d": Case(
         picture,
         {"rank": 4, "alpha": 8.0, "targets": ("first", "second", "out")},
@@ -187,7 +230,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def randomize(tensors: Any) -> None:
-    """Random values in A and B alike: with B at zero no test here could fail."""
+    """Random values in all alike: with B at zero no test here could fail."""
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in tensors:
@@ -196,7 +239,7 @@ def randomize(tensors: Any) -> None:
 
 def ours(case: Case) -> nn.Module:
     model = attach(case.base(), LoraSpec(**case.ours)).eval()
-    randomize(half for layer in lora_layers(model).values() for half in (layer.A, layer.B))
+    randomize(each for layer in lora_layers(model).values() for each in layer.tensors.values())
     return model
 
 
@@ -371,10 +414,6 @@ class TestDilation:
 
 
 REFUSED = {
-    "use_dora": {"use_dora": True},
-    "bias": {"bias": "lora_only"},
-    "modules_to_save": {"modules_to_save": ["lm_head"]},
-    "trainable_token_indices": {"trainable_token_indices": [1, 2]},
     "init_lora_weights": {"init_lora_weights": "pissa"},
     "layer_replication": {"layer_replication": [(0, 2), (1, 2)]},
     "alora_invocation_tokens": {"alora_invocation_tokens": [1]},

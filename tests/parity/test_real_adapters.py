@@ -167,17 +167,6 @@ def test_a_rank_above_the_smaller_side_everywhere(case, tmp_path, capsys):
 
 # A configuration of peft that lorakit does not do, and what names it.
 REFUSED = {
-    "DoRA": (LoraConfig(target_modules=["q_proj"], use_dora=True), "use_dora"),
-    "biases": (LoraConfig(target_modules=["c_attn"], bias="lora_only"), "bias is 'lora_only'"),
-    "all biases": (LoraConfig(target_modules=["c_attn"], bias="all"), "bias is 'all'"),
-    "saved whole": (
-        LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
-        "modules_to_save",
-    ),
-    "new tokens": (
-        LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
-        "trainable_token_indices",
-    ),
     "AdaLoRA": (
         peft.AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=10),
         "peft_type is 'ADALORA'",
@@ -222,17 +211,6 @@ def test_patterns_that_peft_turns_around(tmp_path):
         PeftModel.from_pretrained(tiny("llama"), "a")
     with pytest.raises(AdapterError, match=r"q_proj is \(5, 48\), but .* says that its rank is 3"):
         read_adapter("a")
-
-
-def test_a_bias_of_the_pair_has_no_way_on(tmp_path):
-    config = LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True)
-    model = moving(tiny("llama"), config)
-    model.save_pretrained("a")
-    with pytest.raises(AdapterError) as caught:
-        read_adapter("a")
-    assert str(caught.value).endswith("(a trained bias on B); lorakit does LoRA and rsLoRA alone")
-    with pytest.raises(RuntimeError, match="Impossible to merge"):
-        model.merge_and_unload()
 
 
 def test_a_prompt_has_no_weights_to_merge(tmp_path):
@@ -392,7 +370,7 @@ def test_an_embedding_that_was_made_larger(whole, tmp_path):
     with pytest.raises(AdapterError) as caught:
         load_adapter(model, "a")
     message = str(caught.value)
-    assert ("modules_to_save" if whole else "tokens were added, or the base is another") in message
+    assert "tokens were added, or the base is another" in message
     exec(shlex.split(message.split("ordinary model of it: ")[1])[2], {})
     merged, read = lorakit.load_model("merged", dtype="float32")
     torch.testing.assert_close(logits(merged), logits(theirs), rtol=1e-4, atol=1e-3)

@@ -133,6 +133,12 @@ class TestRefusals:
             run_training(config)
         assert not (tmp_path / "run").exists()
 
+    def test_a_variant_that_is_not_a_sum_of_products(self, base, rows, tmp_path):
+        config = settings(base, rows, tmp_path, merge_aware="int8", dora=True)
+        with pytest.raises(ConfigError, match=r"merge_aware int8: the variant DoRA cannot .*leave"):
+            run_training(config)
+        assert not (tmp_path / "run").exists()
+
     def test_several_at_once(self, base, rows, tmp_path):
         config = settings(base, rows, tmp_path, merge_aware="int8", ranks="2,4")
         with pytest.raises(ConfigError, match="leave ranks and tasks out"):

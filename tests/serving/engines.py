@@ -45,6 +45,9 @@ def make_adapter(model: Any, folder: Path, rank: int, seed: int, **spec: Any) ->
     for layer in lora_layers(model).values():
         layer.A.data.copy_(torch.randn(layer.A.shape, generator=generator) / 4)
         layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) / (2 * rank**0.5))
+        for name, tensor in layer.tensors.items():
+            if name not in ("A", "B"):
+                tensor.data.mul_(0.75 + torch.rand(tensor.shape, generator=generator) / 2)
     save_adapter(model, folder)
     detach(model)
     return folder

@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.stepping import OwnBlocks
 
-RANKS = {"r4": 4, "r8": 8, "r32": 32, "h4": 4}
+RANKS = {"r4": 4, "r8": 8, "r32": 32, "h4": 4, "s4": 4, "d4": 4, "d12": 12}
 # One adapts the output head beside the blocks, and one the head alone.
-TARGETS = {"r8": ("all-linear", "lm_head"), "h4": ("lm_head",)}
+TARGETS = {
+    "r8": ("all-linear", "lm_head"),
+    "h4": ("lm_head",),
+    "d4": ("all-linear", "lm_head"),
+}
+VARIANTS = {"s4": {"rslora": True}, "d4": {"dora": True}, "d12": {"dora": True, "rslora": True}}
 MOST = 5
 TOLERANCE = 2e-4
 """Of logits in float32 that are about 7: 24 bits, and some hundred additions in another order."""
@@ -30,6 +35,7 @@ def pair(request, tmp_path_factory):
         key: make_adapter(
             *(base(family), root / key, rank, rank),
             targets=TARGETS.get(key, ("all-linear",)),
+            **VARIANTS.get(key, {}),
         )
         for key, rank in RANKS.items()
     }

@@ -10,6 +10,8 @@ import lorakit
 from families import saved
 from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
+from lorakit.execution.lean import LeanBlocks
+from lorakit.execution.stepping import open_blocks
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.packing import whole
 from lorakit.lora import LoraSpec, attach
@@ -28,8 +30,20 @@ def dequantized(base, name):
     return model, tokenizer
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_answers_of_base_and_adapter(tmp_path, monkeypatch, name):
+def test_steps_are_computed_by_short_code(tmp_path, monkeypatch, name, dtype):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    base = str(saved(tmp_path / "base"))
+    model, _ = load_model(base, dtype=dtype, base_dtype=name, device="cpu")
+    blocks, _ = open_blocks(model)  # which a trial has compared with the model's own code
+    assert isinstance(blocks, LeanBlocks)
+    assert "short code" in blocks.way
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_answers_of_base_and_adapter(tmp_path, monkeypatch, name, dora):
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
     base = saved(tmp_path / "base")
     model, tokenizer = dequantized(base, name)
@@ -41,7 +55,7 @@ def test_answers_of_base_and_adapter(tmp_path, monkeypatch, name):
         return tokenizer.decode(made, skip_special_tokens=True)
 
     wanted = {"base": expected()}
-    attach(model, LoraSpec(rank=2))
+    attach(model, LoraSpec(rank=2, dora=dora))
     generator = torch.Generator().manual_seed(5)
     for path, parameter in model.named_parameters():
         if path.endswith(".B"):

@@ -37,10 +37,10 @@ def nll(model, batch):
     return nn.functional.cross_entropy(logits, batch.labels_L, reduction="sum"), batch.token_count
 
 
-def adapted(dropout: float = 0.0) -> Reader:
+def adapted(dropout: float = 0.0, **spec) -> Reader:
     torch.manual_seed(0)
     model = Reader().double()
-    return attach(model, LoraSpec(rank=2, dropout=dropout), seed=1).train()
+    return attach(model, LoraSpec(rank=2, dropout=dropout, **spec), seed=1).train()
 
 
 def rows(count: int = 8) -> TokenTable:
@@ -72,8 +72,9 @@ def trained(model) -> torch.Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
 
 
-def test_one_batch_of_eight_equals_eight_of_one_with_uneven_lengths():
-    together, apart = adapted(), adapted()
+@pytest.mark.parametrize("dora", [False, True])
+def test_one_batch_of_eight_equals_eight_of_one_with_uneven_lengths(dora):
+    together, apart = adapted(dora=dora), adapted(dora=dora)
     run(together)
     run(apart, batch_tokens=1)
     assert len(micro_batches(rows(), range(8), 1)) == 8
@@ -125,10 +126,11 @@ class KilledError(Exception):
     pass
 
 
-def test_killed_and_resumed_gives_the_same_bits(tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_killed_and_resumed_gives_the_same_bits(tmp_path, dora):
     spec = TrainSpec(warmup=0.0, checkpoint_every=2, eval_every=2)
     losses = iter([3.0, 2.0, 2.5, 1.0, 9.0])
-    whole = adapted(0.3)
+    whole = adapted(0.3, dora=dora)
     expected = run(whole, spec=spec, evaluate=lambda: next(losses))
 
     seen = []
@@ -138,7 +140,7 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path):
         if event["kind"] == "train" and event["step"] == 5:
             raise KilledError
 
-    stopped, again = adapted(0.3), adapted(0.3)
+    stopped, again = adapted(0.3, dora=dora), adapted(0.3, dora=dora)
     losses = iter([3.0, 2.0, 2.5])
     with pytest.raises(KilledError):
         run(stopped, spec=spec, evaluate=lambda: next(losses), folder=tmp_path, report=die_at_five)

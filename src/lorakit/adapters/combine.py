@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters.experts_refused import refuse_experts
+from lorakit.adapters.experts_refused import refuse_beside, refuse_experts
 from lorakit.adapters.pairs import Pair, StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of, weights_by_path
 from lorakit.adapters.specs import SPARSE, CombineSpec
@@ -84,7 +84,12 @@ def combine(
     for part in parts:
         require_capability(
             *(part.adapter.spec.variant, Capability.SUM, part.adapter.source),
-            "merge it into a model of its own instead: lorakit merge",
+            "merge it into a model of its own instead: lorakit merge, alone and at weight 1",
+        )
+        refuse_beside(
+            part.adapter,
+            "pairs alone can be combined or cut",
+            "merge the adapters one after the other: lorakit merge",
         )
         refuse_experts(
             part.adapter,

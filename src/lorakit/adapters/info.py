@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorakit.adapters.beside import belongs, without_training
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.foreign_names import own_names
 from lorakit.adapters.names import foreign, pair_names, pair_of, tensor_names, whole_weight_of
@@ -62,6 +63,8 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
     in_file = read_shapes(folder / TENSORS)
     own, notes = own_names(folder / TENSORS, in_file, record.moved if record else {})
     shapes = {own[name]: shape for name, shape in in_file.items()}
+    lasting, more = without_training(shapes, config.in_training)
+    shapes, notes = {name: shapes[name] for name in lasting}, (*notes, *more)
     ranks: dict[str, int] = {}
     count = 0
     kinds = pair_kinds(folder / TENSORS, shapes, config)
@@ -69,6 +72,7 @@ def read_adapter(folder: str | Path) -> AdapterInfo:
         rank = first_hit(config.spec.rank_pattern, path, config.spec.rank)
         ranks[path] = rank if kinds[path] == "experts" else shapes[names["A"]][0]
         count += sum(math.prod(shapes[name]) for name in names.values())
+    count += sum(math.prod(s) for name, s in shapes.items() if belongs(name, config.spec))
     dense = tuple(path for path in ranks if kinds[path] != "experts")
     spec = config.spec if config.plain else replace(config.spec, targets=dense)
     return describe(folder, config, record, spec, ranks, count, notes)
@@ -87,7 +91,7 @@ def pair_kinds(
     """
     variant = config.spec.variant
     # The reader hands tensors over in no lasting order.
-    found = sorted(pair_paths(file, shapes), key=_by_number)
+    found = sorted(pair_paths(file, shapes, config.spec), key=_by_number)
     try:
         parameters = parameters_of(
             *(found, config.target_parameters),
@@ -149,18 +153,24 @@ def describe(
     )
 
 
-def pair_paths(file: Path, names: Iterable[str]) -> list[str]:
+def pair_paths(file: Path, names: Iterable[str], spec: LoraSpec) -> list[str]:
     """Paths of the modules that a file has pairs for, in its order.
 
+    Args:
+        file: for messages.
+        names: of all its tensors.
+        spec: what the configuration says: also of what there is beside pairs.
+
     Raises:
-        AdapterError: a tensor that is neither of a pair nor a whole embedding; or no pair.
+        AdapterError: a tensor that is neither of a pair, nor beside the pairs, nor a whole embedding; or
+            no pair.
     """
     paths: dict[str, None] = {}
     names = list(names)
     for name in names:
         if found := pair_of(name):
             paths[found[0]] = None
-        elif whole_weight_of(name) is None:
+        elif whole_weight_of(name) is None and not belongs(name, spec):
             pairs = [other for other in names if pair_of(other)]
             near = f"; {did_you_mean(name, pairs)}" if pairs else ""
             raise AdapterError(f"{file} holds {name}: {foreign(name)}{near}")

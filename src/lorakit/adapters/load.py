@@ -1,14 +1,15 @@
 """An adapter folder -> pairs on a model, every tensor accounted for."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.adapters.attached import remember_loaded
+from lorakit.adapters.beside import values_in
 from lorakit.adapters.info import AdapterInfo, describe, pair_paths
 from lorakit.adapters.model_paths import for_model
 from lorakit.adapters.moments import named_tensors
@@ -24,6 +25,7 @@ from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.kernels.packed.counting import packing_of
 from lorakit.lora import LoraSpec, Plan, attach, lora_layers, plan
+from lorakit.lora.changing import put
 from lorakit.lora.kinds import kind_of
 from lorakit.lora.parameters import bare_parameters
 from lorakit.lora.spec import ALL_LINEAR
@@ -65,7 +67,7 @@ def load_adapter(
     known = known_identity(model, identity)
     if not force:
         check_base(opened.folder, opened.record, known)
-    made, pairs, notes = _fit(model, opened)
+    made, tensors, notes = _fit(model, opened)
     if note := base_note(opened.config.base_name, opened.record, known):
         notes = (note, *notes)
     if note := packing_note(opened.record, packing_of(model)):
@@ -74,7 +76,7 @@ def load_adapter(
         notes = (note, *notes)
     for note in notes:
         _log.warning("%s: %s", opened.folder, note)
-    _attach(model, made, pairs, trainable)
+    _attach(model, made, tensors, trainable)
     ranks = {target.path: target.rank for target in made.targets}
     info = describe(
         opened.folder, opened.config, opened.record, made.spec, ranks, made.trainable, notes
@@ -94,8 +96,8 @@ def attach_stored(model: nn.Module, adapter: StoredAdapter, *, trainable: bool =
     """
     if lora_layers(model):
         raise TargetError("this model has an adapter attached already: detach it first")
-    made, pairs, _ = _fit(model, adapter.opened)
-    _attach(model, made, pairs, trainable)
+    made, tensors, _ = _fit(model, adapter.opened)
+    _attach(model, made, tensors, trainable)
     return made
 
 
@@ -109,7 +111,22 @@ def fit_stored(model: nn.Module, adapter: StoredAdapter) -> tuple[Plan, tuple[st
     return made, notes
 
 
-def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, dict[str, Tensor], tuple[str, ...]]:
+@dataclass(frozen=True, eq=False)
+class _Tensors:
+    """Tensors of the pairs by name, and the values of what is changed beside them, in the plan's order."""
+
+    pairs: Mapping[str, Tensor]
+    beside: Sequence[Tensor]
+
+
+def values_of(model: nn.Module, adapter: StoredAdapter, made: Plan) -> list[Tensor]:
+    """The values of what a plan changes beside the pairs, by the paths of a model, in the plan's order."""
+    opened = for_model(model, adapter.opened)
+    paths = [target.path for target in made.targets]
+    return values_in(opened.file, opened.tensors, made.whole, paths)[0]
+
+
+def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, _Tensors, tuple[str, ...]]:
     """The plan of an adapter on a model and its tensors, once both account for each other."""
     opened = for_model(model, opened)
     notes: list[str] = [*opened.notes]
@@ -118,21 +135,22 @@ def _fit(model: nn.Module, opened: AdapterFiles) -> tuple[Plan, dict[str, Tensor
     made = _plan(model, file, opened.config, paths, notes)
     if opened.record is None:
         _refuse_dilated(file, made)
-    pairs = _account(model, file, made, opened.tensors, notes)
-    return made, pairs, tuple(notes)
+    tensors = _account(model, file, made, opened.tensors, notes)
+    return made, tensors, tuple(notes)
 
 
-def _attach(model: nn.Module, made: Plan, pairs: Mapping[str, Tensor], trainable: bool) -> None:
+def _attach(model: nn.Module, made: Plan, tensors: _Tensors, trainable: bool) -> None:
     attach(model, made)
     with torch.no_grad():
         for name, tensor in named_tensors(lora_layers(model)).items():
-            tensor.copy_(pairs[name])
+            tensor.copy_(tensors.pairs[name])
             tensor.requires_grad_(trainable)
+    put(model, made.whole, tensors.beside, trainable=trainable)
 
 
 def _paths_in(model: nn.Module, opened: AdapterFiles) -> list[str]:
     """The paths of the model's modules and parameters that the files have pairs for."""
-    found = pair_paths(opened.file, opened.tensors)
+    found = pair_paths(opened.file, opened.tensors, opened.config.spec)
     order = {path: list(module._parameters) for path, module in model.named_modules()}
     config = opened.config
     try:
@@ -226,8 +244,15 @@ def _spec(
         for name in config.target_modules:
             if not any(path == name or path.endswith("." + name) for path in modules):
                 notes.append(f"target_modules names {name!r}, which this model does not have")
+    named_whole = []
+    for name in config.spec.modules_to_save:
+        if any(path.endswith(name) for path in modules):
+            named_whole.append(name)
+        else:
+            notes.append(f"modules_to_save names {name!r}, which this model does not have")
     return replace(
         config.spec,
+        modules_to_save=tuple(named_whole),
         targets=("re:" + named,) if isinstance(named, str) else named,
         target_parameters=tuple(experts),
         rank_pattern={k: v for k, v in config.spec.rank_pattern.items() if pattern_hits(k, paths)},
@@ -239,11 +264,12 @@ def _spec(
 
 def _account(
     model: nn.Module, file: Path, made: Plan, tensors: Mapping[str, Tensor], notes: list[str]
-) -> dict[str, Tensor]:
-    """The tensors of the pairs, once every one of file and plan has found its place."""
+) -> _Tensors:
+    """The tensors, once every one of file and plan has found its place."""
     expected = expected_shapes(made.targets)
+    beside, used = values_in(file, tensors, made.whole, [target.path for target in made.targets])
     for name in tensors:
-        if name in expected:
+        if name in expected or name in used:
             continue
         path = whole_weight_of(name)
         if path is None:
@@ -262,7 +288,7 @@ def _account(
                 f"{file}: {name} is {_by(tensors[name].shape)}, and the model and {CONFIG} make "
                 f"it {_by(shape)}"
             )
-    return {name: tensors[name] for name in expected}
+    return _Tensors({name: tensors[name] for name in expected}, beside)
 
 
 def _check_copy(model: nn.Module, file: Path, name: str, path: str, saved: Tensor) -> bool:

@@ -9,12 +9,14 @@ rules; lorakit goes by the same list. Experts that were modules are one paramete
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
+from lorakit.adapters.beside import belongs, module_path
 from lorakit.adapters.names import PREFIX, pair_of, whole_weight_of
 from lorakit.adapters.older_experts import Bare, older_parts, present_ranks, with_present_experts
 from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, stored_of
 from lorakit.adapters.peft_config import PeftConfig, compact
+from lorakit.lora.spec import LoraSpec
 from lorakit.lora.targets import first_hit
 from lorakit.models.weights import names_in_model
 
@@ -26,7 +28,8 @@ def for_model(model: nn.Module, opened: AdapterFiles) -> AdapterFiles:
         model: the base; may be on the meta device.
         opened: an adapter's files.
     """
-    paths = {name: _path_of(name) for name in opened.tensors}
+    spec = opened.config.spec
+    paths = {name: _path_of(name, spec) for name in opened.tensors}
     pairs = {found[0] for name in opened.tensors if (found := pair_of(name))}
     moved = moved_paths(model, {path for path in paths.values() if path})
     if not moved:
@@ -56,14 +59,25 @@ def stored_for_model(
     model: nn.Module, adapter: StoredAdapter, bare: Bare | None = None
 ) -> StoredAdapter:
     """The same for an adapter as a value; `bare` as for `older_parts`."""
-    if moved := moved_paths(model, adapter.pairs):
+    beside = {path for name in adapter.beside if (path := module_path(name))}
+    if moved := moved_paths(model, {*adapter.pairs, *beside}):
         adapter = replace(
             adapter,
             config=_moved_config(adapter.config, adapter.pairs, moved),
             pairs={moved.get(path, path): pair for path, pair in adapter.pairs.items()},
+            beside=_moved_beside(adapter.beside, moved),
             notes=(*adapter.notes, _note(moved)),
         )
     return with_present_experts(model, adapter, bare)
+
+
+def _moved_beside(beside: Mapping[str, Tensor], moved: Mapping[str, str]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, tensor in beside.items():
+        path = module_path(name) or ""
+        rest = name[len(PREFIX) + len(path) :]
+        tensors[PREFIX + moved[path] + rest if path in moved else name] = tensor
+    return tensors
 
 
 def ranks_for_model(
@@ -75,9 +89,10 @@ def ranks_for_model(
     return present_ranks(model, by_path, bare)
 
 
-def _path_of(name: str) -> str | None:
-    found = pair_of(name)
-    return found[0] if found else whole_weight_of(name)
+def _path_of(name: str, spec: LoraSpec) -> str | None:
+    if found := pair_of(name):
+        return found[0]
+    return module_path(name) if belongs(name, spec) else whole_weight_of(name)
 
 
 def moved_paths(model: nn.Module, paths: Collection[str]) -> dict[str, str]:

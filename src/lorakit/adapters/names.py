@@ -20,7 +20,6 @@ _SUFFIXES = {
 # that was made larger is not lost.
 _WHOLE = (".base_layer.weight", ".weight")
 _FOREIGN = {
-    ".lora_magnitude_vector": "a DoRA magnitude; lorakit has no DoRA",
     ".lora_B.bias": "a LoRA bias (lora_bias); lorakit trains no biases",
     ".trainable_tokens_delta": "rows for new tokens (trainable_token_indices)",
     ".bias": "a trained bias (bias other than 'none') or a module saved whole",

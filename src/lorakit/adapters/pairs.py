@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorakit.adapters.beside import belongs, without_training
 from lorakit.adapters.card import model_card
 from lorakit.adapters.folder import TENSORS, adapter_folder
 from lorakit.adapters.foreign_names import own_names
@@ -148,6 +149,7 @@ class StoredAdapter:
         config: its configuration; `config.spec` has its ranks, alphas and targets.
         record: lorakit.json: base, provenance; None in folders that lorakit did not write.
         pairs: by module path, sorted by it or in the order of the model.
+        beside: what is trained beside the pairs, by the names in the file: see `adapters.beside`.
         whole: copies of the base's own weights that peft keeps beside a pair on an embedding, by
             their names in the file; never written again.
         notes: what was set aside while reading, one sentence each.
@@ -158,6 +160,7 @@ class StoredAdapter:
     config: PeftConfig
     record: Record | None
     pairs: Mapping[str, Pair]
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     rows: TrainedRows | None = None
@@ -172,12 +175,13 @@ class StoredAdapter:
         """The same without its numbers."""
         ranks = {path: pair.rank for path, pair in self.pairs.items()}
         count = sum(pair.parameters for pair in self.pairs.values())
+        count += sum(tensor.numel() for tensor in self.beside.values())
         return describe(self.source, self.config, self.record, self.spec, ranks, count, self.notes)
 
     @property
     def opened(self) -> AdapterFiles:
         """The same by the names of peft's format."""
-        tensors = {**_named(self.pairs, self.spec.variant), **self.whole}
+        tensors = {**_named(self.pairs, self.spec.variant), **self.beside, **self.whole}
         return AdapterFiles(self.source, self.config, self.record, tensors)
 
 
@@ -208,6 +212,8 @@ def open_adapter(folder: str | Path, *, check: bool = True) -> AdapterFiles:
         tensors = read_tensors_at_once(file)
     own, notes = own_names(file, tensors, record.moved if record else {})
     named = {own[name]: tensor for name, tensor in tensors.items()}
+    lasting, more = without_training(named, config.in_training)
+    named, notes = {name: named[name] for name in lasting}, (*notes, *more)
     config = replace(config, moved=record.moved if record else {})
     return AdapterFiles(folder, config, record, named, notes)
 
@@ -252,13 +258,15 @@ def stored_of(opened: AdapterFiles) -> StoredAdapter:
         if kind == "linear" and config.fan_in_fan_out:
             kind = "conv1d"
         pairs[path] = Pair(A, B, alpha, scale, kind, more=more, experts=experts)
-    whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    others = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    beside = {name: _wide(tensor) for name, tensor in others.items() if belongs(name, config.spec)}
+    whole = {name: tensor for name, tensor in others.items() if name not in beside}
     copies = tuple(f"{name} is a copy of a weight of the base and was set aside" for name in whole)
     dense = tuple(path for path, pair in pairs.items() if not pair.experts)
     spec = config.spec if config.plain else replace(config.spec, targets=dense)
     config = replace(config, spec=spec)
     notes = (*opened.notes, *copies)
-    return StoredAdapter(opened.folder, config, opened.record, pairs, whole, notes)
+    return StoredAdapter(opened.folder, config, opened.record, pairs, beside, whole, notes)
 
 
 def write_stored(
@@ -300,7 +308,7 @@ def write_stored(
         alphas={path: pair.alpha for path, pair in pairs.items()},
         kinds={path: pair.kind for path, pair in pairs.items()},
     )
-    own = _named(pairs, adapter.spec.variant)
+    own = {**_named(pairs, adapter.spec.variant), **adapter.beside}
     tensors = {name: own[first] for first, name in renamed(own, adapter.config.moved).items()}
     held = {path for name in own if (found := pair_of(name)) for path in found[:1]}
     moved = {path: there for path, there in adapter.config.moved.items() if path in held}

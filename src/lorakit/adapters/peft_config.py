@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from lorakit.adapters.naming import exactly, is_named
 from lorakit.adapters.peft_experts import by_module, by_parameter
-from lorakit.adapters.refusals import INFORMATIVE, READ, VARIANTS, refusal, way_on
+from lorakit.adapters.refusals import INFORMATIVE, READ, TRAINING, VARIANTS, refusal, way_on
 from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.pointers import pointer_problem
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
@@ -46,6 +46,7 @@ class PeftConfig:
             written as bare weights; see `peft_experts`.
         moved: paths that the pairs have in the file, where peft would not find them under their own;
             see `peft_names`.
+        in_training: keys that are on and act while peft trains alone; never written again.
     """
 
     spec: LoraSpec
@@ -61,6 +62,7 @@ class PeftConfig:
     target_parameters: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
     moved: Mapping[str, str] = field(default_factory=dict)
+    in_training: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -138,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _parse(config: Mapping[str, Any]) -> PeftConfig:
     for key in peft_keys():
         _flag(config, key)
-    options: Any = dict.fromkeys(variant_in(config).options, True)
+    options: Any = dict.fromkeys(variant_in(config).options, True) | _beside(config)
     bare = _names(config, "target_parameters")
     if isinstance(bare, str):
         raise ConfigError(f"target_parameters must be a list of names; it is {bare!r}")
@@ -176,7 +178,30 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         config.get("auto_mapping"),
         _flag(config, "fan_in_fan_out"),
         bare,
+        in_training=tuple(key for key in TRAINING if config.get(key)),
     )
+
+
+def _beside(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `LoraSpec` that say what is trained beside the pairs."""
+    whole, rows = _names(config, "modules_to_save"), config.get("trainable_token_indices") or {}
+    rows = rows if isinstance(rows, dict) else {"": rows}
+    for name, ids in rows.items():
+        if not isinstance(ids, list) or not all(type(row) is int and row >= 0 for row in ids):
+            raise ConfigError(f"trainable_token_indices must hold token ids; it has {ids!r}")
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"trainable_token_indices names a token twice: {ids!r}")
+        if name and not isinstance(name, str):
+            raise ConfigError(f"trainable_token_indices has {name!r} for the name of an embedding")
+    if isinstance(whole, str):
+        raise ConfigError(f"modules_to_save must be a list of names; it is {whole!r}")
+    return {
+        "modules_to_save": whole,
+        "token_rows": {name: tuple(ids) for name, ids in rows.items() if ids},
+        "bias": config.get("bias") or "none",
+        "lora_bias": _flag(config, "lora_bias"),
+        "keep_ties": _flag(config, "ensure_weight_tying") if whole else True,
+    }
 
 
 def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str:
@@ -226,17 +251,18 @@ def write_config(
         "alpha_pattern": {key: _plain(alpha) for key, alpha in alpha_pattern.items()},
         "auto_mapping": config.auto_mapping,
         "base_model_name_or_path": HUB_ID if config.base_name == NAME else config.base_name,
-        "bias": "none",
-        "ensure_weight_tying": False,
+        "bias": spec.bias,
+        "ensure_weight_tying": spec.keep_ties and bool(spec.modules_to_save),
         # What peft sets for itself on GPT-2; one flag for all, so not beside other kinds.
         "fan_in_fan_out": set(kinds.values()) & {"conv1d", "linear", "conv"} == {"conv1d"},
         "inference_mode": True,
         "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
         "loftq_config": {},
         "lora_alpha": _plain(spec.alpha),
-        "lora_bias": False,
+        "lora_bias": spec.lora_bias,
         "lora_dropout": spec.dropout,
         "megatron_core": "megatron.core",
+        "modules_to_save": list(spec.modules_to_save) or None,
         "peft_type": "LORA",
         "peft_version": PEFT_VERSION,
         "qalora_group_size": 16,
@@ -247,13 +273,20 @@ def write_config(
         "target_modules": named if isinstance(named, str) else list(named),
         "target_parameters": list(config.target_parameters) if bare else None,
         "task_type": config.task_type,
-        "use_dora": False,
+        "trainable_token_indices": _token_indices(spec.token_rows),
         "use_qalora": False,
     }
     written |= dict.fromkeys(spec.variant.peft_keys, True)
     if config.taken:
         written = by_parameter(written, config.taken, dense, ranks, alphas)
     return dict(sorted(written.items()))
+
+
+def _token_indices(rows: Mapping[str, tuple[int, ...]]) -> Any:
+    """As peft has them: a list of the input embedding's rows, a mapping by name, or nothing."""
+    if rows.keys() == {""}:
+        return list(rows[""])
+    return {name: list(ids) for name, ids in rows.items()} or None
 
 
 def _pattern(

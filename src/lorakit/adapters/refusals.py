@@ -1,7 +1,9 @@
 """What peft can write into adapter_config.json and lorakit does not do, each with its reason.
 
 Reading such an adapter as if it were plain LoRA would give other answers without a word, so
-each is refused by name. What `lorakit.lora.variants` has is done, and no longer refused.
+each is refused by name. What `lorakit.lora.variants` has is done, and no longer refused; nor are the
+keys of `BESIDE`, which say what is trained beside the pairs, and those of `TRAINING`, which act in
+training alone (held against peft's logits in tests/parity/test_peft_beside.py).
 """
 
 import shlex
@@ -14,7 +16,6 @@ from lorakit.lora import variants
 
 PEFT_READ = "0.21"
 VARIANTS = {
-    "use_dora": "DoRA rescales every output by a learned magnitude",
     "lora_bias": "a trained bias on B",
     "modules_to_save": "modules trained and saved whole",
     "trainable_token_indices": "single rows of the embedding trained whole",
@@ -24,21 +25,22 @@ VARIANTS = {
     "use_bdlora": "block-diagonal pairs",
     "arrow_config": "Arrow routes between several adapters",
     "kasa_config": "KaSA truncates the base's weight and adds a diagonal between A and B",
-    "monteclora_config": "MonteCLoRA samples its pairs",
-    "velora_config": "VeLoRA keeps projections of its own beside the pairs",
+    "monteclora_config": "MonteCLoRA samples its pairs in training",
+    "velora_config": "VeLoRA keeps projections of its own in training",
     "megatron_config": "tensor-parallel layers of Megatron",
     "ensure_weight_tying": "one pair shared by tied layers",
 }
+BESIDE = ("lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying")
+TRAINING = ("monteclora_config", "velora_config")
 _INITS = {
     "pissa": "PiSSA moves part of the base's weight into A and B",
     "olora": "OLoRA moves part of the base's weight into A and B",
     "corda": "CorDA moves part of the base's weight into A and B",
     "lora_ga": "LoRA-GA subtracts its start from the base's weight",
     "loftq": "LoftQ replaces the base by a quantized one and keeps the rest in A and B",
-    "mica": "MiCA is a variant of its own",
 }
 # Starts that leave the base alone: nothing of them matters once A and B are trained.
-HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal")
+HARMLESS_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 # Kept for other readers, or read by peft while training starts; loading does not depend on them.
 INFORMATIVE = (
     "auto_mapping",
@@ -87,10 +89,9 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     if kind != "LORA":
         return f"peft_type is {kind!r}; lorakit reads 'LORA'"
     for key, reason in VARIANTS.items():
-        if key not in variants.peft_keys() and not _at_rest(config.get(key)):
+        done = key in variants.peft_keys() or key in BESIDE or key in TRAINING
+        if not done and not _at_rest(config.get(key)):
             return f"{key} is {config[key]!r} ({reason}); lorakit does {variants.names()} alone"
-    if config.get("bias", "none") != "none":
-        return f"bias is {config['bias']!r} (trained biases); lorakit trains A and B alone"
     init = config.get("init_lora_weights", True)
     if init not in HARMLESS_INITS:
         reason = next((r for name, r in _INITS.items() if str(init).startswith(name)), "unknown")
@@ -119,8 +120,8 @@ def way_on(folder: Path, config: Mapping[str, Any]) -> str:
     untouched = config.get("init_lora_weights", True) in HARMLESS_INITS
     if kind is None or kind in _PROMPTS or (kind == "LORA" and (strange or not untouched)):
         return ""
-    # These act on some tokens only, or have no place in a layer without a bias.
-    if any(config.get(key) for key in ("alora_invocation_tokens", "arrow_config", "lora_bias")):
+    # These act on some tokens only.
+    if any(config.get(key) for key in ("alora_invocation_tokens", "arrow_config")):
         return ""
     return f". {merged_by_peft(folder)}"
 

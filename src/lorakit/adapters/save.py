@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from lorakit.adapters.attached import (
     attached_template,
     trained_moments,
 )
+from lorakit.adapters.beside import tensors_beside
 from lorakit.adapters.naming import describe_parameters, describe_targets
 from lorakit.adapters.packed_base import with_packing
 from lorakit.adapters.pairs import Pair, StoredAdapter, write_stored
@@ -23,6 +25,7 @@ from lorakit.adapters.peft_names import moved_for_peft
 from lorakit.adapters.provenance import Identity, known_identity, make_record
 from lorakit.errors import AdapterError
 from lorakit.lora import lora_layers
+from lorakit.lora.changing import changes_of
 from lorakit.lora.parameters import bare_parameters
 from lorakit.lora.unreadable import refused_by_peft
 from lorakit.models.load import source_of
@@ -70,6 +73,8 @@ def save_adapter(
     if not layers:
         raise AdapterError("this model has no adapter attached: there is nothing to save")
     spec = next(iter(layers.values())).spec
+    ties = [c for c in changes_of(model) if c.what.kind == "module" and len(c.what.names) > 1]
+    spec = replace(spec, keep_ties=bool(ties) or not spec.modules_to_save)
     task_type, auto_mapping = _task(model)
     experts = [path for path, layer in layers.items() if layer.geometry.experts]
     dense = [path for path in layers if path not in experts]
@@ -110,7 +115,8 @@ def save_adapter(
         provenance = {**(provenance or {}), "asking": known}
     record = make_record(spec, "", base, with_packing(provenance, model))
     rows, _ = attached_rows(model)
-    adapter = StoredAdapter(Path(folder), config, record, pairs, rows=rows)
+    beside = tensors_beside(model, layers)
+    adapter = StoredAdapter(Path(folder), config, record, pairs, beside, rows=rows)
     return write_stored(folder, adapter, moments=trained_moments(model), overwrite=overwrite)
 
 

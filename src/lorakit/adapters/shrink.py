@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from lorakit.adapters.combine import Combined, combine
-from lorakit.adapters.experts_refused import refuse_experts
+from lorakit.adapters.experts_refused import refuse_beside, refuse_experts
 from lorakit.adapters.pairs import StoredAdapter, rounded, unit_pair
 from lorakit.adapters.parents import Part, common_config, made_of, method_of
 from lorakit.adapters.specs import CombineSpec, ShrinkSpec
@@ -40,6 +40,7 @@ def shrink(
         *(adapter.spec.variant, Capability.SHRINK, adapter.source),
         "train one of a lower rank instead",
     )
+    refuse_beside(adapter, "pairs alone can be cut", "train one of a lower rank instead")
     refuse_experts(
         adapter,
         "shrinking works on linear layers only",

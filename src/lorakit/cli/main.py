@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import typer
 
 from lorakit.cli.mistakes import check_command, mended
 from lorakit.cli.show import errors, show_error
+from lorakit.cli.usage import UsageError, refusal
 from lorakit.errors import InputError, InterruptedRunError, LorakitError
 from lorakit.models.light import import_light
 from lorakit.run.limits import limit_caches
@@ -70,7 +72,13 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code: 0, 2 for bad input, 130 for Ctrl-C, else 1."""
     try:
         app = build(arguments)
-        app(args=_checked(arguments, app), prog_name="lorakit", standalone_mode=True)
+        words = _checked(arguments, app)
+        code = app(args=words, prog_name="lorakit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UsageError as error:
+        if (message := refusal(error, *_command(arguments, app), arguments)) is not None:
+            show_error(message)  # else a group alone: typer has shown its commands
+        return EXIT_INPUT
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILED
     except LorakitError as error:
@@ -82,6 +90,9 @@ def run(arguments: list[str]) -> int:
         errors.print("interrupted")
         return EXIT_INTERRUPTED
     except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILED
         if error.errno != errno.ENOSPC:
             raise
         show_error(
@@ -89,7 +100,6 @@ def run(arguments: list[str]) -> int:
             "complete before are still there"
         )
         return EXIT_INPUT
-    return 0
 
 
 def _checked(arguments: list[str], app: Any) -> list[str]:
@@ -100,14 +110,19 @@ def _checked(arguments: list[str], app: Any) -> list[str]:
     """
     names = {**dict.fromkeys(COMMANDS), **{group: inner for group, (_, inner) in GROUPS.items()}}
     check_command(arguments, names)
-    path: list[str] = []
-    inner = app
-    while len(path) < len(arguments) and arguments[len(path)] in getattr(inner, "commands", {}):
-        path.append(arguments[len(path)])
-        inner = inner.commands[path[-1]]
+    path, inner = _command(arguments, app)
     if not path or hasattr(inner, "commands"):
         return arguments
     return [*path, *mended(path, arguments[len(path) :], inner.params)]
+
+
+def _command(arguments: list[str], app: Any) -> tuple[list[str], Any]:
+    """The words that name a command, and the command."""
+    path: list[str] = []
+    while len(path) < len(arguments) and arguments[len(path)] in getattr(app, "commands", {}):
+        path.append(arguments[len(path)])
+        app = app.commands[path[-1]]
+    return path, app
 
 
 def build(arguments: list[str]) -> Any:

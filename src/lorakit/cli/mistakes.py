@@ -7,7 +7,7 @@ from typing import Any
 from lorakit.cli.bare_words import SWITCH_WORDS, check_value, check_words, is_rows
 from lorakit.errors import ConfigError
 from lorakit.files.wording import command_line
-from lorakit.other_names import VALUES, WITHOUT, command_meant, option_meant, plain
+from lorakit.other_names import CHOICES, VALUES, WITHOUT, command_meant, option_meant, plain
 
 _FILES = ("--data", "--eval-data")
 
@@ -141,12 +141,14 @@ def _replace(
     """Put what is meant by an unknown flag into the line."""
     line.unknown.append(flag)
     name = plain(flag)
-    if name in WITHOUT:
+    by_name = {plain(known): known for known in options if known.startswith("--")}
+    chosen = CHOICES.get(name, {}).get("".join(values).lower())
+    if name in WITHOUT and (chosen is None or chosen[0] not in by_name):
         line.reasons.append(f"{flag} is left out: {WITHOUT[name]}")
         return
-    by_name = {plain(known): known for known in options if known.startswith("--")}
-    if name in VALUES and VALUES[name][0] in by_name:
-        meant, value = VALUES[name]
+    chosen = chosen or VALUES.get(name)
+    if chosen is not None and chosen[0] in by_name:
+        meant, value = chosen
         line.meant.append(f"{by_name[meant]} {value}")
         line.words += [by_name[meant], value]
         return

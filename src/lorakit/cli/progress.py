@@ -120,7 +120,7 @@ def fetching() -> Iterator[Callable[[str, int, int], None]]:
 
 def show_prepared(prepared: Any) -> None:
     """The rows, the plan and the forecast of a run that is about to start."""
-    from lorakit.kernels.native import kernels_of  # it imports torch
+    from lorakit.kernels.chosen import kernels_of  # it imports torch
     from lorakit.kernels.packed.counting import packing_of
 
     data, forecast, model = prepared.data, prepared.forecast, prepared.session.model

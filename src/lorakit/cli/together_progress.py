@@ -72,7 +72,7 @@ class TogetherWatcher(Bars):
                 ]
             )
             self._bars[job.name] = self._progress.add_task(job.name, total=each.steps, detail="")
-        from lorakit.kernels.native import kernels_of  # it imports torch
+        from lorakit.kernels.chosen import kernels_of  # it imports torch
 
         busy, note = event["estimate"].busy, event["estimate"].note
         say(

@@ -1,6 +1,7 @@
 """What stands around a prompt and its answer in a row: a system text, earlier turns, a worse answer."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ SYSTEMS = ("system", "system_prompt")
 """Columns with the system message of a row."""
 LABELS = ("label", "kto_tag", "desirable")
 """Columns that mark an answer as good (true) or bad (false)."""
+_LEAST_WEIGHT = 1e-30
 
 
 def column(row: Row, name: str) -> Any:
@@ -36,6 +38,27 @@ def column(row: Row, name: str) -> Any:
     raise DataError(
         f"{row.origin}: no column {name!r}, which the rows before it have; this row has {instead}"
     )
+
+
+def weight_of(row: Row, name: str) -> float:
+    """How much a row's loss counts, by a column of numbers.
+
+    Raises:
+        DataError: the column is missing, or holds no finite number above 0.
+    """
+    value = column(row, name)
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    # As float32 holds it: a table of rows does.
+    if not _LEAST_WEIGHT <= weight <= 1 / _LEAST_WEIGHT:
+        shown = "null" if value is None else write_value(value, row.origin)
+        raise DataError(
+            f"{row.origin}: {name!r} is {shown}, and a row's weight is a "
+            "number above 0 (between 1e-30 and 1e30): leave out rows that are not to count"
+        )
+    return weight
 
 
 def text_of(row: Row, name: str) -> str:

@@ -28,7 +28,8 @@ class Batch:
 
     ids_T: int64 (T,). positions_T: int64 (T,), from 0 in every sequence. weight_T: float32 (T,),
     the loss mask: 1 where the token is supervised. lengths_S: tokens of each sequence. rows_S:
-    the index of each sequence's row.
+    the index of each sequence's row. factor_T: float32 (T,), of each token's loss in training: that
+    of its row; None where all are 1.
     """
 
     ids_T: Tensor
@@ -36,6 +37,7 @@ class Batch:
     weight_T: Tensor
     lengths_S: tuple[int, ...]
     rows_S: tuple[int, ...]
+    factor_T: Tensor | None = None
 
     @cached_property
     def predict_L(self) -> Tensor:
@@ -55,6 +57,18 @@ class Batch:
         """L, the number of supervised tokens: the divisor of the loss."""
         return self.predict_L.numel()
 
+    @cached_property
+    def factor_L(self) -> Tensor | None:
+        """The factor of each supervised token's loss in training: float32 (L,); None: all are 1."""
+        return None if self.factor_T is None else self.factor_T[self.predict_L + 1]
+
+    @cached_property
+    def divisor(self) -> float:
+        """What the step's summed loss is divided by in training: L, or the sum of the factors."""
+        if self.factor_L is None:
+            return self.token_count
+        return float(self.factor_L.sum(dtype=torch.float64))
+
     @property
     def tokens(self) -> int:
         """T, every token the model reads."""
@@ -67,10 +81,12 @@ class Batch:
             ids_T=self.ids_T.to(device),
             positions_T=self.positions_T.to(device),
             weight_T=self.weight_T.to(device),
+            factor_T=None if self.factor_T is None else self.factor_T.to(device),
         )
         # nonzero() on a GPU waits for it, because its result's size is unknown. Taking the indices
         # along spares every step that wait.
         moved.__dict__["predict_L"] = self.predict_L.to(device)
+        moved.__dict__["divisor"] = self.divisor
         return moved
 
 
@@ -112,7 +128,15 @@ def _pack(items: list[tuple[int, Encoded]]) -> Batch:
         weight_T=torch.from_numpy(weight_T),
         lengths_S=lengths,
         rows_S=tuple(row for row, _ in items),
+        factor_T=_factors(lengths, [item.factor for _, item in items]),
     )
+
+
+def _factors(lengths: Sequence[int], factors: Sequence[float]) -> Tensor | None:
+    """Each row's factor once for each of its tokens; None where all are 1."""
+    if all(factor == 1.0 for factor in factors):
+        return None
+    return torch.from_numpy(np.repeat(np.array(factors, np.float32), lengths))
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -123,7 +147,15 @@ def join(batches: Sequence[Batch]) -> Batch:
         weight_T=torch.cat([batch.weight_T for batch in batches]),
         lengths_S=tuple(length for batch in batches for length in batch.lengths_S),
         rows_S=tuple(row for batch in batches for row in batch.rows_S),
+        factor_T=_joined_factors(batches),
     )
+
+
+def _joined_factors(batches: Sequence[Batch]) -> Tensor | None:
+    if all(batch.factor_T is None for batch in batches):
+        return None
+    parts = (torch.ones_like(b.weight_T) if b.factor_T is None else b.factor_T for b in batches)
+    return torch.cat(list(parts))
 
 
 def total_steps(

@@ -101,7 +101,9 @@ def encode_examples(
                         f"{example.origin}: no token of the row is supervised, so there is nothing "
                         "to learn from it"
                     )
-                sequences.append(Encoded(np.array(ids, dtype=np.int32), weight, example.origin))
+                sequences.append(
+                    Encoded(np.array(ids, dtype=np.int32), weight, example.origin, example.weight)
+                )
             yield EncodedExample(tuple(sequences), each.answers, each.context, each.dropped)
 
 

@@ -16,7 +16,7 @@ class Example:
     prompt, completion: a prompt and its answer (completion is None where there is only a prompt).
     messages: a conversation in the form of OpenAI's chat: {"role", "content", "tool_calls"?, …}.
     tools: JSON schemas of the functions it may call. text: plain text, all of it supervised.
-    origin: "file:line".
+    origin: "file:line". weight: how much its loss counts in training.
     """
 
     origin: str
@@ -25,6 +25,7 @@ class Example:
     messages: tuple[Message, ...] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
+    weight: float = 1.0
 
     @property
     def question(self) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,10 @@ class _Reading:
     def hashed(self, examples: Iterator[Example]) -> Iterator[Example]:
         """The examples, each hashed on its way."""
         for example in examples:
-            self.digests.extend(hashlib.blake2b(example.canonical(), digest_size=16).digest())
+            content = example.canonical()
+            if example.weight != 1.0:
+                content += repr(example.weight).encode()
+            self.digests.extend(hashlib.blake2b(content, digest_size=16).digest())
             self.keys.append(prompt_key(example, self.seed))
             self.hashes.append(row_hash(example))
             if cuts_prompts(self.spec):
@@ -157,7 +160,7 @@ class _Reading:
         if self.spec.too_long == "drop" or self.spec.cut != "end":
             counts["dropped"] += 1
             return None
-        cut = Encoded(row.ids[: self.limit], row.weight[: self.limit], row.origin)
+        cut = replace(row, ids=row.ids[: self.limit], weight=row.weight[: self.limit])
         if not cut.weight.any():
             counts["dropped"] += 1
             return None

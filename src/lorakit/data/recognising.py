@@ -1,17 +1,18 @@
 """The columns of a file's first row -> the shape of its rows: prompt, answer, conversation or text."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
-from lorakit.data.around import SYSTEMS, like_messages
+from lorakit.data.around import SYSTEMS, like_messages, weight_of
 from lorakit.data.columns import CONVERSATIONS, ROLE_KEYS, given, is_message, listed, suggest, worse
 from lorakit.data.conversations import other_roles
 from lorakit.data.mapping import Mapper
 from lorakit.data.row import Row, WrittenObject
 from lorakit.data.shapes import Shape
 from lorakit.data.spec import DataSpec
-from lorakit.errors import DataError
+from lorakit.errors import DataError, did_you_mean
 
 
 def recognise(row: Row, spec: DataSpec) -> Shape:
@@ -20,6 +21,8 @@ def recognise(row: Row, spec: DataSpec) -> Shape:
     Raises:
         DataError: the columns fit no shape and no mapping is given.
     """
+    if spec.row_weight is not None:
+        return _weighed(row, spec, spec.row_weight)
     names = list(row.fields)
     if spec.prompt is not None and spec.completion is not None:
         prompt, completion = Mapper("prompt", spec.prompt), Mapper("completion", spec.completion)
@@ -50,6 +53,18 @@ def recognise(row: Row, spec: DataSpec) -> Shape:
         f"instruction + output; text. Say how to read them, for example {suggest(row.fields)}"
         + (_no_header(row) if row.form == "table" else "")
     )
+
+
+def _weighed(row: Row, spec: DataSpec, name: str) -> Shape:
+    """The shape that the other columns have, and a column of weights beside it."""
+    if name not in row.fields:
+        known = [str(field) for field in row.fields]
+        raise DataError(f"{row.origin}: row_weight is {name!r}; {did_you_mean(name, known)}")
+    weight_of(row, name)
+    others = replace(row, fields={k: v for k, v in row.fields.items() if k != name})
+    shape = recognise(others, replace(spec, row_weight=None))
+    said = f"{shape.description}; each row's loss weighs as {name!r} says"
+    return replace(shape, description=said, weight=name)
 
 
 def _no_header(row: Row) -> str:

@@ -1,7 +1,7 @@
 """Rows -> examples: a row read by the shape that its file was recognised to have."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lorakit.data.around import (
@@ -15,6 +15,7 @@ from lorakit.data.around import (
     refuse_bad,
     system_message,
     text_of,
+    weight_of,
 )
 from lorakit.data.calls import read_tools
 from lorakit.data.conversations import (
@@ -37,7 +38,7 @@ class Shape:
     """How rows of one file are read. `description` is one sentence for the user.
 
     prompt, completion, text: mappings over columns, where they are given. messages: the column with the conversation, or with its beginning. answer: the column with the
-    answer; empty where the conversation holds it.
+    answer; empty where the conversation holds it. weight: the column with the row's weight, or empty.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Shape:
     messages: str = ""
     answer: str = ""
     text: Mapper | None = None
+    weight: str = ""
 
     def example(self, row: Row) -> Example:
         """The row as an example. Its answer may be empty: what then happens, encode.py decides.
@@ -55,6 +57,10 @@ class Shape:
             DataError: a column is missing, null or not what it should be, or the row is marked as a
                 bad answer.
         """
+        example = self._read(row)
+        return replace(example, weight=weight_of(row, self.weight)) if self.weight else example
+
+    def _read(self, row: Row) -> Example:
         if self.kind == "mapped":
             assert self.prompt is not None
             assert self.completion is not None

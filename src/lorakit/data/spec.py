@@ -75,6 +75,13 @@ class DataSpec:
             "completion."
         },
     )
+    row_weight: str | None = field(
+        default=None,
+        metadata={
+            "help": "A column of numbers above 0: how much each row's loss weighs in training, such as 2 "
+            "for a row that counts twice. Held-out losses weigh all alike. Default: all alike."
+        },
+    )
     system: str | None = field(
         default=None,
         metadata={

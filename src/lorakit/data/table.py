@@ -20,21 +20,23 @@ class Encoded:
         trained to predict it from the tokens before it. weight[0] is always 0: nothing comes
         before the first token.
     origin: "file:line" of the row.
+    factor: of its loss in training.
     """
 
     ids: NDArray[np.int32]
     weight: NDArray[np.uint8]
     origin: str
+    factor: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class TokenTable(Sequence[Encoded]):
-    """The tokens of S rows, one after the other in flat arrays: 5 bytes a token, 12 a row.
+    """The tokens of S rows, one after the other in flat arrays: 5 bytes a token, 28 a row.
 
     ids_N: int32 (N,), weight_N: uint8 (N,) over all N tokens; offsets: int64 (S + 1,), row i is
-    ``ids_N[offsets[i] : offsets[i + 1]]``. ``table[i]`` is an `Encoded` whose arrays are views.
+    ``ids_N[offsets[i] : offsets[i + 1]]``; factor_S: float32 (S,) of their losses. ``table[i]`` is an `Encoded` whose arrays are views.
     """
 
     def __init__(
@@ -46,15 +48,17 @@ class TokenTable(Sequence[Encoded]):
         file_S: NDArray[np.int32],
         line_S: NDArray[np.int64],
         part_S: NDArray[np.int32],
+        factor_S: NDArray[np.float32],
     ) -> None:
         self.ids_N, self.weight_N, self.offsets = ids_N, weight_N, offsets
+        self.factor_S = factor_S
         self._files, self._file_S, self._line_S, self._part_S = files, file_S, line_S, part_S
 
     @classmethod
     def build(cls, rows: Iterable[Encoded]) -> "TokenTable":
         """Take rows one by one, so that only the flat arrays are ever held."""
         ids, offsets, file_of, line_of = array("i"), array("q", [0]), array("i"), array("q")
-        weight, part_of = bytearray(), array("i")
+        weight, part_of, factors = bytearray(), array("i"), array("f")
         files: dict[str, int] = {}
         for row in rows:
             ids.frombytes(np.ascontiguousarray(row.ids, dtype=np.int32).tobytes())
@@ -64,6 +68,7 @@ class TokenTable(Sequence[Encoded]):
             file_of.append(files.setdefault(file, len(files)))
             line_of.append(line)
             part_of.append(part)
+            factors.append(row.factor)
         return cls(
             np.frombuffer(ids, np.int32),
             np.frombuffer(weight, np.uint8),
@@ -72,6 +77,7 @@ class TokenTable(Sequence[Encoded]):
             np.frombuffer(file_of, np.int32),
             np.frombuffer(line_of, np.int64),
             np.frombuffer(part_of, np.int32),
+            np.frombuffer(factors, np.float32),
         )
 
     def __len__(self) -> int:
@@ -88,7 +94,9 @@ class TokenTable(Sequence[Encoded]):
         if not 0 <= i < len(self):
             raise IndexError(f"row {index} of a table of {len(self)} rows")
         span = slice(self.offsets[i], self.offsets[i + 1])
-        return Encoded(self.ids_N[span], self.weight_N[span], self.origin(i))
+        return Encoded(
+            self.ids_N[span], self.weight_N[span], self.origin(i), float(self.factor_S[i])
+        )
 
     def origin(self, i: int) -> str:
         """Where row i came from: "file:line"."""

@@ -33,6 +33,7 @@ from lorakit.execution.trial import (
 from lorakit.execution.trial_memory import asked_once
 from lorakit.kernels import native
 from lorakit.kernels.block import linear
+from lorakit.kernels.chosen import kernels_of
 from lorakit.kernels.layout import layout
 
 
@@ -157,7 +158,7 @@ def try_fused(
     Where they do not by the compiled kernels, they are tried by plain torch, and stay with it.
     """
     question = f"fused blocks, rows of {lengths} tokens: {' '.join(sorted(paths))}"
-    kernels = native.kernels_of(model)
+    kernels = kernels_of(model)
 
     def ask() -> bool:
         return _fuses(model, decoder, settings, paths, lengths)

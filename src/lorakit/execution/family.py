@@ -85,12 +85,12 @@ class DecoderBlock:
 
     @property
     def bare(self) -> bool:
-        """Whether every linear layer is a plain one without pairs, alike in bias where they share
-        an input."""
+        """Whether every linear layer is a plain one without pairs, dense or packed; alike in that and in
+        bias where they share an input."""
         groups = [self.linears(names) for names in INPUTS]
         return all(
-            all(type(each) is nn.Linear for each in linears)
-            and len({each.bias is None for each in linears}) == 1
+            all(type(each) in (nn.Linear, PackedLinear) for each in linears)
+            and len({(type(each), each.bias is None) for each in linears}) == 1
             for linears in groups
         )
 

@@ -18,7 +18,7 @@ from lorakit.execution.family import Decoder, DecoderBlock, Norm, linear_of
 from lorakit.execution.settings import AttentionSettings
 from lorakit.kernels.attention import attend, probabilities_kept
 from lorakit.kernels.block import gated_mlp, normed_group, residual_linear
-from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block, has_kernels
+from lorakit.kernels.compiled_block import BlockForm, RmsNorm, compiled_block, has_kernels, takes
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout
 from lorakit.kernels.rotary import rotate
@@ -128,6 +128,8 @@ def _form(
     """The block as the compiled kernels take it; None where it is more than they know."""
     beyond = (settings.chunk, settings.softcap, settings.sinks, settings.function)
     if settings.dropout or any(each is not None for each in beyond) or block.module in _plain:
+        return None
+    if not takes(linears):
         return None
     head_norms = block.rms_of_heads
     if head_norms is None and block.head_norms is not None:

@@ -3,7 +3,8 @@
 With one token for each of 32 sequences a layer of transformers' code spends more time between its
 products than in them. Which models qualify is in family.py, and that the parts mean what they seem to
 is found by trying (stepping.py). q, k and v share one product, and so do gate and up: their weights
-are laid under one another once, and the model's own parameters become views of that.
+are laid under one another once, and the model's own parameters become views of that; packed ones stay
+where they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,21 @@ from lorakit.execution.family import (
 from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Step
 from lorakit.kernels.decode import BlockTensors, CompiledDecoder
+from lorakit.kernels.packed.joint import JointWeight
+from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.slot_plan import BatchPlan
 from lorakit.kernels.slots import SlotGroup
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """Linear layers that share their input, as one."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        return F.linear(x_TI, self.weight, self.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +50,10 @@ class _LeanBlock:
     """The tensors of one block; `head_norms` of q and k, or None."""
 
     norms: tuple[Norm, Norm]
-    qkv: tuple[Tensor, Tensor | None]
-    o: tuple[Tensor, Tensor | None]
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
+    qkv: _Dense | JointWeight
+    o: _Dense | JointWeight
+    gate_up: _Dense | JointWeight
+    down: _Dense | JointWeight
     head_norms: tuple[nn.Module, nn.Module] | None
     settings: AttentionSettings
 
@@ -105,7 +119,7 @@ class LeanBlocks:
         """(L, vocabulary) at the places `keep_L` of the step."""
         x_TD = self._decoder.embed(ids_T)
         cos_1TE, sin_1TE = self._decoder.angles(x_TD[None], step.positions[None])
-        if self._compiled is not None:
+        if self._compiled is not None and not self._has_factors(batch):
             places = [(each.start, each.size, each.past, each.count) for each in step.places]
             angles = cos_1TE[0], sin_1TE[0]
             return self._compiled.logits(x_TD, angles, places, keep_L, kv_caches, batch)
@@ -123,6 +137,10 @@ class LeanBlocks:
             next(groups).add(x_LD, logits, batch.kept)
         return logits
 
+    def _has_factors(self, batch: BatchPlan) -> bool:
+        """Whether an adapter of the step multiplies its outputs, which the compiled decoder does not."""
+        return any(group.has_factors(batch.slots) for group in self.groups)
+
 
 def _run(
     block: _LeanBlock,
@@ -137,7 +155,7 @@ def _run(
     tokens, shape = x_TD.shape[0], x_TD.shape[-1:]
     heads, keys, width = block.settings.heads, block.settings.key_heads, block.settings.width
     n_TD = F.rms_norm(x_TD, shape, block.norms[0].weight, block.norms[0].eps)
-    y = F.linear(n_TD, *block.qkv)
+    y = block.qkv(n_TD)
     if groups is not None:
         next(groups).add(n_TD, y, batch)
     y_THE = y.view(tokens, heads + 2 * keys, width)
@@ -152,17 +170,17 @@ def _run(
     kv_cache.index_copy_(0, step.cells, y_THE[:, heads:].view(tokens, 2, keys, width))
     o_TO = attend_step(y_THE[:, :heads], kv_cache, step, block.settings).view(tokens, -1)
     # Adapters before the residual: in 16 bits a small update would be lost in the larger numbers.
-    y_TD = F.linear(o_TO, *block.o)
+    y_TD = block.o(o_TO)
     if groups is not None:
         next(groups).add(o_TO, y_TD, batch)
     x_TD = y_TD.add_(x_TD)
     n_TD = F.rms_norm(x_TD, shape, block.norms[1].weight, block.norms[1].eps)
-    gu = F.linear(n_TD, *block.gate_up)
+    gu = block.gate_up(n_TD)
     if groups is not None:
         next(groups).add(n_TD, gu, batch)
     gate, up = gu.chunk(2, dim=1)
     act = F.silu(gate).mul_(up)
-    y_TD = F.linear(act, *block.down)
+    y_TD = block.down(act)
     if groups is not None:
         next(groups).add(act, y_TD, batch)
     return y_TD.add_(x_TD)
@@ -179,16 +197,22 @@ def _compiled(blocks: Sequence[_LeanBlock], norm: Norm, head: Any) -> CompiledDe
         return None
     if any(b.head_norms is not None and not all(map(is_rms, b.head_norms)) for b in blocks):
         return None
+    dense = []
+    for block in blocks:
+        linears = (block.qkv, block.o, block.gate_up, block.down)
+        dense.append([each for each in linears if isinstance(each, _Dense)])
+        if len(dense[-1]) < len(linears):
+            return None
     made = [
         BlockTensors(
             (_pair(block.norms[0]), _pair(block.norms[1])),
             _head_pairs(block),
-            (block.qkv, block.o, block.gate_up, block.down),
+            tuple((each.weight, each.bias) for each in linears),
             block.settings.scale,
             block.settings.window,
             block.settings.chunk,
         )
-        for block in blocks
+        for block, linears in zip(blocks, dense, strict=True)
     ]
     return CompiledDecoder.of(made, _pair(norm), (head.weight, head.bias), sizes.pop())
 
@@ -205,21 +229,24 @@ def _head_pairs(block: _LeanBlock) -> tuple[tuple[Tensor, float], tuple[Tensor, 
 
 
 def _read(block: DecoderBlock, settings: AttentionSettings) -> _LeanBlock:
-    linears: Any = [block.linears(names) for names in INPUTS]
-    qkv, (o,), gate_up, (down,) = linears
+    qkv, o, gate_up, down = (_joined(block.linears(names)) for names in INPUTS)
     return _LeanBlock(
         norms=block.norms,
-        qkv=_joined(qkv),
-        o=(o.weight, o.bias),
-        gate_up=_joined(gate_up),
-        down=(down.weight, down.bias),
+        qkv=qkv,
+        o=o,
+        gate_up=gate_up,
+        down=down,
         head_norms=block.head_norms,
         settings=settings,
     )
 
 
-def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Weights and biases under one another; the layers' own become views, so no memory is lost."""
+def _joined(linears: Sequence[Any]) -> _Dense | JointWeight:
+    """Weights and biases under one another; dense layers' own become views, so no memory is lost."""
+    if isinstance(linears[0], PackedLinear):
+        return JointWeight(linears)
+    if len(linears) == 1:
+        return _Dense(linears[0].weight, linears[0].bias)
     weight = torch.cat([each.weight.data for each in linears])
     bias = None
     if linears[0].bias is not None:
@@ -230,4 +257,4 @@ def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         if bias is not None:
             each.bias.data = bias[row : row + each.out_features]
         row += each.out_features
-    return weight, bias
+    return _Dense(weight, bias)

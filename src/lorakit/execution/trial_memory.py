@@ -27,7 +27,8 @@ from torch import nn
 from lorakit.errors import ConfigError, OutputError
 from lorakit.files.cache import cache_dir
 from lorakit.files.whole import write_text
-from lorakit.kernels.native import kernels_of, library
+from lorakit.kernels.chosen import kernels_of
+from lorakit.kernels.native import library
 from lorakit.kernels.packed.counting import packing_of
 from lorakit.models.fingerprint import files_of
 

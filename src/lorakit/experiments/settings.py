@@ -14,6 +14,7 @@ from lorakit.config import (
     read_yaml,
 )
 from lorakit.errors import ConfigError
+from lorakit.lora.variants import variant_options
 from lorakit.option import options_of, parse
 from lorakit.other_names import unknown_keys
 
@@ -23,9 +24,10 @@ Spec = TypeVar("Spec")
 RUN_OPTIONS = (
     *MODEL_OPTIONS,
     *("data", "eval_data", *ROW_OPTIONS, "max_eval_rows", "eval_share"),
-    *("alpha", "rslora", "targets", "target_parameters", "exclude", "layers", "dropout", "init"),
+    *("alpha", *variant_options(), "targets", "target_parameters", "exclude", "layers"),
+    *("dropout", "init"),
     *("batch_size", "batch_tokens", "schedule", "warmup", "weight_decay", "beta1", "beta2"),
-    *("clip", "activation_checkpointing", "seed"),
+    *("clip", "moments", "activation_checkpointing", "seed"),
     *("out", "resume", "samples", "max_new_tokens"),
 )
 

@@ -6,7 +6,8 @@
 The same equations as block.py, attention.py and rotary.py, which are its oracle and what computes where
 `compiled_block` gives None: no library, another number format, weights that are trained, pairs for some
 of the rows, or attention that is more than causal. Kept for the backward are x, q, k, v, o, x', g, u, the
-h of each pair and three scalars a row; frozen weights are read where they lie.
+h of each pair and three scalars a row; frozen weights are read where they lie, packed ones too
+(packed/compiled.py): their numbers are made piece by piece, in each thread's own memory, and forgotten.
 
 Legend: T tokens, D width, E width of a head, M width of the MLP.
 """
@@ -24,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from lorakit.kernels import keeping, native
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout
+from lorakit.kernels.packed.compiled import Described, description_of
 from lorakit.kernels.workspace import LINE, workspace
 
 _ADDRESS, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -36,6 +38,7 @@ class _LayerStruct(ctypes.Structure):
         *((name, _ADDRESS) for name in ("w", "bias", "A", "B", "dA", "dB")),
         *((name, _COUNT) for name in ("in_", "out", "rank")),
         ("factor", _REAL),
+        ("packed", _ADDRESS),
     )
 
 
@@ -101,7 +104,7 @@ def compiled_block(
     """
     if not has_kernels(x_TD.dtype, x_TD.device) or not _suits(x_TD, cos_TE, sin_TE, where, form):
         return None
-    layout = _Form(
+    static = _Form(
         tuple((each.pairs[0].scale if each.pairs else 0.0) for each in form.linears),
         tuple(norm.eps for norm in (*form.norms, *(form.head_norms or ()))),
         form.scale,
@@ -109,14 +112,21 @@ def compiled_block(
         cos_TE.shape[1],
         # Tokens of no sequence, at the end, are one more: nobody reads what it holds.
         where.lengths + ((rest,) if (rest := len(x_TD) - sum(where.lengths)) else ()),
+        tuple(description_of(each.weight) for each in form.linears),
     )
     tensors: list[Tensor | None] = [cos_TE, sin_TE, *(norm.weight for norm in form.norms)]
     tensors += [norm.weight for norm in form.head_norms] if form.head_norms else [None, None]
     for each in form.linears:
         pair = each.pairs[0] if each.pairs else None
-        tensors += [cast(Tensor, each.weight), each.bias]
+        tensors += [each.weight if isinstance(each.weight, Tensor) else None, each.bias]
         tensors += [pair.A, pair.B] if pair else [None, None]
-    return cast(Tensor, _CompiledBlock.apply(x_TD, layout, *tensors))
+    return cast(Tensor, _CompiledBlock.apply(x_TD, static, *tensors))
+
+
+def takes(linears: Sequence[Linear]) -> bool:
+    """Whether the kernels can read the weights of these linear layers: dense ones, and packings that they know."""
+    weights = (each.weight for each in linears)
+    return all(isinstance(w, Tensor) or description_of(w) is not None for w in weights)
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
@@ -134,6 +144,7 @@ class _Form:
     window: int
     head_width: int
     lengths: tuple[int, ...]
+    packed: tuple[Described | None, ...]
 
 
 def _window(form: BlockForm, where: Layout) -> int:
@@ -147,10 +158,11 @@ def _suits(x_TD: Tensor, cos_TE: Tensor, sin_TE: Tensor, where: Layout, form: Bl
     norms = (*form.norms, *(form.head_norms or ()))
     frozen = [norm.weight for norm in norms]
     trained: list[Tensor] = []
+    if not takes(form.linears) or any(len(each.pairs) > 1 for each in form.linears):
+        return False
     for each in form.linears:
-        if not isinstance(each.weight, Tensor) or len(each.pairs) > 1:
-            return False
-        frozen += [each.weight] if each.bias is None else [each.weight, each.bias]
+        frozen += [each.weight] if isinstance(each.weight, Tensor) else []
+        frozen += [] if each.bias is None else [each.bias]
         for pair in each.pairs:
             if pair.rows is not None:
                 return False
@@ -240,9 +252,10 @@ def _described(
     ranks = 0
     for i, factor in enumerate(form.factors):
         layer, at = block.layer[i], _FIRST + 4 * i
-        weight, A = tensors[at], tensors[at + 2]
+        weight, A = tensors[at] if form.packed[i] is None else form.packed[i], tensors[at + 2]
         assert weight is not None
         layer.w, layer.bias, layer.A, layer.B = address[at : at + 4]
+        layer.packed = weight.address if isinstance(weight, Described) else None
         layer.out, layer.in_ = weight.shape
         layer.rank = 0 if A is None else A.shape[0]
         layer.factor = factor

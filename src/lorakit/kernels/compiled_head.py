@@ -32,13 +32,21 @@ class _HeadStruct(ctypes.Structure):
     )
 
 
-def compiled_head_loss(hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor) -> Tensor | None:
+def compiled_head_loss(
+    hidden_LD: Tensor,
+    weight_VD: Tensor,
+    labels_L: Tensor,
+    by_probability: bool = False,
+    factor_L: Tensor | None = None,
+) -> Tensor | None:
     """Summed nats of the labels, or None where plain torch has to compute them.
 
     Args:
         hidden_LD: hidden states of the positions that predict a label.
         weight_VD: the head's weight; it is frozen.
         labels_L: int64 token ids.
+        by_probability: each token's nats times its own probability, taken as a constant (token_loss.py).
+        factor_L: of each token's loss, float32; None where all are 1.
     """
     kernel = native.function("head_loss", "i", hidden_LD.dtype, hidden_LD.device)
     readable = (
@@ -52,14 +60,23 @@ def compiled_head_loss(hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor) -
         return None
     if labels_L.min() < 0 or labels_L.max() >= len(weight_VD):  # plain torch says so
         return None
-    return cast(Tensor, _CompiledHead.apply(hidden_LD, weight_VD, labels_L))
+    return cast(
+        Tensor, _CompiledHead.apply(hidden_LD, weight_VD, labels_L, by_probability, factor_L)
+    )
 
 
 class _CompiledHead(torch.autograd.Function):
     """`compiled_head_loss`; the gradient is formed in the forward pass and scaled in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_LD: Tensor, weight_VD: Tensor, labels_L: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_LD: Tensor,
+        weight_VD: Tensor,
+        labels_L: Tensor,
+        by_probability: bool,
+        factor_L: Tensor | None,
+    ) -> Tensor:
         hidden_LD, labels_L = hidden_LD.contiguous(), labels_L.contiguous()
         dtype, device = hidden_LD.dtype, hidden_LD.device
         sizes, kernel = (
@@ -94,6 +111,12 @@ class _CompiledHead(torch.autograd.Function):
                 room=memory + 4 * (logits + total),
             )
             kernel(ctypes.addressof(head))
+        if by_probability or factor_L is not None:
+            weight_L = torch.exp(-loss_L) if by_probability else torch.ones_like(loss_L)
+            weight_L = weight_L if factor_L is None else weight_L * factor_L
+            loss_L = weight_L * loss_L
+            if gradient is not None:
+                gradient.mul_(weight_L[:, None])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return loss_L.sum().to(torch.promote_types(dtype, torch.float32))
@@ -102,4 +125,4 @@ class _CompiledHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(gradient.dtype), None, None
+        return (gradient * grad).to(gradient.dtype), None, None, None, None

@@ -18,14 +18,13 @@ from lorakit.kernels.compiled_head import compiled_head_loss
 from lorakit.kernels.gpu import dispatch
 from lorakit.kernels.groups import LowRank
 from lorakit.kernels.layout import compiles_shapes, rounded
+from lorakit.kernels.token_loss import PLAIN, SURE_NATS, TokenLoss, shaped_loss_and_slope
 
 # 512 rows of a 49,152-word vocabulary are 100 MB of float32 logits: large enough for a matmul at
 # full speed, small beside the activations.
 HEAD_CHUNK = 512
 # Rows whose softmax is taken at once on a CPU: 3 MB of float32 for that vocabulary.
 SOFTMAX_ROWS = 16
-# A label with fewer nats than this has p > 1/2: 1 - Σ of the others is the more precise of the two.
-SURE_NATS = 0.69
 
 
 def chunked_head_loss(
@@ -34,6 +33,8 @@ def chunked_head_loss(
     bias_V: Tensor | None,
     labels_L: Tensor,
     pair: LowRank | None = None,
+    kind: TokenLoss = PLAIN,
+    factor_L: Tensor | None = None,
 ) -> Tensor:
     """Summed nats of the labels; the gradients are formed in the forward pass.
 
@@ -43,16 +44,20 @@ def chunked_head_loss(
         bias_V: its bias, or None.
         labels_L: int64 token ids.
         pair: beside the head, (R, D) and (V, R); None for a head without one.
+        kind: the form of a token's loss.
+        factor_L: of each token's loss, float32; None where all are 1.
 
     Returns:
         A scalar in float32 at least.
     """
-    if bias_V is None and pair is None:
-        compiled = compiled_head_loss(hidden_LD, weight_VD, labels_L)
+    if bias_V is None and pair is None and not kind.smoothing:
+        compiled = compiled_head_loss(hidden_LD, weight_VD, labels_L, kind.by_probability, factor_L)
         if compiled is not None:
             return compiled
     tensors = (None, None, 0.0) if pair is None else (pair.A, pair.B, pair.scale)
-    return cast(Tensor, _ChunkedHead.apply(hidden_LD, weight_VD, bias_V, labels_L, *tensors))
+    return cast(
+        Tensor, _ChunkedHead.apply(hidden_LD, weight_VD, bias_V, labels_L, *tensors, kind, factor_L)
+    )
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -73,6 +78,8 @@ class _ChunkedHead(torch.autograd.Function):
         A_RD: Tensor | None,
         B_VR: Tensor | None,
         scale: float,
+        kind: TokenLoss,
+        factor_L: Tensor | None,
     ) -> Tensor:
         wants = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5)]
         beside = None if A_RD is None or B_VR is None else _Pair(A_RD, B_VR, scale, hidden_LD.dtype)
@@ -96,7 +103,9 @@ class _ChunkedHead(torch.autograd.Function):
             low_CR = None if beside is None else hidden @ beside.A_RD.t()
             if beside is not None and low_CR is not None:
                 logits.addmm_(low_CR, beside.B_VR.t(), alpha=beside.scale)
-            total += _nll_and_slope(logits[:count], labels, logits[:count] if any(wants) else None)
+            slope = logits[:count] if any(wants) else None
+            factor_C = None if factor_L is None else factor_L[part]
+            total += _loss_and_slope(logits[:count], labels, slope, kind, factor_C)
             if not any(wants):
                 continue
             logits[count:].zero_()
@@ -112,7 +121,7 @@ class _ChunkedHead(torch.autograd.Function):
         hidden, weight, bias, A, B = (
             None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors
         )
-        return hidden, weight, bias, None, A, B, None
+        return hidden, weight, bias, None, A, B, None, None, None
 
 
 class _Pair:
@@ -167,7 +176,12 @@ class _Gradients:
             self.B.add_(slope_CV.t() @ low_CR, alpha=pair.scale)
 
 
-def label_loss(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
+def label_loss(
+    logits_LV: Tensor,
+    labels_L: Tensor,
+    kind: TokenLoss = PLAIN,
+    factor_L: Tensor | None = None,
+) -> Tensor:
     """Summed nats of the labels by logits that are there: Σ_l -log softmax(logits_l)[label_l].
 
     Differentiable in the logits. torch's own cross-entropy gives a token whose probability rounds to
@@ -176,31 +190,35 @@ def label_loss(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
     Args:
         logits_LV: of the positions that predict a label, in any floating format.
         labels_L: int64 token ids.
+        kind: the form of a token's loss.
+        factor_L: of each token's loss, float32; None where all are 1.
 
     Returns:
         A scalar in float32 at least.
     """
-    return cast(Tensor, _LabelLoss.apply(logits_LV, labels_L))
+    return cast(Tensor, _LabelLoss.apply(logits_LV, labels_L, kind, factor_L))
 
 
 class _LabelLoss(torch.autograd.Function):
     """Σ cross-entropy(logits, labels); softmax - onehot is formed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, logits_LV: Tensor, labels_L: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, logits_LV: Tensor, labels_L: Tensor, kind: TokenLoss, factor_L: Tensor | None
+    ) -> Tensor:
         wide = torch.promote_types(logits_LV.dtype, torch.float32)
         wanted = ctx.needs_input_grad[0]
         slope_LV = torch.empty_like(logits_LV, dtype=wide) if wanted else None
-        total = _nll_and_slope(logits_LV, labels_L, slope_LV)
+        total = _loss_and_slope(logits_LV, labels_L, slope_LV, kind, factor_L)
         ctx.save_for_backward(slope_LV)
         ctx.format = logits_LV.dtype
         return total.to(wide)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         (slope_LV,) = ctx.saved_tensors
-        return (None if slope_LV is None else (slope_LV * grad).to(ctx.format)), None
+        return (None if slope_LV is None else (slope_LV * grad).to(ctx.format)), None, None, None
 
 
 def label_nats(log_p_CV: Tensor, labels_C: Tensor) -> Tensor:
@@ -214,6 +232,19 @@ def label_nats(log_p_CV: Tensor, labels_C: Tensor) -> Tensor:
         others = log_p_CV[sure].exp_().scatter_(1, labels_C[sure, None], 0.0)
         nats_C[sure] = -torch.log1p(-others.sum(1))
     return nats_C
+
+
+def _loss_and_slope(
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    slope_CV: Tensor | None,
+    kind: TokenLoss,
+    factor_C: Tensor | None,
+) -> Tensor:
+    if kind.is_plain and factor_C is None:
+        return _nll_and_slope(logits_CV, labels_C, slope_CV)
+    at_once = SOFTMAX_ROWS if logits_CV.device.type == "cpu" else HEAD_CHUNK
+    return shaped_loss_and_slope(logits_CV, labels_C, slope_CV, kind, factor_C, at_once)
 
 
 def _nll_and_slope(logits_CV: Tensor, labels_C: Tensor, slope_CV: Tensor | None) -> Tensor:

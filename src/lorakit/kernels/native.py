@@ -31,7 +31,7 @@ from lorakit.kernels.gpu import dispatch
 VARIABLE, PLAIN, TRITON = "LORAKIT_KERNELS", "plain", "triton"
 FORMATS = {"avx2": torch.float32, "avx512bf16": torch.bfloat16, "amx": torch.bfloat16}
 """The sets, in the order of the library's bits, and the number format of each."""
-CALLS = 2
+CALLS = 3
 """What the library's functions take, as a number: LK_CALLS of native/src/base.cpp has to be the same."""
 _PACKAGE = "lorakit_kernels"
 _TYPES: dict[str, Any] = {"i": ctypes.c_int64, "f": ctypes.c_float}
@@ -40,15 +40,23 @@ _RUNTIME = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What computes where a compiled kernel and plain torch could: the set's name or "plain", and why."""
+    """What computes where a compiled kernel and plain torch could: the set's name or "plain", and why.
+
+    Attributes:
+        name: of the set, or "plain".
+        why: it is that.
+        beside: what something else computes, in words.
+    """
 
     name: str
     why: str
+    beside: str = ""
 
     @property
     def line(self) -> str:
         """For the user, one line."""
-        return f"kernels: {'plain torch' if self.name == PLAIN else self.name} ({self.why})"
+        name, more = "plain torch" if self.name == PLAIN else self.name, self.beside
+        return f"kernels: {name} ({self.why})" + (f"; {more}" if more else "")
 
 
 @dataclass(frozen=True)
@@ -169,15 +177,6 @@ def _said(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def kernels_of(model: Any) -> KernelChoice:
-    """What computes with a loaded model, by its number format and its device.
-
-    Raises:
-        ConfigError: see `requested`.
-    """
-    return choose(model.dtype, model.device)
-
-
 def function(
     name: str, arguments: str, dtype: torch.dtype, device: torch.device
 ) -> Callable[..., None] | None:
@@ -193,6 +192,37 @@ def function(
     """
     choice = choose(dtype, device)
     return _function(choice.name, name, arguments) if choice.name in FORMATS else None
+
+
+def beside(
+    name: str, arguments: str, dtype: torch.dtype, device: torch.device
+) -> Callable[..., None] | None:
+    """A kernel that may stand beside torch's products: of any usable set, whichever set is chosen for them.
+
+    So packed weights are unpacked by the library on a processor whose products torch computes faster.
+    Arguments are those of `function`.
+
+    Raises:
+        ConfigError: see `requested`.
+    """
+    found = library()
+    if device.type != "cpu" or isinstance(found, str):
+        return None
+    return _beside(found, os.environ.get(VARIABLE, ""), name, arguments, dtype)
+
+
+@lru_cache
+def _beside(
+    found: Library, forced: str, name: str, arguments: str, dtype: torch.dtype
+) -> Callable[..., None] | None:
+    if forced:
+        requested()
+    for each in FORMATS:
+        if FORMATS[each] == dtype and each in usable(found) and forced in ("", each):
+            kernel = _function(each, name, arguments)
+            if kernel is not None:
+                return kernel
+    return None
 
 
 @lru_cache

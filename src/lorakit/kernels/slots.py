@@ -18,18 +18,47 @@ How tokens are cut into segments is planned once a step, by `plan_batch`, and us
 On a CPU with compiled kernels (native.py) it is one call instead, native/src/serve.cpp, which needs no
 segments: up to four tokens of an adapter share what is read of it.
 
+An adapter may give each output a factor, y_t = f_a · (W x_t + s_a · B_a A_a x_t) + b. Then f lies in B
+beside s, and what is left of it, (f - 1) · W x, is one pass over its own tokens before the pairs are
+added (`OutputFactors`); tokens of other adapters are not touched by it.
+
 docs/performance.md has what other ways of cutting cost. The oracle in the tests is a loop over tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lorakit.kernels import native
 from lorakit.kernels.slot_plan import BatchPlan, Segment
+
+
+@dataclass(frozen=True, eq=False)
+class OutputFactors:
+    """What an adapter multiplies the outputs of a group of linears by, side by side.
+
+    Attributes:
+        beyond: f - 1, (sum of out_features,): near 1 in 16 bits f itself would be rounded to it.
+        offset: -(f - 1) · b, which takes the bias out again; None where there is none.
+    """
+
+    beyond: Tensor
+    offset: Tensor | None
+
+    def to(self, like: Tensor) -> "OutputFactors":
+        """The same in the dtype and on the device of another tensor."""
+        offset = None if self.offset is None else self.offset.to(like)
+        return OutputFactors(self.beyond.to(like), offset)
+
+    def scale(self, y_TO: Tensor) -> None:
+        """Y += (f - 1) · (y - b), in place."""
+        y_TO.addcmul_(y_TO, self.beyond)
+        if self.offset is not None:
+            y_TO.add_(self.offset)
 
 
 class SlotGroup:
@@ -70,6 +99,8 @@ class SlotGroup:
         self.A, self.B = (x.view(slots, *s) for x, s in zip((A, B), self._shapes, strict=True))
         # Slots with a pair: an adapter that leaves these layers alone costs nothing here.
         self._filled: set[int] = set()
+        # By the first slot of an adapter that has them.
+        self._factors: dict[int, OutputFactors] = {}
 
     @property
     def elements(self) -> int:
@@ -79,6 +110,15 @@ class SlotGroup:
     def holds(self, slots: frozenset[int]) -> bool:
         """Whether one of these slots has a pair."""
         return not self._filled.isdisjoint(slots)
+
+    @property
+    def factors(self) -> tuple[OutputFactors, ...]:
+        """Of the adapters in its slots that have any."""
+        return tuple(self._factors.values())
+
+    def has_factors(self, slots: frozenset[int]) -> bool:
+        """Whether an adapter in these slots has factors for the outputs, which `add` alone knows of."""
+        return bool(self._factors) and not slots.isdisjoint(self._factors)
 
     def beside(self, storage: Tensor, slots: int) -> "SlotGroup":
         """Slots of the same layers elsewhere.
@@ -92,7 +132,11 @@ class SlotGroup:
         return other
 
     def write(
-        self, slot: int, width: int, pairs: Sequence[tuple[Tensor, Tensor, float] | None]
+        self,
+        slot: int,
+        width: int,
+        pairs: Sequence[tuple[Tensor, Tensor, float] | None],
+        factors: OutputFactors | None = None,
     ) -> None:
         """Put an adapter's pairs into slots [slot, slot + width), zeros for a linear without one.
 
@@ -100,6 +144,7 @@ class SlotGroup:
             slot: the first.
             width: how many; width · R is at least the rank.
             pairs: of each linear A: (rank, in_features), B: (out_features, rank) and s.
+            factors: of the outputs, which the Bs have in them.
 
         Raises:
             ValueError: the shapes are others.
@@ -120,6 +165,7 @@ class SlotGroup:
             self.A[slot : slot + width] = 0
             self.B[slot : slot + width] = 0
             self._filled.difference_update(places)
+        self._put_factors(places, {} if factors is None else {slot: factors.to(self.B)})
         for i, pair in enumerate(pairs):
             if pair is None:
                 continue
@@ -143,6 +189,12 @@ class SlotGroup:
             self.B[slot : places.stop] = other.B
         self._filled.difference_update(places)
         self._filled.update(slot + held for held in other._filled)
+        self._put_factors(places, {slot + at: each for at, each in other._factors.items()})
+
+    def _put_factors(self, places: range, factors: Mapping[int, OutputFactors]) -> None:
+        for place in places:
+            self._factors.pop(place, None)
+        self._factors.update(factors)
 
     def add(self, x_TI: Tensor, y_TO: Tensor, plan: BatchPlan) -> None:
         """Add each token's s·B(A x) to the outputs of the linears, in place.
@@ -159,6 +211,8 @@ class SlotGroup:
             raise ValueError(f"{x_TI.shape[0]} tokens came, {plan.rows} were planned")
         if not self.holds(plan.slots):
             return
+        if self.has_factors(plan.slots):
+            self._scale(y_TO, plan)
         if self._compiled is not None and y_TO.is_contiguous() and y_TO.dtype == self.A.dtype:
             assert plan.table is not None
             x_TI = x_TI.contiguous()
@@ -180,6 +234,13 @@ class SlotGroup:
                 assert each.places is not None
                 rows = o.transpose(1, 2).reshape(n * m, -1).index_select(0, each.places)
                 y_TO.index_add_(0, each.tokens, rows)
+
+    def _scale(self, y_TO: Tensor, plan: BatchPlan) -> None:
+        first = 0
+        for run in plan.runs:
+            if (factors := self._factors.get(run.slot)) is not None:
+                factors.scale(y_TO[first : first + run.rows])
+            first += run.rows
 
     def _products(self, x_nmI: Tensor, each: Segment) -> Tensor:
         """s·B(A x) of a segment, (n, chunks, m, chunk)."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorakit.lora.attaching import attach, detach, lora_layers
-    from lorakit.lora.layers import LoraConv, LoraEmbedding, LoraLayer, LoraLinear
+    from lorakit.lora.conv import LoraConv
+    from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
     from lorakit.lora.planning import Plan, Skipped, Target, plan
     from lorakit.lora.spec import LoraSpec
 
 _HOMES = {
-    "LoraConv": "layers",
+    "LoraConv": "conv",
     "LoraEmbedding": "layers",
     "LoraLayer": "layers",
     "LoraLinear": "layers",

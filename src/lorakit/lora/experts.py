@@ -58,9 +58,6 @@ class LoraExperts(LoraLayer):
             raise TargetError(packed_refusal(self.base.packing_name))
         return super().merged_base()
 
-    def _standard(self, weight: Tensor) -> Tensor:
-        return weight
-
 
 def expert_factors(
     A: Tensor, B: Tensor, geometry: Geometry, axes: int = 3

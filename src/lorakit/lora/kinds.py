@@ -69,6 +69,11 @@ class Geometry:
         """Whether the weight is kept as (in, out)."""
         return self.kind == "conv1d"
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether such a module may have a bias."""
+        return self.kind not in ("embedding", "experts")
+
     def weight(self, base: nn.Module) -> Tensor:
         """The module's frozen weight."""
         return cast(Tensor, base.weight)
@@ -79,10 +84,13 @@ class Geometry:
             return base.frozen
         return self.weight(base).t() if self.transposed else self.weight(base)
 
+    def standard(self, weight: Tensor) -> Tensor:
+        """A weight as its base keeps it -> (out, in, *kernel), as variants see it; or back."""
+        return weight.t() if self.transposed or self.kind == "embedding" else weight
+
     def bias(self, base: nn.Module) -> Tensor | None:
         """The module's frozen bias, or None."""
-        bare = self.kind in ("embedding", "experts")
-        return None if bare else cast("Tensor | None", base.bias)
+        return cast("Tensor | None", base.bias) if self.has_bias else None
 
     def pair_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of A and B at a rank.

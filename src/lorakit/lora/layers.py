@@ -3,7 +3,8 @@
     LoraLayer
     ├── LoraLinear      torch.nn.Linear and its quantized kin, transformers' Conv1D (GPT-2)
     ├── LoraEmbedding   torch.nn.Embedding
-    └── LoraConv        torch.nn.Conv1d, Conv2d, Conv3d, groups included
+    ├── LoraConv        torch.nn.Conv1d, Conv2d, Conv3d, groups included (conv.py)
+    └── LoraExperts     bare parameters (experts.py)
 
 No method here changes a weight. A and B are float32 (float64 over a float64 base), whatever the
 base is kept in; the low-rank path computes in the dtype of the activations.
@@ -11,6 +12,7 @@ base is kept in; the low-rank path computes in the dtype of the activations.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -25,6 +27,7 @@ from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.through_rounding import RoundedSum, rounded_linear
 from lorakit.lora import equations
 from lorakit.lora.planning import Target
+from lorakit.lora.rows import BaseRows
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, require_capability
 
@@ -49,11 +52,15 @@ class LoraLayer(nn.Module, ABC):
         scale: s, a plain number.
         variant: which tensors there are, and what they add to the weight.
         dropout: probability with which an input of the low-rank path is dropped in training.
+        waits: the spec whose initialisation waits for training rows; see `initialising.py`.
+        begun: copies of the tensors as they began, where B was not zero then.
     """
 
     kind: ClassVar[str]
     A: nn.Parameter
     B: nn.Parameter
+    waits: LoraSpec | None = None
+    begun: Mapping[str, Tensor] | None = None
 
     def __init__(self, base: nn.Module, target: Target, spec: LoraSpec) -> None:
         super().__init__()
@@ -68,6 +75,8 @@ class LoraLayer(nn.Module, ABC):
         kept = weight.dtype if weight.dtype.is_floating_point else torch.float32
         dtype = torch.promote_types(kept, torch.float32)
         self.variant = target.variant
+        self._rows: BaseRows | None = None
+        self._known: tuple[list[Tensor], Tensor | None] | None = None
         if not self.by_kernels and not weight.dtype.is_floating_point:
             require_capability(
                 *(self.variant, Capability.KERNELS, target.path),
@@ -80,8 +89,7 @@ class LoraLayer(nn.Module, ABC):
 
     def reset(self, how: str, generator: torch.Generator) -> None:
         """Initialise the tensors so that ΔW = 0, on the CPU: the same seed, the same bits."""
-        weight = self._standard(self.weight.detach())
-        self.variant.initialise(self.tensors, weight, generator, geometry=self.geometry, how=how)
+        self.variant.initialise(self.tensors, self.rows, generator, geometry=self.geometry, how=how)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -98,6 +106,32 @@ class LoraLayer(nn.Module, ABC):
         return Capability.KERNELS in self.variant.capabilities
 
     @property
+    def by_factor(self) -> bool:
+        """Whether it computes f · (W x + s·B (A x)) + b with a factor for each output."""
+        return Capability.FACTOR in self.variant.capabilities
+
+    @property
+    def rows(self) -> BaseRows:
+        """The rows of the base's weight as the variant reads them."""
+        if self._rows is None or self._rows.base is not self.base:
+            self._rows = BaseRows(self.geometry, self.base)
+        return self._rows
+
+    def factor(self) -> Tensor | None:
+        """F of each output, (out_features,), float32 at least; None where it is 1.
+
+        Where nothing is trained it is computed once for the same tensors: a token that is generated
+        would otherwise cost a pass over W for it.
+        """
+        if torch.is_grad_enabled():
+            return self.variant.factor(self.tensors, self.rows, self.scale)
+        held = [self.rows.squares(), *(tensor.detach() for tensor in self.tensors.values())]
+        if self._known is None or not all(map(torch.equal, self._known[0], held)):
+            factor = self.variant.factor(self.tensors, self.rows, self.scale)
+            self._known = [tensor.clone() for tensor in held], factor
+        return self._known[1]
+
+    @property
     def weight(self) -> Tensor:
         """The base's own frozen weight: some model code reads a layer's weight directly."""
         return self.geometry.weight(self.base)
@@ -109,8 +143,9 @@ class LoraLayer(nn.Module, ABC):
 
     def delta(self) -> Tensor:
         """ΔW in the layout of the base's weight, float32 (float64 over a float64 base)."""
-        update = self.variant.delta(self.tensors, self._standard(self.weight), self.scale)
-        return update.t().contiguous() if self._transposed else update
+        weight = self.geometry.standard(self.weight)
+        update = self.variant.delta(self.tensors, weight, self.scale)
+        return self.geometry.standard(update).contiguous()
 
     def merged_base(self) -> nn.Module:
         """A new plain module with W + s·B·A, added in float32, in the base's dtype.
@@ -138,21 +173,28 @@ class LoraLayer(nn.Module, ABC):
         update = self.delta()
         weight = (self.weight.to(update.dtype) + update).to(self.weight.dtype)
         if isinstance(self.base, PackedLinear):
-            return F.linear(x, self._standard(weight), self.bias)
+            return F.linear(x, self.geometry.standard(weight), self.bias)
         return cast(Tensor, functional_call(self.base, {"weight": weight}, (x,)))
+
+    def scaled(self, y: Tensor, inner: Tensor, axis: int = -1) -> Tensor:
+        """Y + (f - 1) · inner: the part of y that f multiplies gets it.
+
+        In 16 bits a factor near 1 would be rounded to it; what it differs from 1 by is not.
+
+        Args:
+            y: what the layer computes without the factor.
+            inner: W x + s·B (A x), without the bias.
+            axis: of the outputs.
+        """
+        factor = self.factor()
+        if factor is None:
+            return y
+        beyond = (factor - 1).to(y.dtype)
+        return torch.addcmul(y, inner, beyond.view(-1, *[1] * (-1 - axis)))
 
     def extra_repr(self) -> str:
         """What `print(model)` shows beside the base."""
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
-
-    @property
-    def _transposed(self) -> bool:
-        """Whether the base keeps its weight as (in, out), as GPT-2 and embeddings do."""
-        return self.geometry.transposed or self.geometry.kind == "embedding"
-
-    def _standard(self, weight: Tensor) -> Tensor:
-        """A weight of the base as (out, in, *kernel), as variants see it."""
-        return weight.t() if self._transposed else weight
 
 
 class LoraLinear(LoraLayer):
@@ -181,7 +223,7 @@ class LoraLinear(LoraLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         if not self.by_kernels:
-            return self.through_weight(x)
+            return self._by_factor(x) if self.by_factor else self.through_weight(x)
         if self.rounded is not None:
             packing = self.rounded.of(self.linear().frozen, self.A, self.B, self.scale)
             return rounded_linear(x, packing, self.bias, self.A, self.B, self.scale)
@@ -189,6 +231,27 @@ class LoraLinear(LoraLayer):
         if self.geometry.plain and not dropping:
             return linear(x, self.linear())
         return self.base(x) + self.low_rank(x)
+
+    def _by_factor(self, x: Tensor) -> Tensor:
+        """F · (W x + s·B (A x)) + b, over a base whose product is its own too.
+
+        With dropout the base's W x stays whole, and what the factor adds is of the inputs that are left,
+        as in peft.
+        """
+        if self.training and self.dropout > 0.0:
+            kept = F.dropout(x, self.dropout)
+            low = equations.low_rank(kept, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
+            return self.scaled(self.base(x) + low, self._product(kept) + low)
+        plain = self.geometry.plain
+        y = linear(x, self.linear()) if plain else self.base(x) + self.low_rank(x)
+        return self.scaled(y, y if self.bias is None else y - self.bias)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """W x, without the bias."""
+        if self.geometry.plain:
+            return linear(x, Linear(self.geometry.frozen(self.base), None))
+        y = self.base(x)
+        return y if self.bias is None else y - self.bias
 
     @property
     def fits(self) -> bool:
@@ -231,46 +294,13 @@ class LoraEmbedding(LoraLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(…) ids -> (…, dim)."""
-        if not self.by_kernels:
+        if not self.by_kernels and not self.by_factor:
             return self.through_weight(ids)
         y = self.base(ids)
-        return y + self.low_rank(ids).to(y.dtype)
+        y = y + self.low_rank(ids).to(y.dtype)
+        return self.scaled(y, y) if self.by_factor else y
 
     def low_rank(self, ids: Tensor) -> Tensor:
         """s · B A[:, id]: (…, dim), in the dtype of A and B."""
         h = F.embedding(ids, self.A.t(), padding_idx=self.base.padding_idx)
         return (h @ self.B.t()).mul(self.scale)
-
-
-class LoraConv(LoraLayer):
-    """y = conv(x; W) + s · conv1(conv(x; A); B), conv1 having kernel 1 and the base's groups.
-
-    A sees every input channel even where the base is grouped, as in peft's format; such a pair
-    has no equal in the base's layout and so cannot be merged.
-    """
-
-    kind = "conv"
-    base: nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-    def delta(self) -> Tensor:
-        """ΔW: (out_channels, in_channels, *kernel).
-
-        Raises:
-            TargetError: the base is grouped.
-        """
-        if self.base.groups > 1:
-            raise TargetError(
-                f"a convolution with groups={self.base.groups} cannot take s·B·A: A mixes all "
-                "input channels and the base's weight has no place for that; keep it unmerged"
-            )
-        return super().delta()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, *size) -> (N, out_channels, *size')."""
-        if not self.by_kernels:
-            return self.through_weight(x)
-        base = self.base
-        conv = (F.conv1d, F.conv2d, F.conv3d)[base.weight.dim() - 3]
-        low = F.dropout(x, self.dropout, training=self.training)
-        h = conv(low, self.A.to(x.dtype), None, base.stride, base.padding, base.dilation)
-        return base(x) + self.scale * conv(h, self.B.to(x.dtype), groups=base.groups)

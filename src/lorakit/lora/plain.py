@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lorakit.lora.kinds import Geometry
+    from lorakit.lora.variant import WeightRows
 
 
 @dataclass(frozen=True)
 class PlainLora:
-    """ΔW = s·B·A with s = alpha / rank: the pair alone, with which everything may be done."""
+    """ΔW = s·B·A with s = alpha / rank: the pair alone, with which everything else may be done."""
 
     name: str = "LoRA"
     options: frozenset[str] = frozenset()
     peft_keys: frozenset[str] = frozenset()
     scale_formula: str = "alpha / rank"
-    capabilities: frozenset[Capability] = frozenset(Capability)
+    capabilities: frozenset[Capability] = frozenset(Capability) - {Capability.FACTOR}
 
     @property
     def peft_suffixes(self) -> Mapping[str, str]:
@@ -38,6 +39,10 @@ class PlainLora:
         """s = alpha / rank."""
         return equations.scale(alpha, rank)
 
+    def unfit(self, geometry: Geometry) -> str | None:
+        """Nothing: a pair goes beside everything that can be adapted."""
+        return None
+
     def tensors(self, geometry: Geometry, rank: int) -> Mapping[str, tuple[int, ...]]:
         """A and B."""
         return dict(zip("AB", geometry.pair_shapes(rank), strict=True))
@@ -45,7 +50,7 @@ class PlainLora:
     def initialise(
         self,
         tensors: Mapping[str, Tensor],
-        weight: Tensor,
+        weight: WeightRows,
         generator: torch.Generator,
         *,
         geometry: Geometry,
@@ -79,6 +84,10 @@ class PlainLora:
     def delta(self, tensors: Mapping[str, Tensor], weight: Tensor, s: float) -> Tensor:
         """s·B·A; W does not matter."""
         return equations.delta(tensors["A"], tensors["B"], s)
+
+    def factor(self, tensors: Mapping[str, Tensor], weight: WeightRows, s: float) -> Tensor | None:
+        """None: the outputs are W x + s·B (A x)."""
+        return None
 
 
 @dataclass(frozen=True)

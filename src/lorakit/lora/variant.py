@@ -25,7 +25,9 @@ class Capability(Enum):
     """What may be done with the tensors of a variant; the value completes "it can …"."""
 
     KERNELS = "be computed as W x + s·B (A x), which is all that the kernels compute"
+    FACTOR = "multiply each output of W x + s·B (A x) by a factor of its own"
     DROPOUT = "drop inputs of a low-rank path"
+    ADDED_BIAS = "have a trained bias beside each pair (lora_bias)"
     JOBS = "be trained beside other adapters on the same base"
     SUM = "be summed with other adapters"
     SHRINK = "be cut to a lower rank by its singular values"
@@ -35,6 +37,16 @@ class Capability(Enum):
     SLOTS = "be served from slots, beside other adapters on the same base"
     VLLM = "be loaded by vLLM"
     LLAMA_CPP = "be loaded by llama.cpp"
+
+
+class WeightRows(Protocol):
+    """A frozen weight W, (out_features, in_features, *kernel), read row by row: a layer's, or a file's."""
+
+    def squares(self) -> Tensor:
+        """‖W_o‖² of each row, (out_features,), float32 at least."""
+
+    def products(self, A: Tensor) -> Tensor:
+        """W Aᵀ, (out_features, rank), in the dtype of `squares`; A: (rank, in_features, *kernel)."""
 
 
 class Variant(Protocol):
@@ -71,13 +83,16 @@ class Variant(Protocol):
     def scale(self, alpha: float, rank: int) -> float:
         """s, the factor of B·A."""
 
+    def unfit(self, geometry: Geometry) -> str | None:
+        """Why a module of this geometry cannot be adapted so, and what to do; None where it can."""
+
     def tensors(self, geometry: Geometry, rank: int) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor of one layer, A and B first."""
 
     def initialise(
         self,
         tensors: Mapping[str, Tensor],
-        weight: Tensor,
+        weight: WeightRows,
         generator: torch.Generator,
         *,
         geometry: Geometry,
@@ -95,6 +110,17 @@ class Variant(Protocol):
 
     def delta(self, tensors: Mapping[str, Tensor], weight: Tensor, s: float) -> Tensor:
         """ΔW, what merging adds to W, in float32 (float64 of float64 tensors).
+
+        Args:
+            tensors: of one layer.
+            weight: W.
+            s: the scale.
+        """
+
+    def factor(self, tensors: Mapping[str, Tensor], weight: WeightRows, s: float) -> Tensor | None:
+        """F of each output in y = f · (W x + s·B (A x)), (out_features,); None where it is 1.
+
+        What it keeps as a constant in training is detached here.
 
         Args:
             tensors: of one layer.

@@ -6,10 +6,16 @@ A further variant is one file that satisfies `Variant` and one entry in `VARIANT
 from collections.abc import Collection, Mapping
 
 from lorakit.errors import ConfigError
+from lorakit.lora.dora import Dora, RankStabilizedDora
 from lorakit.lora.plain import PlainLora, RankStabilizedLora
 from lorakit.lora.variant import Variant
 
-VARIANTS: tuple[Variant, ...] = (PlainLora(), RankStabilizedLora())
+VARIANTS: tuple[Variant, ...] = (
+    PlainLora(),
+    RankStabilizedLora(),
+    Dora(),
+    RankStabilizedDora(),
+)
 
 
 def variant_of(options: Mapping[str, object]) -> Variant:
@@ -42,6 +48,11 @@ def variant_in(config: Mapping[str, object]) -> Variant:
     raise ConfigError(_no_variant(on, [variant.peft_keys for variant in VARIANTS]))
 
 
+def variant_options() -> tuple[str, ...]:
+    """Every field of `LoraSpec` that chooses a variant, sorted."""
+    return tuple(sorted({option for variant in VARIANTS for option in variant.options}))
+
+
 def peft_keys() -> tuple[str, ...]:
     """Every key of peft's configuration that chooses a variant, sorted."""
     return tuple(sorted({key for variant in VARIANTS for key in variant.peft_keys}))
@@ -56,7 +67,7 @@ def names() -> str:
     """What there is, in words.
 
     >>> names()
-    'LoRA and rsLoRA'
+    "LoRA, rsLoRA, DoRA and DoRA with rsLoRA's scale"
     """
     *first, last = [variant.name for variant in VARIANTS]
     return f"{', '.join(first)} and {last}" if first else last

@@ -52,7 +52,9 @@ def by_files(
         ModelError: the files' tensor has another shape.
     """
     dense = [target for target in plan.targets if target.geometry.kind != "experts"]
-    places = find(model, [f"{target.path}.weight" for target in dense], held)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    beside = [name for each in plan.whole for name in each.names if name in known]
+    places = find(model, [*(f"{target.path}.weight" for target in dense), *beside], held)
     if len(dense) == len(plan.targets):
         return FilePairs(plan, pairs, places)
     stacked = stacked_in_model(model, held)

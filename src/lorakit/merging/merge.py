@@ -31,7 +31,7 @@ from lorakit.merging.certify import (
 from lorakit.merging.formats import format_of, save_as_in
 from lorakit.merging.model_folder import complete_settings
 from lorakit.merging.rounding import own_rounding
-from lorakit.merging.ties import require_tied_by_config, tied_groups, untie
+from lorakit.merging.ties import require_tied_by_config, split_in, tied_groups, untie
 from lorakit.models.quiet import quiet
 
 CERTIFICATE = "certificate.json"
@@ -41,7 +41,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def merged_model(model: Model) -> Model:
     """A new model of plain layers that computes what the adapted one does.
 
-    Every weight is a copy, W + s·B·A where there was a pair, in the dtype of W. An adapted
+    Every weight is a copy, W + s·B·A where there was a pair, in the dtype of W, and the adapter's own
+    value where it has one (modules trained whole, biases, rows of embeddings). An adapted
     weight that was tied to others (an embedding to the output head, Zamba's shared block) cannot stay
     tied, because they change otherwise or not at all: each is kept, no weight of the model stays tied,
     and a transformers model's configuration says so.
@@ -55,7 +56,7 @@ def merged_model(model: Model) -> Model:
     layers = lora_layers(model)
     if not layers:
         raise AdapterError("this model has no adapter attached: there is nothing to merge")
-    tied = tied_groups(layer.target for layer in layers.values())
+    tied = tied_groups(layer.target for layer in layers.values()) + split_in(model)
     # deepcopy asks its memo first, so each adapted layer is replaced as the copy is made.
     memo: dict[int, Any] = {}
     for path, layer in layers.items():

@@ -3,13 +3,11 @@
 The new folder has the base's shards and index; a tensor without a pair is copied byte for byte.
 What was written is read back and held against W + s·B·A in float64, so that a model of any size
 has a certificate of its weights. Memory is a few blocks of rows, not a shard.
-
-Longer than 300 lines: what is written, and what it is held against, are one formula.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,12 @@ from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
 from lorakit.files.whole import write_json
-from lorakit.lora import Plan, Target, equations
+from lorakit.lora import Plan, Target
 from lorakit.lora.experts import expert_factors
 from lorakit.lora.variant import Capability, require_capability
+from lorakit.lora.whole import Whole
+from lorakit.merging.factor_files import FactorMerge
+from lorakit.merging.tensor_merge import ExpertsMerge, TensorMerge, ValueMerge
 from lorakit.models.weights import OtherNamesError
 
 INDEX = "model.safetensors.index.json"
@@ -79,58 +80,6 @@ class WeightsReport:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class TensorMerge:
-    """One tensor to merge: where W lies, and the factors of its update by rows.
-
-    The update's rows are s · left[rows] · right in the layout of W.
-    """
-
-    place: StoredTensor
-    name: str
-    left: Tensor
-    right: Tensor
-    scale: float
-
-    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
-        """Rows of s·B·A."""
-        return equations.delta(self.right.to(kind), self.left[start:stop].to(kind), self.scale)
-
-    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows of W + s·B·A, added in float32 (float64 for wider factors) and rounded once."""
-        W = shards.read_rows(self.place, start, stop)
-        kind = torch.promote_types(torch.promote_types(W.dtype, self.left.dtype), torch.float32)
-        left, right = self.left[start:stop].to(kind), self.right.to(kind)
-        return equations.merge(W.to(kind), right, left, self.scale).to(dtype)
-
-    def reach(self, start: int, stop: int) -> Tensor:
-        """|s| ‖b‖ ‖a‖ of each entry of these rows, float64: no inner product of its factors is larger."""
-        right_norms = self.right.double().norm(dim=0)
-        left_norms = self.left[start:stop].double().flatten(1).norm(dim=1)
-        return left_norms.view(-1, *[1] * right_norms.dim()) * right_norms * abs(self.scale)
-
-
-class ExpertsMerge(TensorMerge):
-    """The matrices of all experts in one tensor: left (E, m, r), right (E, r, n), a row an expert."""
-
-    def update(self, start: int, stop: int, kind: torch.dtype) -> Tensor:
-        """s·L R of these experts."""
-        left, right = self.left[start:stop].to(kind), self.right[start:stop].to(kind)
-        return self.scale * (left @ right)
-
-    def merged(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """W + s·L R of these experts, as in `TensorMerge`."""
-        W = shards.read_rows(self.place, start, stop)
-        kind = torch.promote_types(torch.promote_types(W.dtype, self.left.dtype), torch.float32)
-        return (W.to(kind) + self.update(start, stop, kind)).to(dtype)
-
-    def reach(self, start: int, stop: int) -> Tensor:
-        """As in `TensorMerge`."""
-        left_norms = self.left[start:stop].double().norm(dim=2)[:, :, None]
-        right_norms = self.right[start:stop].double().norm(dim=1)[:, None, :]
-        return left_norms * right_norms * abs(self.scale)
-
-
 def merge_files(
     places: Mapping[str, StoredTensor],
     held: Mapping[str, StoredTensor],
@@ -140,6 +89,7 @@ def merge_files(
     *,
     dtype: torch.dtype | None = None,
     tied: Sequence[Sequence[str]] = (),
+    values: Sequence[Tensor] = (),
 ) -> WeightsReport:
     """Write the weight files of the merged model and check them.
 
@@ -153,6 +103,7 @@ def merge_files(
         dtype: of all floating-point tensors; None keeps each as it is.
         tied: names of each parameter of the model that several modules hold, where merging unties: then
             each name gets a tensor of its own, merged or copied.
+        values: of what the plan changes beside the pairs, in its order.
 
     Raises:
         TargetError: a weight cannot take its product: a grouped convolution, or integers.
@@ -164,6 +115,8 @@ def merge_files(
         "merge it in memory instead: certify by logits, or `write_merged`",
     )
     jobs = jobs_of(places, plan, pairs)
+    for job in _value_jobs(places, plan.whole, values, split={n for tie in tied for n in tie}):
+        jobs.setdefault(job.place.name, []).append(job)
     extra = copies_of(jobs, held, tied)
     written: dict[Path, list[shards.Planned]] = {}
     for place in sorted(held.values(), key=lambda p: (p.file, p.entry.start)):
@@ -201,8 +154,8 @@ def jobs_of(
             raise TargetError(f"{target.path} is a convolution with groups: keep it unmerged")
         if bare and len(place.entry.shape) > 2:
             left, right = expert_factors(pair.A, pair.B, target.geometry)
-            merge = ExpertsMerge(place, place.name, left, right, pair.scale)
-            jobs.setdefault(place.name, []).append(merge)
+            experts = ExpertsMerge(place, place.name, left, right, pair.scale)
+            jobs.setdefault(place.name, []).append(experts)
             continue
         left, right = _factors(target, pair)
         name = place.name
@@ -212,8 +165,42 @@ def jobs_of(
                 raise OtherNamesError(
                     f"{place.file} calls the tied weight {place.name}, and the model {name}"
                 )
-        jobs.setdefault(place.name, []).append(TensorMerge(place, name, left, right, pair.scale))
+        five = place, name, left, right, pair.scale
+        merge = TensorMerge(*five)
+        if Capability.FACTOR in target.variant.capabilities:
+            merge = FactorMerge(*five, target.variant, pair.tensors, _turned(target))
+        jobs.setdefault(place.name, []).append(merge)
     return jobs
+
+
+def _value_jobs(
+    places: Mapping[str, StoredTensor],
+    whole: Sequence[Whole],
+    values: Sequence[Tensor],
+    *,
+    split: Collection[str],
+) -> Iterator[ValueMerge]:
+    """What to write of values beside pairs; each name gets its own where ties are split.
+
+    Raises:
+        TargetError: a bias that the base has no place for.
+    """
+    replaced = {w.names[0]: v for w, v in zip(whole, values, strict=True) if w.kind == "bias"}
+    summed = {w.names[0] for w in whole if w.kind == "added"} & replaced.keys()
+    for what, value in zip(whole, values, strict=True):
+        name = what.names[0]
+        if name in summed:  # the base's bias trained, and one beside the pair: one tensor
+            if what.kind == "bias":
+                continue
+            value, what = replaced[name] + what.scale * value, replace(what, kind="bias")
+        if name not in places:
+            raise TargetError(
+                f"the adapter has a bias for {name}, and the base's layer has none: an ordinary model "
+                "folder of it has no place for that; keep the adapter beside its base"
+            )
+        for own in what.names if name in split else (None,):
+            place = places[name]
+            yield ValueMerge(place, own or place.name, value, value, what.scale, what=what)
 
 
 def copies_of(
@@ -237,9 +224,14 @@ def copies_of(
 
 def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
     """Factors of the update in the layout of the weight: an embedding and a Conv1D transpose it."""
-    if target.geometry.transposed or target.geometry.kind == "embedding":
+    if _turned(target):
         return pair.A.T.contiguous(), pair.B.T.contiguous()
     return pair.B, pair.A
+
+
+def _turned(target: Target) -> bool:
+    """Whether the weight lies as (in, out)."""
+    return target.geometry.transposed or target.geometry.kind == "embedding"
 
 
 def planned_copy(place: StoredTensor, name: str, dtype: torch.dtype | None) -> shards.Planned:

@@ -5,7 +5,7 @@ what share of the update that is (survival.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ from lorakit.kernels.packed.packing import rows as packed_rows
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.expert_files import FilePairs
 from lorakit.merging.merge_files import (
-    TensorMerge,
     copies_of,
     jobs_of,
     planned_copy,
@@ -30,6 +29,7 @@ from lorakit.merging.merge_files import (
 from lorakit.merging.quantized_formats import Format, blocks, quantized_alike
 from lorakit.merging.quantized_report import QuantizedCheck, QuantizedReport
 from lorakit.merging.survival import Survival
+from lorakit.merging.tensor_merge import TensorMerge
 from lorakit.models.weights import tensors_of
 
 # NF4 moves a weight by a tenth of its norm, GPTQ's 2 bits by a third.
@@ -166,7 +166,7 @@ def _weight(
         )
     job = None
     if own:
-        job = TensorMerge(source, name, own[0].left, own[0].right, own[0].scale)
+        job = replace(own[0], place=source, name=name)
     return _Weight(source, place if based else None, job, form)
 
 

@@ -6,13 +6,51 @@ from typing import Any
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.lora.changing import changes_of
 from lorakit.lora.planning import Target
 from lorakit.lora.sharing import tied_parameters
+from lorakit.lora.whole import Whole
 
 
 def tied_groups(targets: Iterable[Target]) -> list[tuple[str, ...]]:
     """Paths of the modules that share a weight with an adapted one, by adapted module, itself first."""
     return [(target.path, *target.tied_to) for target in targets if target.tied_to]
+
+
+def split_groups(model: nn.Module, whole: Iterable[Whole]) -> list[tuple[str, ...]]:
+    """Paths of modules that share a weight of which an adapter has a value of its own for some alone.
+
+    Args:
+        model: the base, without the adapter; may be on the meta device.
+        whole: what the adapter changes beside its pairs.
+    """
+    names = {name: each.names for each in whole for name in each.names}
+    return [
+        tuple(name.removesuffix(".weight") for name in tie)
+        for tie in tied_parameters(model)
+        if any(name in names and set(names[name]) != set(tie) for name in tie)
+    ]
+
+
+def split_in(model: nn.Module) -> list[tuple[str, ...]]:
+    """The same of a model in which the adapter stands, pairs or none."""
+    groups: list[tuple[str, ...]] = []
+    changes = changes_of(model)
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.replace(".base.", "."))
+    for change in changes:
+        others = owners.get(id(change.own), []) if change.own is not None else []
+        others += [
+            name
+            for other in changes
+            if other is not change and other.own is change.own is not None
+            for name in other.what.names
+        ]
+        if others:
+            named = dict.fromkeys((*change.what.names, *others))
+            groups.append(tuple(name.removesuffix(".weight") for name in named))
+    return groups
 
 
 def require_tied_by_config(model: Any, groups: Sequence[Sequence[str]]) -> None:

@@ -37,6 +37,7 @@ from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.experiments.measuring import RowLosses
 from lorakit.experiments.stamps import Sources, Stamp, stamp_of
 from lorakit.files.whole import write_json
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.ranking import probing, wording
 from lorakit.ranking.bracket import SearchResult, bracket
 from lorakit.ranking.choose import Judge, LossTolerance
@@ -110,6 +111,7 @@ def run_rank(
         DivergedError, TrialError: see `search_rank`; finished trials are kept.
     """
     spec, config = settings.spec, settings.config
+    _check_start(config)
     experiment = begin_experiment(settings, command, report, runner, what="a search", later=_LATER)
     root, run = experiment.trials, experiment.runner
     with experiment.profiling():
@@ -122,6 +124,21 @@ def run_rank(
     write_json(experiment.folder / RESULT, result)
     write_rank_report(experiment.folder)
     return result
+
+
+def _check_start(config: RunConfig) -> None:
+    """Refuse initialisations of which a rank says something else than it does of plain LoRA.
+
+    Raises:
+        ConfigError: pairs would hold twice their rank, or have ranks by the rows.
+    """
+    how = config.lora.initialisation
+    if how.splits or how.rows:
+        raise ConfigError(
+            f"init {how.name}: a search compares plain pairs of a rank each, and these "
+            + ("hold two of it" if how.splits else "have ranks by the rows")
+            + "; search with --init kaiming, then train at the rank that it finds"
+        )
 
 
 _TRUNCATING = ("heal", "nested")
@@ -139,6 +156,13 @@ def profile_rank(spec: RankSpec, config: RunConfig, runner: Runner) -> RankProfi
     Raises:
         InputError: something given cannot be used.
     """
+    # Ranks are trained side by side on one base, and judged by their singular values.
+    for capability in (Capability.JOBS, Capability.SHRINK):
+        require_capability(
+            *(config.lora.variant, capability, "lorakit rank"),
+            "search with plain LoRA, or train the ranks one by one with `lorakit train`",
+            error=ConfigError,
+        )
     if config.lora.target_parameters and spec.method in _TRUNCATING:
         raise ConfigError(
             f"method {spec.method} truncates pairs, and those on experts (target_parameters) cannot be "

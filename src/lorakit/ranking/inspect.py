@@ -211,7 +211,9 @@ def _losses(
     jobs = Jobs(model, [plan(model, spec) for spec in specs], [0 for _ in ranks])
     losses = {}
     for job, rank in enumerate(ranks):
-        put_pairs(jobs, job, shrink(stored, ShrinkSpec(rank=rank)).adapter)
+        # The highest cuts nothing: the adapter as it is, whose last bits other factors would change.
+        whole = rank == ranks[-1]
+        put_pairs(jobs, job, stored if whole else shrink(stored, ShrinkSpec(rank=rank)).adapter)
         jobs.install(job)
         losses[rank] = measure_rows(model, table, tokens).loss
     notes = (counts.reading, *length_notes(counts, "rows", config.data.too_long, config.data.cut))

@@ -20,7 +20,7 @@ from lorakit.experiments.kinds import typed
 from lorakit.experiments.measuring import RowLosses, measure_rows, save_pairs, spread_rows
 from lorakit.experiments.opening import TrialContext, ask_held_out, open_trial
 from lorakit.experiments.stamps import Sources
-from lorakit.kernels.native import kernels_of
+from lorakit.kernels.chosen import kernels_of
 from lorakit.lora import plan
 from lorakit.lora.jobs import Jobs
 from lorakit.ranking.pairs import MeanPairs, put_pairs

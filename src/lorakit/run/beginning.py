@@ -11,7 +11,7 @@ from lorakit.config import RunConfig, options
 from lorakit.data import Dataset
 from lorakit.data.rehearsal import Rehearsal
 from lorakit.files.whole import write_json
-from lorakit.kernels.native import kernels_of
+from lorakit.kernels.chosen import kernels_of
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import (
     AgainstParent,

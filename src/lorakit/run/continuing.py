@@ -21,6 +21,8 @@ from lorakit.config import RunConfig
 from lorakit.data import Dataset, TokenTable
 from lorakit.errors import ConfigError, TargetError
 from lorakit.lora import Plan, attach, detach, lora_layers, plan
+from lorakit.lora.changing import changes_of, put
+from lorakit.lora.variants import variant_options
 from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.rate_probe import ProbedRate, probe_rate
@@ -35,9 +37,14 @@ from lorakit.training import Moments, Schedule, TrainSpec
 _TOGETHER = (
     ("targets", "target_parameters", "exclude", "layers"),
     ("rank", "rank_pattern"),
-    ("alpha", "alpha_pattern", "rslora"),
+    ("alpha", "alpha_pattern", *variant_options()),
     ("init",),
+    ("modules_to_save", "keep_ties"),
+    ("token_rows", "train_tokens"),
+    ("bias", "lora_bias"),
 )
+# What no plan compares: another value is another adapter.
+_EXACT = (("init",), *_TOGETHER[-3:])
 # Without moments the first steps move every element by the whole rate, whatever its gradient.
 _WARMUP_STEPS, _WARMUP_SHARE = 10, 0.25
 
@@ -120,7 +127,7 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
             dropout = 0.0
         spec = replace(fitted.spec, dropout=dropout)
         own = plan(model, spec, any_rank=True)
-    wanted = {target.path: (target.rank, target.scale) for target in own.targets}
+    wanted = {target.path: (target.rank, target.scale, target.variant) for target in own.targets}
     for group in _TOGETHER:
         asked = {name: getattr(config.lora, name) for name in group if name in config.given}
         differs = [name for name, value in asked.items() if value != getattr(spec, name)]
@@ -128,10 +135,10 @@ def plan_from(model: nn.Module, config: RunConfig, parent: Parent) -> Plan:
             continue
         try:
             made = plan(model, replace(spec, **asked), any_rank=True)
-            same = wanted == {t.path: (t.rank, t.scale) for t in made.targets}
+            same = wanted == {t.path: (t.rank, t.scale, t.variant) for t in made.targets}
         except (ConfigError, TargetError):
             same = False
-        if not same or group == ("init",):
+        if not same or group in _EXACT:
             name = differs[0]
             raise ConfigError(
                 f"{name} is {_said(asked[name])}, and {parent.found.name}, which the run goes on "
@@ -151,11 +158,13 @@ def attach_parent(session: Session, parent: Parent, made: Plan) -> tuple[str, ..
     """
     load_adapter(session.model, parent.found.folder, identity=session.identity)
     kept = {path: layer.tensors for path, layer in lora_layers(session.model).items()}
+    beside = [change.value.clone() for change in changes_of(session.model)]
     # Attached anew: dropout may be another than the parent was trained with.
     attach(detach(session.model), made)
     for path, layer in lora_layers(session.model).items():
         for name, tensor in layer.tensors.items():
             tensor.data.copy_(kept[path][name])
+    put(session.model, made.whole, beside, trainable=True)
     layers = lora_layers(session.model)
     moments, why = read_moments(parent.found.folder, layers, parent.info.tensors_sha256)
     remember_moments(session.model, moments)

@@ -18,6 +18,7 @@ from lorakit.files.wording import size
 from lorakit.kernels.packed.counting import packing_of, weight_bytes, workspace_bytes
 from lorakit.run.machine import available_memory
 from lorakit.training import TrainSpec
+from lorakit.training.moments import BYTES_8BIT
 
 # The forecast is good to about a tenth, and other programs want some memory too.
 MEMORY_SHARE = 0.85
@@ -108,10 +109,9 @@ def estimate(
         lengths, loss_tokens: tokens of each row, and supervised ones among all of them.
         spec: the schedule.
         steps: optimizer steps.
-        trainable: as for `estimate_run`.
+        trainable, full, reached: as for `estimate_run`.
         dtype, device: of the base; the device's rates are measured.
         kept: elements for the backward pass of each token, None where blocks do not run fused.
-        full, reached: as for `estimate_run`.
         frozen_bytes: of the base, where it is packed.
         measured_tokens: of each product by which the rates are measured.
         work: what other processes do, looked at since before; else while the rates are measured.
@@ -146,6 +146,7 @@ def estimate(
             bytes_rate=bytes_rate,
             reached=reached,
             frozen_bytes=frozen_bytes,
+            moment_bytes=_moment_bytes(shape, trainable, spec, full=full),
         )
 
     if spec.activation_checkpointing != "auto":
@@ -164,3 +165,13 @@ def estimate(
         "--batch-tokens need less memory too",
         busy,
     )
+
+
+def _moment_bytes(
+    shape: forecasting.ModelShape, trainable: int, spec: TrainSpec, *, full: bool
+) -> int:
+    """Of AdamW's moments. In 8 bits embeddings keep 32; so do small tensors, which are not counted."""
+    if spec.moments == "32bit":
+        return 8 * trainable
+    wide = min(trainable, shape.vocabulary * shape.width) if full else 0
+    return int(8 * wide + BYTES_8BIT * (trainable - wide))

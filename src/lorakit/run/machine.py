@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorakit.kernels.native import kernels_of
+from lorakit.kernels.chosen import kernels_of
 
 VERSIONS = ("lorakit", "torch", "transformers", "safetensors", "datasets")
 

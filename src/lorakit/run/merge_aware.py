@@ -11,6 +11,7 @@ from lorakit.kernels.packed.counting import packing_of
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.through_rounding import RoundedSum
 from lorakit.lora import LoraLinear, Target, lora_layers
+from lorakit.lora.variant import Capability, require_capability
 from lorakit.merging.quantizable import kept_wide
 from lorakit.training import TrainSpec
 
@@ -42,7 +43,7 @@ def rounding_notes(
         dropout: of the pairs.
 
     Raises:
-        ConfigError: inputs are dropped.
+        ConfigError: inputs are dropped, or the pairs are of a variant that is computed otherwise.
         TargetError: no adapted layer is quantized by a merge.
     """
     how = spec.merge_aware
@@ -52,6 +53,13 @@ def rounding_notes(
         raise ConfigError(
             f"dropout is {dropout:g}, and with merge_aware there is no low-rank path whose input could be "
             "dropped: W + s·B·A is one quantized weight; set dropout to 0"
+        )
+    targets = list(targets)
+    for variant in {target.variant for target in targets}:
+        require_capability(
+            *(variant, Capability.KERNELS, f"merge_aware {how}"),
+            "leave merge_aware out: `lorakit merge --quantize` says what arrived",
+            error=ConfigError,
         )
     wide, paths = kept_wide(model), {target.path for target in targets}
     linear = {p for p, module in model.named_modules() if type(module) in _ROUNDED}

@@ -26,6 +26,7 @@ from lorakit.lora.kinds import Geometry
 from lorakit.lora.planning import Target
 from lorakit.lora.targets import block_of
 from lorakit.lora.variant import Capability, Variant, require_capability
+from lorakit.serving.factors import BaseFactors
 
 _REMEMBERED = 4096
 """Adapters of which it is remembered that they were checked."""
@@ -112,6 +113,7 @@ class Bank:
         self.targets, self.slots, self.rank = dict(targets), slots, rank
         self._known = self.targets.keys() | self._bare.keys()
         self.dtype, self.device = dtype, device
+        self._factors = BaseFactors(model, self.targets)
         self._grouped = [tuple(paths) for paths in grouped]
         assert {path for paths in grouped for path in paths} == self.targets.keys()
         self.groups = [self._group(paths) for paths in self._grouped]
@@ -202,6 +204,11 @@ class Bank:
             adapter = stored_for_model(self._model, adapter, self._bare)
         check_variant(adapter.spec.variant, self.needs, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
+        if adapter.beside:
+            raise AdapterError(
+                f"{name} holds more than pairs ({next(iter(adapter.beside))}): merge it into a model of "
+                "its own: lorakit merge"
+            )
         if adapter.whole:
             raise AdapterError(f"{name} holds whole weights ({', '.join(adapter.whole)})")
         sizes = [width * group.elements for group in self.groups]
@@ -209,14 +216,15 @@ class Bank:
         places = zip(self.groups, elements.split(sizes), strict=True)
         staged = [mine.beside(place, width) for mine, place in places]
         for group, paths in zip(staged, self._grouped, strict=True):
-            pairs = []
+            pairs = {}
             for path in paths:
                 pair = adapter.pairs.get(path)
                 if pair is not None and pair.kind not in ("linear", "conv1d"):
                     raise AdapterError(f"{name}: {path} is a pair of the kind {pair.kind}")
-                pairs.append(None if pair is None else (pair.A, pair.B, pair.scale))
+                pairs[path] = pair
             try:
-                group.write(0, width, pairs)
+                written, factors = self._factors.pairs_of(pairs, adapter.spec.variant)
+                group.write(0, width, written, factors)
             except ValueError as error:
                 raise AdapterError(f"{name} does not fit this model at {paths}: {error}") from None
         experts = {
@@ -225,6 +233,7 @@ class Bank:
             if path in self._bare
         }
         held = [tensor for pairs in experts.values() for tensor in (pairs.down, pairs.up)]
+        held += [factors.beyond for group in staged for factors in group.factors]
         if not all(finite(tensor) for tensor in (elements, *held)):
             raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
         return StagedAdapter(width, staged, experts)

@@ -9,7 +9,7 @@ from lorakit.execution.generate import end_tokens
 from lorakit.execution.prompts import embedding_count
 from lorakit.files.cache import Progress
 from lorakit.files.wording import size
-from lorakit.kernels.native import kernels_of
+from lorakit.kernels.chosen import kernels_of
 from lorakit.kernels.packed.counting import packing_of
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity

@@ -28,10 +28,12 @@ from lorakit.evaluation.scores import Scores
 from lorakit.execution.choices import ChoiceScores, score_choices
 from lorakit.execution.generate import generate
 from lorakit.files.cache import Progress, no_progress
+from lorakit.kernels.token_loss import PLAIN
 from lorakit.models import ModelSpec, identify, load_model
 from lorakit.tasks.answers import AnswerReader, TaskAnswer, calls_tools
 from lorakit.tasks.task import AnswerPlan, Comparison, Session
-from lorakit.training import CausalLoss
+from lorakit.training import CausalLoss, TrainSpec
+from lorakit.training.loss import token_loss
 
 # Prompts too long for the limit that share what room the longest of them leaves.
 _TOGETHER = 16
@@ -83,9 +85,12 @@ class CausalLM:
         """Packed sequences, rows of like length together."""
         return [batch.to(device) for batch in micro_batches(table, list(rows), batch_tokens)]
 
-    def loss(self, model: Any, *, recompute: bool = False) -> CausalLoss:
-        """Negative log-likelihood in nats, summed over supervised tokens."""
-        return CausalLoss(model, recompute=recompute)
+    def loss(
+        self, model: Any, spec: TrainSpec | None = None, *, recompute: bool = False
+    ) -> CausalLoss:
+        """Negative log-likelihood in nats, summed over supervised tokens; in training as the spec says."""
+        kind = PLAIN if spec is None else token_loss(spec)
+        return CausalLoss(model, recompute=recompute, kind=kind)
 
     def examples(self, rows: Sequence[Example], most: int | None = None) -> list[Example]:
         """Those with a prompt and an answer: plain text has neither.

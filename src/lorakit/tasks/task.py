@@ -15,7 +15,7 @@ from lorakit.files.cache import Progress, no_progress
 from lorakit.models import ModelSpec
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.tasks.answers import TaskAnswer
-from lorakit.training import Loss
+from lorakit.training import Loss, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,14 @@ class Task(Protocol):
     ) -> list[Batch]:
         """These rows of a table as batches of at most so many tokens, on the device."""
 
-    def loss(self, model: Any, *, recompute: bool = False) -> Loss:
-        """The loss of a batch by this model: calling it with a batch gives (sum, count)."""
+    def loss(self, model: Any, spec: TrainSpec | None = None, *, recompute: bool = False) -> Loss:
+        """The loss of a batch by this model: calling it with a batch gives (sum, count).
+
+        Args:
+            model: that computes.
+            spec: of the run that trains by it; None where it only measures.
+            recompute: activation checkpointing while it trains.
+        """
 
     def examples(self, rows: Sequence[Example], most: int | None = None) -> list[Example]:
         """Those that a prediction can be asked and judged for; up to `most`, spread evenly."""

@@ -35,7 +35,7 @@ class Progress:
         last_loss: of the newest evaluation after the start.
         stale: evaluations since the best.
         before: held-out loss before the first step.
-        recent: (summed nats, tokens) of the last tenth of the steps.
+        recent: (summed nats, tokens or the sum of their weights) of the last tenth of the steps.
     """
 
     step: int = 0
@@ -46,7 +46,7 @@ class Progress:
     last_loss: float | None = None
     stale: int = 0
     before: float | None = None
-    recent: list[tuple[float, int]] = field(default_factory=list)
+    recent: list[tuple[float, float]] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -135,8 +135,3 @@ def _keep_only(target: Path) -> None:
 def flat_copy(flat: Tensor) -> Tensor:
     """A copy on the CPU, to keep the best parameters while training goes on."""
     return torch.clone(flat.detach()).cpu()
-
-
-def narrow_copy(moments: Tensor) -> Tensor:
-    """A copy on the CPU in bfloat16, whose range is float32's: 3 digits of a moment are enough."""
-    return moments.detach().to("cpu", torch.bfloat16, copy=True)

@@ -6,7 +6,7 @@ for each job. What a run is, it is here, so that one of several concurrent jobs 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,11 +19,12 @@ from lorakit.training.checkpoint import (
     Progress,
     flat_copy,
     load_checkpoint,
-    narrow_copy,
     save_checkpoint,
 )
 from lorakit.training.guard import FirstStepGuard
+from lorakit.training.moments import State
 from lorakit.training.optimizer import FlatAdamW, learning_rate_at
+from lorakit.training.rates import EVERYTHING, Rates
 from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 MakeGuard = Callable[[Callable[[nn.Parameter], Tensor]], FirstStepGuard]
@@ -45,6 +46,8 @@ class Course:
             of a parameter; None for no guard.
         moments: AdamW's, of the run that this one goes on from; None where there are none.
         keep_moments: give back the moments of the parameters that are kept.
+        wide: parameters whose moments keep 32 bits, where others have 8.
+        rates: which elements are trained, and which parameters at a rate of their own.
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class Course:
         *,
         moments: Moments | None = None,
         keep_moments: bool = False,
+        wide: Collection[nn.Parameter] = (),
+        rates: Rates = EVERYTHING,
     ) -> None:
         self.schedule, self._observers, self._checkpoints = schedule, observers, checkpoints
         self._batches_of, self._spec = batches_of, schedule.spec
-        self._optimizer = FlatAdamW(parameters, schedule.spec)
+        self._optimizer = FlatAdamW(parameters, schedule.spec, wide, rates)
         if moments is not None:
             self._optimizer.take_moments(moments.steps, moments.of)
         self._steps_before = self._optimizer.steps
@@ -70,7 +75,7 @@ class Course:
         self._keeps_best = observers.evaluate is not None and schedule.spec.keep == "best"
         self._keeps_moments = keep_moments
         self._best: Tensor | None = None
-        self._best_moments: tuple[Tensor, Tensor] | None = None
+        self._best_moments: State | None = None
         self._remember_best()
         self._stopped_early = False
         self._make_guard = guard
@@ -90,7 +95,7 @@ class Course:
             self._progress, state, self._best = saved
             self._optimizer.load_state(state)
             if self._best_moments is not None:
-                self._best_moments = state["best_exp_avg"], state["best_exp_avg_sq"]
+                self._best_moments = {name: state[f"best_{name}"] for name in self._best_moments}
             self._stopped_early = self._is_stale()
             observers.report({"kind": "resume", "step": self._progress.step})
         elif observers.evaluate:
@@ -121,12 +126,12 @@ class Course:
         """The micro-batches of the next step."""
         return self._batches_of(self._progress.step)
 
-    def advance(self, nll: float, count: int, batches: Sequence[Batch], seconds: float) -> None:
+    def advance(self, nll: float, count: float, batches: Sequence[Batch], seconds: float) -> None:
         """Take the step whose gradients are there, and all that follows it.
 
         Args:
             nll: nats of all supervised tokens of the step.
-            count: of these tokens: the one division.
+            count: of these tokens, or the sum of their weights: the one division.
             batches: that the gradients came from.
             seconds: that the gradients took.
 
@@ -160,7 +165,7 @@ class Course:
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "tokens": seen,
-                "loss_tokens": count,
+                "loss_tokens": sum(batch.token_count for batch in batches),
                 "seconds": seconds,
                 "real_tokens_per_second": seen / seconds,
             }
@@ -193,8 +198,7 @@ class Course:
             return
         self._best = flat_copy(self._optimizer.flat)
         if self._keeps_moments:
-            first, second = self._optimizer.moments()
-            self._best_moments = narrow_copy(first), narrow_copy(second)
+            self._best_moments = self._optimizer.narrow_moments()
 
     def _is_stale(self) -> bool:
         patience = self._spec.patience
@@ -204,7 +208,7 @@ class Course:
         if self._checkpoints.place:
             state = self._optimizer.state()
             if self._best_moments is not None:
-                state["best_exp_avg"], state["best_exp_avg_sq"] = self._best_moments
+                state |= {f"best_{name}": each for name, each in self._best_moments.items()}
             path = save_checkpoint(
                 self._checkpoints.place,
                 self._progress,
@@ -223,11 +227,11 @@ class Course:
         kept = progress.step if best is None or not self._keeps_best else best
         if self._best is not None and best is not None:
             with torch.no_grad():
-                self._optimizer.flat.copy_(self._best)
+                self._optimizer.take(self._best)
         recent = progress.recent
         return FitResult(
             steps=progress.step,
-            train_loss=sum(n for n, _ in recent) / max(1, sum(c for _, c in recent)),
+            train_loss=sum(n for n, _ in recent) / (sum(c for _, c in recent) or 1),
             eval_loss=progress.best_loss if self._keeps_best else progress.last_loss,
             eval_loss_before=progress.before,
             best_step=kept,
@@ -240,13 +244,12 @@ class Course:
         )
 
     def _kept_moments(self, kept: int) -> Moments:
-        flat = self._best_moments
-        if flat is None:
-            first, second = self._optimizer.moments()
-            flat = narrow_copy(first), narrow_copy(second)
+        narrow = self._best_moments
+        if narrow is None:
+            narrow = self._optimizer.narrow_moments()
         steps = self._steps_before + kept
         rate = self.schedule.learning_rate
-        return Moments(steps, rate, self._optimizer.by_parameter(flat))
+        return Moments(steps, rate, self._optimizer.by_parameter(narrow))
 
 
 def _diverged(

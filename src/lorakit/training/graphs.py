@@ -27,10 +27,11 @@ from lorakit.execution.runnable import Packed
 from lorakit.models.dimensions import block_count
 from lorakit.training.graph_shapes import GraphShape, StaticBatch
 from lorakit.training.loss import CausalLoss, Loss, head_loss
+from lorakit.training.optimizer import rows_of
 
 _log = logging.getLogger("lorakit.training")
 
-Gradients = Callable[[Batch], tuple[float, int]]
+Gradients = Callable[[Batch], tuple[float, float]]
 """Add a batch's gradients to those of the parameters: (nats summed, supervised tokens)."""
 
 
@@ -79,10 +80,11 @@ class StepGraphs:
         self._bound: list[tuple[dict[str, Any], str, Any, int]] | None = None
         self.left: str | None = None
 
-    def __call__(self, batch: Batch) -> tuple[float, int]:
+    def __call__(self, batch: Batch) -> tuple[float, float]:
         """Add the batch's gradients; nats summed, and supervised tokens."""
         self._loss.runnable.prepare(max(batch.lengths_S))
-        if self.left is not None or not batch.token_count or not self._captures():
+        plain = batch.token_count and batch.factor_T is None
+        if self.left is not None or not plain or not self._captures():
             return plain_gradients(self._loss, batch)
         if not self._unchanged():
             self._graphs.clear()
@@ -109,6 +111,8 @@ class StepGraphs:
             and not runnable.by_sequence
             and len(runnable.fused_blocks) == block_count(runnable.model.config)
             and runnable.head is not None
+            # Their gradients are no parts of the optimizer's buffer, and go after each step.
+            and all(rows_of(p) is None for p in runnable.model.parameters())
         )
 
     def _unchanged(self) -> bool:
@@ -121,11 +125,11 @@ class StepGraphs:
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self._loss.runnable.model.parameters() if p.grad is not None]
 
-    def _captured(self, batch: Batch, shape: GraphShape) -> tuple[float, int]:
+    def _captured(self, batch: Batch, shape: GraphShape) -> tuple[float, float]:
         """The batch by the plain way, and a graph of its shape if that gives the same, and faster."""
         parameters = self._trained()
         before = [_grad(p).clone() for p in parameters]
-        answer: list[tuple[float, int]] = []
+        answer: list[tuple[float, float]] = []
         slow = self._recorder.seconds(lambda: answer.append(plain_gradients(self._loss, batch)))
         after = [_grad(p).clone() for p in parameters]
 
@@ -197,7 +201,7 @@ class StepGraphs:
         _log.warning("CUDA graphs are not used: %s", why)
 
 
-def plain_gradients(loss: Loss, batch: Batch) -> tuple[float, int]:
+def plain_gradients(loss: Loss, batch: Batch) -> tuple[float, float]:
     """Add a batch's gradients by autograd; nats summed, and supervised tokens."""
     nats, tokens = loss(batch, training=True)
     nats.backward()
@@ -208,6 +212,7 @@ def gradients_of(loss: Loss, device: torch.device) -> Gradients:
     """How a loop gets its gradients: by graphs for a causal language model on a CUDA device."""
     if (
         isinstance(loss, CausalLoss)
+        and loss.kind.is_plain
         and device.type == "cuda"
         and os.environ.get("LORAKIT_CUDA_GRAPHS") != "0"
         and os.environ.get("LORAKIT_KERNELS") != "plain"

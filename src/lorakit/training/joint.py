@@ -28,6 +28,7 @@ from lorakit.execution.modes import dropping
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.trial import random_ids
 from lorakit.kernels.groups import Linear
+from lorakit.kernels.token_loss import PLAIN, TokenLoss
 from lorakit.lora.jobs import Jobs, JointLinear
 from lorakit.training.course import Course, MakeGuard
 from lorakit.training.guard import FirstStepGuard
@@ -83,14 +84,18 @@ class JointLoss:
     Args:
         jobs: whose joint layers stand in the model.
         recompute: activation checkpointing while they train.
+        kinds: of each job the form of a token's loss in training; plain nats without.
 
     Raises:
         ModelError: see `check_can_share`.
     """
 
-    def __init__(self, jobs: Jobs, *, recompute: bool = False) -> None:
+    def __init__(
+        self, jobs: Jobs, *, recompute: bool = False, kinds: Sequence[TokenLoss] = ()
+    ) -> None:
         check_can_share(jobs.model)
         self.jobs, self.recompute = jobs, recompute
+        self.kinds = tuple(kinds) or (PLAIN,) * len(jobs)
         self.runnable = Runnable(jobs.model)
         self._alone = CausalLoss(self.runnable, recompute=recompute)
 
@@ -105,12 +110,19 @@ class JointLoss:
                 whole, whole.predict_L, training=True, recompute=self.recompute
             )
             parts = logits_LV.split([batch.token_count for batch in batches])
-            return tuple(logits_loss(part, b) for part, b in zip(parts, batches, strict=True))
+            return tuple(
+                logits_loss(logits, batch, self.kinds[job], training=True)
+                for logits, (job, batch) in zip(parts, part, strict=True)
+            )
         hidden_TD = self.runnable.hidden(whole, training=True, recompute=self.recompute)
         nlls, start = [], 0
         for job, batch in part:
             hidden_LD = hidden_TD.index_select(0, batch.predict_L + start)
-            nlls.append(head_loss(self._head(job), hidden_LD, batch.labels_L))
+            nlls.append(
+                head_loss(
+                    self._head(job), hidden_LD, batch.labels_L, self.kinds[job], batch.factor_L
+                )
+            )
             start += batch.tokens
         return tuple(nlls)
 
@@ -119,10 +131,10 @@ class JointLoss:
         head = self.runnable.model.get_output_embeddings()
         return head.linear_of(job) if isinstance(head, JointLinear) else linear_of(head)
 
-    def of_job(self, job: int) -> Callable[..., tuple[Tensor, int]]:
+    def of_job(self, job: int) -> Callable[..., tuple[Tensor, float]]:
         """The loss of batches whose rows are all of one job, as `CausalLoss` gives it."""
 
-        def alone(batch: Batch, *, training: bool = False) -> tuple[Tensor, int]:
+        def alone(batch: Batch, *, training: bool = False) -> tuple[Tensor, float]:
             self.jobs.assign_all(job)
             return self._alone(batch, training=training)
 
@@ -197,7 +209,7 @@ def fit_jobs(
                 steps[job].seconds += seconds * batch.tokens / tokens
         interrupted = None
         for job, step in steps.items():
-            count = sum(batch.token_count for batch in step.batches)
+            count = sum(batch.divisor for batch in step.batches)
             try:
                 courses[job].advance(step.nll, count, step.batches, step.seconds)
             except DivergedError as error:

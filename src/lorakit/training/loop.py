@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from lorakit.data.batches import Batch
+from lorakit.lora import lora_layers
 from lorakit.training.course import Course
 from lorakit.training.graphs import gradients_of
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import Loss
+from lorakit.training.moments import of_embeddings
+from lorakit.training.rates import rates_of
 from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 
@@ -56,13 +59,16 @@ def fit(
         guard=partial(FirstStepGuard, model),
         moments=moments,
         keep_moments=keep_moments,
+        wide=of_embeddings(model.modules()),
+        rates=rates_of(lora_layers(model).values(), schedule.spec),
     )
     course.begin()
     gradients = gradients_of(loss, next(model.parameters()).device)
     while not course.over:
         started = time.perf_counter()
         torch.manual_seed(course.seed)
-        batches, nll, count = course.batches(), 0.0, 0
+        nll, count = 0.0, 0.0
+        batches = course.batches()
         for batch in batches:
             nats, tokens = gradients(batch)
             nll, count = nll + nats, count + tokens

@@ -8,17 +8,20 @@ Parameters of 16 bits keep a master copy in float32 (arXiv 1710.03740): a step o
 of 0.1 is far below the spacing of bfloat16 there (5e-4) and would be rounded away. The model
 computes with the master copy rounded to its own format; the optimizer moves the master copy. That
 takes 16 bytes a parameter, as float32 without a copy does: 2 + 2 of weight and gradient, 4 of the
-master copy and 8 of the moments, against 4 + 4 + 8.
+master copy and 8 of the moments, against 4 + 4 + 8. Moments in 8 bits (`TrainSpec.moments`) take 2 in
+place of 8: `lorakit.training.moments`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from lorakit.errors import ConfigError
+from lorakit.training.moments import SMALL, FlatMoments, PackedMoments, State, WideMoments
+from lorakit.training.rates import EVERYTHING, FlatRates, Rates
 from lorakit.training.spec import TrainSpec
 
 _LLAMA_EXPONENT, _QWEN_EXPONENT = 0.781, 0.0775
@@ -31,7 +34,13 @@ _PART = 1 << 22
 class FlatAdamW:
     """AdamW (arXiv 1711.05101) on parameters that share one buffer.
 
-    A parameter that a model has in two places (tied embeddings) is laid down once.
+    A parameter that a model has in two places (tied embeddings) is laid down once. Of one with
+    `trained_rows` only those rows are: the others get no moments, no decay and no step.
+
+    Args:
+        parameters: those that need no gradient are left out.
+        spec: the decay rates, and how moments are held.
+        wide: parameters whose moments keep 32 bits, where others have 8.
 
     Attributes:
         flat: (n,) all parameters; each `Parameter` of the model is a view of a part of it.
@@ -39,30 +48,54 @@ class FlatAdamW:
         master: (n,) what the optimizer moves: float32 beside a `flat` of 16 bits, else `flat`.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], spec: TrainSpec) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        spec: TrainSpec,
+        wide: Collection[nn.Parameter] = (),
+        rates: Rates = EVERYTHING,
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         if not self.parameters:
             raise ConfigError("the model has no trainable parameter: attach an adapter first")
         kinds = {(p.dtype, p.device) for p in self.parameters}
         if len(kinds) > 1:
-            raise ConfigError(f"trainable parameters must share one dtype and device, not {kinds}")
+            raise ConfigError(
+                f"trainable parameters must share one dtype and device, not {kinds}: what is trained "
+                "beside pairs (modules, biases, rows) needs a base in float32: dtype float32"
+            )
+        rows = {p: rows_of(p) for p in self.parameters}
+        self._rows = {p: chosen for p, chosen in rows.items() if chosen is not None}
+        kept = set(self.parameters)
+        if spec.moments == "8bit":  # those that keep 32 bits lie first
+            small = {p for p in self.parameters if math.prod(self._shape(p)) < SMALL}
+            kept = small | self._rows.keys() | (kept & set(wide))
+            self.parameters.sort(key=lambda parameter: parameter not in kept)
         first = self.parameters[0]
-        count = sum(p.numel() for p in self.parameters)
+        count = sum(math.prod(self._shape(p)) for p in self.parameters)
         self.flat = torch.empty(count, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.flat)
         self._spans: dict[nn.Parameter, slice] = {}
         start = 0
         for parameter in self.parameters:
-            part = slice(start, start + parameter.numel())
-            self.flat[part].copy_(parameter.detach().reshape(-1))
-            parameter.data = self.flat[part].view(parameter.shape)
-            parameter.grad = self.grad[part].view(parameter.shape)
+            part = slice(start, start + math.prod(self._shape(parameter)))
+            if parameter in self._rows:
+                self.flat[part].copy_(parameter.detach()[self._rows[parameter]].reshape(-1))
+                parameter.grad = None
+            else:
+                self.flat[part].copy_(parameter.detach().reshape(-1))
+                parameter.data = self.flat[part].view(parameter.shape)
+                parameter.grad = self.grad[part].view(parameter.shape)
             self._spans[parameter] = part
             start = part.stop
         self.master = self.flat.float() if self.flat.element_size() == 2 else self.flat
-        self._moments = (torch.zeros_like(self.master), torch.zeros_like(self.master))
+        sizes = [p.numel() for p in self.parameters if p not in kept]
+        self._moments: FlatMoments = WideMoments(self.master)
+        if sizes:
+            self._moments = PackedMoments(sizes, count - sum(sizes), self.master)
         self._step = torch.zeros((), device=first.device)
         self._spec = spec
+        self._rates = FlatRates(rates, self._spans, self.flat)
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, divide_by: float, clip: float) -> float:
@@ -77,6 +110,12 @@ class FlatAdamW:
             The gradient's norm after the division and before clipping. Where it is not finite
             nothing has moved.
         """
+        for parameter, rows in self._rows.items():
+            if parameter.grad is not None:  # autograd's own is of all rows
+                self.grad[self._spans[parameter]].copy_(parameter.grad[rows].reshape(-1))
+                parameter.grad = None
+        if self._rates.trained is not None:
+            self.grad.mul_(self._rates.trained)
         # Part by part: vector_norm would widen the whole gradient at once.
         norms = [float(torch.linalg.vector_norm(grad)) for _, grad in self._wide_gradients()]
         norm = math.hypot(*norms) / divide_by
@@ -92,41 +131,70 @@ class FlatAdamW:
             self._step.copy_(steps)
             if self.master is not self.flat:
                 self.flat.copy_(self.master)
+            self._write_rows()
         self.grad.zero_()
         return norm
+
+    def _shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Of what is trained of a parameter."""
+        if parameter not in self._rows:
+            return tuple(parameter.shape)
+        return (len(self._rows[parameter]), *parameter.shape[1:])
+
+    @torch.no_grad()
+    def _write_rows(self) -> None:
+        for parameter, rows in self._rows.items():
+            part = self.flat[self._spans[parameter]]
+            parameter[rows] = part.view(self._shape(parameter))
+
+    @torch.no_grad()
+    def take(self, flat: Tensor) -> None:
+        """Let the model have these parameters, in the order of `flat`."""
+        self.flat.copy_(flat)
+        self._write_rows()
 
     def _wide_gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """The gradient part by part, each in the master copy's format; one buffer for all."""
         if self.master is self.flat:
-            yield slice(0, len(self.flat)), self.grad
+            for part in self._moments.parts(None):
+                yield part, self.grad[part]
             return
         buffer = self.master.new_empty(min(_PART, len(self.master)))
-        for start in range(0, len(self.master), _PART):
-            part = slice(start, min(start + _PART, len(self.master)))
+        for part in self._moments.parts(_PART):
             yield part, buffer[: part.stop - part.start].copy_(self.grad[part])
 
     def _move(self, part: slice, grad: Tensor, steps: Tensor, learning_rate: float) -> None:
-        first, second = self._moments
-        adamw(
-            [self.master[part]],
-            [grad],
-            [first[part]],
-            [second[part]],
-            [],
-            [steps],
-            fused=self.master.device.type in ("cpu", "cuda", "mps"),
-            amsgrad=False,
-            beta1=self._spec.beta1,
-            beta2=self._spec.beta2,
-            lr=learning_rate,
-            weight_decay=self._spec.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        first, second = self._moments.read(part)
+        values, trained, before = self.master[part], self._rates.trained, None
+        if trained is not None and self._spec.weight_decay:
+            before = values.clone()  # weight decay moves an element without a gradient too
+        counts = []
+        for factor, pieces in self._rates.of(part):
+            counts = [steps.clone() for _ in pieces]
+            adamw(
+                [values[piece] for piece in pieces],
+                [grad[piece] for piece in pieces],
+                [first[piece] for piece in pieces],
+                [second[piece] for piece in pieces],
+                [],
+                counts,
+                fused=self.master.device.type in ("cpu", "cuda", "mps"),
+                amsgrad=False,
+                beta1=self._spec.beta1,
+                beta2=self._spec.beta2,
+                lr=factor * learning_rate,
+                weight_decay=self._spec.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+        steps.copy_(counts[0])
+        if trained is not None and before is not None:
+            values.copy_(torch.where(trained[part], values, before))
+        self._moments.write(part, (first, second))
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:
         """What the optimizer moves of one parameter, in its shape: itself or its master copy."""
-        return self.master[self._spans[parameter]].view(parameter.shape)
+        return self.master[self._spans[parameter]].view(self._shape(parameter))
 
     @property
     def steps(self) -> int:
@@ -142,28 +210,25 @@ class FlatAdamW:
             of: both moments, in the parameter's shape.
         """
         self._step.fill_(steps)
-        for parameter, moments in of.items():
-            for ours, theirs in zip(self._moments, moments, strict=True):
-                ours[self._spans[parameter]].copy_(theirs.reshape(-1))
+        for parameter, (first, second) in of.items():
+            moments = first.to(self.master).reshape(-1), second.to(self.master).reshape(-1)
+            self._moments.write(self._spans[parameter], moments)
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """(n,) both moments as they are now, in the order of `flat`."""
-        return self._moments
+    def narrow_moments(self) -> State:
+        """A copy of both moments as they are now, on the CPU in at most 16 bits."""
+        return self._moments.narrow()
 
-    def by_parameter(
-        self, moments: tuple[Tensor, Tensor]
-    ) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
-        """Flat moments, cut into the parameters' own."""
-        first, second = moments
-        return {
-            parameter: (first[part].view(parameter.shape), second[part].view(parameter.shape))
-            for parameter, part in self._spans.items()
-        }
+    def by_parameter(self, narrow: State) -> dict[nn.Parameter, tuple[Tensor, Tensor]]:
+        """Such a copy, cut into the parameters' own moments in bfloat16."""
+        found = {}
+        for parameter, part in self._spans.items():
+            (first, second), shape = self._moments.cut(part, narrow), self._shape(parameter)
+            found[parameter] = first.view(shape), second.view(shape)
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on: parameters, both moments, the step count."""
-        first, second = self._moments
-        return {"flat": self.master, "exp_avg": first, "exp_avg_sq": second, "step": self._step}
+        return {"flat": self.master, **self._moments.state(), "step": self._step}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -172,12 +237,19 @@ class FlatAdamW:
             tensor.copy_(state[name])
         if self.master is not self.flat:
             self.flat.copy_(self.master)
+        self._write_rows()
 
     @property
     def state_bytes(self) -> int:
         """Bytes of both moments, and of the master copy where there is one."""
-        copies = 2 if self.master is self.flat else 3
-        return copies * self.master.numel() * self.master.element_size()
+        copy = 0 if self.master is self.flat else self.master.numel() * self.master.element_size()
+        return copy + self._moments.bytes
+
+
+def rows_of(parameter: nn.Parameter) -> Tensor | None:
+    """Which rows of a parameter are trained; None where all of it is."""
+    rows = getattr(parameter, "trained_rows", None)
+    return rows.to(parameter.device) if isinstance(rows, Tensor) else None
 
 
 def learning_rate_at(step: int, steps: int, peak: float, spec: TrainSpec) -> float:

@@ -65,12 +65,41 @@ class TrainSpec:
             "linearly to its peak."
         },
     )
+    loss: Literal["nll", "dft"] = field(
+        default="nll",
+        metadata={
+            "help": "What a token costs in training: nll (its negative log-likelihood) or dft (that times its "
+            "own probability, arXiv 2508.05629). Held-out losses are nll always."
+        },
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={
+            "help": "The share of every token's target that is spread over all words, such as 0.1; 0 is none. "
+            "In training alone."
+        },
+    )
+    lora_plus: float = field(
+        default=1.0,
+        metadata={
+            "help": "LoRA+ (arXiv 2402.12354): how many times the learning rate of A the one of B is, such as "
+            "8; 1: both have the same."
+        },
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay; 0 is none."})
     beta1: float = field(
         default=0.9, metadata={"help": "AdamW's decay rate of the first moment, below 1."}
     )
     beta2: float = field(
         default=0.999, metadata={"help": "AdamW's decay rate of the second moment, below 1."}
+    )
+    moments: Literal["32bit", "8bit"] = field(
+        default="32bit",
+        metadata={
+            "help": "How AdamW's two moments are held: 32bit, or 8bit in blocks of 256 with a scale each: "
+            "2 bytes a trained parameter in place of 8, for full fine-tuning and large ranks. Embeddings and "
+            "tensors under 4,096 elements keep 32 bits."
+        },
     )
     clip: float = field(
         default=1.0,
@@ -138,6 +167,14 @@ class TrainSpec:
             )
         if self.keep not in ("best", "last"):
             raise ConfigError(f"keep must be 'best' or 'last'; it is {self.keep!r}")
+        if self.loss not in ("nll", "dft"):
+            raise ConfigError(f"loss must be 'nll' or 'dft'; it is {self.loss!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing is a share in [0, 1); it is {self.label_smoothing}")
+        if self.moments not in ("32bit", "8bit"):
+            raise ConfigError(f"moments must be '32bit' or '8bit'; it is {self.moments!r}")
+        if not 0 < self.lora_plus <= 1000:
+            raise ConfigError(f"lora_plus must lie in (0, 1000]; it is {self.lora_plus}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")

@@ -16,7 +16,7 @@ import gguf
 import torch
 from torch import Tensor
 
-from lorakit.adapters.experts_refused import refuse_experts
+from lorakit.adapters.experts_refused import refuse_beside, refuse_experts
 from lorakit.adapters.export.families import GgufBase
 from lorakit.adapters.export.fold import commonest_alpha, with_alpha
 from lorakit.adapters.pairs import Pair, StoredAdapter
@@ -51,6 +51,11 @@ def write_gguf_adapter(
             *(adapter.spec.variant, capability, adapter.source),
             "write the merged model instead: lorakit export --to gguf-merged",
         )
+    refuse_beside(
+        adapter,
+        "no program of llama.cpp applies it",
+        "write the merged model instead: lorakit export --to gguf-merged",
+    )
     refuse_experts(
         adapter,
         "a GGUF adapter of lorakit has linear layers only",

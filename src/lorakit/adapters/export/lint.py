@@ -42,7 +42,7 @@ _FOLD = {
 }
 _CONVERT = "save it from peft with path_initial_model_for_weight_conversion"
 _NOT_IN_VLLM = (
-    *("use_dora", "lora_bias", "alora_invocation_tokens"),
+    *("lora_bias", "alora_invocation_tokens"),
     *("layer_replication", "use_bdlora", "use_qalora"),
 )
 # Heads of classification models, which vLLM takes whole.
@@ -103,8 +103,10 @@ def lint(
     found = list(_lorakit(config, shapes))
     found += _peft(config, shapes, _asked_by_peft(base, model), folder)
     found += _moved_by_peft(shapes, model)
-    found += _vllm(config, shapes)
-    return (*found, *_llama_cpp(config, shapes, base))
+    # What a variant keeps beside A and B goes with it: one finding says so, not one for each layer.
+    pairs = _of_pairs(config, shapes)
+    found += _vllm(config, pairs)
+    return (*found, *_llama_cpp(config, pairs, base))
 
 
 def _lorakit(config: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
@@ -226,8 +228,6 @@ def _llama_cpp(
 ) -> Iterator[Finding]:
     yield from _variant("llama.cpp", config, Capability.LLAMA_CPP)
     yield from _missing("llama.cpp", config, ("lora_alpha",))
-    if config.get("use_dora") and "use_dora" not in peft_keys():
-        yield Finding("llama.cpp", "refuses", "use_dora", f"it has no DoRA; {_MERGE}")
     for key in _NOT_IN_LLAMA_CPP:
         if config.get(key) and key not in peft_keys():
             why = f"{VARIANTS[key]}, and its tensors fit no weight there"
@@ -269,6 +269,15 @@ def _variant(
     if capability not in variant.capabilities:
         why = f"{cannot(variant, capability)}; {_MERGE}"
         yield Finding(runtime, "refuses", ", ".join(sorted(variant.peft_keys)), why)
+
+
+def _of_pairs(config: Mapping[str, Any], shapes: Shapes) -> Shapes:
+    """The tensors without those that the variant keeps beside A and B."""
+    try:
+        ends = tuple(variant_in(config).peft_suffixes.values())
+    except ConfigError:
+        return shapes
+    return {name: shape for name, shape in shapes.items() if not name.endswith(ends)}
 
 
 def _missing(

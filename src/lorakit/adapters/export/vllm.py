@@ -8,7 +8,7 @@ few ranks, so the pairs are padded with zeros to the next of those.
 from dataclasses import replace
 from typing import Any
 
-from lorakit.adapters.experts_refused import refuse_experts
+from lorakit.adapters.experts_refused import refuse_beside, refuse_experts
 from lorakit.adapters.export.fold import with_alpha
 from lorakit.adapters.pairs import StoredAdapter
 from lorakit.adapters.vllm_ranks import RANKS, next_rank
@@ -33,6 +33,11 @@ def vllm_safe(adapter: StoredAdapter) -> StoredAdapter:
             *(adapter.spec.variant, capability, adapter.source),
             "merge it instead, and serve the merged model: lorakit merge",
         )
+    refuse_beside(
+        adapter,
+        "vLLM takes pairs alone",
+        "merge the adapter instead, and serve the merged model: lorakit merge",
+    )
     refuse_experts(
         adapter,
         "this export is for linear layers only",

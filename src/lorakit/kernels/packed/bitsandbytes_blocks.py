@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.compiled import PackedLayout
 from lorakit.kernels.packed.lookup import look_up
 
 
@@ -109,6 +110,17 @@ class FourBitBlocks:
             values = torch.nn.functional.pad(values, (0, short))
         values = values.view(-1, self.size).mul_(self._scales(first, last)[:, None]).view(-1)
         rows_RI.copy_(values[start * width - begin : stop * width - begin].view(rows_RI.shape))
+
+    def layout(self) -> PackedLayout:
+        """As the compiled kernels read it."""
+        nested = self.nested
+        parts = (self.shape, self.packed, self.absmax, None, self.size, self.table)
+        if nested is None:
+            return PackedLayout("nibbles", *parts)
+        shift = torch.tensor([nested.offset], dtype=torch.float32)
+        return PackedLayout(
+            "nibbles nested", *parts, nested.table, nested.scales, shift, nested.size
+        )
 
     def _pairs(self) -> Tensor:
         """Both numbers of each byte, as one complex number: (256,)."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.compiled import PackedLayout, levels
 from lorakit.kernels.packed.dynamic_map import DYNAMIC
 from lorakit.kernels.packed.lookup import in_pieces, look_up, pairs_of_nibbles
 
@@ -114,6 +115,15 @@ class FourBits:
             rows_RI.copy_(whole[first - low : last - low].view(rows_RI.shape))
         else:
             self._fill_blocks(rows_RI.view(-1), first, block, levels)
+
+    def layout(self) -> PackedLayout:
+        """As the compiled kernels read it."""
+        block, values = _BLOCKS[self.name]
+        parts = (self.shape, self.codes, self.scales, self.offsets, block, levels(values))
+        if self.nested is None:
+            return PackedLayout("nibbles" if self.offsets is None else "nibbles offset", *parts)
+        more = (levels(DYNAMIC), self.nested[:-1], self.nested[-1:], _NESTED)
+        return PackedLayout("nibbles nested", *parts, *more)
 
     def _fill_blocks(self, out: Tensor, first: int, block: int, levels: tuple[float, ...]) -> None:
         table = pairs_of_nibbles(levels, self.codes.device)

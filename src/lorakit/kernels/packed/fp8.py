@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.compiled import PackedLayout
 from lorakit.kernels.packed.lookup import in_pieces, look_up, pairs_of_bytes
 
 _LARGEST = 448.0
@@ -69,3 +70,7 @@ class Fp8:
             piece.view(-1, width).mul_(self.scales[rows, None])
 
         in_pieces(rows_RI.view(-1), width, write)
+
+    def layout(self) -> PackedLayout:
+        """As the compiled kernels read it."""
+        return PackedLayout("e4m3", self.shape, self.codes, self.scales)

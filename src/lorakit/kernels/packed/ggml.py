@@ -21,6 +21,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.compiled import GGML, PackedLayout, levels
+
 
 @dataclass(frozen=True)
 class BlockType:
@@ -93,6 +95,14 @@ class GgmlBlocks:
         stop = start + len(rows_RI)
         blocks = self.blocks[start:stop].reshape(-1, self.kind.nbytes)
         rows_RI.copy_(self.kind.unpack(blocks).view(rows_RI.shape))
+
+    def layout(self) -> PackedLayout | None:
+        """As the compiled kernels read it; None for types that they do not know."""
+        if self.name not in GGML:
+            return None
+        least = 8 if self.name == "q4_0" else 0
+        table = levels(tuple(float(q - least) for q in range(16)))
+        return PackedLayout(self.name, self.shape, self.blocks, table=table)
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:

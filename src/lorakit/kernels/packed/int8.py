@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.compiled import PackedLayout
 from lorakit.kernels.packed.lookup import in_pieces
 
 _FEW_ROWS = 4
@@ -65,6 +66,10 @@ class Int8:
             piece.view(-1, width).copy_(self.quants[part]).mul_(self.scales[part, None])
 
         in_pieces(rows_RI.view(-1), width, write)
+
+    def layout(self) -> PackedLayout:
+        """As the compiled kernels read it."""
+        return PackedLayout("int8", self.shape, self.quants, self.scales)
 
     def product(self, x_TI: Tensor) -> Tensor | None:
         """X Wᵀ for few rows in 16 bits on a CPU, where torch has a product that reads int8."""

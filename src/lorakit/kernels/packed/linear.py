@@ -4,6 +4,7 @@ It is one by class, so that whatever looks for linear layers by class finds it, 
 of that name: the packing's tensors are buffers (held.py).
 """
 
+from operator import is_
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class PackedLinear(HoldsPacked, nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = packing.shape
         self._hold(packing, dict(packing.tensors), dtype)
+        self._kept: tuple[tuple[Tensor, ...], PackedWeight] | None = None
         kept = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         self.register_parameter("bias", kept)
 
@@ -38,8 +40,12 @@ class PackedLinear(HoldsPacked, nn.Linear):
 
     @property
     def frozen(self) -> PackedWeight:
-        """The weight as the products take it."""
-        return PackedWeight(self.packing, self._dtype)
+        """The weight as the products take it: the same one as long as the tensors are."""
+        tensors, kept = tuple(map(self.get_buffer, self._names)), self._kept
+        if kept is None or kept[1].dtype != self._dtype or not all(map(is_, kept[0], tensors)):
+            kept = tensors, PackedWeight(self.packing, self._dtype)
+            self._kept = kept
+        return kept[1]
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -56,6 +62,10 @@ class PackedLinear(HoldsPacked, nn.Linear):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"{super().extra_repr()}, packing={self._packing.name}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses."""
+        return {**self.__dict__, "_kept": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         packing = self.packing

@@ -18,6 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from lorakit.kernels.packed.compiled import PackedLayout
 from lorakit.kernels.packed.lookup import look_up, pairs_of_bytes
 
 
@@ -81,6 +82,12 @@ class ScaledBytes:
         if self.zeros is not None:
             values -= self._spread(self.zeros, start, stop)
         rows_RI.copy_(values.mul_(self._spread(self.scales, start, stop)))
+
+    def layout(self) -> PackedLayout | None:
+        """As the compiled kernels read it, where each row has one scale."""
+        kind = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3"}.get(self.values.dtype)
+        rows = self.block[0] == 1 and self.block[1] >= self.shape[1] and self.zeros is None
+        return PackedLayout(kind, self.shape, self.values, self.scales) if rows and kind else None
 
     def _spread(self, grid: Tensor, start: int, stop: int) -> Tensor:
         """A grid's values over rows start..stop, and over the columns where there is more than one."""

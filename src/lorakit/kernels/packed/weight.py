@@ -8,17 +8,20 @@ asking the system for it at each call costs more than some of the products; what
 use after the call, and autograd never sees it. All of W is a single block where it is no larger than
 the workspace may be.
 
-Some packings have a product of their own that is faster for few rows (`MultipliesItself`).
+Where the compiled kernels know a packing (compiled.py), they dequantize, and multiply few rows straight by
+it. Some packings have a product of their own for few rows (`MultipliesItself`).
 """
 
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lorakit.kernels import products
+from lorakit.kernels.packed import compiled
 from lorakit.kernels.packed.packing import Packing, rows
 
 LARGEST = 1 << 22
@@ -130,7 +133,16 @@ class PackedWeight:
         """W[start:stop] in float32 at least, (stop - start, I)."""
         return rows(self.packing, start, stop, torch.promote_types(self._dtype, torch.float32))
 
+    @cached_property
+    def description(self) -> compiled.Described | None:
+        """The packing as the compiled kernels take it, where they do."""
+        return compiled.described(self.packing)
+
     def _own_product(self, x_TI: Tensor) -> Tensor | None:
+        if x_TI.shape[0] <= compiled.MOST_ROWS and self.description is not None:
+            y_TO = compiled.product([self.description], x_TI)
+            if y_TO is not None:
+                return y_TO
         packing = self.packing
         return packing.product(x_TI) if isinstance(packing, MultipliesItself) else None
 
@@ -145,5 +157,7 @@ class PackedWeight:
         for start in range(0, out, many):
             stop = min(start + many, out)
             block = workspaces.of(stop - start, width, dtype, self.device)
-            self.packing.fill(block, start)
+            known = self.description
+            if known is None or not compiled.fill(known, block, start):
+                self.packing.fill(block, start)
             yield slice(start, stop), block

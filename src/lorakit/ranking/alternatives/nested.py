@@ -18,6 +18,9 @@ from lorakit.lora.jobs import Jobs
 from lorakit.run.fitting import Report, batch_rows
 from lorakit.training import Course, FitResult, JointLoss, Observers, Schedule, TrainSpec, guard_of
 from lorakit.training.joint import passes
+from lorakit.training.loss import token_loss
+from lorakit.training.moments import of_embeddings
+from lorakit.training.rates import rates_of
 
 
 def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
@@ -91,7 +94,8 @@ def fit_nested(
     """
     model: Any = jobs.model
     jobs.install_all()
-    loss, top = JointLoss(jobs, recompute=recompute), len(jobs) - 1
+    kinds = [token_loss(spec)] * len(jobs)
+    loss, top = JointLoss(jobs, recompute=recompute, kinds=kinds), len(jobs) - 1
     rows_of = batch_rows(len(train), spec.batch_size, steps, spec.seed)
     course = Course(
         jobs.parameters(top),
@@ -99,6 +103,8 @@ def fit_nested(
         Schedule(steps, learning_rate, spec),
         Observers(report=report),
         guard=guard_of(jobs, top),
+        wide=of_embeddings(jobs.layers[top].values()),
+        rates=rates_of(jobs.layers[top].values(), spec),
     )
     try:
         course.begin()
@@ -114,7 +120,7 @@ def fit_nested(
                 sum(nlls[1:], nlls[0]).backward()
                 nll += sum(float(each.detach()) for each in nlls)
             seen = [batch for each in batches.values() for batch in each]
-            count = sum(batch.token_count for batch in seen)
+            count = sum(batch.divisor for batch in seen)
             gather(jobs)
             course.advance(nll, count, seen, time.perf_counter() - started)
             spread(jobs)

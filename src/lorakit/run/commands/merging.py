@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from lorakit.adapters.combine import combine
-from lorakit.adapters.load import attach_stored, fit_stored
+from lorakit.adapters.load import attach_stored, fit_stored, values_of
 from lorakit.adapters.model_paths import stored_for_model
 from lorakit.adapters.pairs import StoredAdapter, read_stored
 from lorakit.adapters.parents import Part
@@ -42,7 +42,7 @@ from lorakit.merging.merge import (
 )
 from lorakit.merging.merge_files import merge_files
 from lorakit.merging.model_folder import copy_settings, copy_tokenizer
-from lorakit.merging.ties import require_tied_by_config, tied_groups
+from lorakit.merging.ties import require_tied_by_config, split_groups, tied_groups
 from lorakit.models import ModelSpec, empty_model, identify, load_model
 from lorakit.models.files import weight_files
 from lorakit.models.fingerprint import hash_files
@@ -146,7 +146,7 @@ def _merge(
     adapter = stored_for_model(empty, adapter)
     plan, found = fit_stored(empty, adapter)
     notes = (*notes, *found)
-    tied = tied_groups(plan.targets)
+    tied = tied_groups(plan.targets) + split_groups(empty, plan.whole)
     shared = tied_parameters(empty) if tied else []
     if tied:
         require_tied_by_config(empty, tied)
@@ -154,7 +154,7 @@ def _merge(
         notes = (
             *notes,
             f"the base keeps {len(shared)} weights once that several modules use, such as {shared[0][0]} "
-            f"and {shared[0][1]}; pairs make them differ, so that the merged model keeps one for each "
+            f"and {shared[0][1]}; the adapter makes them differ, so that the merged model keeps one for each "
             f"module: {count(more)} parameters more",
         )
     variant = adapter.spec.variant
@@ -163,6 +163,7 @@ def _merge(
         notes = (*notes, f"merged in memory and not file by file: {why}")
         return _in_memory(spec, adapter, chat, out, kept, tensors_of(base), made_of, notes)
     held = tensors_of(base)
+    values = values_of(empty, adapter, plan)
     try:
         files = by_files(empty, plan, adapter.pairs, held)
     except OtherNamesError as error:
@@ -174,7 +175,10 @@ def _merge(
 
     def fill(partial: Path) -> None:
         report = merge_files(
-            *(files.places, held, files.plan, files.pairs, partial), dtype=kept, tied=shared
+            *(files.places, held, files.plan, files.pairs, partial),
+            dtype=kept,
+            tied=shared,
+            values=values,
         )
         copy_settings(
             base,

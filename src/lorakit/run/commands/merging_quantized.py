@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lorakit.adapters.experts_refused import refuse_beside
 from lorakit.adapters.load import fit_stored
 from lorakit.adapters.model_paths import stored_for_model
 from lorakit.adapters.pairs import StoredAdapter
@@ -179,6 +180,11 @@ def _write(
     empty = empty_model(spec)
     adapter = stored_for_model(empty, adapter)
     plan, said = fit_stored(empty, adapter)
+    refuse_beside(
+        adapter,
+        "a quantized merge takes pairs alone",
+        "merge it into the full-precision base: lorakit merge without --quantize",
+    )
     tied = tied_groups(plan.targets)
     if tied:
         require_tied_by_config(empty, tied)

@@ -1,7 +1,7 @@
 """`lorakit check` of a configuration alone: would this model train here? No weight is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
     """
     device, dtype = torch_device(config.model), torch_dtype(config.model)
     model = empty_model(config.model)
-    chosen = plan(model, config.lora)
+    chosen = plan(model, replace(config.lora, train_tokens=()))
     lengths, loss_tokens, notes = _rows(config, model, rows, row_tokens)
     shape = forecasting.shape_of(model)
     steps = steps_of(len(lengths), config.train)
@@ -104,7 +104,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         loss_tokens,
         config.train,
         steps=steps,
-        trainable=chosen.trainable,
+        trainable=chosen.held,
         reached=forecasting.reached_share(model, chosen.targets),
         dtype=dtype,
         device=device,

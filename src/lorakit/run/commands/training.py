@@ -30,6 +30,7 @@ from lorakit.run.merge_aware import round_layers
 from lorakit.run.prepared import Prepared, end_notes, recorded_scores, training_figures, way_notes
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.session import Session, open_base, recorded_template
+from lorakit.run.token_rows import with_token_rows
 from lorakit.run.unused import unused_options
 from lorakit.tasks import AnswerPlan, TaskAnswer
 from lorakit.tasks.causal_lm import default_limit
@@ -63,6 +64,8 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
         )
     session = replace(session, template=data.template)
     if parent is None:
+        lora = with_token_rows(config.lora, session.model, session.tokenizer)
+        config = replace(config, lora=lora)
         chosen = plan(session.model, config.lora)
     else:
         chosen = plan_from(session.model, config, parent)
@@ -71,7 +74,7 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     steps = steps_of(len(data.train), spec)
     share = reached_share(session.model, chosen.targets)
     expected = estimate_run(
-        *(session.model, data.train, spec), steps=steps, trainable=chosen.trainable, reached=share
+        *(session.model, data.train, spec), steps=steps, trainable=chosen.held, reached=share
     )
     rate = peak_rate(session.model, steps, spec)
     more = (*ends, *unused_options(config, len(data.eval)), *way_notes(session, chosen, spec))
@@ -138,7 +141,7 @@ def run_training(
         )
 
     report({"kind": "stage", "name": "after"})
-    return finish(ready, begins, fitted, before, command=command, started=started)
+    return finish(ready.as_trained(), begins, fitted, before, command=command, started=started)
 
 
 @dataclass(frozen=True)
