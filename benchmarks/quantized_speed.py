@@ -4,7 +4,8 @@
     python benchmarks/quantized_speed.py serve generate --sides full,nf4,int4,int8,packed
 
 All sides lie in one process and take turns, one step each, after a step that is not counted; printed are the median
-seconds of each side and its tokens/s over those of `full`.
+tokens/s of each side, and over those of the first. With one thread processor time is counted, which other processes
+on the machine change little; else wall time, which needs a quiet machine.
 
 train      16 rows of 64 tokens of random ids, all of them supervised, rank 16 on all linear layers: forward, loss,
            backward and AdamW. `peft` is peft over bitsandbytes' NF4 with double quantization, where that is installed
@@ -60,6 +61,12 @@ def trained_by_peft(folder: str) -> Callable[[], int]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    if not Path(folder).is_dir():
+        from lorakit.models import load_model
+
+        with tempfile.TemporaryDirectory() as made:
+            load_model(folder, dtype="bfloat16", device="cpu")[0].save_pretrained(made)
+            return trained_by_peft(made)
     packing = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -134,14 +141,15 @@ def opened(what: str, side: str, folder: str) -> Callable[[], int]:
 
 def measured(what: str, sides: list[str], folder: str, rounds: int) -> dict[str, float]:
     """Median tokens/s of each side."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     steps = {side: opened(what, side, folder) for side in sides}
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(rounds + 1):
         for side, step in steps.items():
-            began = time.perf_counter()
+            began = clock()
             tokens = step()
             if turn:
-                rates[side].append(tokens / (time.perf_counter() - began))
+                rates[side].append(tokens / (clock() - began))
     return {side: statistics.median(each) for side, each in rates.items()}
 
 
@@ -152,6 +160,7 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=["train", "serve", "generate"])
     parser.add_argument("--sides", default="full,nf4,int4,int8", help="of " + ",".join(SIDES))
     parser.add_argument("--model", default="smollm2-135m", help=f"or one of {', '.join(SHAPES)}")
+    parser.add_argument("--folder", help="where that random model lies, or is written to stay")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSONL file to append to")
@@ -159,9 +168,11 @@ def main() -> None:
     sides = list(bench.pick(parser, options.sides, SIDES))
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as made:
+        folder = options.model
         if options.model in SHAPES:
-            make(Path(made), SHAPES[options.model])
-        folder = made if options.model in SHAPES else options.model
+            folder = options.folder or made
+            if not Path(folder, "config.json").exists():
+                make(Path(folder), SHAPES[options.model])
         for what in options.what:
             found = measured(what, sides, folder, options.rounds)
             line = {"what": what, "model": options.model, "threads": options.threads}

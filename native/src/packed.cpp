@@ -49,12 +49,12 @@ inline void rows(const Packed& p, const Table& table, int64_t row, const float* 
     for (int m = 0; m < M; m++)
       for (int64_t i = 0; i < VECTORS; i++) sums[r][m][i] = fma(v[i], load(x + m * apart + g * GROUP + i * W), sums[r][m][i]);
   };
-  const uint8_t* codes[R];
-  for (int r = 0; r < R; r++) codes[r] = p.codes + (by_rows(K) ? (row + r) * p.in : (row + r) * whole * bytes_of(K));
   for (int64_t g = 0; g < whole; g++)
     for (int r = 0; r < R; r++) {
+      const int64_t group = (row + r) * whole + g;
+      const uint8_t* codes = by_rows(K) ? p.codes + (row + r) * p.in + g * GROUP : bytes_at<K>(p, group);
       V v[VECTORS];
-      numbers<K>(p, table, row + r, (row + r) * whole + g, codes[r] + g * bytes_of(K), v);
+      numbers<K>(p, table, row + r, group, codes, v);
       take(r, g, v);
     }
   if (p.in % GROUP)  // of rows alone: the others' are whole groups

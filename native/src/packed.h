@@ -8,6 +8,8 @@
 //   INT8, E4M3       q scale[row]             float32; e4m3: 4 bits exponent, 3 fraction  32
 //   Q4_0, Q4_1       table[q] d + m           float16, before the codes of a group  18, 20: q0 q16 | q1 q17 | ..  the first
 //   Q8_0             q d                      float16                               34    in a byte's lower half
+//   Q4_K, Q5_K       q (d s) - (m t)          float16 d and m, 6 bits s and t       of 8 groups 144, 176
+//   Q6_K             q (d s)                  float16 d, 8 bits s for 16 numbers    of 8 groups 210
 //
 // Everything is float32, each step rounded: table, times scale, plus offset, as src/lorakit/kernels/packed has it in
 // torch, which is the oracle. A number that is stored as bfloat16 is rounded once, to nearest even.
@@ -24,7 +26,7 @@ namespace {
 
 constexpr int64_t GROUP = 32, VECTORS = GROUP / W;
 
-enum class Kind : int64_t { NIBBLES, NIBBLES_NESTED, NIBBLES_OFFSET, INT8, E4M3, Q4_0, Q4_1, Q8_0, KINDS };
+enum class Kind : int64_t { NIBBLES, NIBBLES_NESTED, NIBBLES_OFFSET, INT8, E4M3, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K };
 
 // As src/lorakit/kernels/packed/compiled.py has it, field by field.
 struct Packed {
@@ -37,9 +39,16 @@ struct Packed {
 
 constexpr bool by_rows(Kind k) { return k == Kind::INT8 || k == Kind::E4M3; }  // a group begins anywhere in a row
 constexpr bool in_turn(Kind k) { return k <= Kind::NIBBLES_OFFSET; }           // even and odd numbers
-constexpr bool has_offset(Kind k) { return k == Kind::NIBBLES_OFFSET || k == Kind::Q4_1; }
+constexpr bool in_eights(Kind k) { return k >= Kind::Q4_K; }                   // groups of one block
+constexpr bool has_offset(Kind k) { return k == Kind::NIBBLES_OFFSET || k == Kind::Q4_1 || k == Kind::Q4_K || k == Kind::Q5_K; }
 constexpr int64_t bytes_of(Kind k) {
-  return k == Kind::Q4_0 ? 18 : k == Kind::Q4_1 ? 20 : k == Kind::Q8_0 ? 34 : by_rows(k) ? 32 : 16;
+  return k == Kind::Q4_0   ? 18
+         : k == Kind::Q4_1 ? 20
+         : k == Kind::Q8_0 ? 34
+         : k == Kind::Q4_K ? 144
+         : k == Kind::Q5_K ? 176
+         : k == Kind::Q6_K ? 210
+                           : 16;
 }
 constexpr int64_t header_of(Kind k) { return k == Kind::Q4_1 ? 4 : k == Kind::Q4_0 || k == Kind::Q8_0 ? 2 : 0; }
 
@@ -49,8 +58,7 @@ inline void with_kind(Kind kind, F&& f) {
 #define LK_KIND(k) case Kind::k: return f(std::integral_constant<Kind, Kind::k>{});
   switch (kind) {
     LK_KIND(NIBBLES) LK_KIND(NIBBLES_NESTED) LK_KIND(NIBBLES_OFFSET) LK_KIND(INT8) LK_KIND(E4M3)
-    LK_KIND(Q4_0) LK_KIND(Q4_1) LK_KIND(Q8_0)
-    default: return;
+    LK_KIND(Q4_0) LK_KIND(Q4_1) LK_KIND(Q8_0) LK_KIND(Q4_K) LK_KIND(Q5_K) LK_KIND(Q6_K)
   }
 #undef LK_KIND
 }
@@ -79,6 +87,13 @@ inline void scale_at(const Packed& p, int64_t row, int64_t g, const uint8_t* cod
   if constexpr (by_rows(K)) scale = static_cast<const float*>(p.scales)[row];
   if constexpr (header_of(K) != 0) scale = half_at(codes);
   if constexpr (K == Kind::Q4_1) offset = half_at(codes + 2);
+  if constexpr (K == Kind::Q4_K || K == Kind::Q5_K) {  // 12 bytes: s and t of groups 0 to 3, and the rest of 4 to 7
+    const uint8_t* six = codes + 4;
+    const int64_t j = g % 8, i = j % 4;
+    const int s = j < 4 ? six[i] & 63 : (six[8 + i] & 15) | six[i] >> 6 << 4;
+    const int t = j < 4 ? six[4 + i] & 63 : six[8 + i] >> 4 | six[4 + i] >> 6 << 4;
+    scale = static_cast<float>(s) * half_at(codes), offset = -(static_cast<float>(t) * half_at(codes + 2));
+  }
 }
 
 #if defined(LK_SET_avx2)
@@ -101,6 +116,11 @@ inline void nibbles(const uint8_t* codes, const Table& table, V (&v)[VECTORS], b
 inline V whole(const uint8_t* codes) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
 }
+inline __m256i field(const uint8_t* codes, int at, int mask) {  // bits of W bytes
+  const __m256i c = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+  return _mm256_and_si256(_mm256_srl_epi32(c, _mm_cvtsi32_si128(at)), _mm256_set1_epi32(mask));
+}
+inline V joined(__m256i low, __m256i high) { return _mm256_cvtepi32_ps(_mm256_or_si256(low, _mm256_slli_epi32(high, 4))); }
 inline V e4m3(const uint8_t* codes) {
   const __m128i c = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
   const __m128i size = _mm_and_si128(c, _mm_set1_epi16(0x7f)), sign = _mm_slli_epi16(_mm_and_si128(c, _mm_set1_epi16(0x80)), 8);
@@ -136,6 +156,11 @@ inline void nibbles(const uint8_t* codes, const Table& table, V (&v)[VECTORS], b
 inline V whole(const uint8_t* codes) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
 }
+inline __m512i field(const uint8_t* codes, int at, int mask) {
+  const __m512i c = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+  return _mm512_and_si512(_mm512_srl_epi32(c, _mm_cvtsi32_si128(at)), _mm512_set1_epi32(mask));
+}
+inline V joined(__m512i low, __m512i high) { return _mm512_cvtepi32_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 4))); }
 inline V e4m3(const uint8_t* codes) {
   const __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
   const __m256i size = _mm256_and_si256(c, _mm256_set1_epi16(0x7f)), sign = _mm256_slli_epi16(_mm256_and_si256(c, _mm256_set1_epi16(0x80)), 8);
@@ -160,7 +185,26 @@ inline void put_group(const V (&v)[VECTORS], bool turns, num* to) {
 
 #endif
 
-// The 32 numbers of a group whose bytes are at `codes`.
+// Where the bytes of a group are, or of its block of eight.
+template <Kind K>
+inline const uint8_t* bytes_at(const Packed& p, int64_t g) { return p.codes + (in_eights(K) ? g / 8 : g) * bytes_of(K); }
+
+// The codes of group j of a block of eight.
+template <Kind K>
+inline void of_eight(const uint8_t* block, int64_t j, V (&v)[VECTORS]) {
+  const int n = static_cast<int>(j);
+  for (int64_t i = 0; i < VECTORS; i++) {
+    if constexpr (K == Kind::Q6_K) {  // 64 numbers in the lower halves of 64 bytes, 64 in the upper ones; two bits apart
+      const auto low = field(block + n / 4 * 64 + n % 2 * 32 + i * W, n % 4 / 2 * 4, 15);
+      v[i] = sub(joined(low, field(block + 128 + n / 4 * 32 + i * W, n % 4 * 2, 3)), all(32.f));
+    } else {  // 32 in the lower halves of 32 bytes, 32 in the upper ones; a fifth bit apart
+      const auto low = field(block + (K == Kind::Q5_K ? 48 : 16) + n / 2 * 32 + i * W, n % 2 * 4, 15);
+      v[i] = joined(low, K == Kind::Q5_K ? field(block + 16 + i * W, n, 1) : field(block, 0, 0));
+    }
+  }
+}
+
+// The 32 numbers of a group, whose bytes are at `codes`.
 template <Kind K>
 inline void numbers(const Packed& p, const Table& table, int64_t row, int64_t g, const uint8_t* codes, V (&v)[VECTORS]) {
   float scale = 0.f, offset = 0.f;
@@ -170,8 +214,16 @@ inline void numbers(const Packed& p, const Table& table, int64_t row, int64_t g,
     for (int64_t i = 0; i < VECTORS; i++) v[i] = whole(codes + i * W);
   else if constexpr (K == Kind::E4M3)
     for (int64_t i = 0; i < VECTORS; i++) v[i] = e4m3(codes + i * W);
+  else if constexpr (in_eights(K))
+    of_eight<K>(codes, g % 8, v);
   else
     nibbles(codes, table, v, in_turn(K));
+  if constexpr (K == Kind::Q6_K) {
+    const float d = half_at(codes + 208);
+    const auto* s = reinterpret_cast<const int8_t*>(codes + 192) + g % 8 * 2;
+    for (int64_t i = 0; i < VECTORS; i++) v[i] = mul(v[i], all(static_cast<float>(s[i * W / 16]) * d));
+    return;
+  }
   for (int64_t i = 0; i < VECTORS; i++) v[i] = mul(v[i], all(scale));
   if constexpr (has_offset(K))
     for (int64_t i = 0; i < VECTORS; i++) v[i] = add(v[i], all(offset));
@@ -186,7 +238,7 @@ inline void groups(const Packed& p, const Table& table, int64_t row, int64_t fir
   V v[VECTORS];
   for (int64_t at = begin - ahead; at < end; at += GROUP) {
     const int64_t skip = at < begin ? ahead : 0, count = std::min(GROUP, end - at) - skip;
-    const uint8_t* codes = p.codes + (by_rows(K) ? at : at / GROUP * bytes_of(K));
+    const uint8_t* codes = by_rows(K) ? p.codes + at : bytes_at<K>(p, at / GROUP);
     uint8_t rest[GROUP] = {};
     if (by_rows(K) && end - at < GROUP) {
       std::memcpy(rest, codes, static_cast<size_t>(end - at));

@@ -44,11 +44,12 @@ def of_ggml(kind: str) -> Callable[[Tensor], GgmlBlocks]:
 
     def made(weight: Tensor) -> GgmlBlocks:
         block, (out, width) = BLOCK_TYPES[kind], weight.shape
-        blocks = torch.randint(256, (out, width // 32, block.nbytes), dtype=torch.uint8)
-        halves = 2 if kind == "Q4_1" else 1
-        scales = (torch.randn(out, width // 32, halves) * 0.01).half()
+        blocks = torch.randint(256, (out, width // block.size, block.nbytes), dtype=torch.uint8)
+        halves = 2 if kind in ("Q4_1", "Q4_K", "Q5_K") else 1
+        scales = (torch.randn(out, width // block.size, halves) * 0.01).half()
         scales[0, 0] = 6e-8
-        blocks[:, :, : 2 * halves] = scales.view(torch.uint8)
+        at = 208 if kind == "Q6_K" else 0
+        blocks[:, :, at : at + 2 * halves] = scales.view(torch.uint8)
         return GgmlBlocks(block, blocks.view(out, -1))
 
     return made
@@ -94,13 +95,17 @@ GROUPED: dict[str, Callable[[Tensor], Any]] = {
     "q4_1": of_ggml("Q4_1"),
     "q8_0": of_ggml("Q8_0"),
 }
+EIGHTS: dict[str, Callable[[Tensor], Any]] = {
+    name: of_ggml(name.upper()) for name in ("q4_k", "q5_k", "q6_k")
+}
 ANY_SHAPE = [(5, 7), (130, 33), (3, 66)]
 WHOLE_GROUPS = [(1, 32), (7, 96), (37, 160), (600, 256)]
 CASES = [
     *((name, shape) for name in (*FLAT, *BY_ROWS, *GROUPED) for shape in WHOLE_GROUPS),
     *((name, shape) for name in (*FLAT, *BY_ROWS) for shape in ANY_SHAPE),
+    *((name, shape) for name in EIGHTS for shape in [(3, 256), (70, 512)]),
 ]
-MAKERS = FLAT | BY_ROWS | GROUPED
+MAKERS = FLAT | BY_ROWS | GROUPED | EIGHTS
 
 
 def packed(name: str, shape: tuple[int, int]) -> Any:

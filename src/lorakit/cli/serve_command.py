@@ -15,7 +15,7 @@ from lorakit.cli.spec_options import read_spec, with_specs
 from lorakit.errors import ConfigError
 from lorakit.extras import need
 from lorakit.models.sources import check_named
-from lorakit.models.spec import ModelSpec
+from lorakit.models.spec import FULL, ModelSpec
 from lorakit.run.present import require_adapters
 from lorakit.serving.spec import EngineSpec, HttpSpec, RuntimeSpec
 
@@ -26,7 +26,7 @@ def serve(
     store: options.StoreOption = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    base_dtype: options.BaseDtype = "full",
+    base_dtype: options.BaseDtype = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     ignore_adapter: options.IgnoreAdapter = False,
@@ -66,20 +66,23 @@ def serve(
     need("serve", "`lorakit serve`")
     engine, http = read_spec(EngineSpec, specs), read_spec(HttpSpec, specs)
     runtime = read_spec(RuntimeSpec, specs)
-    shared = (revision, device, dtype, trust_remote_code, ignore_adapter, base_dtype)
+    shared = (revision, device, dtype, trust_remote_code, ignore_adapter, base_dtype or FULL)
     model = ModelSpec(base or ModelSpec().model, *shared)
     named = flatten({"adapters": adapters or []})["adapters"]
     check_named(model)
     require_adapters((name for name in named if not Path(name).expanduser().is_dir()), store)
     from lorakit.serving import server
-    from lorakit.serving.base import base_to_serve
+    from lorakit.serving.base import base_to_serve, packing_to_serve
 
+    notes: tuple[str, ...] = ()
     if base is None:
         model = base_to_serve(model, named, store)
 
     sock = server.listen(http)
     try:
         with fetching() as progress:
+            if base_dtype is None and runtime.engine != "vllm":
+                model, notes = packing_to_serve(model, named, store)
             ready = server.make_ready(
                 *(model, engine, http, runtime),
                 adapters=named,
@@ -88,7 +91,7 @@ def serve(
                 progress=progress,
                 given=[f.name for f in fields(EngineSpec) if f.name in specs],
             )
-        say(ready.notes)
+        say((*notes, *ready.notes))
         console.print(f"serving {ready.catalog.base} on {server.address(sock)}", soft_wrap=True)
         server.run(ready, sock, http)
     finally:

@@ -41,11 +41,11 @@ Dtype = Annotated[
     ),
 ]
 BaseDtype = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--base-dtype",
         help="How the frozen weights of the blocks' linear layers are held: nf4 or int4 (a quarter "
-        "of bfloat16's memory), int8 or fp8 (half of it). full: in --dtype.",
+        "of bfloat16's memory), int8 or fp8 (half of it). full: in --dtype. Default: as all served adapters were trained, else full.",
     ),
 ]
 Revision = Annotated[

@@ -96,16 +96,14 @@ def run(request: RunRequest, sources: Sources, folder: Path, report: Report) -> 
     Raises:
         DivergedError: a loss stopped being finite at the rate that the probe chose.
     """
-    training = request.training
-    method = training.method
+    training, method = request.training, request.training.method
     context = open_trial(request.stamp, sources, method.base_dtype)
     session = context.session
     train, _ = split_validation(context.data.train, context.config.train.seed)
     trained = prepare(session.model, method, request.seed)
     base = load_reference(folder.parent / request.base_trial / REFERENCE)
     # A base that is held in another way than the one that was measured begins elsewhere.
-    before = request.before if method.base_dtype is None else None
-    course = CourseRecorder(context, base, before)
+    course = CourseRecorder(context, base, None if method.base_dtype else request.before)
     with MetricsFile(folder / METRICS, keep=False) as metrics:
 
         def observe(event: Mapping[str, Any]) -> None:

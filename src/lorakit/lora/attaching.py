@@ -59,8 +59,18 @@ def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
             put_experts(model, target.path, layer)
         else:
             model.set_submodule(target.path, layer)
+        if isinstance(
+            model.get_submodule(target.path.rpartition(".")[0]), nn.TransformerEncoderLayer
+        ):
+            # In evaluation torch's fast path would read the layer's weight and never call it; with a hook
+            # on a layer it keeps off.
+            layer.register_forward_pre_hook(_called)
     put(model, chosen.whole, own_values(model, chosen.whole), trainable=True)
     return model
+
+
+def _called(_layer: nn.Module, _inputs: object) -> None:
+    """A hook that does nothing."""
 
 
 def base_module(model: nn.Module, target: Target) -> nn.Module:

@@ -51,6 +51,10 @@ class Idle:
 _READ = Idle(
     "the model never calls it (but may read its weight): a pair would not be computed", True
 )
+_READ_BY_TORCH = Idle(
+    "torch's MultiheadAttention reads its weight and never calls it: a pair would not be computed",
+    True,
+)
 _NO_TEXT = Idle("it does not run for rows of text")
 _NO_GRADIENT = Idle("it runs without gradient, so a pair would not be trained")
 
@@ -65,6 +69,20 @@ def idle_layers(model: nn.Module) -> dict[str, Idle]:
     if model not in _known:
         _known[model] = _tried(model)
     return _known[model]
+
+
+def read_by_torch(model: nn.Module, paths: Iterable[str]) -> dict[str, Idle]:
+    """Of these layers those whose weight a module of torch reads in any model, text or not; and why.
+
+    `nn.MultiheadAttention` hands the weight of `out_proj` to a function and never calls the layer.
+    """
+    found = {}
+    for path in paths:
+        parent = model.get_submodule(path.rpartition(".")[0])
+        same = isinstance(parent, nn.MultiheadAttention)
+        if same and type(parent).forward is nn.MultiheadAttention.forward:
+            found[path] = _READ_BY_TORCH
+    return found
 
 
 def not_for_text(model: nn.Module) -> frozenset[str]:
@@ -86,7 +104,7 @@ def reasons_of_idle(
     Raises:
         TargetError: a pattern names idle layers only.
     """
-    idle = idle_layers(model) if chosen else {}
+    idle = {**idle_layers(model), **read_by_torch(model, chosen)} if chosen else {}
     reasons = {p: idle[p].reason for p in chosen if p in idle and (idle[p].read or not exist)}
     for pattern in spec.targets:
         named = [p for p in chosen if pattern != ALL_LINEAR and matches(pattern, p)]

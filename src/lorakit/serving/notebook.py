@@ -4,7 +4,8 @@ import atexit
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def serve(
     """
     need("serve", "lorakit.serve")
     from lorakit.serving import server as serving
-    from lorakit.serving.base import base_to_serve
+    from lorakit.serving.base import base_to_serve, packing_to_serve
 
     specs = (EngineSpec, HttpSpec, RuntimeSpec)
     own = {f.name for spec in specs for f in fields(spec)}
@@ -161,6 +162,10 @@ def serve(
         folders = stack.enter_context(adapter_folders(adapters))
         if model is None:
             spec = base_to_serve(spec, folders, store)
+        notes: tuple[str, ...] = ()
+        named = model is None or isinstance(model, str | Path)
+        if named and "base_dtype" not in options and runtime.engine != "vllm":
+            spec, notes = packing_to_serve(spec, folders, store)
         ready = serving.make_ready(
             *(spec, engine, http, runtime),
             adapters=folders,
@@ -168,6 +173,7 @@ def serve(
             force=force,
             given=list(_of(EngineSpec, given)),
         )
+        ready = replace(ready, notes=(*notes, *ready.notes))
         url = serving.address(sock)
         return ServerHandle(ready, url, serving.make_server(ready, http), sock, stack.pop_all())
 

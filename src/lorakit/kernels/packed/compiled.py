@@ -23,7 +23,9 @@ MOST_ROWS = 4
 """Rows of x that `product` takes."""
 GROUP = 32
 """Elements that the kernels unpack at once."""
-_KINDS = ("nibbles", "nibbles nested", "nibbles offset", "int8", "e4m3", "q4_0", "q4_1", "q8_0")
+GGML = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
+"""The blocks of GGUF files that they know."""
+_KINDS = ("nibbles", "nibbles nested", "nibbles offset", "int8", "e4m3", *GGML)
 _BY_ROWS = ("int8", "e4m3")
 _FORMATS = {  # of scales and of offsets
     "nibbles": torch.float32,
@@ -135,7 +137,8 @@ def product(weights: Sequence[Described], x_TI: Tensor) -> Tensor | None:
         x_TI: their common input.
     """
     tokens, width = x_TI.shape
-    if not 0 < tokens <= MOST_ROWS or not all(each.few for each in weights):
+    fit = all(each.few and each.shape[1] == width for each in weights)
+    if not 0 < tokens <= MOST_ROWS or not fit:
         return None
     kernel = _kernel("packed_product", "iiiiiii", x_TI)
     if kernel is None:

@@ -21,7 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lorakit.kernels.packed.compiled import PackedLayout, levels
+from lorakit.kernels.packed.compiled import GGML, PackedLayout, levels
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class GgmlBlocks:
 
     def layout(self) -> PackedLayout | None:
         """As the compiled kernels read it; None for types that they do not know."""
-        if self.name not in ("q4_0", "q4_1", "q8_0"):
+        if self.name not in GGML:
             return None
         least = 8 if self.name == "q4_0" else 0
         table = levels(tuple(float(q - least) for q in range(16)))
