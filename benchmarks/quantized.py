@@ -3,7 +3,7 @@
     python benchmarks/quantized.py memory --out benchmarks/results/quantized_memory.jsonl
     python benchmarks/quantized.py loss --out benchmarks/results/quantized_loss.jsonl
 
-memory: a random llama of --parameters (billions) is written in bfloat16; each format is loaded and trained for
+memory: a random llama of --parameters (billions; "experts": a Mixtral of 8 experts and half a billion) is written in bfloat16; each format is loaded and trained for
 --steps at rank 16 on 16 rows of 64 tokens, in a process of its own, whose largest resident size counts, loading
 included. The bytes of its weights are compared with those that `lorakit check` would forecast.
 
@@ -40,6 +40,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 8,
         "vocab_size": 32000,
     },
+    "experts": {
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "num_local_experts": 8,
+        "vocab_size": 32000,
+    },
     "tiny": {
         "hidden_size": 128,
         "intermediate_size": 256,
@@ -57,16 +66,19 @@ def make(folder: Path, shape: dict[str, int]) -> None:
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, MixtralConfig
 
     from lorakit.models import empty_model
 
-    config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="bfloat16")
+    kind, name = (
+        (MixtralConfig, "Mixtral") if "num_local_experts" in shape else (LlamaConfig, "Llama")
+    )
+    config: Any = kind(**shape, architectures=[f"{name}ForCausalLM"], dtype="bfloat16")
     config.save_pretrained(folder)
     Tokenizer(models.BPE(vocab={"a": 0, "</s>": 1}, merges=[])).save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    state = empty_model(str(folder), dtype="bfloat16").state_dict()
+    state = in_files(empty_model(str(folder), dtype="bfloat16").state_dict())
     shards: dict[str, list[str]] = {}
     for name in state:
         parts = name.split(".")
@@ -81,6 +93,24 @@ def make(folder: Path, shape: dict[str, int]) -> None:
         where |= dict.fromkeys(names, f"model-{key}.safetensors")
     index = {"metadata": {}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_files(state: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of a model by the names that published files have: Mixtral's a matrix an expert."""
+    named: dict[str, Any] = {}
+    for name, tensor in state.items():
+        block, _, rest = name.partition(".mlp.")
+        mixture = f"{block}.block_sparse_moe"
+        if rest == "experts.gate_up_proj":
+            for number, both in enumerate(tensor):
+                first, third = both.chunk(2)
+                named |= {f"{mixture}.experts.{number}.w1.weight": first}
+                named |= {f"{mixture}.experts.{number}.w3.weight": third}
+        elif rest == "experts.down_proj":
+            named |= {f"{mixture}.experts.{n}.w2.weight": one for n, one in enumerate(tensor)}
+        else:
+            named[f"{mixture}.gate.weight" if rest == "gate.weight" else name] = tensor
+    return named
 
 
 def train_once(folder: Path, base_dtype: str, steps: int) -> dict[str, Any]:
@@ -98,7 +128,8 @@ def train_once(folder: Path, base_dtype: str, steps: int) -> dict[str, Any]:
     model, _ = load_model(str(folder), dtype="bfloat16", device="cpu", base_dtype=base_dtype)
     loaded, held = time.perf_counter() - started, weight_bytes(model) + workspace_bytes(model)
     after_loading = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    attach(model, LoraSpec(rank=RANK))
+    experts = ("experts",) if hasattr(model.config, "num_local_experts") else ()
+    attach(model, LoraSpec(rank=RANK, target_parameters=experts))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     loss = CausalLoss(model)

@@ -12,7 +12,8 @@ import lorakit as package
 from families import saved, tokenizer
 from lorakit.kernels.packed.counting import packing_of
 from lorakit.lora import LoraSpec
-from lorakit.models import load_model
+from lorakit.models import empty_model, load_model
+from lorakit.models.packable import bytes_unpacked
 from mixtures import mixture
 
 
@@ -87,3 +88,28 @@ def dense(weight: Any) -> torch.Tensor:
     """The numbers of a weight, packed or not."""
     formed: torch.Tensor = weight.formed() if hasattr(weight, "formed") else weight
     return formed.contiguous()
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("mixtral", ("embeddings", "the output head", "routers", "norms and biases")),
+        ("dbrx", ("embeddings", "w1", "v1", "w2", "routers")),
+        ("gpt2", ("embeddings, which are the output head", "norms and biases")),
+    ],
+)
+def test_check_names_what_stays_in_full_precision(
+    lorakit: Any, tmp_path: Path, family: str, words: tuple[str, ...]
+) -> None:
+    base = made(tmp_path / "base", family)
+    outline = empty_model(str(base), dtype="bfloat16")
+    kept = bytes_unpacked(outline)
+    assert set(words) <= set(kept)
+    model, _ = load_model(str(base), dtype="bfloat16", base_dtype="nf4", device="cpu")
+    assert sum(kept.values()) == sum(p.numel() * p.element_size() for p in model.parameters())
+    said = lorakit("check", "--model", base, "--dtype", "bfloat16", "--base-dtype", "nf4")
+    assert said.code == 0, said.err
+    (line,) = re.findall(r"in bfloat16 stay: (.*)", said.out)
+    assert all(word in line for word in words)
+    plain = lorakit("check", "--model", base, "--dtype", "bfloat16")
+    assert " stay: " not in plain.out

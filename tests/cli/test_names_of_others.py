@@ -16,6 +16,9 @@ FLAGS = {
     "train --data a --r 8 --lora-alpha 16 --lora-dropout 0.1 --target-modules q_proj": (
         "train --data a --rank 8 --alpha 16 --dropout 0.1 --targets q_proj"
     ),
+    "train --data a --init_lora_weights pissa_niter_4 --loraplus_lr_ratio 16": (
+        "train --data a --init pissa_niter_4 --lora-plus 16"
+    ),
     # transformers' Trainer and TRL
     "train --dataset a --lr 1e-4 --num-train-epochs 3 --per-device-train-batch-size 8": (
         "train --data a --learning-rate 1e-4 --epochs 3 --batch-size 8"

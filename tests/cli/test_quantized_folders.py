@@ -12,6 +12,7 @@ from lorakit.models import empty_model, load_model
 from lorakit.models.kept_packed import bytes_kept
 from lorakit.models.spec import ModelSpec
 from models.test_gguf import write
+from models.test_gguf_packed import file_of
 from quantized_folders import FOLDERS, digest, folder_of, settings
 
 
@@ -111,3 +112,21 @@ def test_an_adapter_of_kept_blocks_is_one_of_the_unpacked_file(lorakit, tmp_path
         "merge", "--model", base, "--adapter", run / "adapter", "--out", tmp_path / "m"
     )
     assert merged.code == 0, merged.err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_check_counts_a_file_that_stays_packed_without_converting_it(
+    lorakit, tmp_path, monkeypatch, tied
+):
+    monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
+    path = file_of(tmp_path, "Q4_K_M", tied=tied)
+    spec = ModelSpec(str(path), dtype="float32", base_dtype="packed", device="cpu")
+    counted = bytes_kept(empty_model(spec).float(), spec)
+    for options in ((), ("--base-dtype", "packed")):
+        said = lorakit("check", "--model", path, "--dtype", "float32", *options)
+        assert said.code == 0, said.err
+    assert "in packed, the rest in float32, on cpu" in said.out
+    assert not list((tmp_path / "cache").glob("models/*"))
+    model, _ = load_model(spec)
+    assert counted == weight_bytes(model) + workspace_bytes(model)
+    assert counted == bytes_kept(empty_model(spec).float(), spec)

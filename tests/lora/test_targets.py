@@ -166,7 +166,7 @@ class TestMessages:
             ({"alpha_pattern": {"q": -1.0}}, "alpha must be above 0 and finite; q is -1.0"),
             ({"dropout": 1.0}, "dropout must lie in [0, 1); it is 1.0"),
             ({"targets": ()}, "targets is empty: name what to adapt, for example 'all-linear'"),
-            ({"init": "zeros"}, "init must be 'kaiming' or 'gaussian'; it is 'zeros'"),
+            ({"init": "zeros"}, "init must be one of kaiming, gaussian, orthogonal, pissa,"),
         ],
     )
     def test_config_errors(self, stack, spec, message):

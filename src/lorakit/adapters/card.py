@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.adapters.asking import asking_in
 from lorakit.adapters.vllm_ranks import next_rank
+from lorakit.errors import ConfigError
+from lorakit.lora.initialisation import Initialisation
+from lorakit.lora.initialisations import initialisation_of
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, Variant
 from lorakit.models.default import HUB_ID, NAME
@@ -47,7 +50,7 @@ def model_card(
         f"alpha {_span(p.alpha for p in pairs.values())}, "
         f"scale {spec.variant.scale_formula}",
         f"- {len(pairs)} adapted modules: {', '.join(kinds)}",
-        f"- {sum(pair.parameters for pair in pairs.values()):,} trained parameters",
+        *_trained(pairs, known),
     ]
     lines += _section("Task", _task(known))
     lines += _section("Data", _data(known))
@@ -58,6 +61,35 @@ def model_card(
     lines += ["", "## Use", *_use(pairs, spec.variant, base, known)]
     lines += ["", "`lorakit.json` says which base, data and configuration it came from."]
     return "\n".join(lines) + "\n"
+
+
+def _trained(pairs: "Mapping[str, Pair]", known: Mapping[str, Any]) -> Iterator[str]:
+    """How many parameters were trained, and how they began where that is not at random and zero."""
+    held = sum(pair.parameters for pair in pairs.values())
+    how, given = _start(known), _mapping(known, "config").get("rank")
+    rank = given if isinstance(given, int) else "r"
+    if how is not None and how.splits:
+        yield (
+            f"- {held // how.held:,} trained parameters, begun by {how.name} at rank {rank}, held at "
+            f"{how.held} times that beside the untouched base"
+        )
+    elif how is not None and how.frozen:
+        trained = sum(pair.A.numel() for pair in pairs.values())
+        yield f"- {trained:,} trained parameters, begun by {how.name}: B stays as it began"
+    else:
+        began = f", begun by {how.name}" if how is not None and how.fill is not None else ""
+        yield f"- {held:,} trained parameters{began}"
+
+
+def _start(known: Mapping[str, Any]) -> Initialisation | None:
+    """How the pairs of a fresh run began; None of a child, whose parent's pairs they were."""
+    config = _mapping(known, "config")
+    if config.get("from") or known.get("parents"):
+        return None
+    try:
+        return initialisation_of(str(config.get("init", "kaiming")))
+    except ConfigError:  # of a later lorakit
+        return None
 
 
 def _section(title: str, lines: Iterator[str]) -> list[str]:

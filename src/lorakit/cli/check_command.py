@@ -78,6 +78,7 @@ def _outline(settings: RunConfig, rows: int | None, row_tokens: int | None) -> N
             *left_out(found.plan),
             f"base: {count(found.plan.total_parameters)} parameters, {size(found.weights_bytes)} "
             f"in {_held(found.base_dtype, dtype)} on {found.device}",
+            *_unpacked(found, dtype),
             f"trainable: {count(found.plan.trainable)} parameters "
             f"({found.plan.trainable / found.plan.total_parameters:.2%})",
             f"{found.steps} steps at learning rate {found.learning_rate:g}; {count(found.rows)} "
@@ -95,6 +96,12 @@ def _outline(settings: RunConfig, rows: int | None, row_tokens: int | None) -> N
 
 def _held(base_dtype: str, dtype: str) -> str:
     return dtype if base_dtype == FULL else f"{base_dtype}, the rest in {dtype},"
+
+
+def _unpacked(found: Any, dtype: str) -> list[str]:
+    """What of a packed base stays in full precision."""
+    each = ", ".join(f"{what} {size(amount)}" for what, amount in found.unpacked.items())
+    return [f"in {dtype} stay: {each}"] if each else []
 
 
 def _formats(found: Any) -> list[str]:

@@ -8,7 +8,7 @@ from lorakit.comparing.spec import CompareSpec
 from lorakit.config import RunConfig
 from lorakit.experiments.measuring import save_pairs
 from lorakit.kernels.packed.counting import count_parameters
-from lorakit.lora import LoraSpec, attach, plan
+from lorakit.lora import LoraSpec, attach, lora_layers, plan
 from lorakit.models.spec import FULL as UNPACKED
 from lorakit.run.session import Session
 
@@ -74,6 +74,7 @@ def prepare(model: Any, method: Method, seed: int) -> int:
     else:
         assert method.lora is not None
         attach(model, method.lora, seed=seed + method.start)
+        return sum(layer.target.trainable for layer in lora_layers(model).values())
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

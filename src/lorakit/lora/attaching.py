@@ -1,14 +1,16 @@
 """Swap the layers of a plan for adapted ones, and back."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.errors import TargetError
 from lorakit.lora.changing import own_values, put, take_out
 from lorakit.lora.conv import LoraConv
 from lorakit.lora.experts import LoraExperts, bare_module, put_bare, put_experts
+from lorakit.lora.initialising import begin
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
@@ -29,16 +31,24 @@ def make_layer(base: nn.Module, target: Target, spec: LoraSpec) -> LoraLayer:
     return _LAYERS[target.geometry.kind](base, target, spec)
 
 
-def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
+def attach(
+    model: Model,
+    what: LoraSpec | Plan,
+    *,
+    seed: int = 0,
+    evidence: Mapping[str, Tensor] | None = None,
+) -> Model:
     """Freeze the model and put a pair (A, B) beside every target, in place.
 
-    Nothing that the model computes changes until B is trained away from zero. The same seed
+    Nothing that the model computes changes until the pairs are trained. The same seed
     gives the same A on every device.
 
     Args:
         model: any module; its own weights are neither copied nor changed.
         what: a spec, or the plan made from it for this model.
         seed: of A's start.
+        evidence: of each module what was found on training rows, for initialisations from rows. Without
+            it such a pair begins as plain LoRA, and `lorakit.train` begins it anew from its own rows.
 
     Returns:
         The same model.
@@ -53,8 +63,8 @@ def attach(model: Model, what: LoraSpec | Plan, *, seed: int = 0) -> Model:
     generator = torch.Generator().manual_seed(seed)
     for target in chosen.targets:
         base = base_module(model, target)
-        layer = make_layer(base, target, chosen.spec).train(base.training)
-        layer.reset(chosen.spec.init, generator)
+        layer = make_layer(base, target, chosen.spec.held).train(base.training)
+        begin(layer, chosen.spec, generator, (evidence or {}).get(target.path))
         if isinstance(layer, LoraExperts):
             put_experts(model, target.path, layer)
         else:

@@ -34,6 +34,7 @@ from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
 from lorakit.lora.attaching import base_module, lora_layers, make_layer
 from lorakit.lora.experts import LoraExperts, put_bare, put_experts
+from lorakit.lora.initialising import begin
 from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan
 from lorakit.lora.variant import Capability, require_capability
@@ -299,18 +300,23 @@ def _layers(model: nn.Module, plan: Plan, seed: int) -> dict[str, LoraLayer]:
     """What `attach` would put into the model, from the same seed."""
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, LoraLayer] = {}
+    if plan.spec.initialisation.rows:
+        raise TargetError(
+            f"init {plan.spec.init} begins from the training rows of one run: train the jobs one by one, or "
+            "take another init"
+        )
     for target in plan.targets:
         for capability in (Capability.JOBS, Capability.KERNELS):
             instead = "train the jobs one by one"
             require_capability(target.variant, capability, target.path, instead, error=TargetError)
         base = base_module(model, target)
-        layer = make_layer(base, target, plan.spec).train(base.training)
+        layer = make_layer(base, target, plan.spec.held).train(base.training)
         if not isinstance(layer, LoraLinear | LoraEmbedding | LoraExperts):
             raise TargetError(
                 f"{target.path} is a convolution, which cannot be trained for several jobs at "
                 "once: exclude it, or train the jobs one by one"
             )
-        layer.reset(plan.spec.init, generator)
+        begin(layer, plan.spec, generator)
         made[target.path] = layer
     return made
 

@@ -12,6 +12,7 @@ base is kept in; the low-rank path computes in the dtype of the activations.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -51,11 +52,15 @@ class LoraLayer(nn.Module, ABC):
         scale: s, a plain number.
         variant: which tensors there are, and what they add to the weight.
         dropout: probability with which an input of the low-rank path is dropped in training.
+        waits: the spec whose initialisation waits for training rows; see `initialising.py`.
+        begun: copies of the tensors as they began, where B was not zero then.
     """
 
     kind: ClassVar[str]
     A: nn.Parameter
     B: nn.Parameter
+    waits: LoraSpec | None = None
+    begun: Mapping[str, Tensor] | None = None
 
     def __init__(self, base: nn.Module, target: Target, spec: LoraSpec) -> None:
         super().__init__()

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lorakit.errors import ConfigError, TargetError, did_you_mean
+from lorakit.errors import TargetError, did_you_mean
 from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora.called import reasons_of_idle
 from lorakit.lora.gates import too_narrow
+from lorakit.lora.initialisation import Initialisation
 from lorakit.lora.kinds import Geometry, geometry_of, kind_of
 from lorakit.lora.parameters import (
     LINEAR,
@@ -24,7 +25,7 @@ from lorakit.lora.parameters import (
 )
 from lorakit.lora.sharing import check_shared, tied_weights
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
-from lorakit.lora.targets import block_of, first_hit, layer_range, matches, pattern_hits
+from lorakit.lora.targets import block_of, check_patterns, first_hit, layer_range, matches
 from lorakit.lora.unreadable import unreadable
 from lorakit.lora.variant import Variant
 from lorakit.lora.whole import Whole, whole_of
@@ -37,9 +38,10 @@ class Target:
     Attributes:
         path: where it is in the model.
         geometry: its kind and shape.
-        rank, alpha, scale: of its own pair; scale is what the variant makes of the other two.
+        rank, alpha, scale: of its own pair as it is held; scale is what the variant makes of the other two.
         frozen: parameters of the module itself, its bias included.
         variant: which tensors it gets, and what may be done with them.
+        start: how they begin; of a pair that begins inside the weight half of the rank is trained.
         tied_to: paths of other modules that share its weight tensor.
     """
 
@@ -50,7 +52,13 @@ class Target:
     scale: float
     frozen: int
     variant: Variant
+    start: Initialisation
     tied_to: tuple[str, ...] = ()
+
+    @property
+    def trained_rank(self) -> int:
+        """The rank of the pair that is trained."""
+        return self.rank // self.start.held
 
     @property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
@@ -58,9 +66,15 @@ class Target:
         return self.variant.tensors(self.geometry, self.rank)
 
     @property
-    def trainable(self) -> int:
+    def held(self) -> int:
         """Elements of all its tensors."""
         return sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def trainable(self) -> int:
+        """Those of its elements that are trained."""
+        trained = self.variant.tensors(self.geometry, self.trained_rank)
+        return sum(math.prod(x) for name, x in trained.items() if name not in self.start.frozen)
 
 
 @dataclass(frozen=True)
@@ -88,9 +102,14 @@ class Plan:
 
     @property
     def trainable(self) -> int:
-        """Parameters of all pairs, and of what is trained beside them."""
+        """Parameters of all pairs that are trained, and of what is trained beside them."""
         pairs = sum(target.trainable for target in self.targets)
         return pairs + sum(each.elements for each in self.whole)
+
+    @property
+    def held(self) -> int:
+        """Parameters of all pairs, those included that stay as they began."""
+        return sum(target.held for target in self.targets)
 
     def __str__(self) -> str:
         share = self.trainable / self.total_parameters
@@ -136,7 +155,8 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
             f"nothing is left to adapt with targets {list(spec.targets)}: " + "; ".join(why)
         )
     check_shared(model, chosen)
-    _check_patterns(spec, [*chosen, *parameters])
+    patterns = {"rank_pattern": spec.rank_pattern, "alpha_pattern": spec.alpha_pattern}
+    check_patterns(patterns, [*chosen, *parameters])
     sharing = tied_weights(modules)
     made = [_target(path, modules[path], spec, sharing[path], any_rank) for path in chosen]
     made += [_parameter_target(path, *bare[path], spec, any_rank) for path in parameters]
@@ -233,40 +253,29 @@ def _no_hit(pattern: str, excluding: bool, modules: dict[str, nn.Module], known:
     return f"{option} {pattern!r} matches no module; {did_you_mean(pattern, names)}"
 
 
-def _check_patterns(spec: LoraSpec, chosen: list[str]) -> None:
-    for option, pattern_map in (
-        ("rank_pattern", spec.rank_pattern),
-        ("alpha_pattern", spec.alpha_pattern),
-    ):
-        for key in pattern_map:
-            if not pattern_hits(key, chosen):
-                names = {path.rsplit(".", 1)[-1] for path in chosen}
-                raise ConfigError(
-                    f"{option} {key!r} means none of the targets; {did_you_mean(key, names)}"
-                )
-
-
 def _target(
     path: str, module: nn.Module, spec: LoraSpec, tied_to: tuple[str, ...], any_rank: bool
 ) -> Target:
     geometry = geometry_of(module, path)
     rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
     frozen = count_parameters(module, recurse=False)
-    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, tied_to)
+    how = spec.initialisation
+    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, how, tied_to)
 
 
 def _rank_and_scale(
     path: str, geometry: Geometry, spec: LoraSpec, any_rank: bool
 ) -> tuple[int, float, float]:
-    """Rank, alpha and scale of one target.
+    """Rank, alpha and scale of one target, of its pair as it is held.
 
     Raises:
-        TargetError: the rank does not fit its size, or the variant not its kind.
+        TargetError: the rank does not fit its size, or the variant or the initialisation not its kind.
     """
     if why := spec.variant.unfit(geometry):
         raise TargetError(f"{path}: {why}")
-    rank = first_hit(spec.rank_pattern, path, spec.rank)
-    alpha = first_hit(spec.alpha_pattern, path, spec.alpha)
+    how, held, rank = spec.initialisation, spec.held, first_hit(spec.rank_pattern, path, spec.rank)
+    if why := how.unfit(geometry.kind, geometry.largest_rank(), rank):
+        raise TargetError(f"init {how.name} {why}; leave {path} out, or take init kaiming")
     if rank > geometry.largest_rank() and not any_rank:
         name = path.rsplit(".", 1)[-1]
         raise TargetError(
@@ -279,7 +288,8 @@ def _rank_and_scale(
             f"rank {rank} of {path} is not a multiple of its {geometry.groups} groups: "
             "set a rank_pattern for it"
         )
-    return rank, alpha, spec.variant.scale(alpha, rank)
+    alpha = first_hit(held.alpha_pattern, path, held.alpha)
+    return how.held * rank, alpha, spec.variant.scale(alpha, how.held * rank)
 
 
 def _parameter_target(
@@ -288,7 +298,8 @@ def _parameter_target(
     geometry = expert_geometry(module, name)
     rank, alpha, scale = _rank_and_scale(path, geometry, spec, any_rank)
     frozen = parameter_of(module, name).numel()
-    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant)
+    how = spec.initialisation
+    return Target(path, geometry, rank, alpha, scale, frozen, spec.variant, how)
 
 
 def _owner(path: str) -> str:

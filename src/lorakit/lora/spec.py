@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lorakit.errors import ConfigError
+from lorakit.lora.initialisation import Initialisation
+from lorakit.lora.initialisations import INITIALISATIONS, initialisation_of
 from lorakit.lora.variant import Capability, Variant, require_capability
 from lorakit.lora.variants import variant_of
 
@@ -91,11 +93,20 @@ class LoraSpec:
             "in training."
         },
     )
-    init: Literal["kaiming", "gaussian"] = field(
+    init: str = field(
         default="kaiming",
         metadata={
-            "help": "Initialisation of A: kaiming (uniform, a = sqrt 5) or gaussian (standard "
-            "deviation 1 / rank). B is always 0, so that the first step begins at the base model."
+            "help": "Initialisation of A and B: "
+            + "; ".join(f"{each.name} ({each.help})" for each in INITIALISATIONS.values())
+            + "; pissa_niter_N (pissa by a fast SVD of N iterations, such as 4). With each the first step "
+            "begins at the base model."
+        },
+    )
+    eva_rho: float = field(
+        default=2.0,
+        metadata={
+            "help": "With init eva: a module's rank is at most this many times rank, and the ranks of all "
+            "modules add up to what they would be; 1: every module has its rank."
         },
     )
     modules_to_save: tuple[str, ...] = field(
@@ -166,8 +177,9 @@ class LoraSpec:
             raise ConfigError(f"bias must be 'none', 'all' or 'lora_only'; it is {self.bias!r}")
         if self.train_tokens and self.token_rows:
             raise ConfigError("train_tokens and token_rows say the same: leave one of them out")
-        if self.init not in ("kaiming", "gaussian"):
-            raise ConfigError(f"init must be 'kaiming' or 'gaussian'; it is {self.init!r}")
+        initialisation_of(self.init)  # there has to be one
+        if not 1 <= self.eva_rho < math.inf:
+            raise ConfigError(f"eva_rho must be at least 1 and finite; it is {self.eva_rho}")
 
     @property
     def variant(self) -> Variant:
@@ -177,6 +189,28 @@ class LoraSpec:
             ConfigError: no variant has these options together.
         """
         return variant_of(vars(self))
+
+    @property
+    def initialisation(self) -> Initialisation:
+        """How A and B begin."""
+        return initialisation_of(self.init)
+
+    @property
+    def held(self) -> "LoraSpec":
+        """The spec of the pairs as they are held and saved: plain ones, at twice the rank if they split."""
+        how = self.initialisation
+        if how.fill is None:
+            return self
+        ranks = {key: how.held * rank for key, rank in self.rank_pattern.items()}
+        times = self.variant.scale(1.0, 1) / self.variant.scale(1.0, how.held)
+        return replace(
+            self,
+            rank=how.held * self.rank,
+            alpha=times * self.alpha,
+            rank_pattern=ranks,
+            alpha_pattern={key: times * alpha for key, alpha in self.alpha_pattern.items()},
+            init="kaiming",
+        )
 
 
 def _positive_whole(name: str, value: int) -> None:

@@ -1,11 +1,11 @@
 """Patterns -> module paths: names, globs, regexes, layer ranges."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from lorakit.errors import ConfigError
+from lorakit.errors import ConfigError, did_you_mean
 
 Value = TypeVar("Value")
 
@@ -39,6 +39,21 @@ def first_hit(pattern_map: Mapping[str, Value], path: str, default: Value) -> Va
 def pattern_hits(key: str, paths: Iterable[str]) -> bool:
     """Whether a key of a rank_pattern or alpha_pattern means any of these paths."""
     return any(_compiled(rf"(.*\.)?({key})$").match(path) for path in paths)
+
+
+def check_patterns(maps: Mapping[str, Mapping[str, Any]], chosen: Collection[str]) -> None:
+    """See that every key of rank_pattern and alpha_pattern means one of the chosen paths.
+
+    Raises:
+        ConfigError: one means none.
+    """
+    for option, pattern_map in maps.items():
+        for key in pattern_map:
+            if not pattern_hits(key, chosen):
+                names = {path.rsplit(".", 1)[-1] for path in chosen}
+                raise ConfigError(
+                    f"{option} {key!r} means none of the targets; {did_you_mean(key, names)}"
+                )
 
 
 def block_of(path: str) -> int | None:

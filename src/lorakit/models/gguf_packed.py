@@ -85,6 +85,28 @@ def write(path: Path, folder: Path, *, config: Any = None, tokenizer: Any = None
     write_json(folder / "config.json", raw | {"quantization_config": settings})
 
 
+def packed_sizes(path: Path, model: Any) -> dict[str, int]:
+    """Bytes of the blocks of each layer that stays packed, by its path; nothing is unpacked or written.
+
+    Args:
+        path: a GGUF file.
+        model: its outline on the meta device.
+
+    Raises:
+        ModelError: as `write`.
+    """
+    from gguf import GGUFReader
+
+    header = gguf.read_header(path)
+    types: dict[str, str] = {}
+    stored = header.stored_dtype()
+    planned = list(_tensors(GGUFReader(path), model, header, stored, types, path))
+    if not types:
+        raise ModelError(f"{path} keeps no linear layer in blocks: {_UNPACK}")
+    sizes = {each.name.removesuffix(".weight"): each.size for each in planned}
+    return {stem: sizes[stem] for stem in types}
+
+
 Unpacked = tuple[str, tuple[int, ...], Iterator[memoryview]]
 """A tensor as the unpacked folder holds it: its dtype code, its shape, its bytes in pieces."""
 

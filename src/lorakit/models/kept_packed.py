@@ -20,6 +20,7 @@ from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.packing import Packing, whole
 from lorakit.kernels.packed.weight import LARGEST
 from lorakit.models.files import read_config
+from lorakit.models.gguf_packed import packed_sizes
 from lorakit.models.packed_files import (
     UNPACKED,
     Held,
@@ -242,17 +243,31 @@ def bytes_kept(model: "PreTrainedModel", spec: ModelSpec) -> int | None:
     Returns:
         None where nothing stays packed, or the weights are not here.
     """
+    sizes = _sizes(model, spec)
+    if sizes is None:
+        return None
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    largest = 0
+    for path, stored in sizes.items():
+        layer = model.get_submodule(path)
+        if isinstance(layer, nn.Linear) and layer is not model.get_output_embeddings():
+            size, count = layer.weight.element_size(), layer.weight.numel()
+            total += stored - count * size
+            largest = max(largest, min(count, LARGEST) * size)
+    return total + largest
+
+
+def _sizes(model: "PreTrainedModel", spec: ModelSpec) -> dict[str, int] | None:
+    """Bytes of each packed weight by its path; a .gguf file is not converted for it."""
+    file = Path(spec.model).expanduser()
+    if file.is_file() and file.suffix.lower() == ".gguf":
+        return packed_sizes(file, model) if spec.base_dtype == PACKED else None
     where = find(spec) if spec.base_dtype in (FULL, PACKED) else None
     kept = None if where is None else kept_packed(where.folder)
     if kept is None:
         return None
-    total = sum(p.numel() * p.element_size() for p in model.parameters())
-    largest = 0
-    for tensor, path in _paths(model, kept.tensors):
-        layer = None if path is None else model.get_submodule(path)
-        if isinstance(layer, nn.Linear) and layer is not model.get_output_embeddings():
-            size, count = layer.weight.element_size(), layer.weight.numel()
-            stored = [kept.held[name].entry for name in tensor.uses]
-            total += sum(entry.end - entry.start for entry in stored) - count * size
-            largest = max(largest, min(count, LARGEST) * size)
-    return total + largest
+    return {
+        path: sum(e.end - e.start for e in (kept.held[name].entry for name in tensor.uses))
+        for tensor, path in _paths(model, kept.tensors)
+        if path is not None
+    }

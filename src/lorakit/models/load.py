@@ -17,7 +17,7 @@ from lorakit.models.devices import torch_device
 from lorakit.models.quiet import quiet
 from lorakit.models.reading import one_line, read_model
 from lorakit.models.sources import Resolved, check_named, resolve
-from lorakit.models.spec import ModelSpec, as_spec
+from lorakit.models.spec import PACKED, ModelSpec, as_spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,7 +99,7 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
     path = Path(spec.model).expanduser()
     if spec.model == default.NAME:
         config: Any = LlamaConfig(**default.CONFIG)
-    elif path.is_file() and path.suffix.lower() == ".gguf" and not gguf.converted(path).is_dir():
+    elif _is_unconverted(path, spec):
         check_named(spec)
         config = gguf.read_config(path)  # the conversion would unpack every weight
     else:
@@ -107,6 +107,12 @@ def empty_model(model: str | ModelSpec = "smollm2-135m", **options: Any) -> "Pre
     with torch.device("meta"), quiet():
         empty: Any = built_empty(cls, config, spec)
     return empty.requires_grad_(False).eval()
+
+
+def _is_unconverted(path: Path, spec: ModelSpec) -> bool:
+    """Whether a name is a GGUF file that no conversion, or only the unpacked one, is at hand of."""
+    is_file = path.is_file() and path.suffix.lower() == ".gguf"
+    return is_file and (spec.base_dtype == PACKED or not gguf.converted(path).is_dir())
 
 
 def load_tokenizer(

@@ -110,6 +110,39 @@ def bytes_held(model: Any, name: str) -> int | None:
     return everything - saved + largest
 
 
+def bytes_unpacked(model: Any) -> dict[str, int]:
+    """Bytes of what stays in full precision whatever the format, by what it is, the most first.
+
+    Args:
+        model: in full precision, or its outline on the meta device.
+    """
+    from torch import nn
+
+    packed = {f"{path}.weight" for path in layers_to_pack(model)} | set(experts_to_pack(model))
+    modules = dict(model.named_modules())
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    counts = {_experts(module) for module in modules.values()} - {0}
+    found: dict[str, int] = {}
+    for path, parameter in model.named_parameters():  # a tied one once, under its first name
+        if path in packed:
+            continue
+        owner, _, name = path.rpartition(".")
+        module = modules[owner]
+        if isinstance(module, nn.Embedding):
+            tied = head is not None and getattr(head, "weight", None) is parameter
+            kind = "embeddings, which are the output head" if tied else "embeddings"
+        elif module is head:
+            kind = "the output head"
+        elif parameter.dim() == 2 and len(parameter) in counts and _inside_blocks(path, modules):
+            kind = "routers"
+        elif parameter.dim() < 2:
+            kind = "norms and biases"
+        else:
+            kind = name if name != "weight" else f"{owner.rpartition('.')[2]}.{name}"
+        found[kind] = found.get(kind, 0) + parameter.numel() * parameter.element_size()
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
 def _is_plain(module: "nn.Module") -> bool:
     """Whether a module is a linear layer and nothing more."""
     from torch import nn
@@ -130,7 +163,7 @@ def _inside_blocks(path: str, modules: "Mapping[str, nn.Module]") -> bool:
 
     parts = path.split(".")
     above = (".".join(parts[:length]) for length in range(1, len(parts)))
-    return any(isinstance(modules[each], nn.ModuleList) for each in above)
+    return any(isinstance(modules.get(each), nn.ModuleList) for each in above)
 
 
 def _shared_weights(modules: "Mapping[str, nn.Module]") -> set[int]:

@@ -11,6 +11,7 @@ from lorakit.execution.runnable import Runnable
 from lorakit.kernels import keeping
 from lorakit.lora.jobs import Jobs
 from lorakit.models.dimensions import hidden_width
+from lorakit.run.initialising import begin_from_rows
 from lorakit.tasks import CAUSAL_LM, Task
 from lorakit.training import (
     Checkpoints,
@@ -30,6 +31,7 @@ from lorakit.training import (
 )
 from lorakit.training.loss import token_loss
 from lorakit.training.moments import of_embeddings
+from lorakit.training.rates import rates_of
 
 Report = Callable[[Mapping[str, Any]], None]
 Orders = Callable[[int], Sequence[int]]
@@ -84,14 +86,19 @@ def fit_model(
         evaluated: whether the held-out rows are measured at all.
         rehearsal: which rows are taken more often than others; None takes all alike.
     """
-    loss, observers = task.loss(model, schedule.spec, recompute=recompute), observers or Observers()
+    observers, spec = observers or Observers(), schedule.spec
+    rows_of = batches_of(task, model, train, spec, schedule.steps, rehearsal)
+    begun = begin_from_rows(model, rows_of, schedule.steps)
+    for note in begun:
+        observers.report({"kind": "note", "text": note})
+    loss = task.loss(model, spec, recompute=recompute)
     if evaluated and observers.evaluate is None:
-        evaluate = _evaluation(task, model, held_out, schedule.spec, loss)
+        evaluate = _evaluation(task, model, held_out, spec, loss)
         observers = replace(observers, evaluate=evaluate)
     try:
-        return fit(
+        fitted = fit(
             model,
-            batches_of(task, model, train, schedule.spec, schedule.steps, rehearsal),
+            rows_of,
             schedule,
             loss=loss,
             observers=observers,
@@ -99,6 +106,7 @@ def fit_model(
             moments=moments,
             keep_moments=keep_moments,
         )
+        return replace(fitted, notes=(*begun, *fitted.notes))
     finally:
         Runnable(model).rest()
         keeping.forget()
@@ -162,6 +170,7 @@ def fit_models(
             moments=work.moments,
             keep_moments=True,
             wide=of_embeddings(jobs.layers[job].values()),
+            rates=rates_of(jobs.layers[job].values(), spec),
         )
 
     try:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from lorakit.data import Dataset
 from lorakit.execution.runnable import Runnable
 from lorakit.execution.twins import twin_of
 from lorakit.forecast import Forecast
-from lorakit.lora import Plan
+from lorakit.lora import Plan, lora_layers
+from lorakit.lora.initialising import notes_of
 from lorakit.run.continuing import Parent
 from lorakit.run.estimating import RunEstimate
 from lorakit.run.machine import machine, peak_memory, versions
@@ -52,9 +53,15 @@ class Prepared:
         """Parameters, memory and time expected."""
         return self.estimate.forecast
 
+    def as_trained(self) -> "Prepared":
+        """With the pairs that the model has: an initialisation may have given them ranks by the rows."""
+        layers = lora_layers(self.session.model).values()
+        targets = tuple(layer.target for layer in layers)
+        return replace(self, plan=replace(self.plan, targets=targets))
+
 
 def way_notes(session: Session, plan: Plan, spec: TrainSpec) -> list[str]:
-    """Notes where rows are not packed, and where layers are rounded; after the run was forecast.
+    """Notes where rows are not packed, where pairs begin otherwise than at zero, where layers are rounded.
 
     Raises:
         InputError: layers cannot be rounded as the run asks for.
@@ -62,6 +69,7 @@ def way_notes(session: Session, plan: Plan, spec: TrainSpec) -> list[str]:
     model = session.model
     why = Runnable(model).why_not_packed
     notes = [f"{type(model).__name__}: {why}"] if why else []
+    notes += notes_of(plan.targets)
     return [*notes, *rounding_notes(model, plan.targets, spec, dropout=plan.spec.dropout)]
 
 

@@ -9,6 +9,7 @@ from lorakit.adapters.attached import attached_moments, remember_moments, rememb
 from lorakit.adapters.moments import StoredMoments, named_tensors
 from lorakit.data import Dataset
 from lorakit.lora import LoraLayer, lora_layers
+from lorakit.lora.initialising import is_changed
 from lorakit.run.fitting import orders_of
 from lorakit.run.rehearsing import Rehearsing, trained_after
 from lorakit.training import FitResult, Moments, TrainSpec
@@ -74,8 +75,8 @@ def remember(
 
 
 def is_trained(model: nn.Module) -> bool:
-    """Whether a model's pairs change anything: B is zero in pairs that were only just attached."""
-    return any(bool(layer.B.detach().any()) for layer in lora_layers(model).values())
+    """Whether a model's pairs change anything: those that were only just attached do not."""
+    return any(is_changed(layer) for layer in lora_layers(model).values())
 
 
 def _parameter(tensor: Any) -> nn.Parameter:

@@ -24,6 +24,7 @@ from lorakit.training.checkpoint import (
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.moments import State
 from lorakit.training.optimizer import FlatAdamW, learning_rate_at
+from lorakit.training.rates import EVERYTHING, Rates
 from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 MakeGuard = Callable[[Callable[[nn.Parameter], Tensor]], FirstStepGuard]
@@ -46,6 +47,7 @@ class Course:
         moments: AdamW's, of the run that this one goes on from; None where there are none.
         keep_moments: give back the moments of the parameters that are kept.
         wide: parameters whose moments keep 32 bits, where others have 8.
+        rates: which elements are trained, and which parameters at a rate of their own.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Course:
         moments: Moments | None = None,
         keep_moments: bool = False,
         wide: Collection[nn.Parameter] = (),
+        rates: Rates = EVERYTHING,
     ) -> None:
         self.schedule, self._observers, self._checkpoints = schedule, observers, checkpoints
         self._batches_of, self._spec = batches_of, schedule.spec
-        self._optimizer = FlatAdamW(parameters, schedule.spec, wide)
+        self._optimizer = FlatAdamW(parameters, schedule.spec, wide, rates)
         if moments is not None:
             self._optimizer.take_moments(moments.steps, moments.of)
         self._steps_before = self._optimizer.steps

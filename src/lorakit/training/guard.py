@@ -41,7 +41,11 @@ class FirstStepGuard:
             if p.requires_grad
         }
         self._layers = lora_layers(model) if layers is None else layers
-        self._B = {path: layer.B.detach().clone() for path, layer in self._layers.items()}
+        self._first = {
+            path: layer.get_parameter(layer.target.start.moves)
+            for path, layer in self._layers.items()
+        }
+        self._before = {path: tensor.detach().clone() for path, tensor in self._first.items()}
 
     def check(self, learning_rate: float) -> list[str]:
         """Notes on pairs that the first step did not reach.
@@ -58,11 +62,9 @@ class FirstStepGuard:
                 f"after the first step the frozen weight {moved[0]} has changed "
                 f"({len(moved)} in all): something outside the adapter writes to the base"
             )
-        if self._B:
-            still = [
-                path for path, old in self._B.items() if torch.equal(self._layers[path].B, old)
-            ]
-            everything = len(self._B)
+        if self._before:
+            still = [p for p, old in self._before.items() if torch.equal(self._first[p], old)]
+            everything = len(self._before)
         else:
             still = [
                 name

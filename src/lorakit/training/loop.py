@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from lorakit.data.batches import Batch
+from lorakit.lora import lora_layers
 from lorakit.training.course import Course
 from lorakit.training.graphs import gradients_of
 from lorakit.training.guard import FirstStepGuard
 from lorakit.training.loss import Loss
 from lorakit.training.moments import of_embeddings
+from lorakit.training.rates import rates_of
 from lorakit.training.schedule import Checkpoints, FitResult, Moments, Observers, Schedule
 
 
@@ -58,6 +60,7 @@ def fit(
         moments=moments,
         keep_moments=keep_moments,
         wide=of_embeddings(model.modules()),
+        rates=rates_of(lora_layers(model).values(), schedule.spec),
     )
     course.begin()
     gradients = gradients_of(loss, next(model.parameters()).device)

@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from lorakit.errors import ConfigError
 from lorakit.training.moments import SMALL, FlatMoments, PackedMoments, State, WideMoments
+from lorakit.training.rates import EVERYTHING, FlatRates, Rates
 from lorakit.training.spec import TrainSpec
 
 _LLAMA_EXPONENT, _QWEN_EXPONENT = 0.781, 0.0775
@@ -52,6 +53,7 @@ class FlatAdamW:
         parameters: Iterable[nn.Parameter],
         spec: TrainSpec,
         wide: Collection[nn.Parameter] = (),
+        rates: Rates = EVERYTHING,
     ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         if not self.parameters:
@@ -93,6 +95,7 @@ class FlatAdamW:
             self._moments = PackedMoments(sizes, count - sum(sizes), self.master)
         self._step = torch.zeros((), device=first.device)
         self._spec = spec
+        self._rates = FlatRates(rates, self._spans, self.flat)
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, divide_by: float, clip: float) -> float:
@@ -111,6 +114,8 @@ class FlatAdamW:
             if parameter.grad is not None:  # autograd's own is of all rows
                 self.grad[self._spans[parameter]].copy_(parameter.grad[rows].reshape(-1))
                 parameter.grad = None
+        if self._rates.trained is not None:
+            self.grad.mul_(self._rates.trained)
         # Part by part: vector_norm would widen the whole gradient at once.
         norms = [float(torch.linalg.vector_norm(grad)) for _, grad in self._wide_gradients()]
         norm = math.hypot(*norms) / divide_by
@@ -160,22 +165,31 @@ class FlatAdamW:
 
     def _move(self, part: slice, grad: Tensor, steps: Tensor, learning_rate: float) -> None:
         first, second = self._moments.read(part)
-        adamw(
-            [self.master[part]],
-            [grad],
-            [first],
-            [second],
-            [],
-            [steps],
-            fused=self.master.device.type in ("cpu", "cuda", "mps"),
-            amsgrad=False,
-            beta1=self._spec.beta1,
-            beta2=self._spec.beta2,
-            lr=learning_rate,
-            weight_decay=self._spec.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        values, trained, before = self.master[part], self._rates.trained, None
+        if trained is not None and self._spec.weight_decay:
+            before = values.clone()  # weight decay moves an element without a gradient too
+        counts = []
+        for factor, pieces in self._rates.of(part):
+            counts = [steps.clone() for _ in pieces]
+            adamw(
+                [values[piece] for piece in pieces],
+                [grad[piece] for piece in pieces],
+                [first[piece] for piece in pieces],
+                [second[piece] for piece in pieces],
+                [],
+                counts,
+                fused=self.master.device.type in ("cpu", "cuda", "mps"),
+                amsgrad=False,
+                beta1=self._spec.beta1,
+                beta2=self._spec.beta2,
+                lr=factor * learning_rate,
+                weight_decay=self._spec.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+        steps.copy_(counts[0])
+        if trained is not None and before is not None:
+            values.copy_(torch.where(trained[part], values, before))
         self._moments.write(part, (first, second))
 
     def master_of(self, parameter: nn.Parameter) -> Tensor:

@@ -79,6 +79,13 @@ class TrainSpec:
             "In training alone."
         },
     )
+    lora_plus: float = field(
+        default=1.0,
+        metadata={
+            "help": "LoRA+ (arXiv 2402.12354): how many times the learning rate of A the one of B is, such as "
+            "8; 1: both have the same."
+        },
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay; 0 is none."})
     beta1: float = field(
         default=0.9, metadata={"help": "AdamW's decay rate of the first moment, below 1."}
@@ -166,6 +173,8 @@ class TrainSpec:
             raise ConfigError(f"label_smoothing is a share in [0, 1); it is {self.label_smoothing}")
         if self.moments not in ("32bit", "8bit"):
             raise ConfigError(f"moments must be '32bit' or '8bit'; it is {self.moments!r}")
+        if not 0 < self.lora_plus <= 1000:
+            raise ConfigError(f"lora_plus must lie in (0, 1000]; it is {self.lora_plus}")
         for name in ("batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; it is {getattr(self, name)}")

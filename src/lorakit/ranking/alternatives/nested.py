@@ -20,6 +20,7 @@ from lorakit.training import Course, FitResult, JointLoss, Observers, Schedule, 
 from lorakit.training.joint import passes
 from lorakit.training.loss import token_loss
 from lorakit.training.moments import of_embeddings
+from lorakit.training.rates import rates_of
 
 
 def dealt(rows: Sequence[int], step: int, prefixes: int) -> dict[int, list[int]]:
@@ -103,6 +104,7 @@ def fit_nested(
         Observers(report=report),
         guard=guard_of(jobs, top),
         wide=of_embeddings(jobs.layers[top].values()),
+        rates=rates_of(jobs.layers[top].values(), spec),
     )
     try:
         course.begin()

@@ -16,8 +16,8 @@ from lorakit.lora import Plan, plan
 from lorakit.models import empty_model, load_tokenizer
 from lorakit.models.devices import torch_device, torch_dtype
 from lorakit.models.kept_packed import bytes_kept
-from lorakit.models.packable import bytes_held
-from lorakit.models.spec import BASE_DTYPES, FULL, PACKED
+from lorakit.models.packable import bytes_held, bytes_unpacked
+from lorakit.models.spec import BASE_DTYPES, FORMATS, FULL, PACKED
 from lorakit.run.estimating import RunEstimate, estimate
 from lorakit.run.fitting import peak_rate, steps_of
 from lorakit.run.machine import available_memory
@@ -43,6 +43,7 @@ class Outline:
         weights_bytes: the base alone, as it would be held.
         base_dtype: how it would be held.
         by_base_dtype: the forecast of memory by how the base is held.
+        unpacked: bytes of what no format packs, by what it is; empty where nothing is packed here.
     """
 
     plan: Plan
@@ -58,6 +59,7 @@ class Outline:
     weights_bytes: int
     base_dtype: str
     by_base_dtype: Mapping[str, int]
+    unpacked: Mapping[str, int]
 
     @property
     def fits(self) -> bool:
@@ -102,7 +104,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         loss_tokens,
         config.train,
         steps=steps,
-        trainable=chosen.trainable,
+        trainable=chosen.held,
         reached=forecasting.reached_share(model, chosen.targets),
         dtype=dtype,
         device=device,
@@ -125,6 +127,7 @@ def outline(config: RunConfig, *, rows: int | None, row_tokens: int | None) -> O
         chosen_bytes,
         base_dtype,
         {name: rest + size for name, size in held.items() if size is not None},
+        bytes_unpacked(model) if base_dtype in FORMATS else {},
     )
 
 

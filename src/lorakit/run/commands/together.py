@@ -231,7 +231,7 @@ def _estimate(ready: list[Prepared]) -> RunEstimate:
         longest.data.train,
         replace(spec, batch_size=spec.batch_size * len(ready)),
         steps=max(each.steps for each in ready),
-        trainable=sum(each.plan.trainable for each in ready),
+        trainable=sum(each.plan.held for each in ready),
         reached=reached_share(
             longest.session.model, [target for each in ready for target in each.plan.targets]
         ),

@@ -74,7 +74,7 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     steps = steps_of(len(data.train), spec)
     share = reached_share(session.model, chosen.targets)
     expected = estimate_run(
-        *(session.model, data.train, spec), steps=steps, trainable=chosen.trainable, reached=share
+        *(session.model, data.train, spec), steps=steps, trainable=chosen.held, reached=share
     )
     rate = peak_rate(session.model, steps, spec)
     more = (*ends, *unused_options(config, len(data.eval)), *way_notes(session, chosen, spec))
@@ -141,7 +141,7 @@ def run_training(
         )
 
     report({"kind": "stage", "name": "after"})
-    return finish(ready, begins, fitted, before, command=command, started=started)
+    return finish(ready.as_trained(), begins, fitted, before, command=command, started=started)
 
 
 @dataclass(frozen=True)

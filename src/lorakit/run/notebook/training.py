@@ -12,6 +12,7 @@ from lorakit.errors import ConfigError, did_you_mean
 from lorakit.execution.lengths import context_length
 from lorakit.forecast import reached_share
 from lorakit.lora import lora_layers
+from lorakit.lora.initialising import notes_of
 from lorakit.run.against_parent import (
     ParentRows,
     against,
@@ -21,7 +22,8 @@ from lorakit.run.against_parent import (
 )
 from lorakit.run.continuing import go_on
 from lorakit.run.estimating import estimate_run
-from lorakit.run.fitting import Report, fit_model, peak_rate, steps_of
+from lorakit.run.fitting import Report, batches_of, fit_model, peak_rate, steps_of
+from lorakit.run.initialising import begin_from_rows
 from lorakit.run.merge_aware import rounding, rounding_notes
 from lorakit.run.notebook.given import template_of, with_attached
 from lorakit.run.recorded import reading_rows
@@ -85,6 +87,8 @@ def train(
     config, rows = _rows(model, tokenizer, load_config(None, options), data, eval_data)
     check_new_row_weight(config.train, going_on=going_on)
     steps = steps_of(len(rows.train), config.train)
+    rows_of = batches_of(CAUSAL_LM, model, rows.train, config.train, steps)
+    begun = begin_from_rows(model, rows_of, steps)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     full = not lora_layers(model) and all(p.requires_grad for p in model.parameters())
     targets = [layer.target for layer in lora_layers(model).values()]
@@ -95,7 +99,7 @@ def train(
         full=full,
         reached=reached_share(model, targets),
     )
-    for note in _notes(model, expected.note, config.train):
+    for note in (*begun, *_notes(model, expected.note, config.train)):
         report({"kind": "note", "text": note})
     if lora_layers(model):
         remember_template(model, rows.template.to_dict())
@@ -110,8 +114,9 @@ def _notes(model: Any, expected: str | None, spec: TrainSpec) -> tuple[str, ...]
     """What is said before the first step."""
     layers = lora_layers(model).values()
     dropout = max((layer.dropout for layer in layers), default=0.0)
-    said = rounding_notes(model, [layer.target for layer in layers], spec, dropout=dropout)
-    return (*([expected] if expected else []), *said)
+    targets = [layer.target for layer in layers]
+    said = rounding_notes(model, targets, spec, dropout=dropout)
+    return (*([expected] if expected else []), *notes_of(targets), *said)
 
 
 def _rows(
