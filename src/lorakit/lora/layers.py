@@ -128,8 +128,7 @@ class LoraLayer(nn.Module, ABC):
     def factor(self) -> Tensor | None:
         """F of each output, (out_features,), float32 at least; None where it is 1.
 
-        Where nothing is trained it is computed once for the same tensors: a token that is generated
-        would otherwise cost a pass over W for it.
+        Without gradients it is computed once for the same tensors: each token would cost a pass over W.
         """
         if torch.is_grad_enabled():
             return self.variant.factor(self.tensors, self.rows, self.scale)
@@ -250,8 +249,8 @@ class LoraLinear(LoraLayer):
             kept = F.dropout(x, self.dropout)
             low = equations.low_rank(kept, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
             return self.scaled(self.base(x) + low, self._product(kept) + low)
-        plain = self.geometry.plain
-        y = linear(x, self.linear()) if plain else self.base(x) + self.low_rank(x)
+        by_kernel = self.geometry.plain
+        y = linear(x, self.linear()) if by_kernel else self.base(x) + self.low_rank(x)
         return self.scaled(y, y if self.bias is None else y - self.bias)
 
     def _product(self, x: Tensor) -> Tensor:
