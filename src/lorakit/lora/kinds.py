@@ -251,5 +251,23 @@ def geometry_of(module: nn.Module, path: str) -> Geometry:
     )
 
 
+def refuse_wrapped(modules: dict[str, nn.Module]) -> None:
+    """peft's layers hold the base's layer and matrices of their own, which are linear layers too.
+
+    transformers puts them into a model unsaid where adapter_config.json lies in its folder.
+
+    Raises:
+        TargetError: the model has some.
+    """
+    for path, module in modules.items():
+        if type(module).__module__.startswith("peft.tuners."):
+            raise TargetError(
+                f"this model has an adapter of peft attached ({path} is {type(module).__name__} of "
+                "peft), and its own matrices would be adapted: take model.unload() or "
+                "model.merge_and_unload() of a PeftModel; where transformers loaded the adapter beside a "
+                "model, take lorakit.load_model(FOLDER, ignore_adapter=True)"
+            )
+
+
 def _qualified_names(module: nn.Module) -> Iterator[str]:
     return (f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)

@@ -248,17 +248,11 @@ class LoraLinear(LoraLayer):
         if self.training and self.dropout > 0.0:
             kept = F.dropout(x, self.dropout)
             low = equations.low_rank(kept, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
-            return self.scaled(self.base(x) + low, self._product(kept) + low)
+            own = self.base(kept) if self.bias is None else self.base(kept) - self.bias
+            return self.scaled(self.base(x) + low, own + low)
         by_kernel = self.geometry.plain
         y = linear(x, self.linear()) if by_kernel else self.base(x) + self.low_rank(x)
         return self.scaled(y, y if self.bias is None else y - self.bias)
-
-    def _product(self, x: Tensor) -> Tensor:
-        """W x, without the bias."""
-        if self.geometry.plain:
-            return linear(x, Linear(self.geometry.frozen(self.base), None))
-        y = self.base(x)
-        return y if self.bias is None else y - self.bias
 
     @property
     def fits(self) -> bool:

@@ -11,7 +11,7 @@ from lorakit.kernels.packed.counting import count_parameters
 from lorakit.lora.called import reasons_of_idle
 from lorakit.lora.gates import too_narrow
 from lorakit.lora.initialisation import Initialisation
-from lorakit.lora.kinds import Geometry, geometry_of, kind_of
+from lorakit.lora.kinds import Geometry, geometry_of, kind_of, refuse_wrapped
 from lorakit.lora.parameters import (
     LINEAR,
     Bare,
@@ -136,7 +136,7 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
             or alpha_pattern means no target.
     """
     modules = {path: module for path, module in model.named_modules() if path}
-    _refuse_wrapped(modules)
+    refuse_wrapped(modules)
     candidates = [path for path, module in modules.items() if kind_of(module)]
     bare = {path: at for path, at in bare_parameters(model).items() if not kind_of(at[0])}
     reasons = _reasons_to_skip(modules, candidates, bare, spec)
@@ -172,21 +172,6 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
     scales = {t.path: (t.scale, t.geometry.has_bias * t.geometry.out_features) for t in targets}
     whole = whole_of(model, spec, scales)
     return Plan(spec, tuple(targets), tuple(skipped), count_parameters(model), whole)
-
-
-def _refuse_wrapped(modules: dict[str, nn.Module]) -> None:
-    """peft's layers hold the base's layer and matrices of their own, which are linear layers too.
-
-    transformers puts them into a model unsaid where adapter_config.json lies in its folder.
-    """
-    for path, module in modules.items():
-        if type(module).__module__.startswith("peft.tuners."):
-            raise TargetError(
-                f"this model has an adapter of peft attached ({path} is {type(module).__name__} of "
-                "peft), and its own matrices would be adapted: take model.unload() or "
-                "model.merge_and_unload() of a PeftModel; where transformers loaded the adapter beside a "
-                "model, take lorakit.load_model(FOLDER, ignore_adapter=True)"
-            )
 
 
 def _reasons_to_skip(

@@ -37,13 +37,12 @@ from lorakit.experiments.experiment import MakeRunner, begin_experiment
 from lorakit.experiments.measuring import RowLosses
 from lorakit.experiments.stamps import Sources, Stamp, stamp_of
 from lorakit.files.whole import write_json
-from lorakit.lora.variant import Capability, require_capability
 from lorakit.ranking import probing, wording
 from lorakit.ranking.bracket import SearchResult, bracket
 from lorakit.ranking.choose import Judge, LossTolerance
 from lorakit.ranking.expenses import Expenses, expenses_of
 from lorakit.ranking.lab import TrialLab
-from lorakit.ranking.spec import RankSettings, RankSpec
+from lorakit.ranking.spec import RankSettings, RankSpec, check_variant
 from lorakit.ranking.summary import summarise
 from lorakit.ranking.trials import (
     PROFILE,
@@ -141,8 +140,7 @@ def _check_start(config: RunConfig) -> None:
         )
 
 
-_TRUNCATING = ("heal", "nested")
-"""Methods that take a lower rank out of a higher one."""
+_TRUNCATING = ("heal", "nested")  # methods that take a lower rank out of a higher one
 
 
 def first_stamp(config: RunConfig) -> Stamp:
@@ -156,13 +154,7 @@ def profile_rank(spec: RankSpec, config: RunConfig, runner: Runner) -> RankProfi
     Raises:
         InputError: something given cannot be used.
     """
-    # Ranks are trained side by side on one base, and judged by their singular values.
-    for capability in (Capability.JOBS, Capability.SHRINK):
-        require_capability(
-            *(config.lora.variant, capability, "lorakit rank"),
-            "search with plain LoRA, or train the ranks one by one with `lorakit train`",
-            error=ConfigError,
-        )
+    check_variant(config.lora.variant)
     if config.lora.target_parameters and spec.method in _TRUNCATING:
         raise ConfigError(
             f"method {spec.method} truncates pairs, and those on experts (target_parameters) cannot be "

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.experiments.settings import RUN_OPTIONS, Form, Settings
+from lorakit.lora.variant import Capability, Variant, require_capability
 
 Undecided = Literal["estimate", "larger"]
 MethodName = Literal["bracket", "heal", "nested", "halving"]
@@ -239,3 +240,17 @@ FORM = Form(
     defaults={"out": "runs/rank", "samples": 64},
     decided_by="the search",
 )
+
+
+def check_variant(variant: Variant) -> None:
+    """See that a search can train a variant's ranks side by side, and judge them by their singular values.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    for capability in (Capability.JOBS, Capability.SHRINK):
+        require_capability(
+            *(variant, capability, "lorakit rank"),
+            "search with plain LoRA, or train the ranks one by one with `lorakit train`",
+            error=ConfigError,
+        )
