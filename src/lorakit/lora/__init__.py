@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorakit.lora.attaching import attach, detach, lora_layers
     from lorakit.lora.conv import LoraConv
-    from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
+    from lorakit.lora.embedding import LoraEmbedding
+    from lorakit.lora.layers import LoraLayer, LoraLinear
     from lorakit.lora.planning import Plan, Skipped, Target, plan
     from lorakit.lora.spec import LoraSpec
 
 _HOMES = {
     "LoraConv": "conv",
-    "LoraEmbedding": "layers",
+    "LoraEmbedding": "embedding",
     "LoraLayer": "layers",
     "LoraLinear": "layers",
     "LoraSpec": "spec",

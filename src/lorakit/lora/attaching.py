@@ -10,9 +10,10 @@ from lorakit.errors import TargetError
 from lorakit.lora.acting import acting_on, connect_acting
 from lorakit.lora.changing import own_values, put, take_out
 from lorakit.lora.conv import LoraConv
+from lorakit.lora.embedding import LoraEmbedding
 from lorakit.lora.experts import LoraExperts, bare_module, put_bare, put_experts
 from lorakit.lora.initialising import begin
-from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
+from lorakit.lora.layers import LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan, Target, plan
 from lorakit.lora.spec import LoraSpec
 

@@ -33,9 +33,10 @@ from lorakit.errors import TargetError
 from lorakit.kernels.block import linear
 from lorakit.kernels.groups import Linear
 from lorakit.lora.attaching import base_module, lora_layers, make_layer
+from lorakit.lora.embedding import LoraEmbedding
 from lorakit.lora.experts import LoraExperts, put_bare, put_experts
 from lorakit.lora.initialising import begin
-from lorakit.lora.layers import LoraEmbedding, LoraLayer, LoraLinear
+from lorakit.lora.layers import LoraLayer, LoraLinear
 from lorakit.lora.planning import Plan
 from lorakit.lora.variant import Capability, require_capability
 

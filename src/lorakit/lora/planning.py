@@ -108,8 +108,9 @@ class Plan:
 
     @property
     def held(self) -> int:
-        """Parameters of all pairs, those included that stay as they began."""
-        return sum(target.held for target in self.targets)
+        """As `trainable`, with the elements of pairs that stay as they began."""
+        pairs = sum(target.held for target in self.targets)
+        return pairs + sum(each.elements for each in self.whole)
 
     def __str__(self) -> str:
         share = self.trainable / self.total_parameters

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.kernels.packed.dynamic import BLOCK, blocks_of, pack, unpack
-from lorakit.lora.layers import LoraEmbedding
+from lorakit.lora.embedding import LoraEmbedding
 
 SMALL = 4096
 """Tensors of fewer elements keep moments in 32 bits."""

@@ -54,6 +54,10 @@ class PackedLinear(HoldsPacked, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            y = self.frozen.product(input.reshape(-1, self.in_features))
+            y = y if self.bias is None else y.add_(self.bias)
+            return y.view(*input.shape[:-1], self.out_features)
         return linear(input, Linear(self.frozen, self.bias))
 
     def reset_parameters(self) -> None:
