@@ -251,6 +251,12 @@ class TestRefused:
         with pytest.raises(AdapterError, match=r"lacks base_model.model.model.norm.weight"):
             load_adapter(base(), tmp_path / "b")
 
+    def test_one_pair_for_tied_layers(self, tmp_path):
+        options = {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}
+        theirs("tied", **options).save_pretrained(tmp_path / "a")
+        with pytest.raises(AdapterError, match=r"has a pair for lm_head, which .* does not name"):
+            load_adapter(base("tied"), tmp_path / "a")
+
     def test_another_vocabulary(self, tmp_path):
         theirs(modules_to_save=["lm_head"]).save_pretrained(tmp_path / "a")
         model = base()

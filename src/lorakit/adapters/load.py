@@ -21,6 +21,7 @@ from lorakit.adapters.pairs import AdapterFiles, StoredAdapter, open_adapter
 from lorakit.adapters.parameter_names import parameters_of
 from lorakit.adapters.peft_config import CONFIG, PeftConfig
 from lorakit.adapters.provenance import Identity, base_note, check_base, known_identity
+from lorakit.adapters.refusals import merged_by_peft
 from lorakit.adapters.saved_tokenizer import tokens_note
 from lorakit.errors import AdapterError, ConfigError, TargetError, did_you_mean
 from lorakit.kernels.packed.counting import packing_of
@@ -197,6 +198,12 @@ def _plan(
         made = plan(model, _spec(config, paths, experts, modules, notes), any_rank=True)
     except (TargetError, ConfigError) as error:
         raise AdapterError(f"{file.parent} does not fit this model: {error}") from error
+    if config.ties_pairs and (shared := [t for t in made.targets if t.tied_to]):
+        raise AdapterError(
+            f"{file}: ensure_weight_tying makes the pair of {shared[0].path} that of "
+            f"{', '.join(shared[0].tied_to)} too, which share its weight; lorakit has a pair for each layer. "
+            f"{merged_by_peft(file.parent)}"
+        )
     wide = [target for target in made.targets if target.rank > target.geometry.largest_rank()]
     if wide:
         notes.append(

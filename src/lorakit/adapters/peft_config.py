@@ -50,6 +50,7 @@ class PeftConfig:
         in_training: keys that are on and act while peft trains alone; never written again.
         last_number: `layers` counts the last number of a path, as peft did up to 0.19, and not the first;
             None where the file does not say which peft wrote it: both are then taken, and the tensors tell.
+        ties_pairs: one pair stands for all layers that share a weight (ensure_weight_tying).
     """
 
     spec: LoraSpec
@@ -67,6 +68,7 @@ class PeftConfig:
     moved: Mapping[str, str] = field(default_factory=dict)
     in_training: tuple[str, ...] = ()
     last_number: bool | None = False
+    ties_pairs: bool = False
 
     @property
     def plain(self) -> bool:
@@ -188,6 +190,7 @@ def _parse(config: Mapping[str, Any]) -> PeftConfig:
         config.get("auto_mapping"),
         _flag(config, "fan_in_fan_out"),
         bare,
+        ties_pairs=_flag(config, "ensure_weight_tying"),
         in_training=tuple(key for key in TRAINING if config.get(key)),
         last_number=counts_last_number(config.get("peft_version")) if layers else False,
     )
