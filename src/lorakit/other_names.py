@@ -93,6 +93,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dropout": ("lora_dropout", "peft_dropout"),
     "rslora": ("use_rslora", "rs_lora"),
     "dora": ("use_dora",),
+    "alora": ("alora_invocation_tokens", "invocation_tokens", "invocation_string", "use_alora"),
     "targets": (
         *(
             "target_modules",

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from adapter_models import adapt
 from families import tiny
@@ -163,6 +165,19 @@ def test_a_module_that_llama_cpp_does_not_have_is_refused(tmp_path):
         AdapterError, match=r"llama architecture has no weight for transformer\.wpe"
     ):
         write_gguf_adapter(read_stored(folder), tmp_path / "a", base=base_of(small("llama")))
+
+
+def test_the_tokens_from_which_on_it_acts_are_in_the_file(tmp_path):
+    """As llama.cpp's converter writes them: an array of uint32, which its reader asks for."""
+    model = small("llama")
+    folder = adapter_of(model, tmp_path / "a", alora=(5, 61))
+    write_gguf_adapter(read_stored(folder), tmp_path / "a.gguf", base=base_of(model))
+    written = GGUFReader(tmp_path / "a.gguf").fields["adapter.alora.invocation_tokens"]
+    assert written.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32]
+    assert written.contents() == [5, 61]
+    plain = adapter_of(small("llama"), tmp_path / "b")
+    write_gguf_adapter(read_stored(plain), tmp_path / "b.gguf", base=base_of(model))
+    assert "adapter.alora.invocation_tokens" not in GGUFReader(tmp_path / "b.gguf").fields
 
 
 def test_a_file_that_is_there_stays(tmp_path):

@@ -299,7 +299,7 @@ class TestConfiguration:
             ({"target_parameters": "experts.w"}, "target_parameters must be a list of names"),
             ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]]"),
             ({"use_qalora": True}, "use_qalora is True"),
-            ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens is [5]"),
+            ({"alora_invocation_tokens": "call"}, "alora_invocation_tokens must be a list"),
             ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is "),
             ({"arrow_config": {"top_k": 2}}, "arrow_config is "),
             ({"kasa_config": {"a": 1}}, "kasa_config is "),

@@ -1,34 +1,36 @@
-"""Fused blocks in 16 bits against the model's own, block by block."""
+"""A fused block further from its own code than usual is held against float32."""
 
 import pytest
+import torch
 
-import lorakit.execution.fused as fused_module
-from families import tiny
-from lorakit.execution.runnable import Runnable
+from families import saved
+from lorakit.execution import block_trial
+from lorakit.execution.block_trial import same_blocks
+from lorakit.execution.facts import settings_in_training
+from lorakit.execution.family import read_decoder
+from lorakit.execution.trial import positions
+from lorakit.kernels.layout import layout
 from lorakit.lora import LoraSpec, attach
+from lorakit.models import load_model
+
+LENGTHS = (7, 5)
 
 
-def small():
-    """A model in bfloat16, with pairs."""
-    model = tiny("llama").bfloat16()
-    attach(model, LoraSpec(rank=3))
-    return model
-
-
-def test_blocks_in_16_bits_are_fused():
-    assert len(Runnable(small()).fused_blocks) == 2
-
-
-@pytest.mark.parametrize("wrong", ["output", "gradient of a pair"])
-def test_a_block_that_gives_something_else_is_not(wrong, monkeypatch):
-    real = fused_module.gated_mlp
-
-    def other(x_TD, norm_D, eps, gate, up, down):
-        y_TD = real(x_TD, norm_D, eps, gate, up, down)
-        if wrong == "output":
-            return 1.2 * y_TD
-        return y_TD.detach() + 0.5 * (y_TD - y_TD.detach())  # the same values
-
-    monkeypatch.setenv("LORAKIT_KERNELS", "plain")
-    monkeypatch.setattr(fused_module, "gated_mlp", other)
-    assert not Runnable(small()).fused_blocks
+@pytest.mark.parametrize("wrong", [1.0, 1.05])
+@pytest.mark.parametrize("base_dtype", ["full", "int8"])
+def test_as_near_to_float32_as_its_own_code(tmp_path, monkeypatch, wrong, base_dtype):
+    base = str(saved(tmp_path / "base"))
+    model, _ = load_model(base, dtype="bfloat16", base_dtype=base_dtype, device="cpu")
+    attach(model, LoraSpec(rank=2))
+    decoder = read_decoder(model)
+    assert decoder is not None
+    settings = settings_in_training(model, decoder)
+    by_kernels = block_trial.fused_block
+    monkeypatch.setattr(block_trial, "fused_block", lambda *given: wrong * by_kernels(*given))
+    # As where rounding is large: what is compared first says no.
+    first = block_trial.same_computed
+    monkeypatch.setattr(block_trial, "same_computed", lambda *a, **b: first(*a, **b) and False)
+    paths = {block.path for block in decoder.blocks}
+    ids, where = torch.arange(sum(LENGTHS)), layout(LENGTHS, torch.device("cpu"))
+    same = same_blocks(model, decoder, settings, paths, ids, positions(LENGTHS), where)
+    assert same == (wrong == 1.0)

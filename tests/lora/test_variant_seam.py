@@ -34,8 +34,9 @@ def test_the_scale_is_the_variants():
 
 def test_every_capability_is_plain_loras():
     for spec in (LoraSpec(), LoraSpec(rslora=True)):
-        # It has no factor: what one would cost is not paid for.
-        assert spec.variant.capabilities == set(Capability) - {Capability.FACTOR}
+        # It has no factor and no position: what they would cost is not paid for.
+        lacking = {Capability.FACTOR, Capability.POSITION}
+        assert spec.variant.capabilities == set(Capability) - lacking
 
 
 def test_options_and_keys_choose_one_variant_each():
@@ -48,7 +49,10 @@ def test_options_of_two_variants_are_refused_with_what_there_is(monkeypatch):
     with_odd(monkeypatch)
     with pytest.raises(ConfigError, match="odd and rslora are on together") as caught:
         OddSpec(odd=True, rslora=True)
-    assert "lorakit does LoRA, rsLoRA, DoRA, DoRA with rsLoRA's scale and Odd" in str(caught.value)
+    wanted = (
+        "LoRA, rsLoRA, DoRA, DoRA with rsLoRA's scale, activated LoRA, activated rsLoRA and Odd"
+    )
+    assert f"lorakit does {wanted}" in str(caught.value)
 
 
 def test_without_the_kernels_every_kind_of_layer_computes_the_same(case, monkeypatch):

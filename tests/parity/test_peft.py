@@ -416,7 +416,6 @@ class TestDilation:
 REFUSED = {
     "init_lora_weights": {"init_lora_weights": "pissa"},
     "layer_replication": {"layer_replication": [(0, 2), (1, 2)]},
-    "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
 }
 
 

@@ -19,7 +19,7 @@ from lorakit.errors import AdapterError, ConfigError
 from lorakit.files.pointers import pointer_problem
 from lorakit.lora.spec import ALL_LINEAR, LoraSpec
 from lorakit.lora.targets import first_hit, pattern_hits
-from lorakit.lora.variants import peft_keys, variant_in
+from lorakit.lora.variants import PEFT_VALUES, peft_keys, variant_in
 from lorakit.models.default import HUB_ID, NAME
 
 CONFIG = "adapter_config.json"
@@ -147,9 +147,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _parse(config: Mapping[str, Any]) -> PeftConfig:
-    for key in peft_keys():
+    for key in set(peft_keys()) - PEFT_VALUES.keys():
         _flag(config, key)
     options: Any = dict.fromkeys(variant_in(config).options, True) | beside_options(config)
+    options |= {field: _ids(config, key) for key, field in PEFT_VALUES.items() if config.get(key)}
     bare = _names(config, "target_parameters")
     if isinstance(bare, str):
         raise ConfigError(f"target_parameters must be a list of names; it is {bare!r}")
@@ -229,6 +230,13 @@ def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str:
     return tuple(value)
 
 
+def _ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = config[key]
+    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
+        raise ConfigError(f"{key} must be a list of token ids; it is {value!r}")
+    return tuple(value)
+
+
 def _flag(config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key) or False
     if not isinstance(value, bool):
@@ -291,6 +299,7 @@ def write_config(
         "use_qalora": False,
     }
     written |= dict.fromkeys(spec.variant.peft_keys, True)
+    written |= {key: list(getattr(spec, field)) or None for key, field in PEFT_VALUES.items()}
     if config.taken:
         written = by_parameter(written, config.taken, dense, ranks, alphas)
     return dict(sorted(written.items()))

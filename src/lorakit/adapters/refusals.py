@@ -21,7 +21,6 @@ VARIANTS = {
     "trainable_token_indices": "single rows of the embedding trained whole",
     "layer_replication": "layers repeated to make a deeper model",
     "use_qalora": "QA-LoRA pools its input in groups",
-    "alora_invocation_tokens": "activated LoRA switches on at given tokens only",
     "use_bdlora": "block-diagonal pairs",
     "arrow_config": "Arrow routes between several adapters",
     "kasa_config": "KaSA truncates the base's weight and adds a diagonal between A and B",

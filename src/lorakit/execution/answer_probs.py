@@ -29,6 +29,7 @@ from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.steps import Place, plan_step
 from lorakit.execution.trial import random_ids, same_answer
 from lorakit.execution.trial_memory import asked_once
+from lorakit.lora.acting import acting_on
 
 Floats = NDArray[np.float64]
 # Places whose distribution over the vocabulary is held at once.
@@ -224,7 +225,7 @@ _TRIAL = ((5, (1, 3)), (4, (4, 2)))
 
 def _layers(model: Any) -> dict[torch.nn.Module, AttentionSettings] | None:
     """What the attention modules ask for; None where steps do not give what whole rows give."""
-    if facts_of(model).answers_step is False:
+    if facts_of(model).answers_step is False or acting_on(model) is not None:
         return None
     try:
         layers = cached_layers(model)

@@ -2,9 +2,12 @@
 
 Through a whole model rounding grows: the gradients of SmolLM2-135M in bfloat16, by its own code, are up to a third
 off those in float32 for random tokens, and two right ways are further apart than a wrong one in a kinder model.
-Within one block, from the same input, they are a few hundredths apart.
+Within one block, from the same input, they are a few hundredths apart, most often. Where they are further apart, both
+are held against the same block in float32: a fused block may be no further from it than the model's own code.
 """
 
+import copy
+import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -51,10 +54,59 @@ def same_blocks(
         pairs = [parameter for _, parameter in pair_parameters(block.module)]
         expected = _followed(own, before_1TD[0], pairs)
         way, compute = f"fused block {block.path}", partial(_followed, fused, before_1TD[0], pairs)
-        if not same_computed(model, way, compute, expected, least=_LEAST):
-            return False
+        found: list[Computed] = []
+        noted = partial(_noted, compute, found)
+        if not same_computed(model, way, noted, expected, least=_LEAST):
+            wide = partial(_wide, angles=angles, positions_T=positions_T, where=where, block=block)
+            if not found or not _as_near(found[-1], expected, wide, before_1TD[0], way):
+                return False
         x_1TD = expected.answer[None]
     return True
+
+
+_log = logging.getLogger("lorakit.execution")
+_FURTHER = 1.25
+
+
+def _noted(compute: Callable[[], Computed], found: list[Computed]) -> Computed:
+    found.append(compute())
+    return found[-1]
+
+
+def _as_near(
+    fused: Computed,
+    own: Computed,
+    wide: Callable[[Tensor], Computed],
+    x_TD: Tensor,
+    way: str,
+) -> bool:
+    """Whether a fused block is about as near to the block in float32 as the model's own code is, in every tensor."""
+    exact = wide(x_TD)
+    sides = [(each.answer, *each.gradients) for each in (fused, own, exact)]
+    if len({len(each) for each in sides}) > 1:
+        return False
+    ratios = [
+        float((a.float() - c.float()).norm() / (b.float() - c.float()).norm().clamp_min(1e-30))
+        for a, b, c in zip(*sides, strict=True)
+        if not torch.equal(a, b)
+    ]
+    _log.info("%s: %.2f times as far from float32 as its own code", way, max(ratios, default=0))
+    return all(ratio <= _FURTHER for ratio in ratios)
+
+
+def _wide(
+    x_TD: Tensor,
+    angles: tuple[Tensor, Tensor],
+    positions_T: Tensor,
+    where: Layout,
+    block: DecoderBlock,
+) -> Computed:
+    """What the model's own code gives for a copy of the block in float32."""
+    twin = DecoderBlock(copy.deepcopy(block.module).float(), block.path)
+    pairs = [parameter for _, parameter in pair_parameters(twin.module)]
+    cos, sin = angles
+    own = partial(_own, angles=(cos.float(), sin.float()), block=twin)
+    return _followed(partial(own, positions_T=positions_T, where=where), x_TD.float(), pairs)
 
 
 def _own(

@@ -129,7 +129,7 @@ def _form(
     beyond = (settings.chunk, settings.softcap, settings.sinks, settings.function)
     if settings.dropout or any(each is not None for each in beyond) or block.module in _plain:
         return None
-    if not takes(linears):
+    if not takes(linears) or any(pair.on is not None for each in linears for pair in each.pairs):
         return None
     head_norms = block.rms_of_heads
     if head_norms is None and block.head_norms is not None:

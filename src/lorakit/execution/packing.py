@@ -29,6 +29,7 @@ from lorakit.execution.trial import (
 )
 from lorakit.execution.trial_memory import keep, recall
 from lorakit.kernels.layout import layout
+from lorakit.lora.acting import everywhere
 
 _log = logging.getLogger("lorakit.execution")
 
@@ -79,7 +80,7 @@ def try_packing(model: Any, facts: Facts) -> bool:
     """
     question = f"packed route, rows of {facts.lengths} tokens"
     known = recall(model, question)
-    with evaluating(model):
+    with evaluating(model), everywhere(model):
         if known == {} or (isinstance(known, dict) and _taken(model, facts, known)):
             return bool(known)
         for first in _routes(model, facts):

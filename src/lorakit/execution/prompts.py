@@ -1,5 +1,6 @@
 """Prompts as token ids: what fits a model, and several of them as one rectangle."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,10 @@ from torch import Tensor
 
 from lorakit.errors import ModelError
 from lorakit.execution.lengths import context_length
+from lorakit.lora.acting import acting_on
+from lorakit.lora.invocation import invocation_start
+
+_log = logging.getLogger("lorakit.execution")
 
 
 def embedding_count(model: Any) -> int:
@@ -25,6 +30,7 @@ def check_prompts(
     """
     most = context_length(model.config)
     known = embedding_count(model)
+    _warn_of_silence(model, prompts, tokenizer)
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:
             raise ModelError(f"prompt {number} has no tokens")
@@ -39,6 +45,21 @@ def check_prompts(
                 f"prompt {number} has {len(prompt)} tokens; with {new} new ones it passes the "
                 f"model's {most} positions: shorten it or lower max_new_tokens"
             )
+
+
+def _warn_of_silence(model: Any, prompts: Sequence[Sequence[int]], tokenizer: Any) -> None:
+    """Say how many prompts lack the invocation of an adapter that acts from one on."""
+    acting = acting_on(model)
+    if acting is None:
+        return
+    silent = sum(invocation_start(prompt, acting.invocation) is None for prompt in prompts)
+    if silent:
+        text = acting.invocation if tokenizer is None else tokenizer.decode(acting.invocation)
+        _log.warning(
+            "the adapter acts from %r on, which %d of %d prompts do not hold: the base alone answers "
+            "those",
+            *(text, silent, len(prompts)),
+        )
 
 
 def left_padded(

@@ -32,6 +32,7 @@ from lorakit.execution.settings import AttentionSettings
 from lorakit.execution.waiting import watch
 from lorakit.kernels.groups import Linear
 from lorakit.kernels.layout import Layout, compiles_shapes, layout, rounded
+from lorakit.lora.acting import told
 from lorakit.models.dimensions import block_count
 
 
@@ -172,14 +173,12 @@ class Runnable:
         ids_T, positions_T, where = self._pack(rows, where, fused=True)
         blocks = self._fusible()
         self._set_mode(training, recompute)
-        if blocks and self._decoder is not None:
-            paths = {block.path for block in blocks}
-            hidden_TD = fused_hidden(
-                *(self._decoder, self._settings(), paths, ids_T, positions_T, where),
-                recompute=recompute,
-            )
-        else:
-            hidden_TD = own_hidden(self.model, ids_T, positions_T, where)
+        with told(self.model, ids_T, rows.lengths_S):
+            if blocks and self._decoder is not None:
+                known = self._decoder, self._settings(), {block.path for block in blocks}
+                hidden_TD = fused_hidden(*known, ids_T, positions_T, where, recompute=recompute)
+            else:
+                hidden_TD = own_hidden(self.model, ids_T, positions_T, where)
         return as_taken_by(self.model.get_output_embeddings(), hidden_TD[: rows.ids_T.shape[0]])
 
     def logits(
@@ -199,7 +198,8 @@ class Runnable:
         """
         packed = self._pack(rows, None)
         self._set_mode(training, recompute)
-        return own_logits(self.model, *packed, keep_L)
+        with told(self.model, packed[0], rows.lengths_S):
+            return own_logits(self.model, *packed, keep_L)
 
     def unpacked_logits(
         self, rows: Sequences, keep_L: Tensor, *, training: bool = False, recompute: bool = False

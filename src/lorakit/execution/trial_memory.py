@@ -30,6 +30,7 @@ from lorakit.files.whole import write_text
 from lorakit.kernels.chosen import kernels_of
 from lorakit.kernels.native import library
 from lorakit.kernels.packed.counting import packing_of
+from lorakit.lora.acting import everywhere
 from lorakit.models.fingerprint import files_of
 
 _log = logging.getLogger("lorakit.execution")
@@ -53,7 +54,8 @@ def asked_once(model: Any, question: str, ask: Callable[[], bool]) -> bool:
     known = recall(model, question)
     if isinstance(known, bool):
         return known
-    answer = ask()
+    with everywhere(model):
+        answer = ask()
     keep(model, question, answer)
     return answer
 

@@ -10,6 +10,8 @@ each (lora/jobs.py). The blocks of block.py are made of these.
 Where ranks differ by layer there are hundreds of shapes of products, and oneDNN, which computes the
 16-bit ones on a CPU, compiles each shape anew that its cache does not hold. There every pair takes a
 multiple of 8 columns of h, the spare ones with zeros in A and in B (docs/performance.md has figures).
+
+Longer than 300 lines: the forward and the backward of one product stand side by side.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from typing import Any
 from torch import Tensor, addmm, bfloat16, cat, float16, float32, float64
 from torch.nn.functional import pad
 
+from lorakit.errors import ModelError
 from lorakit.kernels.gpu import dispatch, pairs
 from lorakit.kernels.weights import DenseWeight, FrozenWeight
 
@@ -35,6 +38,7 @@ class LowRank:
         scale: s.
         rows: first and one past the last of the T rows; None for all of them.
         unlike: whether the pairs of other layers have other ranks.
+        on: (T,) bool, the rows that it acts on; (1,) where they are all alike, None for all of its rows.
     """
 
     A: Tensor
@@ -42,6 +46,7 @@ class LowRank:
     scale: float
     rows: tuple[int, int] | None = None
     unlike: bool = False
+    on: Tensor | None = None
 
     def columns(self, weight: FrozenWeight) -> int:
         """Columns of h that it takes beside such a weight: its rank, or more."""
@@ -73,11 +78,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class LinearLayout:
-    """What is no tensor of a linear layer: a weight that is none, and scale, rows and unlike of
-    each pair."""
+    """What has no gradient in a linear layer: a weight that is no tensor, and scale, rows, unlike and
+    on of each pair."""
 
     weight: FrozenWeight | None
-    pairs: tuple[tuple[float, tuple[int, int] | None, bool], ...]
+    pairs: tuple[tuple[float, tuple[int, int] | None, bool, Tensor | None], ...]
 
 
 GroupLayout = tuple[LinearLayout, ...]
@@ -94,7 +99,7 @@ def flat(linears: Sequence[Linear]) -> tuple[GroupLayout, list[Tensor | None]]:
         dense = isinstance(each.weight, Tensor)
         tensors += [each.weight if isinstance(each.weight, Tensor) else None, each.bias]
         tensors += [tensor for pair in each.pairs for tensor in (pair.A, pair.B)]
-        pairs = tuple((p.scale, p.rows, p.unlike) for p in each.pairs)
+        pairs = tuple((p.scale, p.rows, p.unlike, p.on) for p in each.pairs)
         layout.append(LinearLayout(None if dense else each.frozen, pairs))
     return tuple(layout), tensors
 
@@ -109,6 +114,7 @@ class _RowPart:
 
     Attributes:
         rows: of the T rows.
+        on: those of the T rows that they act on, None for all.
         pairs: by the place of their linear in the group.
         columns: of h that belong to each: its rank and what it is filled up with.
     """
@@ -117,6 +123,7 @@ class _RowPart:
         self, rows: tuple[int, int] | None, pairs: dict[int, LowRank], weight: FrozenWeight
     ) -> None:
         self.rows = slice(None) if rows is None else slice(*rows)
+        self.on = next(iter(pairs.values())).on
         self.pairs = pairs
         self.columns: dict[int, slice] = {}
         start = 0
@@ -127,6 +134,23 @@ class _RowPart:
     def kept_A(self) -> Tensor:
         """All A's under one another, (R, in_features), as they are kept."""
         return cat([_filled(pair.A.t(), self.columns[i]).t() for i, pair in self.pairs.items()])
+
+    def acting(self, h_TR: Tensor, rows: int) -> Tensor:
+        """h, or its gradient, with zeros for the rows that the pairs do not act on, in its place.
+
+        Args:
+            h_TR: of the rows of this part.
+            rows: T.
+        """
+        if self.on is None:
+            return h_TR
+        if len(self.on) not in (1, rows):
+            raise ModelError(
+                f"{rows} rows come to a layer with an activated pair, and of {len(self.on)} tokens it was "
+                "said whether it acts on them: call the whole model with input_ids"
+            )
+        on_T = self.on if len(self.on) == 1 else self.on[self.rows]
+        return h_TR.mul_(on_T[:, None])
 
     def A(self, like: Tensor) -> Tensor:
         """The same in the dtype of the activations."""
@@ -164,8 +188,10 @@ class LinearGroup:
     def low(self, n_TI: Tensor) -> list[Tensor]:
         """h = n Aᵀ for all pairs of a part together."""
         if dispatch.suits(n_TI):
-            return [pairs.project(n_TI[part.rows], part.kept_A()) for part in self.parts]
-        return [n_TI[part.rows] @ part.A(n_TI).t() for part in self.parts]
+            hs = [pairs.project(n_TI[part.rows], part.kept_A()) for part in self.parts]
+        else:
+            hs = [n_TI[part.rows] @ part.A(n_TI).t() for part in self.parts]
+        return [part.acting(h_TR, len(n_TI)) for part, h_TR in zip(self.parts, hs, strict=True)]
 
     def forward(self, n_TI: Tensor, hs: Sequence[Tensor], i: int, onto: Tensor | None) -> Tensor:
         """L_i(n), or onto + L_i(n): (T, out_i).
@@ -214,7 +240,8 @@ class LinearGroup:
                     grads[i][part.rows] @ part.scaled(i, grads[i], rows_of_rank=True).t()
                     for i in part.pairs
                 ]
-            found.append(pieces[0] if len(pieces) == 1 else cat(pieces, dim=1))
+            h_TR = pieces[0] if len(pieces) == 1 else cat(pieces, dim=1)
+            found.append(part.acting(h_TR, len(grads[0])))
         return found
 
     def gradient_input(self, grads: Sequence[Tensor], grad_hs: Sequence[Tensor]) -> Tensor:

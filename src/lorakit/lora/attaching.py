@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
+from lorakit.lora.acting import acting_on, connect_acting
 from lorakit.lora.changing import own_values, put, take_out
 from lorakit.lora.conv import LoraConv
 from lorakit.lora.experts import LoraExperts, bare_module, put_bare, put_experts
@@ -61,10 +62,15 @@ def attach(
     chosen = what if isinstance(what, Plan) else plan(model, what)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
+    layers: dict[str, LoraLayer] = {}
     for target in chosen.targets:
         base = base_module(model, target)
         layer = make_layer(base, target, chosen.spec.held).train(base.training)
         begin(layer, chosen.spec, generator, (evidence or {}).get(target.path))
+        layers[target.path] = layer
+    connect_acting(model, layers)
+    for target in chosen.targets:
+        layer = layers[target.path]
         if isinstance(layer, LoraExperts):
             put_experts(model, target.path, layer)
         else:
@@ -93,6 +99,8 @@ def base_module(model: nn.Module, target: Target) -> nn.Module:
 def detach(model: Model) -> Model:
     """Put the base layers back where they were, in place; their bytes were never changed."""
     take_out(model)
+    if (acting := acting_on(model)) is not None:
+        acting.disconnect()
     for path, layer in lora_layers(model).items():
         if isinstance(layer, LoraExperts):
             put_bare(model, path, layer.base)

@@ -14,7 +14,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ from lorakit.lora.planning import Target
 from lorakit.lora.rows import BaseRows
 from lorakit.lora.spec import LoraSpec
 from lorakit.lora.variant import Capability, require_capability
+
+if TYPE_CHECKING:
+    from lorakit.lora.acting import Acting
 
 
 def packed_refusal(packing: str) -> str:
@@ -56,9 +59,11 @@ class LoraLayer(nn.Module, ABC):
         dropout: probability with which an input of the low-rank path is dropped in training.
         waits: the spec whose initialisation waits for training rows; see `initialising.py`.
         begun: copies of the tensors as they began, where B was not zero then.
+        acting: says on which rows the pair acts, where that is not all of them.
     """
 
     kind: ClassVar[str]
+    acting: "Acting | None" = None
     A: nn.Parameter
     B: nn.Parameter
     waits: LoraSpec | None = None
@@ -79,6 +84,7 @@ class LoraLayer(nn.Module, ABC):
         self.variant = target.variant
         self._rows: BaseRows | None = None
         self._known: tuple[list[Tensor], Tensor | None] | None = None
+        self.by_position = Capability.POSITION in self.variant.capabilities
         if not self.by_kernels and not weight.dtype.is_floating_point:
             require_capability(
                 *(self.variant, Capability.KERNELS, target.path),
@@ -122,8 +128,7 @@ class LoraLayer(nn.Module, ABC):
     def factor(self) -> Tensor | None:
         """F of each output, (out_features,), float32 at least; None where it is 1.
 
-        Where nothing is trained it is computed once for the same tensors: a token that is generated
-        would otherwise cost a pass over W for it.
+        Without gradients it is computed once for the same tensors: each token would cost a pass over W.
         """
         if torch.is_grad_enabled():
             return self.variant.factor(self.tensors, self.rows, self.scale)
@@ -244,8 +249,8 @@ class LoraLinear(LoraLayer):
             kept = F.dropout(x, self.dropout)
             low = equations.low_rank(kept, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
             return self.scaled(self.base(x) + low, self._product(kept) + low)
-        plain = self.geometry.plain
-        y = linear(x, self.linear()) if plain else self.base(x) + self.low_rank(x)
+        by_kernel = self.geometry.plain
+        y = linear(x, self.linear()) if by_kernel else self.base(x) + self.low_rank(x)
         return self.scaled(y, y if self.bias is None else y - self.bias)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -267,12 +272,16 @@ class LoraLinear(LoraLayer):
 
     def pair(self, rows: tuple[int, int] | None = None) -> LowRank:
         """The pair as the kernels take it, for these rows or for all."""
-        return LowRank(self.A, self.B, self.scale, rows, unlike=bool(self.spec.rank_pattern))
+        on_N = None if self.acting is None else self.acting.now
+        unlike = bool(self.spec.rank_pattern)
+        return LowRank(self.A, self.B, self.scale, rows, unlike=unlike, on=on_N)
 
     def low_rank(self, x: Tensor) -> Tensor:
         """s · B (A x), with dropout on x in training: (…, out_features)."""
         low = F.dropout(x, self.dropout, self.training)
-        return equations.low_rank(low, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
+        y = equations.low_rank(low, self.A.to(x.dtype), self.B.to(x.dtype), self.scale)
+        on_N = None if self.acting is None else self.acting.on(x)
+        return y if on_N is None else y * on_N.view(*y.shape[:-1], 1)
 
 
 class LoraEmbedding(LoraLayer):

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlainLora:
-    """ΔW = s·B·A with s = alpha / rank: the pair alone, with which everything else may be done."""
+    """ΔW = s·B·A with s = alpha / rank: the pair alone on every token, with which everything may be done."""
 
     name: str = "LoRA"
     options: frozenset[str] = frozenset()
     peft_keys: frozenset[str] = frozenset()
     scale_formula: str = "alpha / rank"
-    capabilities: frozenset[Capability] = frozenset(Capability) - {Capability.FACTOR}
+    capabilities: frozenset[Capability] = frozenset(Capability) - {
+        Capability.FACTOR,
+        Capability.POSITION,
+    }
 
     @property
     def peft_suffixes(self) -> Mapping[str, str]:

@@ -8,6 +8,7 @@ from typing import Literal
 from lorakit.errors import ConfigError
 from lorakit.lora.initialisation import Initialisation
 from lorakit.lora.initialisations import INITIALISATIONS, initialisation_of
+from lorakit.lora.invocation import Invocation, as_invocation
 from lorakit.lora.variant import Capability, Variant, require_capability
 from lorakit.lora.variants import variant_of
 
@@ -49,6 +50,13 @@ class LoraSpec:
         metadata={
             "help": "Train a magnitude for each output beside A and B, and scale the rows of "
             "W + s·B·A to it: DoRA."
+        },
+    )
+    alora: Invocation = field(
+        default=(),
+        metadata={
+            "help": "The adapter acts from the last place on where this text, or these token ids "
+            "(151644,77091), stand in a row; the tokens before it are the base's alone: activated LoRA."
         },
     )
     targets: tuple[str, ...] = field(
@@ -151,6 +159,7 @@ class LoraSpec:
         _positive_whole("rank", self.rank)
         for key, rank in self.rank_pattern.items():
             _positive_whole(f"rank_pattern[{key!r}]", rank)
+        object.__setattr__(self, "alora", as_invocation(self.alora))
         variant_of(vars(self))  # there has to be one
         for name, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
             if not 0 < alpha < math.inf:

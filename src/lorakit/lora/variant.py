@@ -26,6 +26,7 @@ class Capability(Enum):
 
     KERNELS = "be computed as W x + s·B (A x), which is all that the kernels compute"
     FACTOR = "multiply each output of W x + s·B (A x) by a factor of its own"
+    POSITION = "act from a position of a text on, and leave the tokens before it to the base"
     DROPOUT = "drop inputs of a low-rank path"
     ADDED_BIAS = "have a trained bias beside each pair (lora_bias)"
     JOBS = "be trained beside other adapters on the same base"

@@ -6,6 +6,7 @@ A further variant is one file that satisfies `Variant` and one entry in `VARIANT
 from collections.abc import Collection, Mapping
 
 from lorakit.errors import ConfigError
+from lorakit.lora.activated import ActivatedLora, ActivatedRankStabilized
 from lorakit.lora.dora import Dora, RankStabilizedDora
 from lorakit.lora.plain import PlainLora, RankStabilizedLora
 from lorakit.lora.variant import Variant
@@ -15,7 +16,12 @@ VARIANTS: tuple[Variant, ...] = (
     RankStabilizedLora(),
     Dora(),
     RankStabilizedDora(),
+    ActivatedLora(),
+    ActivatedRankStabilized(),
 )
+PEFT_VALUES: Mapping[str, str] = {"alora_invocation_tokens": "alora"}
+"""Keys of peft's configuration that hold a list of token ids and no flag, each with the field of
+`LoraSpec` that holds the same."""
 
 
 def variant_of(options: Mapping[str, object]) -> Variant:
@@ -67,7 +73,7 @@ def names() -> str:
     """What there is, in words.
 
     >>> names()
-    "LoRA, rsLoRA, DoRA and DoRA with rsLoRA's scale"
+    "LoRA, rsLoRA, DoRA, DoRA with rsLoRA's scale, activated LoRA and activated rsLoRA"
     """
     *first, last = [variant.name for variant in VARIANTS]
     return f"{', '.join(first)} and {last}" if first else last

@@ -20,12 +20,12 @@ from lorakit.files import shards
 from lorakit.files.header import StoredTensor
 from lorakit.files.tensors import CODES, DTYPES
 from lorakit.files.whole import write_json
-from lorakit.lora import Plan, Target
+from lorakit.lora import Plan
 from lorakit.lora.experts import expert_factors
 from lorakit.lora.variant import Capability, require_capability
 from lorakit.lora.whole import Whole
 from lorakit.merging.factor_files import FactorMerge
-from lorakit.merging.tensor_merge import ExpertsMerge, TensorMerge, ValueMerge
+from lorakit.merging.tensor_merge import ExpertsMerge, TensorMerge, ValueMerge, factors, turned
 from lorakit.models.weights import OtherNamesError
 
 INDEX = "model.safetensors.index.json"
@@ -157,7 +157,7 @@ def jobs_of(
             experts = ExpertsMerge(place, place.name, left, right, pair.scale)
             jobs.setdefault(place.name, []).append(experts)
             continue
-        left, right = _factors(target, pair)
+        left, right = factors(target, pair)
         name = place.name
         if target.tied_to:
             name, others = f"{target.path}.weight", [f"{path}.weight" for path in target.tied_to]
@@ -168,7 +168,7 @@ def jobs_of(
         five = place, name, left, right, pair.scale
         merge = TensorMerge(*five)
         if Capability.FACTOR in target.variant.capabilities:
-            merge = FactorMerge(*five, target.variant, pair.tensors, _turned(target))
+            merge = FactorMerge(*five, target.variant, pair.tensors, turned(target))
         jobs.setdefault(place.name, []).append(merge)
     return jobs
 
@@ -220,18 +220,6 @@ def copies_of(
                 continue
             copies.setdefault(name if name in held else sources[0], []).append(name)
     return copies
-
-
-def _factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
-    """Factors of the update in the layout of the weight: an embedding and a Conv1D transpose it."""
-    if _turned(target):
-        return pair.A.T.contiguous(), pair.B.T.contiguous()
-    return pair.B, pair.A
-
-
-def _turned(target: Target) -> bool:
-    """Whether the weight lies as (in, out)."""
-    return target.geometry.transposed or target.geometry.kind == "embedding"
 
 
 def planned_copy(place: StoredTensor, name: str, dtype: torch.dtype | None) -> shards.Planned:

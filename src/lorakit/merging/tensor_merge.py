@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorakit.adapters.pairs import Pair
 from lorakit.files import shards
 from lorakit.files.header import StoredTensor
-from lorakit.lora import equations
+from lorakit.lora import Target, equations
 from lorakit.lora.whole import Whole
 
 
@@ -96,3 +97,15 @@ class ValueMerge(TensorMerge):
         for i, row in inside:
             W[row - start] = self.left[i].to(kind)
         return W
+
+
+def factors(target: Target, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Factors of the update in the layout of the weight: an embedding and a Conv1D transpose it."""
+    if turned(target):
+        return pair.A.T.contiguous(), pair.B.T.contiguous()
+    return pair.B, pair.A
+
+
+def turned(target: Target) -> bool:
+    """Whether the weight lies as (in, out)."""
+    return target.geometry.transposed or target.geometry.kind == "embedding"

@@ -22,7 +22,7 @@ from lorakit.data import Dataset, TokenTable
 from lorakit.errors import ConfigError, TargetError
 from lorakit.lora import Plan, attach, detach, lora_layers, plan
 from lorakit.lora.changing import changes_of, put
-from lorakit.lora.variants import variant_options
+from lorakit.lora.variants import PEFT_VALUES, variant_options
 from lorakit.run.fitting import Report, peak_rate
 from lorakit.run.named import Found, find_adapter
 from lorakit.run.rate_probe import ProbedRate, probe_rate
@@ -43,9 +43,10 @@ _TOGETHER = (
     ("modules_to_save", "keep_ties"),
     ("token_rows", "train_tokens"),
     ("bias", "lora_bias"),
+    tuple(PEFT_VALUES.values()),
 )
 # What no plan compares: another value is another adapter.
-_EXACT = (("init",), *_TOGETHER[-3:])
+_EXACT = (("init",), *_TOGETHER[-4:])
 # Without moments the first steps move every element by the whole rate, whatever its gradient.
 _WARMUP_STEPS, _WARMUP_SHARE = 10, 0.25
 
@@ -284,7 +285,7 @@ def go_on(
 
 def _said(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(value) or "none"
+        return ",".join(map(str, value)) or "none"
     if isinstance(value, Mapping):
         return str(dict(value))
     return str(value)

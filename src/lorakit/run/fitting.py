@@ -9,9 +9,11 @@ from lorakit.data.rehearsal import Rehearsal
 from lorakit.errors import ConfigError, DivergedError
 from lorakit.execution.runnable import Runnable
 from lorakit.kernels import keeping
+from lorakit.lora.acting import acting_on
 from lorakit.lora.jobs import Jobs
 from lorakit.models.dimensions import hidden_width
 from lorakit.run.initialising import begin_from_rows
+from lorakit.run.invocation_rows import check_invocations
 from lorakit.tasks import CAUSAL_LM, Task
 from lorakit.training import (
     Checkpoints,
@@ -86,6 +88,8 @@ def fit_model(
         evaluated: whether the held-out rows are measured at all.
         rehearsal: which rows are taken more often than others; None takes all alike.
     """
+    if (acting := acting_on(model)) is not None:
+        check_invocations((train, held_out), acting.invocation)
     observers, spec = observers or Observers(), schedule.spec
     rows_of = batches_of(task, model, train, spec, schedule.steps, rehearsal)
     begun = begin_from_rows(model, rows_of, schedule.steps)

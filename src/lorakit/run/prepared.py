@@ -17,6 +17,7 @@ from lorakit.lora import Plan, lora_layers
 from lorakit.lora.initialising import notes_of
 from lorakit.run.continuing import Parent
 from lorakit.run.estimating import RunEstimate
+from lorakit.run.invocation_rows import invocation_notes
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.merge_aware import rounding_notes
 from lorakit.run.session import Session
@@ -74,15 +75,20 @@ def way_notes(session: Session, plan: Plan, spec: TrainSpec) -> list[str]:
 
 
 def end_notes(session: Session, data: Dataset, plan: Plan) -> list[str]:
-    """A note for each token that ends answers and that this adapter cannot be taught to write."""
+    """A note for each token that ends answers and that this adapter cannot be taught to write, and
+    where it acts, if not everywhere.
+
+    Raises:
+        DataError: a row has nothing that it acts on.
+    """
+    notes = invocation_notes(data.train, data.eval, plan.spec, session.tokenizer)
     model, decode = session.model, session.tokenizer.decode
     head = model.get_output_embeddings()
     heads = {path for path, module in model.named_modules() if module is head}
     if any(target.path in heads for target in plan.targets):
-        return []
+        return notes
     last = data.train.offsets[1:] - 1
     ends = np.unique(data.train.ids_N[last][data.train.weight_N[last] > 0]).tolist()
-    notes = []
     for token in ends[:8]:
         twin = twin_of(model, token)
         if twin is not None:

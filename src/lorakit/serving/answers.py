@@ -30,6 +30,7 @@ class Prompt:
         stop_shown: whether the text holds what ended it, where it was a string or a token that is
             not special.
         specials: ids of special tokens whose text is shown; None for all of them.
+        unadapted: tokens at the beginning that the base computes alone, before the adapter acts.
     """
 
     ids: Sequence[int]
@@ -43,6 +44,7 @@ class Prompt:
     choice: int = 0
     stop_shown: bool = False
     specials: frozenset[int] | None = frozenset()
+    unadapted: int = 0
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,11 @@ def check_variant(variant: Variant, needs: Collection[Capability], name: str) ->
     Raises:
         AdapterError: it lacks one of the capabilities that are needed.
     """
+    merge = "merge it into a model of its own: lorakit merge"
+    if Capability.MERGE not in variant.capabilities:
+        merge = "lorakit's own engine serves it where the base keeps keys and values"
     for capability in needs:
-        require_capability(
-            variant, capability, name, "merge it into a model of its own: lorakit merge"
-        )
+        require_capability(variant, capability, name, merge)
 
 
 class Bank:
@@ -94,6 +95,8 @@ class Bank:
     """
 
     needs = (Capability.SLOTS,)
+    goes_on = True
+    """Whether a sequence is computed in pieces, each after what is kept of those before."""
 
     def __init__(
         self,
@@ -203,6 +206,8 @@ class Bank:
         if self._model is not None and not adapter.pairs.keys() <= self._known:
             adapter = stored_for_model(self._model, adapter, self._bare)
         check_variant(adapter.spec.variant, self.needs, name)
+        if Capability.POSITION in adapter.spec.variant.capabilities:
+            self._check_position(adapter, name)
         width = self.width({path: pair.rank for path, pair in adapter.pairs.items()}, name)
         if adapter.beside:
             raise AdapterError(
@@ -237,6 +242,19 @@ class Bank:
         if not all(finite(tensor) for tensor in (elements, *held)):
             raise AdapterError(f"{name} is not finite in {self.dtype}, which the base is held in")
         return StagedAdapter(width, staged, experts)
+
+    def _check_position(self, adapter: StoredAdapter, name: str) -> None:
+        """See that an adapter that acts from a position on can do so here."""
+        if not self.goes_on:
+            raise AdapterError(
+                f"{name} acts from its invocation on, and this model computes a sequence anew at every "
+                "step, as one piece: an adapter acts on all of it or on nothing"
+            )
+        if bare := adapter.pairs.keys() & self._bare.keys():
+            raise AdapterError(
+                f"{name} acts from its invocation on, and {min(bare)} is no linear layer: it does not see "
+                "every token of a row"
+            )
 
     def _expert_pairs(self, path: str, pair: Pair, name: str) -> ExpertPairs:
         """Pairs on a bare parameter, in the slots' dtype, s in the second of each."""

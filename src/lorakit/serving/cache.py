@@ -5,7 +5,8 @@ power of two of them, aligned to their number, for its prompt and the longest co
 So a running sequence never waits for memory and is never evicted. When it ends, its keys and values
 stay until the memory is needed, and a later prompt of the same adapter that begins with the same
 tokens reuses them. The owner's key is the adapter's content id: another version of the same name is
-another key. Where a model keeps states of its own in place of cells (execution/own_caches.py), the positions
+another key. Tokens that the base computed alone, all of the base's own and those before the place from
+which on an adapter acts, are anybody's who would have them computed so. Where a model keeps states of its own in place of cells (execution/own_caches.py), the positions
 are still what is counted, the number of blocks is limited too, and of a state no token can be taken
 back: it is reused by a prompt that begins with all of its tokens, or by none.
 """
@@ -18,6 +19,8 @@ from typing import Literal
 
 Reuse = Literal["beginnings", "whole", "none"]
 """Of a past sequence a later prompt can reuse its first tokens, or all of them and no fewer, or none."""
+NEVER = 1 << 60
+"""Tokens that the base computes alone where no adapter acts at all."""
 SMALLEST = 16
 """Positions of the smallest block, and the shortest common prefix that is worth reusing."""
 
@@ -75,6 +78,7 @@ class CacheBlock:
         ids: the tokens whose keys and values are there, in order.
         busy: whether a sequence writes to them.
         used: grows with every use, to know the least recent.
+        unadapted: tokens at the beginning that the base computed alone, whatever the key.
     """
 
     start: int
@@ -83,6 +87,7 @@ class CacheBlock:
     ids: list[int] = field(default_factory=list)
     busy: bool = True
     used: int = 0
+    unadapted: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,11 @@ class Cache:
         return self._buddies.largest
 
     @property
+    def shares(self) -> bool:
+        """Whether the first tokens of a sequence can be reused."""
+        return self._reuse == "beginnings"
+
+    @property
     def busy(self) -> int:
         """Positions that running sequences own."""
         return sum(block.size for blocks in self._blocks.values() for block in blocks if block.busy)
@@ -143,7 +153,9 @@ class Cache:
         """The first position of every block."""
         return {block.start for blocks in self._blocks.values() for block in blocks}
 
-    def allocate(self, key: str, prompt: Sequence[int], most: int) -> Allocation | None:
+    def allocate(
+        self, key: str, prompt: Sequence[int], most: int, unadapted: int = 0
+    ) -> Allocation | None:
         """Positions for a prompt and at most `most` new tokens, or None while there is no room.
 
         At least the prompt's last token remains to be computed, because its logits are needed.
@@ -152,11 +164,15 @@ class Cache:
             key: content id of the adapter, "" for the base.
             prompt: its token ids.
             most: tokens of the longest completion.
+            unadapted: tokens at the beginning that the base computes alone, where there is an adapter.
         """
         size = size_for(len(prompt) + most)
         best, common = None, 0
-        for block in self._blocks.get(key, ()):
+        alone = unadapted if key else NEVER
+        for block in self._alike(key, alone):
             shared = common_prefix(block.ids, prompt[:-1])
+            if (block.key, block.unadapted) != (key, alone):
+                shared = min(shared, block.unadapted, alone)
             if self._reuse == "none" or (self._reuse == "whole" and shared < len(block.ids)):
                 continue
             if shared > common or (shared == common and best is not None and best.busy):
@@ -164,17 +180,29 @@ class Cache:
         if best is None or common < SMALLEST:
             best, common = None, 0
         if best is not None and not best.busy and best.size == size and 2 * common > len(best.ids):
+            self._blocks[best.key].remove(best)
+            best.key, best.unadapted = key, alone
+            self._blocks.setdefault(key, []).append(best)
             best.busy, best.used = True, next(self._clock)
             del best.ids[common:]
             return Allocation(best, common, None)
         start = self._room(size, spare=best)
         if start is None:
             return None
-        block = CacheBlock(start, size, key, list(prompt[:common]), used=next(self._clock))
+        clock, ids = next(self._clock), list(prompt[:common])
+        block = CacheBlock(start, size, key, ids, used=clock, unadapted=alone)
         self._blocks.setdefault(key, []).append(block)
         # The source may just have been freed to make this room: its keys and values are still
         # there, because nothing is written before the copy.
         return Allocation(block, common, best.start if best is not None else None)
+
+    def _alike(self, key: str, alone: int) -> list[CacheBlock]:
+        """Blocks whose beginning may be one of this key's: its own, and where it has tokens that the base
+        computes alone, all others with such."""
+        if not alone:
+            return list(self._blocks.get(key, ()))
+        every = (block for blocks in self._blocks.values() for block in blocks)
+        return [block for block in every if block.key == key or block.unadapted]
 
     def release(self, block: CacheBlock, *, keep: bool) -> None:
         """A sequence has ended; its block stays for later prompts where it is worth reusing.

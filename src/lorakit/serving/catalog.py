@@ -32,6 +32,7 @@ from lorakit.adapters.store.references import check_name
 from lorakit.adapters.store.summary import headline_in, numbers
 from lorakit.data import PromptForm, Template
 from lorakit.errors import AdapterError, LorakitError, StoreError, did_you_mean
+from lorakit.lora.invocation import invocation_start
 from lorakit.lora.variant import Capability
 from lorakit.models.fingerprint import BaseIdentity
 from lorakit.run.recorded import prompt_form
@@ -88,6 +89,7 @@ class Model:
         template: how prompts are put to it.
         form: how prompts are made of what a client sends.
         load: reads the adapter into the form it is held in; None for the base.
+        invocation: tokens from whose last occurrence on the adapter acts; () where it acts on all.
     """
 
     name: str
@@ -95,6 +97,23 @@ class Model:
     template: Template
     load: Callable[[], Any] | None = None
     form: PromptForm = _AS_TYPED
+    invocation: tuple[int, ...] = ()
+
+    def on(self, ids: Sequence[int]) -> "Acts":
+        """What computes a prompt: where the adapter acts on none of it, the base."""
+        if not self.invocation:
+            return Acts(self.key, self.load)
+        start = invocation_start(ids, self.invocation)
+        return Acts("", None) if start is None else Acts(self.key, self.load, start)
+
+
+@dataclass(frozen=True)
+class Acts:
+    """Fields of a `Prompt`: whose it is, and how many tokens at its beginning the base computes alone."""
+
+    key: str
+    load: Callable[[], Any] | None
+    unadapted: int = 0
 
 
 @dataclass(frozen=True)
@@ -321,7 +340,8 @@ class Catalog:
             return self.holder.open(folder, key)
 
         template = recorded_template(info, None) or self.template
-        model = Model(name, key, template, load, prompt_form(info))
+        acts_from = info.spec.alora if isinstance(info.spec.alora, tuple) else ()
+        model = Model(name, key, template, load, prompt_form(info), acts_from)
         with self._lock:
             self._known[memory] = model
             while len(self._known) > _REMEMBERED:

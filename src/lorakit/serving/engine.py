@@ -133,7 +133,9 @@ class Engine:
         leaders: dict[tuple[str, tuple[int, ...]], scheduler.Sequence] = {}
         for prompt in prompts:
             alike = (prompt.key, tuple(prompt.ids))
-            sequence = scheduler.Sequence(prompt.key, prompt.ids, prompt.most, now)
+            sequence = scheduler.Sequence(
+                *(prompt.key, prompt.ids, prompt.most, now), unadapted=prompt.unadapted
+            )
             sequence.leader = leaders.get(alike)
             leaders.setdefault(alike, sequence)
             answers.append(self._open(prompt, sequence, tag, now))
@@ -296,7 +298,7 @@ class Engine:
             )
             if each.last:
                 keep.append(len(ids) - 1)
-            if (resident := sequence.resident) is not None:
+            if (resident := each.resident) is not None:
                 rows = each.count
                 if runs and runs[-1].slot == resident.slot:
                     rows += runs.pop().rows
@@ -441,5 +443,5 @@ class Engine:
 
 def _slot(work: SequenceWork) -> int:
     """Sorts a step's sequences by slot, the base's last."""
-    resident = work.sequence.resident
+    resident = work.resident
     return resident.slot if resident is not None else 1 << 30

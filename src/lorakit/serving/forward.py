@@ -51,6 +51,7 @@ class Forward:
             model=model,
             experts=self.experts,
         )
+        self.bank.goes_on = room.reuse != "none"
         blocks.use(self.bank.groups)
         self.costs: Costs = costs(model.device, model.dtype, self.bank.elements, self.bank.rank)
         self.kv_caches = [

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from lorakit.errors import LorakitError
-from lorakit.serving.cache import Allocation, Cache
+from lorakit.serving.cache import SMALLEST, Allocation, Cache, common_prefix
 from lorakit.serving.pool import Resident, SlotPool
 from lorakit.serving.spec import EngineSpec
 
@@ -32,6 +32,7 @@ class Sequence:
         most: longest completion, in tokens.
         arrived: when, by the engine's clock, in seconds.
         leader: another completion of the same prompt, which computes the prompt first.
+        unadapted: tokens at its beginning that the base computes alone, before its adapter acts.
         tokens: the prompt and what has been generated.
         past: tokens whose keys and values are in the cache.
         allocation, resident: its part of the KV cache and its adapter's slots, while it runs.
@@ -42,6 +43,7 @@ class Sequence:
     most: int
     arrived: float = 0.0
     leader: "Sequence | None" = None
+    unadapted: int = 0
     tokens: list[int] = field(default_factory=list)
     past: int = 0
     reused: int = 0
@@ -64,6 +66,12 @@ class SequenceWork:
 
     sequence: Sequence
     count: int
+
+    @property
+    def resident(self) -> Resident | None:
+        """The slots of the adapter that acts on these tokens; all of them are before it acts, or none."""
+        sequence = self.sequence
+        return sequence.resident if sequence.past >= sequence.unadapted else None
 
     @property
     def last(self) -> bool:
@@ -115,7 +123,9 @@ class Scheduler:
         left = self.spec.step_tokens - len(work)
         for sequence in self.running:
             if not sequence.decoding and left > 0:
-                count = min(left, len(sequence.tokens) - sequence.past)
+                whole = sequence.past >= sequence.unadapted
+                end = len(sequence.tokens) if whole else sequence.unadapted
+                count = min(left, end - sequence.past)
                 work.append(SequenceWork(sequence, count))
                 left -= count
         return StepPlan(tuple(admitted), tuple(work), tuple(wanted))
@@ -155,6 +165,8 @@ class Scheduler:
             leader = sequence.leader
             if leader is not None and not leader.over and not leader.decoding:
                 continue
+            if self._is_being_read(sequence):
+                continue
             if self._start(sequence, wanted):
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
@@ -162,6 +174,19 @@ class Scheduler:
             elif now - sequence.arrived > self.spec.patience:
                 break
         return admitted, wanted
+
+    def _is_being_read(self, sequence: Sequence) -> bool:
+        """Whether the base computes just now what it would have to compute for this one, too."""
+        if not sequence.unadapted or not self.cache.shares:
+            return False
+        for other in self.running:
+            alone = other.unadapted if other.key else len(other.prompt) - 1
+            alike = min(alone, sequence.unadapted)
+            if other.past < alike and alike >= 2 * SMALLEST:
+                shared = common_prefix(other.tokens[:alike], sequence.prompt[:alike])
+                if other.past < shared and shared >= 2 * SMALLEST:
+                    return True
+        return False
 
     def _start(self, sequence: Sequence, wanted: list[str]) -> bool:
         resident = None
@@ -171,7 +196,9 @@ class Scheduler:
                 if sequence.key not in wanted:
                     wanted.append(sequence.key)
                 return False
-        allocation = self.cache.allocate(sequence.key, sequence.prompt, sequence.most)
+        allocation = self.cache.allocate(
+            sequence.key, sequence.prompt, sequence.most, sequence.unadapted
+        )
         if allocation is None:
             if resident is not None:
                 self.pool.release(resident)

@@ -162,13 +162,15 @@ class Talk:
                 f"the conversation has {len(ids)} tokens, and an answer may have {self.most}: "
                 f"{self._context} are the most; /new starts over"
             )
+        acts = model.on(ids)
         return Prompt(
             ids,
-            model.key,
-            model.load,
+            acts.key,
+            acts.load,
             self.names[number],
             self.most,
             self._ends.union(end_of_turn(self.tokenizer, model.template)),
             (),
             sampling,
+            unadapted=acts.unadapted,
         )

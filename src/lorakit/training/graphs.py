@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import Batch
 from lorakit.execution.runnable import Packed
+from lorakit.lora.acting import acting_on
 from lorakit.models.dimensions import block_count
 from lorakit.training.graph_shapes import GraphShape, StaticBatch
 from lorakit.training.loss import CausalLoss, Loss, head_loss
@@ -113,6 +114,7 @@ class StepGraphs:
             and runnable.head is not None
             # Their gradients are no parts of the optimizer's buffer, and go after each step.
             and all(rows_of(p) is None for p in runnable.model.parameters())
+            and acting_on(runnable.model) is None  # a graph knows no tokens
         )
 
     def _unchanged(self) -> bool:

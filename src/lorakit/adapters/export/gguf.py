@@ -6,7 +6,8 @@ scale (rsLoRA, an alpha of its own for a module) is folded into B. Ranks are pad
 multiple of 8: ik_llama.cpp 0.1.5 multiplies rows in steps of 8 and reads past the end of others,
 which gives other logits at every call. Two tensors a module, beside the
 name of the weight: ``.lora_a`` (rank, in) and ``.lora_b`` (out, rank), the former transposed for
-the embedding, where llama.cpp looks rows up.
+the embedding, where llama.cpp looks rows up. The tokens from which on an adapter acts are in the file;
+llama-server heeds them, and llama-cli has any adapter on from the first token.
 """
 
 from pathlib import Path
@@ -85,6 +86,9 @@ def write_gguf_adapter(
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+        if Capability.POSITION in adapter.spec.variant.capabilities:
+            key, kinds = gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, gguf.GGUFValueType
+            writer.add_key_value(key, list(adapter.spec.alora), kinds.ARRAY, kinds.UINT32)
         writer.add_name(adapter.source.absolute().name)
         writer.add_file_type(_FILE_TYPES[kind])
         if adapter.config.base_name:

@@ -44,10 +44,7 @@ _FOLD = {
     "llama.cpp": "`lorakit export` --to gguf folds it",
 }
 _CONVERT = "save it from peft with path_initial_model_for_weight_conversion"
-_NOT_IN_VLLM = (
-    *("lora_bias", "alora_invocation_tokens"),
-    *("layer_replication", "use_bdlora", "use_qalora"),
-)
+_NOT_IN_VLLM = (*("lora_bias", "layer_replication", "use_bdlora", "use_qalora"),)
 # Heads of classification models, which vLLM takes whole.
 _HEADS_IN_VLLM = ("classifier", "score")
 # Initialisations that leave the base alone once the adapter is saved; vLLM refuses every other text.
@@ -295,7 +292,8 @@ def _variant(
         yield Finding(runtime, "refuses", CONFIG, str(error))
         return
     if capability not in variant.capabilities:
-        why = f"{cannot(variant, capability)}; {_MERGE}"
+        way = f"; {_MERGE}" if Capability.MERGE in variant.capabilities else ""
+        why = f"{cannot(variant, capability)}{way}"
         yield Finding(runtime, "refuses", ", ".join(sorted(variant.peft_keys)), why)
 
 

@@ -21,8 +21,10 @@ from lorakit.evaluation.scores import Scores
 from lorakit.execution.choices import ChoiceScores
 from lorakit.files.cache import Progress, no_progress
 from lorakit.files.whole import write_json, write_text
+from lorakit.lora.acting import acting_on
 from lorakit.run import folder as folders
 from lorakit.run.choosing import MOST_CHOICES, choice_figures, outside_note
+from lorakit.run.invocation_rows import silent_note
 from lorakit.run.machine import machine, peak_memory, versions
 from lorakit.run.recorded import reading_rows, with_recorded
 from lorakit.run.recording import check_recording, record_measurement
@@ -84,6 +86,8 @@ def run_evaluation(
         table, examples, report = session.task.rows_to_measure(config.data, session)
     notes = [*measuring_notes(config.data.data), report.reading]
     notes += length_notes(report, "rows", config.data.too_long, config.data.cut)
+    if (acting := acting_on(session.model)) is not None:
+        notes += silent_note(table, acting.invocation, session.tokenizer)
     asked = _ask(session, config, examples, table, chosen, choices)
     figures = _result(config, session, adapter, table, examples, asked, notes)
     figures["seconds"] = time.perf_counter() - started

@@ -18,6 +18,7 @@ from lorakit.extras import need
 from lorakit.files.whole import write_json
 from lorakit.forecast import reached_share
 from lorakit.lora import attach
+from lorakit.lora.invocation import with_tokens
 from lorakit.run import folder as folders
 from lorakit.run.against_parent import store_result
 from lorakit.run.answer_limit import RECORDED
@@ -54,6 +55,7 @@ def prepare_on(session: Session, config: RunConfig, parent: Parent | None = None
     """`prepare` on a base that is loaded already."""
     given, found = config, parent.found if parent else None
     config = with_recorded(config, found, base=False)
+    config = replace(config, lora=with_tokens(config.lora, session.tokenizer))
     with reading_rows(given, config, found):
         data = session.task.rows(
             config.data,
@@ -108,11 +110,9 @@ def run_training(
     folders.make_folder(folder)
     if not config.output.resume:
         folders.write_recorded(folder, config.to_repeat(), config.outside())
-
     # What the base itself answers, or the adapter that the run goes on from.
     report({"kind": "stage", "name": "before"})
     before = ask_before(ready)
-
     if ready.parent is None:
         attach(model, ready.plan, seed=spec.seed)
     round_layers(model, spec)

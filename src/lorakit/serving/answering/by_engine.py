@@ -101,10 +101,11 @@ class EngineAnswerer:
             logprobs=0,
         )
         for place, asked in enumerate(rows):
+            acts = self._model.on(asked.ids)
             prompt = Prompt(
                 *(
                     asked.ids,
-                    self._model.key,
+                    acts.key,
                     self._load,
                     f"row {first + place}",
                     wish.most,
@@ -112,6 +113,7 @@ class EngineAnswerer:
                 ),
                 sampling=sampling,
                 choice=first + place,
+                unadapted=acts.unadapted,
             )
             self._engine.submit([prompt], place)
         tokens: list[list[int]] = [[] for _ in rows]

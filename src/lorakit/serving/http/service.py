@@ -198,10 +198,12 @@ class Service:
         if wish.min_tokens > most:
             raise bad(f"min_tokens is {wish.min_tokens}, and the answer has at most {most} tokens")
         shown = form.specials if form is not None else frozenset()
+        acts = model.on(ids)
         return Prompt(
             ids=ids,
-            key=model.key,
-            load=model.load,
+            key=acts.key,
+            load=acts.load,
+            unadapted=acts.unadapted,
             name=model.name,
             most=most,
             ends=ends,
