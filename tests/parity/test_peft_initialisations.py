@@ -103,11 +103,13 @@ def trained(tensors, seed):
             tensor += 0.05 * torch.randn(tensor.shape, generator=g)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4", "orthogonal", "mica"])
-def test_peft_answers_alike_with_what_we_save(tmp_path, init):
-    spec = LoraSpec(
-        rank=4, alpha=6.0, targets=tuple(TARGETS), init=init, rank_pattern={"down_proj": 6}
-    )
+def test_peft_answers_alike_with_what_we_save(tmp_path, init, dora):
+    more = {"rank_pattern": {"down_proj": 6}, "dora": dora}
+    spec = LoraSpec(rank=4, alpha=6.0, targets=tuple(TARGETS), init=init, **more)
+    start = logits(attach(llama(), spec))
+    assert torch.allclose(start, logits(llama()), rtol=0, atol=1e-5)
     model = attach(llama(), spec)
     held = 2 if spec.initialisation.splits else 1
     for number, layer in enumerate(lora_layers(model).values()):

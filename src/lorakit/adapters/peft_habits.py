@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lorakit.lora.sharing import tied_weights
 from lorakit.lora.targets import first_hit, pattern_hits
 
 
@@ -48,6 +47,8 @@ def turned_patterns(
 
 def tied_pairs(ranks: Mapping[str, int], model: Any) -> dict[str, tuple[str, ...]]:
     """Of the paths with a pair those whose weight other modules share, and these modules."""
+    from lorakit.lora.sharing import tied_weights  # torch's, which listing and linting do without
+
     ties = tied_weights(dict(model.named_modules()))
     return {path: ties[path] for path in ranks if ties.get(path)}
 

@@ -42,7 +42,7 @@ from lorakit.ranking.bracket import SearchResult, bracket
 from lorakit.ranking.choose import Judge, LossTolerance
 from lorakit.ranking.expenses import Expenses, expenses_of
 from lorakit.ranking.lab import TrialLab
-from lorakit.ranking.spec import RankSettings, RankSpec, check_variant
+from lorakit.ranking.spec import RankSettings, RankSpec, check_start, check_variant
 from lorakit.ranking.summary import summarise
 from lorakit.ranking.trials import (
     PROFILE,
@@ -110,7 +110,7 @@ def run_rank(
         DivergedError, TrialError: see `search_rank`; finished trials are kept.
     """
     spec, config = settings.spec, settings.config
-    _check_start(config)
+    check_start(config)
     experiment = begin_experiment(settings, command, report, runner, what="a search", later=_LATER)
     root, run = experiment.trials, experiment.runner
     with experiment.profiling():
@@ -125,22 +125,8 @@ def run_rank(
     return result
 
 
-def _check_start(config: RunConfig) -> None:
-    """Refuse initialisations of which a rank says something else than it does of plain LoRA.
-
-    Raises:
-        ConfigError: pairs would hold twice their rank, or have ranks by the rows.
-    """
-    how = config.lora.initialisation
-    if how.splits or how.rows:
-        raise ConfigError(
-            f"init {how.name}: a search compares plain pairs of a rank each, and these "
-            + ("hold two of it" if how.splits else "have ranks by the rows")
-            + "; search with --init kaiming, then train at the rank that it finds"
-        )
-
-
-_TRUNCATING = ("heal", "nested")  # methods that take a lower rank out of a higher one
+_TRUNCATING = ("heal", "nested")
+"""Methods that take a lower rank out of a higher one."""
 
 
 def first_stamp(config: RunConfig) -> Stamp:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lorakit.config import RunConfig
 from lorakit.errors import ConfigError, did_you_mean
 from lorakit.experiments.settings import RUN_OPTIONS, Form, Settings
 from lorakit.lora.variant import Capability, Variant, require_capability
@@ -253,4 +254,19 @@ def check_variant(variant: Variant) -> None:
             *(variant, capability, "lorakit rank"),
             "search with plain LoRA, or train the ranks one by one with `lorakit train`",
             error=ConfigError,
+        )
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuse initialisations of which a rank says something else than it does of plain LoRA.
+
+    Raises:
+        ConfigError: pairs would hold twice their rank, or have ranks by the rows.
+    """
+    how = config.lora.initialisation
+    if how.splits or how.rows:
+        raise ConfigError(
+            f"init {how.name}: a search compares plain pairs of a rank each, and these "
+            + ("hold two of it" if how.splits else "have ranks by the rows")
+            + "; search with --init kaiming, then train at the rank that it finds"
         )
