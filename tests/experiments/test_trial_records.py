@@ -43,6 +43,11 @@ def test_there_and_back_through_text():
     assert from_json(Outer, plain) == VALUE
     lora = LoraSpec(rank=4, targets=("q_proj", "v_proj"), rank_pattern={"q_proj": 2})
     assert from_json(LoraSpec, json.loads(json.dumps(to_json(lora)))) == lora
+    for given in ("a text", (5, 9)):  # of several types the one that takes it
+        activated = LoraSpec(alora=given)
+        assert from_json(LoraSpec, json.loads(json.dumps(to_json(activated)))) == activated
+    with pytest.raises(RecordError, match="alora"):
+        from_json(LoraSpec, {**to_json(lora), "alora": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorakit.data.batches import Batch
 from lorakit.execution.modes import evaluating
+from lorakit.kernels.head import label_loss
 
 # Rows that are gathered before an SVD takes them in: many small ones would each cost a whole one.
 _ROWS = 1024
@@ -166,7 +166,7 @@ def weight_gradients(
             for ids, weight in _sequences(batches):
                 at = torch.nonzero(weight).flatten()
                 logits = model(input_ids=ids[None], use_cache=False).logits[0]
-                F.cross_entropy(logits[at - 1].float(), ids[at], reduction="sum").backward()
+                label_loss(logits[at - 1], ids[at]).backward()
                 count += len(at)
     finally:
         embedding.remove()

@@ -96,11 +96,16 @@ def _dataclass(kind: Any, plain: Any, where: str) -> Any:
 
 
 def _union(kinds: Sequence[Any], plain: Any, where: str) -> Any:
-    """Of an optional type; other unions are not in use."""
+    """The first of the types that takes it, such as token ids or a text."""
     if plain is None and type(None) in kinds:
         return None
-    (kind,) = (each for each in kinds if each is not type(None))
-    return _parsed(kind, plain, where)
+    *others, last = (each for each in kinds if each is not type(None))
+    for kind in others:
+        try:
+            return _parsed(kind, plain, where)
+        except RecordError:
+            continue
+    return _parsed(last, plain, where)
 
 
 def _tuple(kinds: Sequence[Any], plain: Any, where: str) -> tuple[Any, ...]:

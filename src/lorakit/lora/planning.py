@@ -1,7 +1,7 @@
 """What a spec would adapt in a model: shapes, counts, what is left out and why. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -170,9 +170,16 @@ def plan(model: nn.Module, spec: LoraSpec, *, any_rank: bool = False) -> Plan:
         if path in modules
     ]
     skipped += [Skipped(*left) for left in not_adapted(modules, candidates, bare, parameters)]
+    return Plan(
+        *(spec, tuple(targets), tuple(skipped), count_parameters(model)),
+        beside(model, spec, targets),
+    )
+
+
+def beside(model: nn.Module, spec: LoraSpec, targets: Iterable[Target]) -> tuple[Whole, ...]:
+    """What is trained beside these pairs, in a model without pairs; see `whole_of`."""
     scales = {t.path: (t.scale, t.geometry.has_bias * t.geometry.out_features) for t in targets}
-    whole = whole_of(model, spec, scales)
-    return Plan(spec, tuple(targets), tuple(skipped), count_parameters(model), whole)
+    return whole_of(model, spec, scales)
 
 
 def _reasons_to_skip(

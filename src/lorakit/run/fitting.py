@@ -158,7 +158,7 @@ def fit_models(
     if recompute and any(x.dropout for layers in jobs.layers for x in layers.values()):
         raise ConfigError(
             "dropout of several jobs cannot be repeated by activation checkpointing: turn one of "
-            "them off (--dropout 0, --no-activation-checkpointing), or train them one by one"
+            "them off (--dropout 0, --activation-checkpointing off), or train them one by one"
         )
 
     def course(job: int, work: Work) -> Course:

@@ -12,6 +12,7 @@ from lorakit.errors import DataError, TargetError
 from lorakit.execution.evidence import layer_inputs, weight_gradients
 from lorakit.lora import LoraLinear, LoraSpec, Plan, Target, attach, detach, lora_layers
 from lorakit.lora.init_rows import redistributed
+from lorakit.lora.planning import beside
 
 MOST_ROWS = 64
 """Rows that are looked at, in whole steps; more only where they have too few supervised tokens."""
@@ -92,7 +93,7 @@ def _by_inputs(
     explained = {path: tuple(found.directions[path][1][: most[path]].tolist()) for path in ranks}
     given = ranks if spec.eva_rho == 1 else redistributed(explained, ranks, found.same)
     kept = [_with_rank(spec, t, given[t.path]) for t in targets if given[t.path]]
-    plan = Plan(_spec_of(spec, kept), tuple(kept), (), sum(p.numel() for p in model.parameters()))
+    plan = _plan(model, _spec_of(spec, kept), kept)
     evidence = {t.path: found.directions[t.path][0][: t.rank] for t in kept}
     least, largest = min(t.rank for t in kept), max(t.rank for t in kept)
     gone = len(targets) - len(kept)
@@ -115,8 +116,14 @@ def _by_gradients(
         raise TargetError(
             f"init {spec.init}: no gradient reaches {lost[0]}; leave it out, or take another init"
         )
-    plan = Plan(spec, tuple(targets), (), sum(p.numel() for p in model.parameters()))
+    plan = _plan(model, spec, targets)
     return plan, gradients, f"init {spec.init}: A and B are from the gradient of {words}"
+
+
+def _plan(model: Any, spec: LoraSpec, targets: Sequence[Target]) -> Plan:
+    """These targets, and what the spec trains beside them."""
+    total = sum(p.numel() for p in model.parameters())
+    return Plan(spec, tuple(targets), (), total, beside(model, spec, targets))
 
 
 def _with_rank(spec: LoraSpec, target: Target, rank: int) -> Target:

@@ -56,11 +56,15 @@ def rounding_notes(
         )
     targets = list(targets)
     for variant in {target.variant for target in targets}:
-        require_capability(
-            *(variant, Capability.KERNELS, f"merge_aware {how}"),
-            "leave merge_aware out: `lorakit merge --quantize` says what arrived",
-            error=ConfigError,
-        )
+        for capability, instead in (
+            (Capability.MERGE, "leave merge_aware out"),
+            (
+                Capability.KERNELS,
+                "leave merge_aware out: `lorakit merge --quantize` says what arrived",
+            ),
+        ):
+            who = f"merge_aware {how}"
+            require_capability(variant, capability, who, instead, error=ConfigError)
     wide, paths = kept_wide(model), {target.path for target in targets}
     linear = {p for p, module in model.named_modules() if type(module) in _ROUNDED}
     linear = {path.removesuffix(".base") for path in linear} - wide

@@ -62,9 +62,12 @@ class FlatAdamW:
             raise ConfigError("the model has no trainable parameter: attach an adapter first")
         kinds = {(p.dtype, p.device) for p in self.parameters}
         if len(kinds) > 1:
+            formats = " and ".join(
+                sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters})
+            )
             raise ConfigError(
-                f"trainable parameters must share one dtype and device, not {kinds}: what is trained "
-                "beside pairs (modules, biases, rows) needs a base in float32: dtype float32"
+                f"what is trained is held as {formats}, and one optimizer moves one format: modules, biases "
+                "and rows that are trained beside pairs need a base in float32 (--dtype float32)"
             )
         rows = {p: rows_of(p) for p in self.parameters}
         self._rows = {p: chosen for p, chosen in rows.items() if chosen is not None}
