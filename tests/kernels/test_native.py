@@ -254,3 +254,33 @@ def _set(monkeypatch, value):
     monkeypatch.delenv(native.VARIABLE, raising=False)
     if value is not None:
         monkeypatch.setenv(native.VARIABLE, value)
+
+
+OTHER = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1])  # as a package that brings a libgomp of its own does
+import torch
+from lorakit.kernels import native
+
+class Where(ctypes.Structure):
+    _fields_ = [("file", ctypes.c_char_p), ("a", ctypes.c_void_p), ("b", ctypes.c_char_p), ("c", ctypes.c_void_p)]
+
+where = Where()
+address = ctypes.cast(native.openmp_runtime().GOMP_parallel, ctypes.c_void_p)
+ctypes.CDLL(None).dladdr(address, ctypes.byref(where))
+print(where.file.decode())
+"""
+
+
+def test_the_threads_are_torchs_whatever_else_has_some(tmp_path):
+    """sentencepiece and scikit-learn bring a libgomp each: two teams on the same cores slow both."""
+    own = [p for p in (Path(torch.__file__).parent / "lib").iterdir() if "libgomp" in p.name]
+    if not own:
+        pytest.skip("torch brings no libgomp here")
+    # A path that stands before torch's in every order.
+    other = tmp_path / "libgomp-0.so.1"
+    shutil.copy(own[0], other)
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER, str(other)], capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).resolve() == own[0].resolve()
