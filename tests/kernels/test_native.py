@@ -277,9 +277,13 @@ def test_the_threads_are_torchs_whatever_else_has_some(tmp_path):
     own = [p for p in (Path(torch.__file__).parent / "lib").iterdir() if "libgomp" in p.name]
     if not own:
         pytest.skip("torch brings no libgomp here")
-    # A path that stands before torch's in every order.
-    other = tmp_path / "libgomp-0.so.1"
-    shutil.copy(own[0], other)
+    # A path that stands before torch's in every order, and a name of its own: by the same name the loader
+    # would give torch this one.
+    other = tmp_path / "libgomp-0.so.9"
+    whole = own[0].read_bytes()
+    name = own[0].name.encode()
+    assert name + b"\0" in whole
+    other.write_bytes(whole.replace(name + b"\0", name[:-1] + b"9\0"))
     done = subprocess.run(
         [sys.executable, "-c", OTHER, str(other)], capture_output=True, text=True, check=True
     )
