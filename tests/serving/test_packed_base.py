@@ -12,6 +12,7 @@ from lorakit.adapters import save_adapter
 from lorakit.adapters.store import Store
 from lorakit.execution.lean import LeanBlocks
 from lorakit.execution.stepping import open_blocks
+from lorakit.kernels import native
 from lorakit.kernels.packed.linear import PackedLinear
 from lorakit.kernels.packed.packing import whole
 from lorakit.lora import LoraSpec, attach
@@ -33,6 +34,11 @@ def dequantized(base, name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 def test_steps_are_computed_by_short_code(tmp_path, monkeypatch, name, dtype):
+    kernels = native.choose(getattr(torch, dtype), torch.device("cpu")).name
+    if dtype == "bfloat16" and kernels == native.PLAIN:
+        pytest.skip(
+            "plain torch rounds few rows of int8 otherwise than many: sequences may go apart"
+        )
     monkeypatch.setenv("LORAKIT_CACHE", str(tmp_path / "cache"))
     base = str(saved(tmp_path / "base"))
     model, _ = load_model(base, dtype=dtype, base_dtype=name, device="cpu")
