@@ -236,6 +236,8 @@ VALUES: dict[str, tuple[str, str]] = {
     "fp16": ("dtype", "float16"),
     "fp32": ("dtype", "float32"),
     "use_dft_loss": ("loss", "dft"),
+    "load_in_4bit": ("base_dtype", "nf4"),
+    "load_in_8bit": ("base_dtype", "int8"),
 }
 """Switches of others that are a value of an option here."""
 CHOICES: dict[str, dict[str, tuple[str, str]]] = {
@@ -265,8 +267,6 @@ WITHOUT: dict[str, str] = {
     "group_by_length": "rows are always packed, each attending to itself alone",
     "forecast": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
     "dry_run": "`lorakit check` forecasts a run, and a search says before it begins what it costs at most",
-    "load_in_4bit": "the base is held in --dtype",
-    "load_in_8bit": "the base is held in --dtype",
     "optim": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "optimizer": "the optimizer is AdamW; --moments 8bit holds its moments in 8 bits",
     "report_to": "metrics are in metrics.jsonl; --tensorboard writes them for TensorBoard too",

@@ -42,6 +42,8 @@ FLAGS = {
     "train --data a --random_state 3 --use_rslora true": "train --data a --seed 3 --rslora",
     "train --data a --use_rslora false": "train --data a --no-rslora",
     "train --data a --use_dora true": "train --data a --dora",
+    "train --data a --load_in_4bit true": "train --data a --base-dtype nf4",
+    "train --data a --load_in_8bit": "train --data a --base-dtype int8",
     "train --data a --optim adamw_8bit": "train --data a --moments 8bit",
     "train --data a --optim=adamw_bnb_8bit --lr 1": "train --data a --moments 8bit --learning-rate 1",
     "compare --data a --optimizer paged_adamw_8bit": "compare --data a --moments 8bit",
