@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lorakit.kernels.packed.matrices import MatricesTensor, called, dense
+from lorakit.kernels.read_through import OF_SHAPE, getter
 
 
 class AdaptedWeight(Tensor):
@@ -71,7 +72,7 @@ class AdaptedWeight(Tensor):
         """What a function of torch gives for it: by a way known here, else with W + s·L·R."""
         given = dict(kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _OF_WEIGHT:
+            if func in OF_SHAPE:
                 return func(*tree_map(_weight_of, tuple(args)), **given)
             known = _KNOWN.get(func)
             answer = known(*args, **given) if known is not None else NotImplemented
@@ -288,25 +289,14 @@ def _grouped(x: Any, weight: Any, offs: Any = None, **more: Any) -> Any:
     return y_TN + low.to(y_TN.dtype)
 
 
-def _getter(name: str) -> Any:
-    return getattr(Tensor, name).__get__
-
-
-_OF_WEIGHT = {
-    *(_getter(name) for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
-    *(_getter(name) for name in ("is_meta", "is_sparse", "is_quantized", "is_cpu")),
-    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.__len__),
-    *(Tensor.is_floating_point, Tensor.data_ptr, Tensor.stride, Tensor.is_contiguous),
-}
-"""What is asked of a weight's shape and place: the same with a pair beside it."""
 _KNOWN: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: _picked,
     Tensor.transpose: _transposed,
     torch.transpose: _transposed,
     Tensor.t: _turned,
     torch.t: _turned,
-    _getter("T"): _turned,
-    _getter("mT"): lambda weight: weight.turned(),
+    getter("T"): _turned,
+    getter("mT"): lambda weight: weight.turned(),
     Tensor.view: _split,
     Tensor.reshape: _split,
     Tensor.contiguous: _contiguous,

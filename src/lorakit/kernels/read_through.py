@@ -5,9 +5,25 @@ what was put there gives the tensor that the code multiplies by.
 """
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
+
+
+def getter(name: str) -> Any:
+    """What torch calls where an attribute of a tensor is read: the key of its override."""
+    return getattr(Tensor, name).__get__
+
+
+OF_SHAPE: frozenset[Any] = frozenset(
+    {
+        *(getter(name) for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
+        *(getter(name) for name in ("is_meta", "is_sparse", "is_quantized", "is_cpu")),
+        *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.__len__),
+        *(Tensor.is_floating_point, Tensor.data_ptr, Tensor.stride, Tensor.is_contiguous),
+    }
+)
+"""What is asked of a weight's shape and place: the same whatever stands in its place."""
 
 
 def put_reader(model: nn.Module, path: str, reader: nn.Module) -> None:

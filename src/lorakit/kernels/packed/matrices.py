@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 from lorakit.kernels.packed.held import HoldsPacked
 from lorakit.kernels.packed.packing import Packing, whole
 from lorakit.kernels.packed.weight import PackedWeight
+from lorakit.kernels.read_through import OF_SHAPE, getter
 
 
 class PackedMatrices(HoldsPacked):
@@ -324,16 +325,9 @@ def _iterated(weight: Any) -> Iterator[Any]:
     return cast(Iterator[Any], NotImplemented if weight.dim() == 2 else iter(_each(weight)))
 
 
-def _getter(name: str) -> Any:
-    return getattr(Tensor, name).__get__
-
-
 _OF_OUTLINE = {
-    *(_getter(name) for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
-    *(_getter(name) for name in ("is_meta", "is_sparse", "is_quantized", "is_cpu", "is_leaf")),
-    *(_getter(name) for name in ("requires_grad", "grad_fn", "grad")),
-    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.__len__),
-    *(Tensor.is_floating_point, Tensor.data_ptr, Tensor.stride, Tensor.is_contiguous),
+    *OF_SHAPE,
+    *(getter(name) for name in ("is_leaf", "requires_grad", "grad_fn", "grad")),
 }
 """What is asked of its shape and place."""
 _KNOWN: dict[Any, Callable[..., Any]] = {
@@ -341,9 +335,9 @@ _KNOWN: dict[Any, Callable[..., Any]] = {
     Tensor.__iter__: _iterated,
     **dict.fromkeys((torch.unbind, Tensor.unbind), _each),
     **dict.fromkeys((torch.transpose, Tensor.transpose), _transposed),
-    **dict.fromkeys((torch.t, Tensor.t, _getter("T")), _turned),
-    _getter("mT"): lambda weight: weight.other_way(),
-    **dict.fromkeys((Tensor.contiguous, Tensor.detach, _getter("data")), _itself),
+    **dict.fromkeys((torch.t, Tensor.t, getter("T")), _turned),
+    getter("mT"): lambda weight: weight.other_way(),
+    **dict.fromkeys((Tensor.contiguous, Tensor.detach, getter("data")), _itself),
     Tensor.to: _to,
     F.linear: _linear,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
